@@ -1,0 +1,560 @@
+"""Rasters and patch folders: what extraction, training and prediction share, without torch.
+
+Contents, in order: errors, opening, valid pixels, windows, bands, labels, patch folders,
+files that appear whole, colours and pictures.
+
+Conventions: images are (C, H, W) as rasterio reads them, masks and validity (H, W); bands count
+from 1; a window is a ``rasterio.windows.Window`` in pixels (col_off, row_off, width, height).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.windows import Window
+
+VERSION = "1.0.0"
+UNLABELLED = 255  # the default --ignore_index, and what extraction writes
+SPLITS = ("train", "validation", "test")
+TIFF_SUFFIXES = (".tif", ".tiff")
+SCENE_SUFFIXES = (*TIFF_SUFFIXES, ".vrt", ".jp2", ".img")
+# GDAL keeps up to 5 % of the machine's memory as block cache; a fixed size keeps memory flat.
+GDAL_OPTIONS = {"GDAL_CACHEMAX": 256, "GDAL_NUM_THREADS": "ALL_CPUS"}
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+class SegmentationError(Exception):
+    """A problem that the user can mend: the message says what, where and how."""
+
+
+class RasterError(SegmentationError, ValueError):
+    """A raster that cannot be used as it is."""
+
+
+class DatasetError(SegmentationError, ValueError):
+    """Patch folders, image-label pairs, label values, alignment."""
+
+
+class OptionError(SegmentationError, ValueError):
+    """An option whose value cannot be right, whatever the data; scripts exit with status 2."""
+
+
+def unknown_name(kind: str, name: str, known: Sequence[str]) -> OptionError:
+    """The error for a name that is not in ``known``, with the nearest known one."""
+    near = get_close_matches(name.lower(), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(known) if len(known) <= 24 else f"{len(known)} names are known"
+    return OptionError(f"Unknown {kind} {name!r}{hint} ({listed})")
+
+
+# --- opening --------------------------------------------------------------------------------
+
+
+def open_raster(path: str | Path) -> rasterio.DatasetReader:
+    """Open anything that GDAL reads, unless the file is not what its name says.
+
+    A VRT can point at any file of the machine, so one that goes by another name is refused.
+
+    Raises:
+        RasterError: The file is missing, unreadable, of another format than its suffix, holds
+            complex numbers, or has no bands.
+    """
+    suffix = Path(str(path)).suffix.lower()
+    driver = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
+    try:
+        dataset = rasterio.open(path, **driver)
+    except rasterio.errors.RasterioIOError as error:
+        raise RasterError(f"Cannot read {path}: {error}") from error
+    if dataset.driver == "VRT" and suffix != ".vrt":
+        raise RasterError(f"{path} is a VRT under another name; rename it to .vrt")
+    if dataset.count == 0:
+        raise RasterError(f"{path} has no bands; name one of its subdatasets")
+    if any(np.dtype(dtype).kind == "c" for dtype in dataset.dtypes):
+        raise RasterError(f"{path} holds complex numbers; convert it to amplitude or dB")
+    return dataset
+
+
+def require_georeference(dataset: rasterio.DatasetReader) -> None:
+    """Raise RasterError unless the raster has a coordinate reference system."""
+    if dataset.crs is None:
+        raise RasterError(f"{dataset.name} has no CRS; assign one (gdal_edit.py -a_srs)")
+
+
+def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
+    """Whether two rasters have the same CRS, shape and transform (to a share of a pixel)."""
+    if a.crs != b.crs or a.shape != b.shape:
+        return False
+    corners = [(0, 0), (a.width, 0), (0, a.height)]
+    shifts = [np.subtract(~a.transform * (b.transform * c), c) for c in corners]
+    return bool(np.abs(shifts).max() <= tolerance)
+
+
+# --- valid pixels ---------------------------------------------------------------------------
+
+
+def image_bands(dataset: rasterio.DatasetReader) -> list[int]:
+    """The band numbers that hold the image: all but alpha."""
+    return [
+        index
+        for index, role in enumerate(dataset.colorinterp, start=1)
+        if role != ColorInterp.alpha
+    ]
+
+
+def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int]:
+    """Band numbers for a ``--bands`` text: 1-based numbers or band descriptions.
+
+    Without a text: all bands but alpha. A description matches whole, or by its first word
+    ("B04" for "B04 red"), whatever its case.
+
+    Raises:
+        RasterError: A number outside the raster, an unknown or ambiguous description.
+    """
+    if bands is None:
+        return image_bands(dataset)
+    chosen = []
+    for item in (part.strip() for part in bands.split(",")):
+        if item.isdecimal():
+            if not 1 <= int(item) <= dataset.count:
+                raise RasterError(
+                    f"--bands {item}: {dataset.name} has bands 1 to {dataset.count}"
+                )
+            chosen.append(int(item))
+            continue
+        names = [(text or "").lower() for text in dataset.descriptions]
+        found = [i for i, name in enumerate(names, 1) if name == item.lower()]
+        found = found or [
+            i for i, name in enumerate(names, 1) if name.split()[:1] == [item.lower()]
+        ]
+        if len(found) != 1:
+            raise RasterError(
+                f"--bands {item!r}: {len(found)} bands of {dataset.name} have that "
+                f"description ({', '.join(name or '-' for name in names)})"
+            )
+        chosen.append(found[0])
+    return chosen
+
+
+def read_image(
+    dataset: rasterio.DatasetReader, window: Window, bands: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a window that may reach beyond the raster.
+
+    A pixel is valid when it lies inside the raster and its mask (nodata of any band, mask band,
+    alpha), and is neither NaN nor infinite in any of the bands.
+
+    Args:
+        dataset: An open raster.
+        window: Whole pixels; parts outside the raster come back as zeros, invalid.
+        bands: 1-based band numbers; an alpha band among them is read as data.
+
+    Returns:
+        image (C, H, W) in the raster's dtype, valid (H, W) bool.
+
+    Raises:
+        RasterError: A block cannot be read.
+    """
+    inside = window_within(window, dataset.width, dataset.height)
+    shape = (int(window.height), int(window.width))
+    image = np.zeros((len(bands), *shape), np.result_type(*dataset.dtypes))
+    valid = np.zeros(shape, bool)
+    if inside is None:
+        return image, valid
+    try:
+        pixels = dataset.read(list(bands), window=inside)
+        seen = np.ones(pixels.shape[1:], bool)
+        for index in bands:
+            flags = dataset.mask_flag_enums[index - 1]
+            alpha_is_data = MaskFlags.alpha in flags and len(bands) == dataset.count
+            if MaskFlags.all_valid not in flags and not alpha_is_data:
+                seen &= dataset.read_masks(index, window=inside) > 0
+                if MaskFlags.per_dataset in flags:
+                    break  # one mask for all bands
+    except rasterio.errors.RasterioIOError as error:
+        raise RasterError(f"Cannot read {dataset.name}: {error}") from error
+    if pixels.dtype.kind == "f":
+        seen &= np.isfinite(pixels).all(axis=0)
+    rows = slice(
+        int(inside.row_off - window.row_off),
+        int(inside.row_off - window.row_off + inside.height),
+    )
+    cols = slice(
+        int(inside.col_off - window.col_off),
+        int(inside.col_off - window.col_off + inside.width),
+    )
+    image[:, rows, cols] = pixels
+    valid[rows, cols] = seen
+    return image, valid
+
+
+# --- windows --------------------------------------------------------------------------------
+
+
+def window_within(window: Window, width: int, height: int) -> Window | None:
+    """The part of a window inside a raster, or None."""
+    left, top = max(0, window.col_off), max(0, window.row_off)
+    right = min(width, window.col_off + window.width)
+    bottom = min(height, window.row_off + window.height)
+    if right <= left or bottom <= top:
+        return None
+    return Window(left, top, right - left, bottom - top)
+
+
+def window_starts(length: int, patch_size: int, stride: int) -> list[int]:
+    """Offsets that cover ``[0, length)`` with the fewest windows; the last ends at the edge."""
+    if length <= patch_size:
+        return [0]
+    return [*range(0, length - patch_size, stride), length - patch_size]
+
+
+def pixel_bounds(coordinates: tuple[float, float, float, float]) -> Window:
+    """The window between bounds given in pixels (left, top, right, bottom), edges rounded.
+
+    A pixel belongs to the window when its centre lies between the bounds, so that cells that
+    share an edge share no pixel; a thousandth of a pixel of projection noise makes no difference.
+    """
+    left, top, right, bottom = (math.floor(round(v, 3) + 0.5) for v in coordinates)
+    return Window(left, top, right - left, bottom - top)
+
+
+# --- bands ----------------------------------------------------------------------------------
+
+
+def rgb_bands(descriptions: Sequence[str | None], colours: Sequence = ()) -> list[int]:
+    """The 1-based bands to show as red, green, blue; a single entry means grey.
+
+    By colour interpretation, else by descriptions ("red", or the Sentinel-2 and Landsat 8 names
+    B4, B3, B2; for Landsat 4-7, known by six bands B1-B5 and B7, B3, B2, B1), else the first
+    three bands (false colour), else the first band.
+    """
+    roles = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+    if all(role in colours for role in roles):
+        return [list(colours).index(role) + 1 for role in roles]
+    names = [(text or "").lower() for text in descriptions]
+
+    def first(pattern: str) -> int | None:
+        hits = [i for i, name in enumerate(names, 1) if re.search(pattern, name)]
+        return hits[0] if hits else None
+
+    by_word = [first(rf"(?<![a-z]){c}(?!.?edge)") for c in ("red", "green", "blue")]
+    if None not in by_word:
+        return by_word
+    landsat = {name for name in names if re.fullmatch(r"b0?\d+", name)}
+    order = "321" if landsat == {"b1", "b2", "b3", "b4", "b5", "b7"} else "432"
+    by_number = [first(rf"^b0?{digit}\b") for digit in order]
+    if None not in by_number:
+        return by_number
+    return [1, 2, 3] if len(names) >= 3 else [1]
+
+
+def stretch(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """An RGB picture (H, W, 3) uint8: each band from its 2nd to 98th percentile, invalid white."""
+    picture = np.full((*valid.shape, 3), 255, np.uint8)
+    if valid.any():
+        for channel, band in enumerate(np.broadcast_to(image, (3, *valid.shape))):
+            low, high = np.percentile(band[valid], [2, 98])
+            scaled = (band[valid].astype(np.float32) - low) / max(high - low, 1e-6)
+            picture[valid, channel] = np.clip(scaled * 255, 0, 255)
+    return picture
+
+
+# --- labels ---------------------------------------------------------------------------------
+
+
+def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarray:
+    """Labels as int64; float rasters are fine as long as every labelled value is whole.
+
+    Raises:
+        DatasetError: A labelled pixel holds a fraction.
+    """
+    if label.dtype.kind == "f":
+        values = label[valid]
+        if (values != np.round(values)).any():
+            bad = values[values != np.round(values)][0]
+            raise DatasetError(
+                f"{source} holds {bad:g}, which is no class; labels are whole numbers"
+            )
+        label = np.where(valid, label, 0)
+    return label.astype(np.int64)
+
+
+def read_label(dataset: rasterio.DatasetReader, window: Window, unlabelled: int):
+    """A window of a one-band label raster as (H, W) int64; invalid pixels get ``unlabelled``."""
+    label, valid = read_image(dataset, window, [1])
+    return np.where(valid, whole_labels(label[0], valid, dataset.name), unlabelled)
+
+
+def require_one_band(dataset: rasterio.DatasetReader) -> None:
+    """Raise DatasetError unless a label raster has one band (beside alpha)."""
+    if len(image_bands(dataset)) != 1:
+        raise DatasetError(
+            f"{dataset.name} has {dataset.count} bands; a label has one, with a class number "
+            "per pixel"
+        )
+
+
+# --- patch folders --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PatchPair:
+    """An image patch and the label patch of the same stem."""
+
+    image: Path
+    label: Path
+
+    @property
+    def name(self) -> str:
+        return self.image.stem
+
+
+def patch_root(dataset_root: str | Path) -> Path:
+    """The folder that holds the splits: ``ROOT/Patch`` when it is there, else ``ROOT``."""
+    root = Path(dataset_root)
+    if not root.is_dir():
+        raise DatasetError(f"No folder {root}; give the --output of the extraction")
+    return root / "Patch" if (root / "Patch").is_dir() else root
+
+
+def list_tiffs(folder: Path) -> dict[str, Path]:
+    """The TIFF files of a folder by stem, sorted; hidden files are left out."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix.lower() in TIFF_SUFFIXES and not path.name.startswith("."):
+            if path.stem in files:
+                raise DatasetError(
+                    f"{path} and {files[path.stem].name} have the same stem; remove one"
+                )
+            files[path.stem] = path
+    return files
+
+
+def list_pairs(dataset_root: str | Path, split: str, required: bool = True):
+    """The patch pairs of a split, by name.
+
+    Returns:
+        A list of ``PatchPair``; empty when the split is not ``required`` and has no images.
+
+    Raises:
+        DatasetError: No images, or an image or label without its partner.
+    """
+    folder = patch_root(dataset_root) / split
+    images, labels = list_tiffs(folder / "images"), list_tiffs(folder / "labels")
+    if not images and (required or labels):
+        raise DatasetError(
+            f"No images found in {folder / 'images'} (looked for .tif, .tiff)"
+        )
+    for missing, there, kind in (
+        (images.keys() - labels.keys(), images, "label"),
+        (labels.keys() - images.keys(), labels, "image"),
+    ):
+        if missing:
+            example = there[min(missing)]
+            raise DatasetError(
+                f"{example} has no {kind} of the same name ({len(missing)} such files); "
+                f"add {'them' if len(missing) > 1 else 'it'} or remove the patch"
+            )
+    return [PatchPair(images[stem], labels[stem]) for stem in images]
+
+
+@dataclass(frozen=True)
+class PatchHeader:
+    """What a patch says of itself before it is decoded."""
+
+    bands: int
+    height: int
+    width: int
+    dtype: str
+
+
+def patch_header(path: Path) -> PatchHeader:
+    """The header of a patch, read without decoding a pixel.
+
+    Raises:
+        DatasetError: Not a TIFF, or cut off: it points at data beyond its end.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            ends = np.add(page.dataoffsets, page.databytecounts)
+            header = PatchHeader(
+                page.samplesperpixel, page.imagelength, page.imagewidth, str(page.dtype)
+            )
+    except (tifffile.TiffFileError, IndexError, ValueError) as error:
+        raise DatasetError(f"{path} is not a readable TIFF: {error}") from error
+    if len(ends) == 0 or ends.max() > path.stat().st_size:
+        raise DatasetError(f"{path} is cut off; write it again")
+    return header
+
+
+def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
+    """Read a pair as the network needs it.
+
+    Returns:
+        image (C, H, W) in the file's dtype, valid (H, W) bool, mask (H, W) int64 with
+        ``ignore_index`` where the label is nodata or the image is invalid.
+
+    Raises:
+        DatasetError: The two do not fit each other.
+    """
+    with open_raster(pair.image) as image_file, open_raster(pair.label) as label_file:
+        require_one_band(label_file)
+        if image_file.shape != label_file.shape:
+            raise DatasetError(
+                f"{pair.image} is {image_file.height} x {image_file.width} pixels but its label "
+                f"is {label_file.height} x {label_file.width}"
+            )
+        if image_file.crs and label_file.crs and not same_pixel_grid(image_file, label_file, 0.5):
+            raise DatasetError(f"{pair.image} and its label lie on different ground")
+        window = Window(0, 0, image_file.width, image_file.height)
+        image, valid = read_image(image_file, window, image_bands(image_file))
+        mask = read_label(label_file, window, ignore_index)
+    return image, valid, np.where(valid, mask, ignore_index)
+
+
+def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
+    """The class names that extraction stored in a label, or None."""
+    stored = dataset.tags().get("CLASS_NAMES")
+    return json.loads(stored) if stored else None
+
+
+# --- files that appear whole ----------------------------------------------------------------
+
+
+@contextmanager
+def whole_file(target: str | Path) -> Iterator[Path]:
+    """Write a file aside; it gets its name only when the block ends well.
+
+    Yields:
+        A temporary path in the target's folder (which is made). It is flushed to disk and
+        renamed at the end, and removed when the block raises.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(".part", f".{target.stem[:40]}-", target.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~_umask())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(target: str | Path, content: dict | list) -> None:
+    """Write JSON that any reader accepts: NaN and infinity are defects, not values."""
+    with whole_file(target) as part:
+        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+# --- colours and pictures -------------------------------------------------------------------
+
+_COLOURS = [
+    (31, 119, 180), (214, 57, 40), (232, 197, 71), (34, 120, 60), (155, 204, 101),
+    (148, 90, 170), (240, 140, 50), (90, 200, 210), (140, 86, 75), (230, 120, 190),
+    (110, 110, 110), (20, 50, 110), (250, 220, 180), (120, 20, 50), (170, 220, 250),
+    (80, 80, 20),
+]  # fmt: skip
+
+
+def class_colours(num_classes: int) -> list[tuple[int, int, int]]:
+    """One RGB colour per class, 0..255; the two classes of a binary map are grey and red."""
+    if num_classes <= 2:
+        return [(225, 225, 225), (200, 40, 40)]
+    import colorsys
+
+    golden = 0.618034
+    more = (
+        colorsys.hsv_to_rgb((i * golden) % 1, 0.55 + 0.4 * (i % 2), 0.6 + 0.15 * (i % 3))
+        for i in range(max(0, num_classes - len(_COLOURS)))
+    )
+    return [*_COLOURS, *(tuple(round(255 * v) for v in c) for c in more)][:num_classes]
+
+
+def colour_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Class ids (H, W) as an RGB picture (H, W, 3) uint8; anything else is white."""
+    palette = np.full((num_classes + 1, 3), 255, np.uint8)
+    palette[:num_classes] = class_colours(num_classes)[:num_classes]
+    known = (labels >= 0) & (labels < num_classes)
+    return palette[np.where(known, labels, num_classes)]
+
+
+def overview(dataset: rasterio.DatasetReader, bands: Sequence[int], longest: int = 1000):
+    """A whole raster, thinned to at most ``longest`` pixels a side: image, valid."""
+    scale = min(1.0, longest / max(dataset.shape))
+    height, width = (max(1, round(side * scale)) for side in dataset.shape)
+    image = dataset.read(list(bands), out_shape=(len(bands), height, width))
+    valid = np.ones((height, width), bool)
+    for index in bands:
+        valid &= dataset.read_masks(index, out_shape=(height, width)) > 0
+    if image.dtype.kind == "f":
+        valid &= np.isfinite(image).all(axis=0)
+    return image, valid
+
+
+def show_panels(panels: Sequence[dict], target, legend=(), title: str = "", columns: int = 0):
+    """Draw pictures side by side and store them as a PNG.
+
+    Args:
+        panels: Each with "title", "picture" (an array for imshow) and, for a single band,
+            optional "limits" (low, high), which adds a colour bar.
+        target: The PNG to write; None returns the figure instead.
+        legend: (name, RGB 0..255) pairs.
+        title: One line above all panels.
+        columns: Panels in a row (default: all).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    columns = columns or len(panels)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.6 * columns, 4.6 * rows + 0.8), layout="constrained")
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        limits = panel.get("limits")
+        style = {"cmap": "viridis", "vmin": limits[0], "vmax": limits[1]} if limits else {}
+        drawn = axes.imshow(panel["picture"], interpolation="nearest", **style)
+        axes.set_title(panel["title"], fontsize=11)
+        axes.set_axis_off()
+        if limits:
+            figure.colorbar(drawn, ax=axes, shrink=0.7)
+    if title:
+        figure.suptitle(title)
+    if legend:
+        handles = [
+            Patch(facecolor=np.divide(colour, 255), edgecolor="grey", label=name)
+            for name, colour in legend
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False
+        )
+    if target is None:
+        return figure
+    with whole_file(target) as part:
+        figure.savefig(part, format="png", dpi=110)
+    return None
