@@ -1,6 +1,6 @@
 """Rasters and patch folders: what extraction, training and prediction share, without torch.
 
-Contents, in order: errors, opening, valid pixels, windows, bands, labels, patch folders,
+Contents, in order: errors, settings, opening, valid pixels, windows, bands, labels, patch folders,
 files that appear whole, colours and pictures.
 
 Conventions: images are (C, H, W) as rasterio reads them, masks and validity (H, W); bands count
@@ -16,9 +16,10 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import rasterio
@@ -61,6 +62,59 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> OptionError:
     return OptionError(f"Unknown {kind} {name!r}{hint} ({listed})")
 
 
+# --- settings -------------------------------------------------------------------------------
+
+
+def setting(default=MISSING, help: str = "", group: str = "options", **more):
+    """A field of a configuration dataclass that is also a command-line option.
+
+    Args:
+        default: Its default; without one the option is required.
+        help: What it is, with its unit.
+        group: The heading under which ``--help`` lists it.
+        **more: ``choices``, ``nargs``, ``alias`` (a second flag), ``shown`` (words for a
+            default that is found at run time).
+    """
+    return field(default=default, metadata={"help": help, "group": group, **more})
+
+
+def add_settings(parser, config_class) -> None:
+    """Give an argument parser one option per field of a configuration dataclass."""
+    hints = get_type_hints(config_class)
+    groups: dict[str, object] = {}
+    for item in fields(config_class):
+        more = dict(item.metadata)
+        text, group = more.pop("help"), more.pop("group")
+        flags = [f"--{item.name}", *([more.pop("alias")] if "alias" in more else [])]
+        shown = more.pop("shown", None)
+        more["required"] = item.default is MISSING
+        if not more["required"]:
+            more["default"] = item.default
+            if item.default is not False:
+                text += f" (default: {shown or '%(default)s'})"
+        kind = next(
+            (t for t in get_args(hints[item.name]) if t is not type(None)), None
+        )
+        kind = kind or hints[item.name]
+        more |= {"action": "store_true"} if kind is bool else {"type": kind}
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        groups[group].add_argument(*flags, dest=item.name, help=text, **more)
+
+
+def settings_from(config_class, arguments):
+    """The configuration that parsed arguments describe."""
+    return config_class(
+        **{f.name: getattr(arguments, f.name) for f in fields(config_class)}
+    )
+
+
+def require(condition: bool, option: str, value, expected: str) -> None:
+    """Raise OptionError naming an option, its value and what was expected."""
+    if not condition:
+        raise OptionError(f"{option} {value}: expected {expected}")
+
+
 # --- opening --------------------------------------------------------------------------------
 
 
@@ -84,14 +138,18 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
     if dataset.count == 0:
         raise RasterError(f"{path} has no bands; name one of its subdatasets")
     if any(np.dtype(dtype).kind == "c" for dtype in dataset.dtypes):
-        raise RasterError(f"{path} holds complex numbers; convert it to amplitude or dB")
+        raise RasterError(
+            f"{path} holds complex numbers; convert it to amplitude or dB"
+        )
     return dataset
 
 
 def require_georeference(dataset: rasterio.DatasetReader) -> None:
     """Raise RasterError unless the raster has a coordinate reference system."""
     if dataset.crs is None:
-        raise RasterError(f"{dataset.name} has no CRS; assign one (gdal_edit.py -a_srs)")
+        raise RasterError(
+            f"{dataset.name} has no CRS; assign one (gdal_edit.py -a_srs)"
+        )
 
 
 def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
@@ -420,7 +478,11 @@ def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
                 f"{pair.image} is {image_file.height} x {image_file.width} pixels but its label "
                 f"is {label_file.height} x {label_file.width}"
             )
-        if image_file.crs and label_file.crs and not same_pixel_grid(image_file, label_file, 0.5):
+        if (
+            image_file.crs
+            and label_file.crs
+            and not same_pixel_grid(image_file, label_file, 0.5)
+        ):
             raise DatasetError(f"{pair.image} and its label lie on different ground")
         window = Window(0, 0, image_file.width, image_file.height)
         image, valid = read_image(image_file, window, image_bands(image_file))
@@ -490,7 +552,9 @@ def class_colours(num_classes: int) -> list[tuple[int, int, int]]:
 
     golden = 0.618034
     more = (
-        colorsys.hsv_to_rgb((i * golden) % 1, 0.55 + 0.4 * (i % 2), 0.6 + 0.15 * (i % 3))
+        colorsys.hsv_to_rgb(
+            (i * golden) % 1, 0.55 + 0.4 * (i % 2), 0.6 + 0.15 * (i % 3)
+        )
         for i in range(max(0, num_classes - len(_COLOURS)))
     )
     return [*_COLOURS, *(tuple(round(255 * v) for v in c) for c in more)][:num_classes]
@@ -504,7 +568,9 @@ def colour_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return palette[np.where(known, labels, num_classes)]
 
 
-def overview(dataset: rasterio.DatasetReader, bands: Sequence[int], longest: int = 1000):
+def overview(
+    dataset: rasterio.DatasetReader, bands: Sequence[int], longest: int = 1000
+):
     """A whole raster, thinned to at most ``longest`` pixels a side: image, valid."""
     scale = min(1.0, longest / max(dataset.shape))
     height, width = (max(1, round(side * scale)) for side in dataset.shape)
@@ -517,7 +583,9 @@ def overview(dataset: rasterio.DatasetReader, bands: Sequence[int], longest: int
     return image, valid
 
 
-def show_panels(panels: Sequence[dict], target, legend=(), title: str = "", columns: int = 0):
+def show_panels(
+    panels: Sequence[dict], target, legend=(), title: str = "", columns: int = 0
+):
     """Draw pictures side by side and store them as a PNG.
 
     Args:
@@ -537,7 +605,9 @@ def show_panels(panels: Sequence[dict], target, legend=(), title: str = "", colu
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, number)
         limits = panel.get("limits")
-        style = {"cmap": "viridis", "vmin": limits[0], "vmax": limits[1]} if limits else {}
+        style = (
+            {"cmap": "viridis", "vmin": limits[0], "vmax": limits[1]} if limits else {}
+        )
         drawn = axes.imshow(panel["picture"], interpolation="nearest", **style)
         axes.set_title(panel["title"], fontsize=11)
         axes.set_axis_off()
@@ -551,7 +621,10 @@ def show_panels(panels: Sequence[dict], target, legend=(), title: str = "", colu
             for name, colour in legend
         ]
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False
+            handles=handles,
+            loc="outside lower center",
+            ncols=min(len(handles), 8),
+            frameon=False,
         )
     if target is None:
         return figure

@@ -623,11 +623,8 @@ def read_shrunk(path: Path, bands, longest: int = 1600):
 
     with rasterio.open(path) as source:
         shrink = max(1, max(source.shape) / longest)
-        shape = (
-            len(bands),
-            round(source.height / shrink),
-            round(source.width / shrink),
-        )
+        height, width = (round(side / shrink) for side in source.shape)
+        shape = (len(bands), height, width)
         return source.read(bands, out_shape=shape, masked=True)
 
 
@@ -654,15 +651,10 @@ def class_colors(path: Path):
 
 def score_line(scores: dict) -> str:
     """The test split's scores in one line."""
-    shown = {
-        "mIoU": "mean_iou",
-        "F1": "mean_f1",
-        "accuracy": "overall_accuracy",
-        "kappa": "kappa",
-    }
-    return "test split: " + "   ".join(
-        f"{name} {scores[key]:.3f}" for name, key in shown.items()
-    )
+    iou, f1 = scores["mean_iou"], scores["mean_f1"]
+    accuracy, kappa = scores["overall_accuracy"], scores["kappa"]
+    agreement = f"accuracy {accuracy:.3f}   kappa {kappa:.3f}"
+    return f"test split: mIoU {iou:.3f}   F1 {f1:.3f}   {agreement}"
 
 
 def draw_picture(path: Path, scene: Scene, map_path: Path, scores: dict) -> None:
@@ -673,23 +665,21 @@ def draw_picture(path: Path, scene: Scene, map_path: Path, scores: dict) -> None
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
-    confidence_path = map_path.with_name(f"{map_path.stem}_confidence.tif")
-    figure, grid = plt.subplots(2, 2, figsize=(12, 13), layout="constrained")
+    confidence = map_path.with_name(f"{map_path.stem}_confidence.tif")
+    figure, grid = plt.subplots(2, 2, figsize=(11, 12.5), layout="constrained")
     title = "SemanticSeg4EO on a synthetic Sentinel-2 scene"
     figure.suptitle(f"{title}\n{score_line(scores)}", fontsize=15)
     panels = {
         "Scene (true colour)": true_color(scene.image),
         "Truth": class_colors(scene.label),
         "Map": class_colors(map_path),
-        "Confidence (probability of the mapped class)": read_shrunk(
-            confidence_path, [1]
-        )[0],
+        "Confidence (probability of the class)": read_shrunk(confidence, [1])[0],
     }
     for axis, (title, panel) in zip(grid.flat, panels.items()):
         shown = axis.imshow(panel, cmap="viridis", vmin=0, vmax=1)
         axis.set_title(title, fontsize=13)
         axis.set_axis_off()
-    figure.colorbar(shown, ax=grid[1, 1], orientation="horizontal", shrink=0.8)
+    figure.colorbar(shown, ax=grid[1, 1], location="bottom", aspect=40, pad=0.01)
 
     ious = {row["name"]: row["iou"] for row in scores["per_class"]}
     handles = []
@@ -710,37 +700,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Make a scene, run the three scripts on it, draw the result.",
     )
-    add = parser.add_argument
-    add(
-        "--output",
-        default="demo_output",
-        help="folder for everything that is written (default: %(default)s)",
-    )
-    add(
-        "--size",
-        type=int,
-        default=SIZE,
-        help="height and width of the scene, pixels (default: %(default)s)",
-    )
-    add(
-        "--patch_size",
-        type=int,
-        default=PATCH_SIZE,
-        help="side of the patches, pixels (default: %(default)s)",
-    )
-    add(
-        "--epochs",
-        type=int,
-        default=EPOCHS,
-        help="passes over the training patches (default: %(default)s)",
-    )
-    add(
-        "--seed",
-        type=int,
-        default=SEED,
-        help="of landscape, split and training (default: %(default)s)",
-    )
-    add(
+    options = {
+        "output": ("demo_output", "folder for everything that is written"),
+        "size": (SIZE, "height and width of the scene in pixels"),
+        "patch_size": (PATCH_SIZE, "side of the patches in pixels"),
+        "epochs": (EPOCHS, "passes over the training patches"),
+        "seed": (SEED, "of landscape, split and training"),
+    }
+    for name, (default, text) in options.items():
+        text += " (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    parser.add_argument(
         "--scene_only",
         action="store_true",
         help="stop after writing image, label and grid",
@@ -778,15 +748,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.size < 256:
         parser.error(f"--size is {args.size} pixels, expected at least 256")
-    if not 32 <= args.patch_size <= args.size:
-        parser.error(f"--patch_size is {args.patch_size}, expected 32 to {args.size}")
+    if not 32 <= args.patch_size <= args.size // 4:  # or a split may stay empty
+        span = f"32 to {args.size // 4}, a quarter of --size"
+        parser.error(f"--patch_size is {args.patch_size} pixels, expected {span}")
     try:
         run_demo(args)
     except subprocess.CalledProcessError as error:
         script, status = error.cmd[1], error.returncode
-        print(
-            f"error: {script} failed with status {status}, see above", file=sys.stderr
-        )
+        print(f"error: {script} ended with status {status}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,98 @@
+"""Train a segmentation model on the patches that Patch_extraction.py wrote.
+
+    python main.py --mode multiclass --classes 6 --dataset_root data --model unet++ \\
+        --data_augmentation --epochs 50
+
+leaves ``trained_models/model_final_model.pth``, which Predict_large_image.py maps scenes with,
+beside the best checkpoints, the scores (JSON, CSV) and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import model_training
+import rasters
+from rasters import OptionError, SegmentationError
+
+
+class ListAction(argparse.Action):
+    """Prints a list of names and ends, as --help does."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        listing = getattr(
+            model_training, f"get_available_{self.dest.removeprefix('list_')}"
+        )
+        print("\n".join(listing()))
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="main.py", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    rasters.add_settings(parser, model_training.TrainingConfig)
+    about = parser.add_argument_group("about")
+    for name in ("models", "encoders"):
+        about.add_argument(
+            f"--list_{name}",
+            action=ListAction,
+            nargs=0,
+            help=f"print the known {name} and end",
+        )
+    about.add_argument(
+        "--debug", action="store_true", help="show the traceback of any error"
+    )
+    return parser
+
+
+def print_report(report: dict, save_dir: str) -> None:
+    """The scores that a user wants to see, on stdout."""
+    for key, title in (
+        ("pooled", "All folds pooled"),
+        ("validation", "Validation"),
+        ("test", "Test"),
+    ):
+        if key in report:
+            print(f"\n{title}\n{model_training.score_table(report[key])}")
+    for key, values in report.get("summary", {}).items():
+        low, high = values["interval_95"]
+        print(
+            f"{key:17} {values['mean']:.3f} +- {values['std']:.3f}  [{low:.3f}, {high:.3f}]"
+        )
+    print(f"\nFinal model: {Path(save_dir) / 'model_final_model.pth'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 could not be done, 2 wrong command line, 130 interrupted."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )
+    # the hub logs every retry of a download; our own message says what to do
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        config = rasters.settings_from(model_training.TrainingConfig, arguments)
+        print_report(model_training.run_experiment(config), config.save_dir)
+    except OptionError as error:
+        if arguments.debug:
+            raise
+        parser.error(str(error))
+    except (SegmentationError, OSError) as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

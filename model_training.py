@@ -1,0 +1,1684 @@
+"""Tensors: from patches to a trained model and back from its checkpoint.
+
+Contents, in order: settings, normalization, patches, augmentation, models, losses, metrics,
+checkpoints, training, experiments (split, k-fold), reports.
+
+Conventions: images (C, H, W) as rasterio reads them, masks (H, W) int64 with ``ignore_index``
+where unlabelled, models return logits (N, K, H, W). A binary model has K = 1 and a sigmoid, a
+multiclass one K classes and a softmax; scores of a binary model count two classes, background
+and foreground.
+
+torch and the libraries on top of it take seconds to import, so each function imports what it
+needs: the settings, the list of models and every check of files answer at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import rasters
+from rasters import DatasetError, OptionError, SegmentationError, require, setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+log = logging.getLogger("semanticseg4eo")
+
+
+class CheckpointError(SegmentationError, ValueError):
+    """A checkpoint that cannot be read, or that contradicts the data or the options."""
+
+
+# --- settings -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What rebuilds a network: all that prediction needs to know beside the weights."""
+
+    model_name: str
+    in_channels: int
+    num_classes: int  # output channels: 1 when binary
+    encoder_name: str | None = "resnet34"
+    dropout_rate: float = 0.3  # unet-dropout only
+
+    @property
+    def mode(self) -> str:
+        return "binary" if self.num_classes == 1 else "multiclass"
+
+    @property
+    def label_classes(self) -> int:
+        """Classes that a label or a map can hold: two when binary."""
+        return max(2, self.num_classes)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Every setting of a training run; ``main.py`` makes its options from these fields."""
+
+    dataset_root: str = setting(help="folder that extraction wrote", group="data")
+    model: str = setting(help="architecture (see --list_models)", group="model")
+    mode: str = setting(
+        "binary",
+        "one foreground class against background, or several classes",
+        "data",
+        choices=("binary", "multiclass"),
+    )
+    classes: int = setting(
+        2, "number of classes, for multiclass", "data", alias="--num_classes"
+    )
+    class_names: str | None = setting(
+        None,
+        "names in class order, separated by commas",
+        "data",
+        shown="those stored by the extraction, else class 0, class 1...",
+    )
+    ignore_index: int = setting(
+        rasters.UNLABELLED, "label value that means unlabelled", "data"
+    )
+    in_channels: int | None = setting(
+        None, "bands that the patches must have", "data", shown="the bands of the data"
+    )
+    normalization: str = setting(
+        "dataset",
+        "scale by the training split's percentiles per band, or each patch by its own joint one",
+        "data",
+        choices=("dataset", "image"),
+    )
+    data_augmentation: bool = setting(
+        False,
+        "vary the training patches: symmetries, brightness and contrast, noise, band dropout",
+        "data",
+    )
+    num_workers: int = setting(2, "processes that read patches ahead", "data")
+    encoder_name: str = setting(
+        ModelConfig.encoder_name, "encoder (see --list_encoders)", "model"
+    )
+    pretrained: bool = setting(False, "start from the library's weights", "model")
+    encoder_weights: str | None = setting(
+        None,
+        "which pretrained weights: a name (imagenet, ssl...) or a file of encoder weights",
+        "model",
+        shown="none; imagenet with --pretrained",
+    )
+    rgb_bands: str | None = setting(
+        None,
+        "bands that get the red, green and blue kernels of pretrained weights, as 4,3,2",
+        "model",
+        shown="found from the band descriptions",
+    )
+    dropout_rate: float = setting(
+        ModelConfig.dropout_rate, "dropout of unet-dropout, 0 to 1", "model"
+    )
+    epochs: int = setting(100, "passes over the training patches", "training")
+    batch_size: int = setting(4, "patches per step", "training")
+    learning_rate: float = setting(1e-3, "initial step size of AdamW", "training")
+    weight_decay: float = setting(1e-4, "weight decay of AdamW", "training")
+    scheduler: str = setting(
+        "cosine",
+        "how the learning rate falls",
+        "training",
+        choices=("cosine", "plateau", "none"),
+    )
+    patience: int = setting(
+        20,
+        "epochs without a better combined score before stopping; 0 never",
+        "training",
+    )
+    loss: str = setting(
+        "dice+ce",
+        "ce, dice, focal, tversky, jaccard, lovasz, or a weighted sum such as 0.5*dice+ce "
+        "(ce is binary cross-entropy in binary mode)",
+        "training",
+    )
+    use_class_weights: bool = setting(
+        False, "weigh the cross-entropy by inverse class frequency", "training"
+    )
+    val_strategy: str = setting(
+        "split",
+        "validate on validation/, or cross-validate over train/ and validation/",
+        "training",
+        choices=("split", "kfold"),
+    )
+    n_splits: int = setting(5, "folds of kfold", "training")
+    seed: int = setting(42, "seed of every random choice", "training")
+    device: str | None = setting(
+        None,
+        "cpu, cuda, cuda:1...",
+        "training",
+        shown="cuda where there is one, else cpu",
+    )
+    save_dir: str = setting("trained_models", "folder for models and reports", "output")
+
+    def __post_init__(self):
+        check_model_name(self.model)
+        multiclass = self.mode == "multiclass"
+        finite = math.isfinite
+        require(self.classes >= 2, "--classes", self.classes, "at least 2")
+        require(
+            multiclass or self.classes == 2,
+            "--classes",
+            self.classes,
+            "2 with --mode binary; --mode multiclass takes more",
+        )
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"--{name}", value, "at least 1")
+        for name in ("num_workers", "patience", "seed"):
+            value = getattr(self, name)
+            require(value >= 0, f"--{name}", value, "0 or more")
+        require(self.n_splits >= 2, "--n_splits", self.n_splits, "at least 2")
+        rate, decay = self.learning_rate, self.weight_decay
+        require(finite(rate) and rate > 0, "--learning_rate", rate, "more than 0")
+        require(finite(decay) and decay >= 0, "--weight_decay", decay, "0 or more")
+        require(
+            0 <= self.dropout_rate < 1, "--dropout_rate", self.dropout_rate, "0 to 1"
+        )
+        require(
+            not 0 <= self.ignore_index < self.label_classes,
+            "--ignore_index",
+            self.ignore_index,
+            f"a value outside the classes 0..{self.label_classes - 1}",
+        )
+        terms = parse_loss(self.loss)
+        require(
+            not self.use_class_weights or "ce" in terms,
+            "--use_class_weights with --loss",
+            self.loss,
+            "a loss with a ce term, which is what the weights act on",
+        )
+        if self.class_names:
+            names = len(self.class_names.split(","))
+            expected = f"{self.label_classes} names"
+            require(
+                names == self.label_classes, "--class_names", self.class_names, expected
+            )
+
+    @property
+    def label_classes(self) -> int:
+        return self.classes if self.mode == "multiclass" else 2
+
+    def model_config(self, in_channels: int) -> ModelConfig:
+        outputs = self.classes if self.mode == "multiclass" else 1
+        encoder = MODELS[self.model].fixed_encoder
+        if MODELS[self.model].has_encoder:
+            encoder = self.encoder_name
+        elif self.encoder_name not in (ModelConfig.encoder_name, encoder):
+            raise OptionError(
+                f"--encoder_name {self.encoder_name}: {self.model} has no exchangeable encoder"
+            )
+        return ModelConfig(self.model, in_channels, outputs, encoder, self.dropout_rate)
+
+
+# --- normalization --------------------------------------------------------------------------
+
+SAMPLE_VALUES = (
+    2**24
+)  # values kept for the percentiles of the training split, all bands
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How pixel values become network input.
+
+    ``dataset`` scales each band from ``low`` and ``high`` (1st and 99th percentile of the training
+    split's valid pixels) to 0 and 1; ``image`` divides by the joint 99th percentile of all bands
+    of the patch or window, the rule of earlier checkpoints. Both clip to [0, 1].
+    """
+
+    rule: str = "image"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+
+def normalize(image: np.ndarray, valid: np.ndarray, normalization: Normalization):
+    """Scale an image to [0, 1].
+
+    Args:
+        image: (C, H, W), any real dtype, in the file's values.
+        valid: (H, W) bool; invalid pixels become 0 and enter no statistic.
+        normalization: The rule and its numbers.
+
+    Returns:
+        (C, H, W) float32.
+    """
+    scaled = image.astype(np.float32)
+    if normalization.rule == "image":
+        top = np.percentile(image[:, valid], 99) if valid.any() else 1.0
+        scaled /= top if top > 0 else 1.0
+    else:
+        low = np.asarray(normalization.low, np.float32)[:, None, None]
+        span = np.asarray(normalization.high, np.float32)[:, None, None] - low
+        scaled -= low
+        scaled /= np.where(span > 0, span, 1)
+    np.clip(scaled, 0, 1, out=scaled)
+    return np.where(valid, scaled, np.float32(0))
+
+
+def dataset_normalization(samples: Sequence[np.ndarray]) -> Normalization:
+    """Percentiles 1 and 99 per band of sampled valid pixels, each sample (M, C)."""
+    pixels = np.concatenate(samples)
+    if len(pixels) == 0:
+        raise DatasetError("The training patches have no valid pixel")
+    low, high = np.percentile(pixels, [1, 99], axis=0)
+    return Normalization("dataset", tuple(low.tolist()), tuple(high.tolist()))
+
+
+# --- patches --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one reading of a list of patches tells; ``subset`` gives the same for some of them."""
+
+    pairs: list[rasters.PatchPair]
+    counts: np.ndarray  # (patches, classes) int64: labelled pixels
+    samples: list[np.ndarray]  # per patch (M, C): valid pixels, thinned regularly
+    shape: tuple[int, int, int]  # (C, H, W)
+    descriptions: tuple[str | None, ...]
+    class_names: list[str] | None
+
+    def subset(self, indices: Iterable[int]) -> Survey:
+        chosen = list(indices)
+        return replace(
+            self,
+            pairs=[self.pairs[i] for i in chosen],
+            counts=self.counts[chosen],
+            samples=[self.samples[i] for i in chosen],
+        )
+
+    def __add__(self, other: Survey) -> Survey:
+        return replace(
+            self,
+            pairs=self.pairs + other.pairs,
+            counts=np.concatenate([self.counts, other.counts]),
+            samples=self.samples + other.samples,
+        )
+
+
+def survey_patches(
+    pairs: Sequence[rasters.PatchPair],
+    num_classes: int,
+    ignore_index: int,
+    like: Survey | None = None,
+) -> Survey:
+    """Read every patch once: check it, count its classes and sample its pixels.
+
+    Args:
+        pairs: Patches of one split.
+        num_classes: Classes that labels may hold, 0..num_classes-1.
+        ignore_index: The other value that they may hold.
+        like: A survey whose size, bands and band order these patches must have too.
+
+    Raises:
+        DatasetError: A patch that is unreadable, of another size or with other bands than the
+            first, or whose label holds a value that is no class.
+    """
+    from tqdm import tqdm
+
+    for pair in pairs:
+        rasters.patch_header(pair.image)  # a file that is cut off stops the run at once
+        rasters.patch_header(pair.label)
+    counts, samples = [], []
+    first = like
+    for pair in tqdm(
+        pairs, desc="reading patches", unit="patch", leave=False, disable=None
+    ):
+        image, valid, mask = rasters.read_patch(pair, ignore_index)
+        if first is None:
+            with rasters.open_raster(pair.image) as file:
+                bands = rasters.image_bands(file)
+                descriptions = tuple(file.descriptions[band - 1] for band in bands)
+            with rasters.open_raster(pair.label) as file:
+                names = rasters.class_names_of(file)
+            first = Survey(
+                list(pairs), np.empty(0), [], image.shape, descriptions, names
+            )
+        if image.shape != first.shape:
+            raise DatasetError(
+                f"{pair.image} has (bands, height, width) {image.shape}, but other patches have "
+                f"{first.shape}; all patches need one size and the same bands"
+            )
+        known = (mask >= 0) & (mask < num_classes)
+        strange = np.unique(mask[~known & (mask != ignore_index)])
+        if strange.size:
+            raise DatasetError(
+                f"{pair.label} holds {', '.join(map(str, strange[:8]))}: labels are 0.."
+                f"{num_classes - 1}, or {ignore_index} for unlabelled (see --classes, "
+                "--ignore_index, and --label_values of the extraction)"
+            )
+        counts.append(np.bincount(mask[known], minlength=num_classes))
+        pixels = image[:, valid].T
+        share = SAMPLE_VALUES // (len(pairs) * image.shape[0]) or 1
+        samples.append(pixels[:: max(1, math.ceil(len(pixels) / share))].copy())
+    return replace(first, pairs=list(pairs), counts=np.stack(counts), samples=samples)
+
+
+class PatchDataset:
+    """Patches as network input: a map-style dataset for ``torch.utils.data.DataLoader``.
+
+    An item is (image (C, H, W) float32 in [0, 1], mask (H, W) int64). With ``augment`` its
+    variation depends on (seed, epoch, index) alone, so workers do not change it.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[rasters.PatchPair],
+        normalization: Normalization,
+        ignore_index: int,
+        augment: bool = False,
+        seed: int = 0,
+    ):
+        self.pairs = list(pairs)
+        self.normalization = normalization
+        self.ignore_index = ignore_index
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, valid, mask = rasters.read_patch(self.pairs[index], self.ignore_index)
+        image = normalize(image, valid, self.normalization)
+        if self.augment:
+            rng = np.random.default_rng([self.seed, self.epoch, index])
+            image, valid, mask = augment_patch(image, valid, mask, rng)
+        return image, mask
+
+
+# --- augmentation ---------------------------------------------------------------------------
+
+
+def augment_patch(image, valid, mask, rng: np.random.Generator):
+    """Vary a normalized patch: a symmetry of the square, then its radiometry.
+
+    Brightness and contrast change alike in all bands, as haze and sun do; noise and band dropout
+    do not. Patches that are not square keep their shape (four symmetries). Invalid pixels stay 0.
+
+    Args:
+        image: (C, H, W) float32 in [0, 1].
+        valid: (H, W) bool.
+        mask: (H, W) int64.
+        rng: The source of all choices.
+
+    Returns:
+        The three, varied.
+    """
+    quarter = 1 if mask.shape[0] == mask.shape[1] else 2
+    turns, flip = quarter * int(rng.integers(4)), bool(rng.integers(2))
+
+    def turn(array):
+        array = np.rot90(array, turns, axes=(-2, -1))
+        return array[..., ::-1] if flip else array
+
+    image, valid, mask = turn(image), turn(valid), turn(mask)
+    if rng.random() < 0.5:
+        contrast, brightness = rng.uniform(0.85, 1.15), rng.uniform(-0.05, 0.05)
+        image = (image - 0.5) * contrast + 0.5 + brightness
+    if rng.random() < 0.3:
+        image = image + rng.normal(0, rng.uniform(0, 0.02), image.shape)
+    if len(image) > 1 and rng.random() < 0.1:
+        image = image.copy()
+        image[rng.integers(len(image))] = 0
+    image = np.where(valid, np.clip(image, 0, 1), 0).astype(np.float32)
+    return image, np.ascontiguousarray(valid), np.ascontiguousarray(mask)
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A registered architecture: how it is built and what input it needs."""
+
+    build: Callable[[ModelConfig, str | None], nn.Module]
+    multiple: int = 32  # input sides are padded to a multiple of this
+    least: int = 0  # and to at least this
+    has_encoder: bool = True
+    fixed_encoder: str | None = None
+
+
+def _smp_builder(architecture: str, **options):
+    def build(config: ModelConfig, weights: str | None) -> nn.Module:
+        import segmentation_models_pytorch as smp
+
+        return smp.create_model(
+            architecture,
+            encoder_name=config.encoder_name,
+            encoder_weights=weights,
+            in_channels=config.in_channels,
+            classes=config.num_classes,
+            **options,
+        )
+
+    return build
+
+
+def _build_torchvision(config: ModelConfig, weights: str | None) -> nn.Module:
+    from torch import nn
+    from torchvision.models import ResNet50_Weights
+    from torchvision.models.segmentation import deeplabv3_resnet50
+
+    network = deeplabv3_resnet50(
+        weights=None,
+        weights_backbone=ResNet50_Weights.IMAGENET1K_V1 if weights else None,
+        num_classes=config.num_classes,
+    )
+    if config.in_channels != 3:
+        old = network.backbone.conv1
+        conv = nn.Conv2d(config.in_channels, 64, 7, stride=2, padding=3, bias=False)
+        if weights:
+            conv.weight = nn.Parameter(
+                spread_kernels(old.weight.detach(), config.in_channels)
+            )
+        network.backbone.conv1 = conv
+    return network
+
+
+def _build_unet_dropout(config: ModelConfig, weights: str | None) -> nn.Module:
+    """A U-Net of five levels with dropout after each (Ronneberger et al. 2015; Srivastava 2014).
+
+    Dropout drops whole feature maps, since neighbouring pixels of one map say the same.
+    """
+    import torch
+    from torch import nn
+
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for channels in (inputs, outputs):
+            layers += [
+                nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
+        return nn.Sequential(*layers, nn.Dropout2d(config.dropout_rate))
+
+    widths = (32, 64, 128, 256, 512)
+
+    class UNetDropout(nn.Module):
+        def __init__(self):
+            super().__init__()
+            inputs = (config.in_channels, *widths)
+            self.down = nn.ModuleList(block(a, b) for a, b in zip(inputs, widths))
+            self.pool = nn.MaxPool2d(2)
+            steps = list(zip(widths[::-1], widths[-2::-1]))
+            self.grow = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in steps)
+            self.up = nn.ModuleList(block(2 * b, b) for _, b in steps)
+            self.head = nn.Conv2d(widths[0], config.num_classes, 1)
+
+        def forward(self, features: Tensor) -> Tensor:
+            kept = []
+            for level in self.down:
+                features = level(features if not kept else self.pool(features))
+                kept.append(features)
+            for grow, up, skip in zip(self.grow, self.up, kept[-2::-1]):
+                features = up(torch.cat([grow(features), skip], dim=1))
+            return self.head(features)
+
+    return UNetDropout()
+
+
+MODELS = {
+    "unet-dropout": ModelEntry(_build_unet_dropout, multiple=16, has_encoder=False),
+    "unet": ModelEntry(_smp_builder("unet")),
+    "unet++": ModelEntry(_smp_builder("unetplusplus")),
+    "manet": ModelEntry(_smp_builder("manet")),
+    "linknet": ModelEntry(_smp_builder("linknet")),
+    "fpn": ModelEntry(_smp_builder("fpn")),
+    "pspnet": ModelEntry(_smp_builder("pspnet")),
+    "pan": ModelEntry(_smp_builder("pan"), least=128),  # it pools 16 x 8 times
+    "deeplabv3": ModelEntry(_smp_builder("deeplabv3")),
+    "deeplabv3+": ModelEntry(_smp_builder("deeplabv3plus")),
+    "segformer": ModelEntry(_smp_builder("segformer")),
+    "upernet": ModelEntry(_smp_builder("upernet")),
+    # dpt takes vision transformers only: --encoder_name tu-vit_base_patch16_224...
+    "dpt": ModelEntry(_smp_builder("dpt", dynamic_img_size=True)),
+    "deeplabv3_resnet50": ModelEntry(
+        _build_torchvision, multiple=1, has_encoder=False, fixed_encoder="resnet50"
+    ),
+}
+
+
+def get_available_models() -> list[str]:
+    """The names that ``--model`` takes."""
+    return list(MODELS)
+
+
+def get_available_encoders() -> list[str]:
+    """The names that ``--encoder_name`` takes, beside timm's (``tu-`` and a name of timm's)."""
+    from segmentation_models_pytorch.encoders import get_encoder_names
+
+    return get_encoder_names()
+
+
+def check_model_name(name: str) -> None:
+    """Raise OptionError, with the nearest known name, unless the model is registered."""
+    if name not in MODELS:
+        raise rasters.unknown_name("model", name, get_available_models())
+
+
+def build_model(
+    config: ModelConfig,
+    encoder_weights: str | None = None,
+    rgb_channels: Sequence[int] | None = None,
+) -> nn.Module:
+    """Build a network for any input size.
+
+    Args:
+        config: What to build.
+        encoder_weights: None (random), the name of weights that the library downloads, or a file.
+        rgb_channels: Channels (from 0) of red, green and blue: they get the pretrained kernels
+            of their colour, the others the mean of the three.
+
+    Returns:
+        A module from (N, C, H, W) float32 to logits (N, K, H, W). Its ``network`` is the library's
+        own module, whose state dictionary is what checkpoints hold.
+
+    Raises:
+        OptionError: Unknown names, or an encoder that the decoder cannot use.
+        SegmentationError: Weights that cannot be had.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    check_model_name(config.model_name)
+    entry = MODELS[config.model_name]
+    _check_encoder(config, entry)
+    file = None
+    if (
+        encoder_weights
+        and not entry.has_encoder
+        and config.model_name == "unet-dropout"
+    ):
+        raise OptionError(
+            "unet-dropout has no pretrained weights; leave --pretrained out"
+        )
+    if encoder_weights and Path(encoder_weights).suffix in (
+        ".pth",
+        ".pt",
+        ".bin",
+        ".safetensors",
+    ):
+        file, encoder_weights = Path(encoder_weights), None
+    try:
+        network = entry.build(config, encoder_weights)
+    except OSError as error:
+        raise SegmentationError(
+            f"The {encoder_weights} weights of {config.encoder_name} could not be downloaded "
+            "(no network?); give a file with --encoder_weights, or leave --pretrained out"
+        ) from error
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        text = str(error.args[0]) if error.args else type(error).__name__
+        raise OptionError(
+            f"{config.model_name} cannot be built with {config.encoder_name}: {text}"
+        ) from error
+    if file:
+        load_encoder(network, file, config)
+    if (encoder_weights or file) and rgb_channels:
+        _align_first_kernels(network, config.in_channels, rgb_channels)
+
+    class AnySize(nn.Module):
+        """Pads the input to what the network takes, and crops its logits."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: Tensor) -> Tensor:
+            height, width = images.shape[-2:]
+            below, right = (
+                max(entry.least, math.ceil(side / entry.multiple) * entry.multiple)
+                - side
+                for side in (height, width)
+            )
+            if below or right:
+                images = functional.pad(images, (0, right, 0, below), mode="replicate")
+            logits = self.network(images)
+            if isinstance(logits, dict):  # TorchVision
+                logits = logits["out"]
+            return logits[..., :height, :width]
+
+    model = AnySize()
+    model.to(memory_format=torch.contiguous_format)
+    return model
+
+
+def _check_encoder(config: ModelConfig, entry: ModelEntry) -> None:
+    name = config.encoder_name
+    if not entry.has_encoder:
+        return
+    if not name:
+        raise OptionError(
+            f"{config.model_name} needs an encoder; name one with --encoder_name"
+        )
+    if name.startswith("tu-"):
+        import timm
+
+        known = [f"tu-{model}" for model in timm.list_models()]
+        # a pretrained tag may follow the name: tu-resnet18.a1_in1k
+        if name.split(".")[0] not in known:
+            raise rasters.unknown_name("encoder", name, known)
+    elif name not in get_available_encoders() and not name.startswith("timm-"):
+        raise rasters.unknown_name("encoder", name, get_available_encoders())
+
+
+def spread_kernels(kernels: Tensor, in_channels: int) -> Tensor:
+    """First-layer kernels (O, 3, h, w) of RGB weights for any number of channels.
+
+    Repeats them by index and scales them so that the layer's output keeps its size.
+    """
+    repeats = [channel % 3 for channel in range(in_channels)]
+    return kernels[:, repeats] * (3 / in_channels)
+
+
+def _first_conv(module: nn.Module) -> nn.Module:
+    from torch import nn
+
+    return next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+
+
+def _align_first_kernels(
+    network: nn.Module, in_channels: int, rgb_channels: Sequence[int]
+):
+    """Give each colour its own kernel; libraries assign kernels by index, red to channel 0."""
+    if in_channels < 3:
+        return
+    encoder = getattr(network, "encoder", None) or network.backbone
+    weight = _first_conv(encoder).weight.data  # (O, C, h, w), the RGB kernels repeated
+    colours = weight[:, :3].clone()
+    weight[:] = colours.mean(dim=1, keepdim=True)
+    for colour, channel in enumerate(rgb_channels):
+        weight[:, channel] = colours[:, colour]
+
+
+def load_encoder(network: nn.Module, file: Path, config: ModelConfig) -> None:
+    """Load encoder weights from a local file (.pth, .pt, .bin or .safetensors), strictly.
+
+    A classifier head in the file is left out; RGB weights are spread over other band counts.
+
+    Raises:
+        SegmentationError: Not such a file, or the weights of another encoder.
+    """
+    state = _read_state(file)
+    encoder = getattr(network, "encoder", None) or network.backbone
+    own = encoder.state_dict()
+    if not own.keys() & state.keys():  # timm's universal encoder wraps its model
+        state = {f"model.{key}": value for key, value in state.items()}
+    heads = ("fc.", "classifier.", "head.", "last_linear.")
+    state = {
+        key: value
+        for key, value in state.items()
+        if key in own or not key.removeprefix("model.").startswith(heads)
+    }
+    first = next((key for key, value in own.items() if value.ndim == 4), None)
+    if first in state and state[first].shape[1] == 3 != config.in_channels:
+        state[first] = spread_kernels(state[first], config.in_channels)
+    try:
+        encoder.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise SegmentationError(
+            f"{file} does not hold the weights of {config.encoder_name}: "
+            f"{str(error).splitlines()[1].strip()[:200]}"
+        ) from error
+
+
+def _read_state(file: Path) -> dict:
+    if not file.is_file():
+        raise SegmentationError(f"No weights file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        return dict(_load_safely(file))
+    except (CheckpointError, ValueError, TypeError, RuntimeError) as error:
+        raise SegmentationError(f"{file} is no file of weights: {error}") from error
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of a ``--device`` text; without one, the GPU where there is one.
+
+    Raises:
+        SegmentationError: A GPU is asked for and there is none.
+    """
+    import torch
+
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        log.info("no GPU found: running on the CPU")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name}: expected cpu, cuda or cuda:N") from error
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise SegmentationError(
+            f"--device {name}: this machine has {gpus} GPUs; use --device cpu"
+        )
+    return device
+
+
+# --- losses ---------------------------------------------------------------------------------
+
+LOSS_NAMES = ("ce", "dice", "focal", "tversky", "jaccard", "lovasz")
+
+
+def parse_loss(text: str) -> dict[str, float]:
+    """The terms of ``--loss`` with their weights: "0.5*dice+ce" is {"dice": 0.5, "ce": 1}.
+
+    Raises:
+        OptionError: An unknown name, or a weight that is not a positive number.
+    """
+    terms: dict[str, float] = {}
+    for term in text.lower().replace(" ", "").split("+"):
+        weight, _, name = term.rpartition("*")
+        name = "ce" if name == "bce" else name
+        if name not in LOSS_NAMES:
+            raise rasters.unknown_name("loss", name, LOSS_NAMES)
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = math.nan
+        require(
+            math.isfinite(value) and value > 0, "--loss", text, "weights more than 0"
+        )
+        terms[name] = terms.get(name, 0.0) + value
+    return terms
+
+
+def build_loss(
+    text: str, mode: str, ignore_index: int, class_weights: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function from (logits (N, K, H, W), mask (N, H, W)) to a scalar.
+
+    Unlabelled pixels are taken out before any term is computed, so every loss honours them; a
+    batch without a labelled pixel gives 0 with a gradient of 0. Terms are those of
+    segmentation-models-pytorch: Dice, Jaccard, Tversky (false positives 0.3, false negatives
+    0.7: Salehi et al. 2017), Lovasz (Berman et al. 2018) and focal (gamma 2: Lin et al. 2017)
+    over all labelled pixels of the batch.
+
+    Args:
+        text: As ``parse_loss`` reads it.
+        mode: "binary" or "multiclass".
+        ignore_index: Mask value of unlabelled pixels.
+        class_weights: (classes,) float, for the cross-entropy term alone.
+    """
+    from segmentation_models_pytorch import losses
+    from torch.nn import functional
+
+    binary = mode == "binary"
+
+    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        weights = class_weights.to(logits) if class_weights is not None else None
+        if not binary:
+            return functional.cross_entropy(logits, target, weight=weights)
+        weight = weights[target] if weights is not None else None
+        target = target[:, None].to(logits.dtype)
+        loss = functional.binary_cross_entropy_with_logits(
+            logits, target, reduction="none"
+        )
+        if weight is None:
+            return loss.mean()
+        weight = weight[:, None]
+        return (loss * weight).sum() / weight.sum().clamp_min(1e-12)
+
+    terms = {
+        "ce": cross_entropy,
+        "dice": losses.DiceLoss(mode),
+        "focal": losses.FocalLoss(mode),
+        "tversky": losses.TverskyLoss(mode, alpha=0.3, beta=0.7),
+        "jaccard": losses.JaccardLoss(mode),
+        "lovasz": losses.LovaszLoss(mode),
+    }
+    chosen = [(weight, terms[name]) for name, weight in parse_loss(text).items()]
+
+    def loss(logits: Tensor, mask: Tensor) -> Tensor:
+        labelled = mask != ignore_index
+        # (N, K, H, W) -> (1, K, M, 1): the labelled pixels as one tall picture
+        logits = logits.float().movedim(1, -1)[labelled].T[None, ..., None]
+        target = mask[labelled][None, :, None]
+        if target.numel() == 0:
+            return logits.sum() * 0
+        return sum(weight * term(logits, target) for weight, term in chosen)
+
+    return loss
+
+
+def balanced_weights(counts: np.ndarray) -> np.ndarray:
+    """Class weights n / (classes * n_class), mean 1 over pixels; absent classes get 0.
+
+    The "balanced" rule of scikit-learn (King and Zeng 2001), over labelled pixels (classes,).
+    """
+    present = counts > 0
+    weights = np.zeros(len(counts))
+    weights[present] = counts.sum() / (present.sum() * counts[present])
+    return weights
+
+
+# --- metrics --------------------------------------------------------------------------------
+
+
+def predict_classes(logits: Tensor, threshold: float = 0.5) -> Tensor:
+    """Class ids (N, H, W) int64 of logits (N, K, H, W)."""
+    if logits.shape[1] == 1:
+        return (logits[:, 0].sigmoid() >= threshold).long()
+    return logits.argmax(dim=1)
+
+
+def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Count pixels by (true class, predicted class).
+
+    Args:
+        prediction: (N, H, W) int64 class ids.
+        target: Same shape; pixels outside 0..K-1 (``ignore_index``) are not counted.
+
+    Returns:
+        (K, K) int64; rows are truth. Sums over batches are valid.
+    """
+    known = (target >= 0) & (target < num_classes)
+    flat = target[known] * num_classes + prediction[known]
+    return flat.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def scores(matrix: np.ndarray, names: Sequence[str]) -> dict:
+    """Accuracy measures of a confusion matrix, as plain numbers for JSON.
+
+    Recall is the producer's accuracy, precision the user's. A class that is absent from both
+    truth and prediction has no score (None), and means are over the others; one that is present
+    only in the prediction scores 0. ``iou`` and ``f1`` are what models are chosen by: those of
+    the foreground for two classes named background and foreground, else the means.
+
+    Args:
+        matrix: (K, K) counts, rows are truth.
+        names: K class names.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    hits, truth, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    total = matrix.sum()
+
+    def ratio(part, whole):
+        return np.divide(part, whole, out=np.full(len(hits), np.nan), where=whole > 0)
+
+    present = truth + predicted > 0
+    measures = {
+        "iou": ratio(hits, truth + predicted - hits),
+        "f1": ratio(2 * hits, truth + predicted),
+        "precision": np.where(present, np.nan_to_num(ratio(hits, predicted)), np.nan),
+        "recall": np.where(present, np.nan_to_num(ratio(hits, truth)), np.nan),
+    }
+
+    def plain(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    means = {
+        f"mean_{key}": plain(values[present].mean() if present.any() else np.nan)
+        for key, values in measures.items()
+    }
+    accuracy = hits.sum() / total if total else np.nan
+    chance = (truth * predicted).sum() / total**2 if total else np.nan
+    kappa = (accuracy - chance) / (1 - chance) if total and chance < 1 else np.nan
+    foreground = list(names) == BINARY_NAMES
+    return {
+        "iou": plain(measures["iou"][1]) if foreground else means["mean_iou"],
+        "f1": plain(measures["f1"][1]) if foreground else means["mean_f1"],
+        **means,
+        "overall_accuracy": plain(accuracy),
+        "kappa": plain(kappa),
+        "per_class": [
+            {"name": name, "pixels": int(truth[i])}
+            | {key: plain(values[i]) for key, values in measures.items()}
+            for i, name in enumerate(names)
+        ],
+        "confusion_matrix": matrix.astype(int).tolist(),
+    }
+
+
+def combined_score(result: dict) -> float:
+    """What the final model is chosen by: the mean of IoU, F1 and kappa (those that exist)."""
+    values = [result[key] for key in ("iou", "f1", "kappa") if result[key] is not None]
+    return float(np.mean(values)) if values else 0.0
+
+
+# --- checkpoints ----------------------------------------------------------------------------
+
+BINARY_NAMES = ["background", "foreground"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model, ready to predict, and what its file says of it."""
+
+    model: nn.Module
+    config: ModelConfig
+    normalization: Normalization
+    metadata: dict
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.metadata.get("class_names") or default_class_names(
+            self.config.num_classes
+        )
+
+
+def default_class_names(num_classes: int) -> list[str]:
+    """Names for classes that nobody named; ``num_classes`` 1 is binary."""
+    if num_classes == 1:
+        return list(BINARY_NAMES)
+    return [f"class {index}" for index in range(num_classes)]
+
+
+def save_checkpoint(
+    target: Path,
+    model: nn.Module,
+    config: ModelConfig,
+    normalization: Normalization,
+    metadata: dict,
+) -> None:
+    """Write a checkpoint whole: weights and the documented ``metadata``, plain numbers only.
+
+    Args:
+        target: The ``.pth`` to write.
+        model: As ``build_model`` made it.
+        config: What rebuilds it.
+        normalization: What its input needs.
+        metadata: Further keys (input_size, class_names, training_params, performance_metrics...).
+    """
+    import torch
+
+    content = {
+        "model_state_dict": {
+            key: value.detach().cpu().contiguous()
+            for key, value in model.network.state_dict().items()
+        },
+        "metadata": {
+            **asdict(config),
+            "mode": config.mode,
+            "normalization": "percentile_99",
+            "normalization_statistics": {
+                "rule": normalization.rule,
+                "low": list(normalization.low),
+                "high": list(normalization.high),
+            },
+            "version": rasters.VERSION,
+            **metadata,
+        },
+    }
+    with rasters.whole_file(target) as part:
+        torch.save(content, part)
+
+
+def _load_safely(path: Path):
+    """``torch.load`` that runs no code; numpy scalars of earlier checkpoints are admitted."""
+    import torch
+
+    dtypes = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u8", "?")]
+    scalars = [np._core.multiarray.scalar, np.dtype, *dtypes]
+    # earlier files name the function by its place in NumPy 1
+    scalars.append((np._core.multiarray.scalar, "numpy.core.multiarray.scalar"))
+    try:
+        with torch.serialization.safe_globals(scalars):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"No checkpoint {path}") from None
+    except Exception as error:  # pickle, zip and torch raise many kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{path} cannot be opened safely as a checkpoint: {reason[0][:160]}"
+        ) from error
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Rebuild a trained model from its file alone; no code of the file runs.
+
+    A file with the documented keys but no statistics (earlier SemanticSeg4EO, whose second version
+    says ``config`` for ``metadata``) is normalized by the ``image`` rule.
+
+    Raises:
+        CheckpointError: Missing, cut off, no checkpoint of ours, of a newer version, or weights
+            that do not fit the description.
+    """
+    import torch
+
+    content = _load_safely(Path(path))
+    described = isinstance(content, dict) and (
+        content.get("metadata") or content.get("config")
+    )
+    if not described or "model_state_dict" not in content:
+        raise CheckpointError(
+            f"{path} has no model_state_dict with metadata; expected a file written by main.py"
+        )
+    # NumPy scalars become plain numbers
+    metadata = {
+        k: v.item() if isinstance(v, np.generic) else v for k, v in described.items()
+    }
+    if _newer(metadata.get("version", "0")):
+        raise CheckpointError(
+            f"{path} is of version {metadata['version']}, this is {rasters.VERSION}; update"
+        )
+    try:
+        binary = metadata["mode"] == "binary"
+        config = ModelConfig(
+            model_name=metadata["model_name"].lower(),
+            in_channels=int(metadata["in_channels"]),
+            num_classes=1 if binary else int(metadata["num_classes"]),
+            encoder_name=metadata.get("encoder_name"),
+            dropout_rate=float(metadata.get("dropout_rate", ModelConfig.dropout_rate)),
+        )
+        stored = metadata.get("normalization_statistics") or {"rule": "image"}
+        normalization = Normalization(
+            stored["rule"], tuple(stored.get("low", ())), tuple(stored.get("high", ()))
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{path} does not say its {error}") from error
+    if normalization.rule == "dataset" and len(normalization.low) != config.in_channels:
+        raise CheckpointError(
+            f"{path} has statistics of {len(normalization.low)} bands for a model of "
+            f"{config.in_channels}"
+        )
+    try:
+        model = build_model(config)
+        model.network.load_state_dict(content["model_state_dict"], strict=True)
+    except OptionError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()[:200]
+        raise CheckpointError(
+            f"The weights in {path} are not those of {config.model_name} with "
+            f"{config.encoder_name}: {detail}"
+        ) from error
+    if not all(
+        value.isfinite().all() for value in content["model_state_dict"].values()
+    ):
+        raise CheckpointError(
+            f"{path} holds weights that are not numbers; train it again"
+        )
+    model.to(torch.device(device)).eval()
+    return Checkpoint(model, config, normalization, metadata)
+
+
+def _newer(version: str) -> bool:
+    def major(text: str) -> int:
+        return int(text.split(".")[0]) if text.split(".")[0].isdecimal() else 0
+
+    return major(str(version)) > major(rasters.VERSION)
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+@dataclass
+class History:
+    """The epochs of one run, a row each, and the best of them."""
+
+    rows: list[dict] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)  # criterion -> value
+    best_epoch: dict[str, int] = field(default_factory=dict)
+
+    def improve(self, criterion: str, value: float, higher: bool) -> bool:
+        """Note a value; whether it is the best so far."""
+        known = self.best.get(criterion)
+        better = known is None or (value > known if higher else value < known)
+        if better and math.isfinite(value):
+            self.best[criterion] = value
+            self.best_epoch[criterion] = len(self.rows)
+        return better and math.isfinite(value)
+
+
+def make_loader(dataset: PatchDataset, config: TrainingConfig, shuffle: bool):
+    """A DataLoader whose order depends on the seed alone.
+
+    While shuffling, a last batch of a single patch is left out: normalization layers after global
+    pooling cannot train on it.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    lone = len(dataset) % config.batch_size == 1 and len(dataset) > config.batch_size
+    return DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        shuffle=shuffle,
+        drop_last=shuffle and lone and config.batch_size > 1,
+        num_workers=min(config.num_workers, len(dataset)),
+        generator=torch.Generator().manual_seed(config.seed),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def train_one_epoch(model, loader, loss, optimizer, device) -> float:
+    """One pass over the training patches; the mean loss.
+
+    Raises:
+        SegmentationError: The loss is no longer a number, or the batch is too small.
+    """
+    model.train()
+    total, count = 0.0, 0
+    for images, masks in loader:
+        images, masks = images.to(device), masks.to(device)
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            value = loss(model(images), masks)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise SegmentationError(
+                "This model normalizes over the batch and cannot train on a single patch; "
+                "use --batch_size 2 or more, and at least 2 training patches"
+            ) from error
+        value.backward()
+        optimizer.step()
+        total += value.item() * len(images)
+        count += len(images)
+    if not math.isfinite(total):
+        raise SegmentationError(
+            "The training loss is no longer a number; lower --learning_rate"
+        )
+    return total / count
+
+
+def evaluate(model, loader, loss, device, num_classes: int) -> tuple[float, np.ndarray]:
+    """Mean loss and confusion matrix (K, K) of a model over a loader."""
+    import torch
+
+    model.eval()
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for images, masks in loader:
+            images, masks = images.to(device), masks.to(device)
+            logits = model(images)
+            total += loss(logits, masks).item() * len(images)
+            count += len(images)
+            matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
+    return total / count, matrix.cpu().numpy()
+
+
+def make_scheduler(optimizer, config: TrainingConfig, epochs: int):
+    """The learning-rate schedule, stepped once per epoch; None for ``none``."""
+    from torch.optim import lr_scheduler
+
+    if config.scheduler == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=0)
+    if config.scheduler == "plateau":
+        return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+    return None
+
+
+@dataclass
+class Run:
+    """One model in training: all that its epochs and its files need."""
+
+    config: TrainingConfig
+    train: Survey
+    validation: Survey | None
+    save_dir: Path
+    names: list[str]
+    epochs: int
+    device: torch.device
+    model: nn.Module = None
+    model_config: ModelConfig = None
+    normalization: Normalization = None
+    loss: Callable = None
+    history: History = field(default_factory=History)
+
+    def loader(self, survey: Survey, training: bool = False):
+        config = self.config
+        dataset = PatchDataset(
+            survey.pairs,
+            self.normalization,
+            config.ignore_index,
+            augment=training and config.data_augmentation,
+            seed=config.seed,
+        )
+        return make_loader(dataset, config, shuffle=training)
+
+    def save(self, name: str, metrics: dict) -> Path:
+        """Write ``model_<name>.pth`` with what is known so far."""
+        path = self.save_dir / f"model_{name}.pth"
+        best = self.history.best
+        metadata = {
+            "input_size": list(self.train.shape[1:]),
+            "pretrained": bool(self.config.pretrained or self.config.encoder_weights),
+            "class_names": self.names,
+            "band_descriptions": list(self.train.descriptions),
+            "ignore_index": self.config.ignore_index,
+            "training_params": asdict(self.config)
+            | {
+                "best_val_loss": best.get("loss"),
+                "best_val_iou": best.get("iou"),
+                "epochs_run": len(self.history.rows),
+            },
+            "performance_metrics": metrics,
+        }
+        save_checkpoint(
+            path, self.model, self.model_config, self.normalization, metadata
+        )
+        return path
+
+
+def prepare(run: Run) -> None:
+    """Build a run's model, normalization and loss from its settings and training patches."""
+    import torch
+
+    config, survey = run.config, run.train
+    if config.normalization == "dataset":
+        run.normalization = dataset_normalization(survey.samples)
+    else:
+        run.normalization = Normalization("image")
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.deterministic = True
+    run.model_config = config.model_config(survey.shape[0])
+    weights = config.encoder_weights or ("imagenet" if config.pretrained else None)
+    run.model = build_model(run.model_config, weights, rgb_channels(config, survey))
+    run.model.to(run.device)
+    class_weights = None
+    if config.use_class_weights:
+        class_weights = torch.from_numpy(balanced_weights(survey.counts.sum(axis=0)))
+    run.loss = build_loss(config.loss, config.mode, config.ignore_index, class_weights)
+
+
+def rgb_channels(config: TrainingConfig, survey: Survey) -> list[int] | None:
+    """Channels (from 0) of red, green, blue: ``--rgb_bands``, else by band descriptions."""
+    bands = len(survey.descriptions)
+    if config.rgb_bands:
+        parts = config.rgb_bands.split(",")
+        fine = len(parts) == 3 and all(p.strip().isdecimal() for p in parts)
+        fine = fine and all(1 <= int(p) <= bands for p in parts)
+        require(
+            fine, "--rgb_bands", config.rgb_bands, f"three band numbers, 1 to {bands}"
+        )
+        return [int(part) - 1 for part in parts]
+    if bands < 3 or not any(survey.descriptions):
+        return None
+    return [band - 1 for band in rasters.rgb_bands(survey.descriptions)]
+
+
+def fit(run: Run) -> History:
+    """Train a prepared run: epochs, best checkpoints, early stopping, log and plot.
+
+    Without validation patches all epochs are run and no best checkpoint is written.
+    """
+    import torch
+    from tqdm import tqdm
+
+    config, model, history = run.config, run.model, run.history
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    scheduler = make_scheduler(optimizer, config, run.epochs)
+    training = run.loader(run.train, training=True)
+    validation = run.loader(run.validation) if run.validation else None
+    waited = 0
+    for epoch in range(1, run.epochs + 1):
+        started = time.perf_counter()
+        training.dataset.epoch = epoch
+        bar = tqdm(
+            training, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None
+        )
+        row = {"epoch": epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
+        row["train_loss"] = train_one_epoch(model, bar, run.loss, optimizer, run.device)
+        history.rows.append(row)
+        marks = []
+        if validation:
+            row["val_loss"], matrix = evaluate(
+                model, validation, run.loss, run.device, run.model_config.label_classes
+            )
+            result = scores(matrix, run.names)
+            keys = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
+            row |= {f"val_{key}": result[key] for key in keys}
+            row["val_combined"] = combined_score(result)
+            marks = save_best(run, row, result)
+            waited = 0 if "combined" in marks else waited + 1
+        row["seconds"] = time.perf_counter() - started
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(row.get("val_loss", row["train_loss"]))
+        elif scheduler:
+            scheduler.step()
+        log.info(epoch_line(row, run.epochs, marks))
+        write_log(run.save_dir / "model_training_log.csv", history.rows)
+        if config.patience and waited >= config.patience:
+            log.info("no better combined score for %d epochs: stopping", waited)
+            break
+    return history
+
+
+def save_best(run: Run, row: dict, result: dict) -> list[str]:
+    """Write the best checkpoints that this epoch improves; their criteria."""
+    history = run.history
+    values = {
+        "loss": row["val_loss"],
+        "iou": row["val_iou"],
+        "combined": row["val_combined"],
+    }
+    better = [
+        name
+        for name, value in values.items()
+        if value is not None and history.improve(name, value, higher=name != "loss")
+    ]
+    for name in better:
+        run.save(f"best_{name}", {"epoch": row["epoch"], "validation": result})
+    return better
+
+
+def epoch_line(row: dict, epochs: int, marks: Sequence[str]) -> str:
+    """One aligned line that tells an epoch."""
+
+    def number(key: str) -> str:
+        return "    -" if row.get(key) is None else f"{row[key]:.3f}"
+
+    parts = [f"epoch {row['epoch']:>4}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    if "val_loss" in row:
+        parts += [f"val {row['val_loss']:.4f}", f"IoU {number('val_iou')}"]
+        parts += [f"F1 {number('val_f1')}", f"kappa {number('val_kappa')}"]
+    parts += [f"lr {row['learning_rate']:.1e}", f"{row['seconds']:.1f} s"]
+    return "  ".join(parts) + (f"  * best {', '.join(marks)}" if marks else "")
+
+
+# --- experiments ----------------------------------------------------------------------------
+
+
+def run_experiment(config: TrainingConfig) -> dict:
+    """Train as the settings say, write all files of ``--save_dir``; the report.
+
+    Raises:
+        SegmentationError: Anything in the data or the settings that cannot be right; found before
+            training begins.
+    """
+    device = pick_device(config.device)
+    config.model_config(1)
+    run_kind = train_split if config.val_strategy == "split" else cross_validate
+    report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
+    report |= run_kind(config, device)
+    rasters.write_json(Path(config.save_dir) / "model_metrics.json", report)
+    return report
+
+
+def survey_split(
+    config: TrainingConfig, split: str, like: Survey | None, required=True
+):
+    """The survey of a split, or None when it is not required and has no patches."""
+    pairs = rasters.list_pairs(config.dataset_root, split, required)
+    if not pairs:
+        return None
+    survey = survey_patches(pairs, config.label_classes, config.ignore_index, like)
+    bands = survey.shape[0]
+    if config.in_channels not in (None, bands):
+        raise DatasetError(
+            f"--in_channels {config.in_channels}, but the patches in {config.dataset_root} have "
+            f"{bands} bands"
+        )
+    if survey.counts.sum() == 0:
+        raise DatasetError(f"No patch of the {split} split has a labelled pixel")
+    log.info("%-10s %5d patches of %d x %d pixels, %d bands", split, len(pairs), *survey.shape[1:],
+             bands)  # fmt: skip
+    return survey
+
+
+def names_for(config: TrainingConfig, survey: Survey) -> list[str]:
+    """Class names: given, else stored with the labels, else numbers."""
+    if config.mode == "binary":
+        return list(BINARY_NAMES)
+    if config.class_names:
+        return [name.strip() for name in config.class_names.split(",")]
+    stored = survey.class_names
+    return stored if stored and len(stored) == config.classes else default_class_names(
+        config.classes
+    )  # fmt: skip
+
+
+def train_split(config: TrainingConfig, device) -> dict:
+    """Train on train/, choose on validation/, examine the final model on test/."""
+    train = survey_split(config, "train", None)
+    validation = survey_split(config, "validation", train)
+    test = survey_split(config, "test", train, required=False)
+    run = Run(
+        config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
+        device,
+    )  # fmt: skip
+    prepare(run)
+    fit(run)
+    return finish(run, test)
+
+
+def finish(run: Run, test: Survey | None) -> dict:
+    """Take the best weights, examine them, write the final model and the picture.
+
+    Returns:
+        The report of the run: history, best epochs and the scores of the final model.
+    """
+    best = load_checkpoint(run.save_dir / "model_best_combined.pth", run.device)
+    run.model.load_state_dict(best.model.state_dict())
+    report = {
+        "best_epoch": dict(run.history.best_epoch),
+        "best": dict(run.history.best),
+    }
+    for name, survey in (("validation", run.validation), ("test", test)):
+        if survey:
+            report[name] = examine(run, survey)
+    metrics = {key: report[key] for key in ("validation", "test") if key in report}
+    run.save("final_model", metrics)
+    report["history"] = run.history.rows
+    report["class_names"] = run.names
+    rasters.write_json(run.save_dir / "model_metrics.json", report)
+    plot_training(run.save_dir / "model_training_plot.png", report)
+    return report
+
+
+def examine(run: Run, survey: Survey) -> dict:
+    """Loss and scores of a run's model on surveyed patches."""
+    loss, matrix = evaluate(
+        run.model,
+        run.loader(survey),
+        run.loss,
+        run.device,
+        run.model_config.label_classes,
+    )
+    return {"loss": loss} | scores(matrix, run.names)
+
+
+def cross_validate(config: TrainingConfig, device) -> dict:
+    """K-fold cross-validation over train/ and validation/, then a final model on all of it.
+
+    Folds are drawn at random with the seed. The final model is trained for the median of the
+    epochs that the folds found best; test/, when there, is the examination of that model alone.
+    """
+    from sklearn.model_selection import KFold
+
+    pooled = survey_split(config, "train", None)
+    more = survey_split(config, "validation", pooled, required=False)
+    pooled = pooled + more if more else pooled
+    test = survey_split(config, "test", pooled, required=False)
+    if len(pooled.pairs) < config.n_splits:
+        raise DatasetError(
+            f"{len(pooled.pairs)} patches cannot make {config.n_splits} folds; lower --n_splits"
+        )
+    names, save_dir = names_for(config, pooled), Path(config.save_dir)
+    folds = KFold(config.n_splits, shuffle=True, random_state=config.seed)
+    reports = []
+    for number, (inner, outer) in enumerate(folds.split(pooled.pairs), start=1):
+        log.info("fold %d of %d", number, config.n_splits)
+        run = Run(
+            config, pooled.subset(inner), pooled.subset(outer), save_dir / f"fold_{number}",
+            names, config.epochs, device,
+        )  # fmt: skip
+        prepare(run)
+        fit(run)
+        reports.append(finish(run, None))
+    epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
+    log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
+    final = Run(config, pooled, None, save_dir, names, epochs, device)
+    prepare(final)
+    fit(final)
+    matrix = sum(np.array(r["validation"]["confusion_matrix"]) for r in reports)
+    report = {
+        "class_names": names,
+        "folds": reports,
+        "summary": fold_summary([r["validation"] for r in reports]),
+        "pooled": scores(matrix, names),
+        "final_epochs": epochs,
+        "history": final.history.rows,
+    }
+    if test:
+        report["test"] = examine(final, test)
+    kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
+    final.save("final_model", kept)
+    plot_training(save_dir / "model_training_plot.png", report)
+    return report
+
+
+def fold_summary(results: Sequence[dict]) -> dict:
+    """Mean, standard deviation (n - 1) and 95 % t-interval over folds of each score."""
+    from scipy import stats
+
+    summary = {}
+    for key in ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa"):
+        values = [result[key] for result in results if result[key] is not None]
+        if not values:
+            continue
+        mean, count = float(np.mean(values)), len(values)
+        deviation = float(np.std(values, ddof=1)) if count > 1 else None
+        interval = None
+        if count > 1:
+            half = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+            interval = [mean - half, mean + half]
+        summary[key] = {
+            "mean": mean,
+            "std": deviation,
+            "interval_95": interval,
+            "values": values,
+        }
+    return summary
+
+
+# --- reports --------------------------------------------------------------------------------
+
+
+def write_log(target: Path, rows: Sequence[dict]) -> None:
+    """The epochs as CSV, a column per measure."""
+    with rasters.whole_file(target) as part, open(part, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def score_table(result: dict) -> str:
+    """The scores of one examination as aligned text, a line per class."""
+
+    def number(value: float | None) -> str:
+        return f"{value:7.3f}" if value is not None else "      -"
+
+    columns = ("iou", "f1", "precision", "recall")
+    width = max(len(entry["name"]) for entry in result["per_class"]) + 2
+    lines = [f"{'':{width}}" + "".join(f"{c:>11}" for c in columns) + f"{'pixels':>12}"]
+    for entry in result["per_class"]:
+        values = "".join(f"{number(entry[c]):>11}" for c in columns)
+        lines.append(f"{entry['name']:{width}}{values}{entry['pixels']:>12,}")
+    means = "".join(f"{number(result[f'mean_{c}']):>11}" for c in columns)
+    lines.append(f"{'mean':{width}}{means}")
+    accuracy, kappa = number(result["overall_accuracy"]), number(result["kappa"])
+    return "\n".join(
+        [*lines, f"overall accuracy {accuracy.strip()}, kappa {kappa.strip()}"]
+    )
+
+
+def plot_training(target: Path, report: dict) -> None:
+    """Draw a report: loss and score curves, bars per class, confusion matrix.
+
+    Bars and matrix are those of the test split, else pooled over the folds, else validation.
+    """
+    from matplotlib.figure import Figure
+
+    source = next(key for key in ("test", "pooled", "validation") if key in report)
+    result = report[source]
+    runs = [r["history"] for r in report.get("folds", [])] or [report["history"]]
+    figure = Figure(figsize=(14, 10), layout="constrained")
+    losses, curves, bars, table = figure.subplots(2, 2).ravel()
+    for index, rows in enumerate(runs):
+        epochs = [row["epoch"] for row in rows]
+        faint = 1.0 if len(runs) == 1 else 0.6
+        first = index == 0
+        for axes, key, name, colour in (
+            (losses, "train_loss", "training", "C0"),
+            (losses, "val_loss", "validation", "C1"),
+            (curves, "val_iou", "IoU", "C2"),
+            (curves, "val_f1", "F1", "C3"),
+            (curves, "val_kappa", "kappa", "C4"),
+        ):
+            if key in rows[0]:
+                values = [np.nan if row[key] is None else row[key] for row in rows]
+                label = name if first else None
+                axes.plot(
+                    epochs, values, color=colour, alpha=faint, label=label, marker="."
+                )
+    best = report.get("best_epoch", {}).get("combined")
+    if best:
+        curves.axvline(
+            best, color="grey", linestyle=":", label=f"final model: epoch {best}"
+        )
+    losses.set(title="Loss", xlabel="epoch", ylabel="loss")
+    title = "Validation scores" + (f", {len(runs)} folds" if len(runs) > 1 else "")
+    curves.set(title=title, xlabel="epoch", ylim=(0, 1.02))
+    for axes in (losses, curves):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    _draw_bars(bars, result, source)
+    _draw_matrix(figure, table, result, source)
+    with rasters.whole_file(target) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
+def _draw_bars(axes, result: dict, source: str) -> None:
+    entries = result["per_class"]
+    places = np.arange(len(entries))
+    for shift, key in ((-0.2, "iou"), (0.2, "f1")):
+        values = [entry[key] or 0 for entry in entries]
+        drawn = axes.bar(
+            places + shift, values, 0.38, label=key.upper().replace("IOU", "IoU")
+        )
+        labels = ["-" if e[key] is None else f"{e[key]:.2f}" for e in entries]
+        axes.bar_label(drawn, labels, fontsize=8)
+    axes.set_xticks(
+        places, [entry["name"] for entry in entries], rotation=30, ha="right"
+    )
+    mean = result["mean_iou"]
+    shown = "-" if mean is None else f"{mean:.3f}"
+    axes.set(title=f"Per class, {source} (mean IoU {shown})", ylim=(0, 1.1))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _draw_matrix(figure, axes, result: dict, source: str) -> None:
+    counts = np.array(result["confusion_matrix"], float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [entry["name"] for entry in result["per_class"]]
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(
+        title=f"Confusion, {source} (share of the true class)",
+        xlabel="predicted",
+        ylabel="true",
+    )
+    if len(names) <= 16:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if share > 0.5 else "black"
+            text = f"{share:.2f}"
+            axes.text(
+                column, row, text, ha="center", va="center", color=colour, fontsize=8
+            )
+    figure.colorbar(drawn, ax=axes, shrink=0.8)
