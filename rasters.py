@@ -490,8 +490,13 @@ def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
     return image, valid, np.where(valid, mask, ignore_index)
 
 
+def class_name_tags(names: Sequence[str]) -> dict[str, str]:
+    """Class names as a GeoTIFF tag, which ``class_names_of`` reads."""
+    return {"CLASS_NAMES": json.dumps(list(names), ensure_ascii=False)}
+
+
 def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
-    """The class names that extraction stored in a label, or None."""
+    """The class names stored in a label or a map, or None."""
     stored = dataset.tags().get("CLASS_NAMES")
     return json.loads(stored) if stored else None
 
@@ -516,13 +521,14 @@ def whole_file(target: str | Path) -> Iterator[Path]:
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
+        part.chmod(0o666 & ~umask())
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
