@@ -873,6 +873,11 @@ def balanced_weights(counts: np.ndarray) -> np.ndarray:
 # --- metrics --------------------------------------------------------------------------------
 
 
+def class_probabilities(logits: Tensor) -> Tensor:
+    """Probabilities (N, K, H, W) of logits: a sigmoid for K = 1, else a softmax over K."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
 def predict_classes(logits: Tensor, threshold: float = 0.5) -> Tensor:
     """Class ids (N, H, W) int64 of logits (N, K, H, W)."""
     if logits.shape[1] == 1:

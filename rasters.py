@@ -161,6 +161,29 @@ def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
     return bool(np.abs(shifts).max() <= tolerance)
 
 
+def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
+    """Square metres of a pixel in each row, (H,); None when the CRS does not tell.
+
+    In degrees a pixel is measured on the CRS's ellipsoid, in the middle column.
+    """
+    crs, transform = dataset.crs, dataset.transform
+    if crs is None or not (crs.is_projected or crs.is_geographic):
+        return None
+    if crs.is_projected:
+        metres = crs.linear_units_factor[1]
+        return np.full(dataset.height, abs(transform.determinant) * metres**2)
+    from pyproj import CRS
+
+    geod = CRS.from_wkt(crs.to_wkt()).get_geod()
+    middle = dataset.width // 2
+    areas = []
+    for row in range(dataset.height):
+        corners = [(middle + x, row + y) for x, y in ((0, 0), (0, 1), (1, 1), (1, 0))]
+        longitudes, latitudes = zip(*(transform * corner for corner in corners))
+        areas.append(abs(geod.polygon_area_perimeter(longitudes, latitudes)[0]))
+    return np.array(areas)
+
+
 # --- valid pixels ---------------------------------------------------------------------------
 
 

@@ -586,6 +586,7 @@ def extract_train_predict(scene: Scene, output: Path, args: argparse.Namespace) 
         val_ratio=0.15,
         test_ratio=0.15,
         seed=args.seed,
+        class_names=",".join(CLASS_COLORS),
         save_metadata=True,
     )
     run_script(
@@ -600,7 +601,6 @@ def extract_train_predict(scene: Scene, output: Path, args: argparse.Namespace) 
         batch_size=BATCH_SIZE,
         seed=args.seed,
         save_dir=output / "models",
-        class_names=",".join(CLASS_COLORS),
     )
     window = min(512, args.size // 32 * 32)
     run_script(
