@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -580,18 +580,12 @@ def resize_image(image: np.ndarray, valid: np.ndarray, size: int, interpolation:
     return resized, kept
 
 
-def declared_nodata(image, bands: Sequence[int]) -> float | None:
+def declared_nodata(image, bands: Sequence[int]):
     """The nodata value that all bands share and that their dtype can hold, or None."""
     values = {image.nodatavals[band - 1] for band in bands}
-    if len(values) != 1 or None in values:
+    if len(values) != 1:
         return None
-    (value,) = values
-    dtype = np.result_type(*image.dtypes)
-    if dtype.kind == "f":
-        return value
-    limits = np.iinfo(dtype)
-    whole = math.isfinite(value) and value == int(value)
-    return value if whole and limits.min <= value <= limits.max else None
+    return rasters.as_dtype(values.pop(), np.result_type(*image.dtypes))
 
 
 @dataclass(frozen=True)
@@ -612,7 +606,7 @@ class Profile:
         """
         pixels, masked = patch.image, not patch.valid.all()
         if masked and self.nodata is not None:
-            pixels = np.where(patch.valid, pixels, pixels.dtype.type(self.nodata))
+            pixels = np.where(patch.valid, pixels, self.nodata)
         with self._create(image_path, patch, pixels.dtype, len(pixels)) as file:
             file.descriptions = self.descriptions
             file.colorinterp = self.colours
@@ -644,6 +638,11 @@ class Profile:
             interleave="band",
             blockysize=height,
         )
+
+
+def _role(colour: ColorInterp) -> ColorInterp:
+    """The role of a band in a patch: an alpha band that was selected is data."""
+    return ColorInterp.undefined if colour == ColorInterp.alpha else colour
 
 
 # --- splits ---------------------------------------------------------------------------------
@@ -773,7 +772,7 @@ def cut_cells(cells, image, bands, label, config, staging: Path):
         image.crs,
         declared_nodata(image, bands),
         tuple(image.descriptions[band - 1] for band in bands),
-        tuple(image.colorinterp[band - 1] for band in bands),
+        tuple(_role(image.colorinterp[band - 1]) for band in bands),
         label.unlabelled,
         label.names,
     )
@@ -976,19 +975,14 @@ def draw_sample(config: SampleConfig) -> Path:
     )
     colours = rasters.class_colours(count)
     target = Path(config.output) / f"sample_{config.split}_{pair.name}.png"
-    rasters.show_panels(
-        [
-            {
-                "title": f"image (bands {', '.join(map(str, shown))})",
-                "picture": picture,
-            },
-            {"title": "label", "picture": label},
-            {"title": "overlay", "picture": overlay},
-        ],
-        target,
-        [(names[number], colours[number]) for number in present if number < count],
-        f"{config.split} {index}: {pair.name}",
-    )
+    panels = [
+        {"title": f"image (bands {', '.join(map(str, shown))})", "picture": picture},
+        {"title": "label", "picture": label},
+        {"title": "overlay", "picture": overlay},
+    ]
+    legend = [(names[number], colours[number]) for number in present if number < count]
+    title = f"{config.split} {index}: {pair.name}"
+    rasters.save_figure(rasters.draw_panels(panels, legend, title), target)
     return target
 
 

@@ -663,7 +663,8 @@ def draw_quicklook(task: Task, names: Sequence[str], confidence: bool) -> Path:
         panels.append({"title": "confidence", "picture": values, "limits": (0, 1)})
     target = task.beside("_quicklook.png")
     colours = rasters.class_colours(len(names))
-    rasters.show_panels(panels, target, list(zip(names, colours)), task.output.name)
+    figure = rasters.draw_panels(panels, list(zip(names, colours)), task.output.name)
+    rasters.save_figure(figure, target)
     return target
 
 

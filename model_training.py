@@ -1643,8 +1643,7 @@ def plot_training(target: Path, report: dict) -> None:
         axes.legend(frameon=False)
     _draw_bars(bars, result, source)
     _draw_matrix(figure, table, result, source)
-    with rasters.whole_file(target) as part:
-        figure.savefig(part, format="png", dpi=110)
+    rasters.save_figure(figure, target)
 
 
 def _draw_bars(axes, result: dict, source: str) -> None:

@@ -13,24 +13,36 @@ import json
 import math
 import os
 import re
+import struct
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 VERSION = "1.0.0"
 UNLABELLED = 255  # the default --ignore_index, and what extraction writes
 SPLITS = ("train", "validation", "test")
 TIFF_SUFFIXES = (".tif", ".tiff")
-SCENE_SUFFIXES = (*TIFF_SUFFIXES, ".vrt", ".jp2", ".img")
+# GDAL drivers by suffix: a file of another format than its name says is refused
+DRIVERS = {
+    **dict.fromkeys(TIFF_SUFFIXES, ("GTiff",)),
+    ".vrt": ("VRT",),
+    ".jp2": ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID"),
+    ".img": ("HFA", "ENVI"),
+}
+SCENE_SUFFIXES = tuple(DRIVERS)
 # GDAL keeps up to 5 % of the machine's memory as block cache; a fixed size keeps memory flat.
 GDAL_OPTIONS = {"GDAL_CACHEMAX": 256, "GDAL_NUM_THREADS": "ALL_CPUS"}
 
@@ -56,8 +68,9 @@ class OptionError(SegmentationError, ValueError):
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> OptionError:
     """The error for a name that is not in ``known``, with the nearest known one."""
-    near = get_close_matches(name.lower(), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    lower = {text.lower(): text for text in known}
+    near = get_close_matches(name.lower(), lower, n=1)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
     listed = ", ".join(known) if len(known) <= 24 else f"{len(known)} names are known"
     return OptionError(f"Unknown {kind} {name!r}{hint} ({listed})")
 
@@ -121,27 +134,38 @@ def require(condition: bool, option: str, value, expected: str) -> None:
 def open_raster(path: str | Path) -> rasterio.DatasetReader:
     """Open anything that GDAL reads, unless the file is not what its name says.
 
-    A VRT can point at any file of the machine, so one that goes by another name is refused.
-
     Raises:
         RasterError: The file is missing, unreadable, of another format than its suffix, holds
             complex numbers, or has no bands.
     """
     suffix = Path(str(path)).suffix.lower()
-    driver = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
     try:
-        dataset = rasterio.open(path, **driver)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            # TIFFs are opened as such only: a VRT can point at any file of the machine
+            tiff = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
+            dataset = rasterio.open(path, **tiff)
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(f"Cannot read {path}: {error}") from error
-    if dataset.driver == "VRT" and suffix != ".vrt":
-        raise RasterError(f"{path} is a VRT under another name; rename it to .vrt")
-    if dataset.count == 0:
-        raise RasterError(f"{path} has no bands; name one of its subdatasets")
-    if any(np.dtype(dtype).kind == "c" for dtype in dataset.dtypes):
-        raise RasterError(
-            f"{path} holds complex numbers; convert it to amplitude or dB"
-        )
+    fault = _fault_of(dataset, suffix)
+    if fault:
+        dataset.close()
+        raise RasterError(f"{path} {fault}")
     return dataset
+
+
+def _fault_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
+    """Why an open raster cannot be used, or None."""
+    driver = dataset.driver
+    if driver == "VRT" and suffix != ".vrt":
+        return "is a VRT under another name; rename it to .vrt"
+    if driver not in DRIVERS.get(suffix, (driver,)):
+        return f"is no {suffix} file but one of format {driver}; give it its right name"
+    if dataset.count == 0:
+        return "has no bands; name one of its subdatasets"
+    if any("complex" in dtype for dtype in dataset.dtypes):
+        return "holds complex numbers; convert it to amplitude or dB"
+    return None
 
 
 def require_georeference(dataset: rasterio.DatasetReader) -> None:
@@ -164,24 +188,34 @@ def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
 def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
     """Square metres of a pixel in each row, (H,); None when the CRS does not tell.
 
-    In degrees a pixel is measured on the CRS's ellipsoid, in the middle column.
+    In degrees, and in Mercator projections, whose scale grows with the latitude, a pixel is measured
+    on the ellipsoid, in the middle column.
     """
     crs, transform = dataset.crs, dataset.transform
     if crs is None or not (crs.is_projected or crs.is_geographic):
         return None
-    if crs.is_projected:
+    from pyproj import CRS, Transformer
+
+    known = CRS.from_wkt(crs.to_wkt())
+    known = known.sub_crs_list[0] if known.is_compound else known
+    method = known.coordinate_operation.method_name if crs.is_projected else "Mercator"
+    if "Mercator" not in method or "Transverse" in method:
         metres = crs.linear_units_factor[1]
         return np.full(dataset.height, abs(transform.determinant) * metres**2)
-    from pyproj import CRS
-
-    geod = CRS.from_wkt(crs.to_wkt()).get_geod()
-    middle = dataset.width // 2
-    areas = []
-    for row in range(dataset.height):
-        corners = [(middle + x, row + y) for x, y in ((0, 0), (0, 1), (1, 1), (1, 0))]
-        longitudes, latitudes = zip(*(transform * corner for corner in corners))
-        areas.append(abs(geod.polygon_area_perimeter(longitudes, latitudes)[0]))
-    return np.array(areas)
+    column = dataset.width // 2 + np.array([0, 0, 1, 1])
+    row = np.arange(dataset.height)[:, None] + np.array([0, 1, 1, 0])
+    a, b, c, d, e, f = transform[:6]
+    corners = a * column + b * row + c, d * column + e * row + f
+    degrees = Transformer.from_crs(known, "EPSG:4326", always_xy=True)
+    longitudes, latitudes = degrees.transform(*corners)
+    latitudes = np.clip(np.where(np.isfinite(latitudes), latitudes, 90), -90, 90)
+    geod = known.get_geod()
+    return np.array(
+        [
+            abs(geod.polygon_area_perimeter(*pair)[0])
+            for pair in zip(longitudes, latitudes)
+        ]
+    )
 
 
 # --- valid pixels ---------------------------------------------------------------------------
@@ -206,9 +240,16 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
         RasterError: A number outside the raster, an unknown or ambiguous description.
     """
     if bands is None:
-        return image_bands(dataset)
+        chosen = image_bands(dataset)
+        if not chosen:
+            raise RasterError(f"{dataset.name} has no band beside alpha")
+        return chosen
     chosen = []
     for item in (part.strip() for part in bands.split(",")):
+        if not item:
+            raise RasterError(
+                f"--bands {bands!r}: expected names or numbers between commas"
+            )
         if item.isdecimal():
             if not 1 <= int(item) <= dataset.count:
                 raise RasterError(
@@ -216,7 +257,7 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
                 )
             chosen.append(int(item))
             continue
-        names = [(text or "").lower() for text in dataset.descriptions]
+        names = [(text or "").strip().lower() for text in dataset.descriptions]
         found = [i for i, name in enumerate(names, 1) if name == item.lower()]
         found = found or [
             i for i, name in enumerate(names, 1) if name.split()[:1] == [item.lower()]
@@ -228,6 +269,48 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
             )
         chosen.append(found[0])
     return chosen
+
+
+def _read(dataset: rasterio.DatasetReader, bands: Sequence[int], **where):
+    """Pixels (C, H, W) and validity (H, W) of a part inside a raster.
+
+    GDAL's own masks let one kind shadow another (nodata hides alpha); here all of them count.
+    """
+    try:
+        if len({dataset.dtypes[band - 1] for band in bands}) == 1:
+            pixels = dataset.read(list(bands), **where)
+        else:  # rasterio reads bands of one dtype together
+            pixels = np.stack([dataset.read(band, **where) for band in bands])
+        seen = np.ones(pixels.shape[1:], bool)
+        if pixels.dtype.kind == "f":
+            seen &= np.isfinite(pixels).all(axis=0)
+        shared = False  # one mask band for all bands
+        for band, values in zip(bands, pixels):
+            nodata = as_dtype(dataset.nodatavals[band - 1], values.dtype)
+            if nodata is not None:
+                seen &= values != nodata
+            flags = dataset.mask_flag_enums[band - 1]
+            if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+                shared = True
+        if shared:
+            seen &= dataset.read_masks(bands[0], **where) > 0
+        for band, role in enumerate(dataset.colorinterp, start=1):
+            if role == ColorInterp.alpha and band not in bands:
+                seen &= dataset.read(band, **where) > 0
+    except rasterio.errors.RasterioIOError as error:
+        raise RasterError(f"Cannot read {dataset.name}: {error}") from error
+    return pixels, seen
+
+
+def as_dtype(value: float | None, dtype: np.dtype):
+    """A nodata value in a dtype; None when there is none or the dtype cannot hold it."""
+    if value is None or dtype.kind == "f":
+        return None if value is None else dtype.type(value)
+    limits = np.iinfo(dtype)
+    whole = math.isfinite(value) and value == int(value)
+    return (
+        dtype.type(int(value)) if whole and limits.min <= value <= limits.max else None
+    )
 
 
 def read_image(
@@ -255,20 +338,7 @@ def read_image(
     valid = np.zeros(shape, bool)
     if inside is None:
         return image, valid
-    try:
-        pixels = dataset.read(list(bands), window=inside)
-        seen = np.ones(pixels.shape[1:], bool)
-        for index in bands:
-            flags = dataset.mask_flag_enums[index - 1]
-            alpha_is_data = MaskFlags.alpha in flags and len(bands) == dataset.count
-            if MaskFlags.all_valid not in flags and not alpha_is_data:
-                seen &= dataset.read_masks(index, window=inside) > 0
-                if MaskFlags.per_dataset in flags:
-                    break  # one mask for all bands
-    except rasterio.errors.RasterioIOError as error:
-        raise RasterError(f"Cannot read {dataset.name}: {error}") from error
-    if pixels.dtype.kind == "f":
-        seen &= np.isfinite(pixels).all(axis=0)
+    pixels, seen = _read(dataset, bands, window=inside)
     rows = slice(
         int(inside.row_off - window.row_off),
         int(inside.row_off - window.row_off + inside.height),
@@ -331,7 +401,10 @@ def rgb_bands(descriptions: Sequence[str | None], colours: Sequence = ()) -> lis
         hits = [i for i, name in enumerate(names, 1) if re.search(pattern, name)]
         return hits[0] if hits else None
 
-    by_word = [first(rf"(?<![a-z]){c}(?!.?edge)") for c in ("red", "green", "blue")]
+    by_word = [
+        first(rf"^(b\d+\W?)?{c}$") or first(rf"(?<![a-z]){c}(?!.?edge)")
+        for c in ("red", "green", "blue")
+    ]
     if None not in by_word:
         return by_word
     landsat = {name for name in names if re.fullmatch(r"b0?\d+", name)}
@@ -348,7 +421,7 @@ def stretch(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
     if valid.any():
         for channel, band in enumerate(np.broadcast_to(image, (3, *valid.shape))):
             low, high = np.percentile(band[valid], [2, 98])
-            scaled = (band[valid].astype(np.float32) - low) / max(high - low, 1e-6)
+            scaled = (band[valid].astype(np.float32) - low) / ((high - low) or 1)
             picture[valid, channel] = np.clip(scaled * 255, 0, 255)
     return picture
 
@@ -369,13 +442,14 @@ def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarra
             raise DatasetError(
                 f"{source} holds {bad:g}, which is no class; labels are whole numbers"
             )
-        label = np.where(valid, label, 0)
+        # beyond int64 a cast would wrap around
+        label = np.clip(np.where(valid, label, 0), -(2.0**62), 2.0**62)
     return label.astype(np.int64)
 
 
 def read_label(dataset: rasterio.DatasetReader, window: Window, unlabelled: int):
     """A window of a one-band label raster as (H, W) int64; invalid pixels get ``unlabelled``."""
-    label, valid = read_image(dataset, window, [1])
+    label, valid = read_image(dataset, window, image_bands(dataset)[:1])
     return np.where(valid, whole_labels(label[0], valid, dataset.name), unlabelled)
 
 
@@ -473,13 +547,18 @@ def patch_header(path: Path) -> PatchHeader:
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
+            tiff.filehandle.seek(page.offset)
+            layout = tiff.tiff
+            count = tiff.filehandle.read(layout.tagnosize)
+            (tags,) = struct.unpack(layout.tagnoformat, count)
             ends = np.add(page.dataoffsets, page.databytecounts)
             header = PatchHeader(
                 page.samplesperpixel, page.imagelength, page.imagewidth, str(page.dtype)
             )
-    except (tifffile.TiffFileError, IndexError, ValueError) as error:
+    except (tifffile.TiffFileError, IndexError, ValueError, struct.error) as error:
         raise DatasetError(f"{path} is not a readable TIFF: {error}") from error
-    if len(ends) == 0 or ends.max() > path.stat().st_size:
+    whole = len(ends) and ends.max() <= path.stat().st_size and len(page.tags) == tags
+    if not whole:
         raise DatasetError(f"{path} is cut off; write it again")
     return header
 
@@ -520,8 +599,12 @@ def class_name_tags(names: Sequence[str]) -> dict[str, str]:
 
 def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
     """The class names stored in a label or a map, or None."""
-    stored = dataset.tags().get("CLASS_NAMES")
-    return json.loads(stored) if stored else None
+    try:
+        names = json.loads(dataset.tags().get("CLASS_NAMES", "null"))
+    except json.JSONDecodeError:
+        return None  # another program's tag
+    fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if fine and names else None
 
 
 # --- files that appear whole ----------------------------------------------------------------
@@ -536,6 +619,8 @@ def whole_file(target: str | Path) -> Iterator[Path]:
         renamed at the end, and removed when the block raises.
     """
     target = Path(target)
+    if target.is_dir():
+        raise SegmentationError(f"{target} is a folder; give the name of a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(".part", f".{target.stem[:40]}-", target.parent)
     os.close(handle)
@@ -546,6 +631,9 @@ def whole_file(target: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         part.chmod(0o666 & ~umask())
         part.replace(target)
+        for ending in (".ovr", ".msk", ".aux.xml"):  # GDAL's, of the former file
+            if os.path.exists(f"{target}{ending}"):
+                os.unlink(f"{target}{ending}")
     finally:
         part.unlink(missing_ok=True)
 
@@ -603,24 +691,17 @@ def overview(
     """A whole raster, thinned to at most ``longest`` pixels a side: image, valid."""
     scale = min(1.0, longest / max(dataset.shape))
     height, width = (max(1, round(side * scale)) for side in dataset.shape)
-    image = dataset.read(list(bands), out_shape=(len(bands), height, width))
-    valid = np.ones((height, width), bool)
-    for index in bands:
-        valid &= dataset.read_masks(index, out_shape=(height, width)) > 0
-    if image.dtype.kind == "f":
-        valid &= np.isfinite(image).all(axis=0)
-    return image, valid
+    return _read(dataset, bands, out_shape=(height, width))
 
 
-def show_panels(
-    panels: Sequence[dict], target, legend=(), title: str = "", columns: int = 0
-):
-    """Draw pictures side by side and store them as a PNG.
+def draw_panels(
+    panels: Sequence[dict], legend=(), title: str = "", columns: int = 0
+) -> Figure:
+    """Draw pictures side by side.
 
     Args:
         panels: Each with "title", "picture" (an array for imshow) and, for a single band,
             optional "limits" (low, high), which adds a colour bar.
-        target: The PNG to write; None returns the figure instead.
         legend: (name, RGB 0..255) pairs.
         title: One line above all panels.
         columns: Panels in a row (default: all).
@@ -630,7 +711,11 @@ def show_panels(
 
     columns = columns or len(panels)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.6 * columns, 4.6 * rows + 0.8), layout="constrained")
+    width = 4.6 * columns  # inches; a name takes 0.09 a letter and 0.7 beside
+    longest = max((len(name) for name, _ in legend), default=0)
+    in_a_row = min(max(1, int(width / (0.09 * longest + 0.7))), len(legend) or 1)
+    below = 0.25 * math.ceil(len(legend) / in_a_row)
+    figure = Figure(figsize=(width, 4.6 * rows + 0.5 + below), layout="constrained")
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, number)
         limits = panel.get("limits")
@@ -638,25 +723,29 @@ def show_panels(
             {"cmap": "viridis", "vmin": limits[0], "vmax": limits[1]} if limits else {}
         )
         drawn = axes.imshow(panel["picture"], interpolation="nearest", **style)
-        axes.set_title(panel["title"], fontsize=11)
+        axes.set_title(panel["title"], fontsize=11, parse_math=False)
         axes.set_axis_off()
         if limits:
             figure.colorbar(drawn, ax=axes, shrink=0.7)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     if legend:
         handles = [
             Patch(facecolor=np.divide(colour, 255), edgecolor="grey", label=name)
             for name, colour in legend
         ]
-        figure.legend(
+        drawn = figure.legend(
             handles=handles,
             loc="outside lower center",
-            ncols=min(len(handles), 8),
+            ncols=in_a_row,
             frameon=False,
         )
-    if target is None:
-        return figure
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def save_figure(figure: Figure, target: str | Path) -> None:
+    """Store a figure as a PNG."""
     with whole_file(target) as part:
         figure.savefig(part, format="png", dpi=110)
-    return None

@@ -651,10 +651,17 @@ def class_colors(path: Path):
 
 def score_line(scores: dict) -> str:
     """The test split's scores in one line."""
-    iou, f1 = scores["mean_iou"], scores["mean_f1"]
-    accuracy, kappa = scores["overall_accuracy"], scores["kappa"]
-    agreement = f"accuracy {accuracy:.3f}   kappa {kappa:.3f}"
-    return f"test split: mIoU {iou:.3f}   F1 {f1:.3f}   {agreement}"
+    measures = {
+        "mIoU": "mean_iou",
+        "F1": "mean_f1",
+        "accuracy": "overall_accuracy",
+        "kappa": "kappa",  # None when there is one class only
+    }
+    values = (
+        f"{name} {'-' if scores[key] is None else format(scores[key], '.3f')}"
+        for name, key in measures.items()
+    )
+    return f"test split: {'   '.join(values)}"
 
 
 def draw_picture(path: Path, scene: Scene, map_path: Path, scores: dict) -> None:
@@ -751,6 +758,9 @@ def main(argv: list[str] | None = None) -> int:
     if not 32 <= args.patch_size <= args.size // 4:  # or a split may stay empty
         span = f"32 to {args.size // 4}, a quarter of --size"
         parser.error(f"--patch_size is {args.patch_size} pixels, expected {span}")
+    for name, least in (("epochs", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} is {getattr(args, name)}, expected {least} or more")
     try:
         run_demo(args)
     except subprocess.CalledProcessError as error:
