@@ -212,9 +212,8 @@ def read_vector(path: str) -> GeoDataFrame:
     try:
         table = read(path)
     except Exception as error:  # every driver raises its own kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DatasetError(
-            f"{path} cannot be read as a vector file: {reason}"
+            f"{path} cannot be read as a vector file: {rasters.reason(error)}"
         ) from error
     if not isinstance(table, geopandas.GeoDataFrame) or table.geometry.isna().all():
         raise DatasetError(f"{path} has no geometries")
@@ -225,10 +224,22 @@ def read_vector(path: str) -> GeoDataFrame:
     return table
 
 
-def in_pixels(table: GeoDataFrame, image: rasterio.DatasetReader):
-    """The geometries of a table as a GeoSeries in the image's pixel coordinates (x, y)."""
+def in_pixels(table: GeoDataFrame, image: rasterio.DatasetReader, source: str):
+    """The geometries of a table as a GeoSeries in the image's pixel coordinates (x, y).
+
+    Raises:
+        DatasetError: There is no way between the two CRS.
+    """
+    from pyproj.exceptions import ProjError
+
     a, b, c, d, e, f = (~image.transform)[:6]
-    return table.geometry.to_crs(image.crs).affine_transform([a, b, d, e, c, f])
+    try:
+        outlines = table.geometry.to_crs(image.crs)
+    except ProjError as error:
+        raise DatasetError(
+            f"{source} cannot be brought into the CRS of {image.name}: {error}"
+        ) from error
+    return outlines.affine_transform([a, b, d, e, c, f])
 
 
 def cell_names(grid: GeoDataFrame, column: str | None) -> list[str]:
@@ -245,7 +256,9 @@ def cell_names(grid: GeoDataFrame, column: str | None) -> list[str]:
         if name not in columns:
             continue
         ids = [_id_text(value) for value in grid[columns[name]]]
-        twice = [text for text, count in Counter(ids).items() if count > 1 or not text]
+        names = Counter(_file_names(ids))
+        twice = [text for text in ids if not text]
+        twice += [text for text in names if names[text] > 1]
         if not twice:
             break
         if column:
@@ -255,7 +268,12 @@ def cell_names(grid: GeoDataFrame, column: str | None) -> list[str]:
             )
     else:
         ids = [str(row) for row in range(1, len(grid) + 1)]
-    digits = max(3, *(len(text) for text in ids if text.isdecimal()), 0)
+    return _file_names(ids)
+
+
+def _file_names(ids: Sequence[str]) -> list[str]:
+    """Ids as the names of patches; numbers are filled up so that they sort."""
+    digits = max([3, *(len(text) for text in ids if text.isdecimal())])
     return [f"patch_{t.zfill(digits) if t.isdecimal() else t}" for t in ids]
 
 
@@ -282,8 +300,9 @@ def read_grid(config: ExtractionConfig, image: rasterio.DatasetReader):
     grid = read_vector(config.grid)
     names = cell_names(grid, config.id_column)
     cells, skipped = [], {}
-    for name, outline in zip(names, in_pixels(grid, image)):
-        if outline is None or outline.is_empty or outline.area == 0:
+    for name, outline in zip(names, in_pixels(grid, image, config.grid)):
+        outline = polygonal(outline)
+        if outline is None:
             skipped[name] = "no polygon"
             continue
         if not np.isfinite(outline.bounds).all():
@@ -303,16 +322,25 @@ def read_grid(config: ExtractionConfig, image: rasterio.DatasetReader):
             skipped[name] = "outside the image"
             continue
         box = shapely.box(*outline.bounds)
-        # less than a tenth of a pixel between the cell and its box: a plain rectangle
-        plain = box.area - outline.area < 0.1 * box.length
-        outline = None if plain else shapely.make_valid(outline)
-        cells.append(Cell(name, window, outline))
+        gap = shapely.hausdorff_distance(outline.boundary, box.boundary)
+        cells.append(Cell(name, window, outline if gap > 0.01 else None))
     if not cells:
         raise DatasetError(
             f"No cell of {config.grid} lies on {image.name} ({_first_reason(skipped)}); check the CRS "
             f"of both: {grid.crs.to_string()} and {image.crs.to_string()}"
         )
     return cells, skipped
+
+
+def polygonal(outline: Geometry | None) -> Geometry | None:
+    """The valid polygons of a geometry as one; None when there are none."""
+    import shapely
+
+    if outline is None or not np.isfinite(outline.bounds).all():
+        return outline if outline is not None and not outline.is_empty else None
+    parts = shapely.get_parts(shapely.make_valid(outline))
+    parts = [part for part in shapely.get_parts(parts) if part.area > 0]
+    return shapely.union_all(parts) if parts else None
 
 
 def _first_reason(skipped: dict[str, str]) -> str:
@@ -344,8 +372,19 @@ class Label:
         """The classes of a window, (H, W) uint8 (uint16 past 255 classes).
 
         Raises:
-            DatasetError: Values that are no class.
+            DatasetError: Values that are no class, or a class without a name among names.
         """
+        label = self._numbered(window)
+        if self.names:
+            highest = label[label != self.unlabelled].max(initial=0)
+            if highest >= len(self.names):
+                raise DatasetError(
+                    f"--class_names names {len(self.names)} classes, but {self.source} holds "
+                    f"class {highest}"
+                )
+        return label
+
+    def _numbered(self, window: Window) -> np.ndarray:
         label = self.read(window)
         dtype = np.uint8 if self.unlabelled == rasters.UNLABELLED else np.uint16
         if self.values is None:
@@ -383,7 +422,10 @@ def open_label(config: ExtractionConfig, image) -> Iterator[Label]:
         if not rasters.same_pixel_grid(image, raster):
             _require_overlap(image, raster)
             log.info("%s is warped onto the image's pixels (nearest)", raster.name)
-            options = {} if raster.nodata is not None else {"add_alpha": True}
+            masked = (
+                raster.nodata is not None or ColorInterp.alpha in raster.colorinterp
+            )
+            options = {} if masked else {"add_alpha": True}
             raster = stack.enter_context(
                 WarpedVRT(
                     raster,
@@ -405,21 +447,33 @@ def open_label(config: ExtractionConfig, image) -> Iterator[Label]:
 def whole_values(text: str | None) -> list[int] | None:
     """``--label_values`` as numbers."""
     try:
-        return [int(item) for item in split_list(text)] or None
+        values = [int(item) for item in split_list(text)]
     except ValueError:
         raise OptionError(
             f"--label_values {text}: expected whole numbers for this label"
         ) from None
+    fine = len(set(values)) == len(values)
+    require(fine, "--label_values", text, "different values")
+    return values or None
 
 
 def _require_overlap(image, label) -> None:
-    left, bottom, right, top = rasterio.warp.transform_bounds(
-        label.crs, image.crs, *label.bounds
-    )
-    ours = image.bounds
-    apart = left >= ours.right or right <= ours.left
-    if apart or bottom >= ours.top or top <= ours.bottom:
-        raise DatasetError(f"{label.name} does not overlap {image.name}")
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import CRSError
+    from rasterio.warp import transform_bounds
+
+    try:
+        theirs = transform_bounds(label.crs, image.crs, *label.bounds)
+    except (CRSError, CPLE_BaseError) as error:
+        raise DatasetError(
+            f"{label.name} cannot be brought into the CRS of {image.name}: {error}"
+        ) from error
+    # (west, east) and (south, north), whichever way the rows run
+    for axis in (0, 1):
+        low, high = sorted(theirs[axis::2])
+        first, last = sorted(image.bounds[axis::2])
+        if low >= last or high <= first:
+            raise DatasetError(f"{label.name} does not overlap {image.name}")
 
 
 def _vector_label(config: ExtractionConfig, image, names: list[str] | None) -> Label:
@@ -437,10 +491,10 @@ def _vector_label(config: ExtractionConfig, image, names: list[str] | None) -> L
         if pandas.api.types.is_numeric_dtype(column):
             values = whole_values(config.label_values)
             known = column.fillna(0).to_numpy()
-            if (known != np.round(known)).any():
+            if not np.isfinite(known).all() or (known != np.round(known)).any():
                 raise DatasetError(
-                    f"{config.label} has fractions in {config.label_column}; classes are whole "
-                    "numbers or texts"
+                    f"{config.label} has fractions or infinities in {config.label_column}; "
+                    "classes are whole numbers or texts"
                 )
             codes = np.where(column.isna(), MISSING, known).astype(np.int64)
         else:
@@ -453,16 +507,20 @@ def _vector_label(config: ExtractionConfig, image, names: list[str] | None) -> L
                 )
             numbers = {name: number for number, name in enumerate(order)}
             codes = np.array([numbers.get(text, MISSING) for text in texts])
-            names = names or order
+            values, names = list(range(len(order))), names or order
     elif config.label_values:
         raise OptionError(
             f"--label_values {config.label_values}: expected --label_column with it, since "
             f"{config.label} is a vector file"
         )
-    outlines = in_pixels(table, image)
+    outlines = in_pixels(table, image, config.label)
     usable = ~(outlines.isna() | outlines.is_empty)
     outlines, codes = outlines[usable].reset_index(drop=True), codes[usable]
     index = outlines.sindex
+    if not len(index.intersection((0, 0, image.width, image.height))):
+        raise DatasetError(f"{config.label} does not overlap {image.name}")
+    # GDAL burns 32-bit numbers, so it burns row numbers that stand for the codes
+    codes = np.concatenate([[fill], codes])
 
     def read(window: Window) -> np.ndarray:
         shape = (int(window.height), int(window.width))
@@ -470,11 +528,9 @@ def _vector_label(config: ExtractionConfig, image, names: list[str] | None) -> L
         hits = sorted(index.intersection((left, top, left + shape[1], top + shape[0])))
         if not len(hits):
             return np.full(shape, fill, np.int64)
-        shapes = [(outlines[hit], int(codes[hit])) for hit in hits]
-        burnt = rasterize(
-            shapes, shape, fill, transform=Affine.translation(left, top), dtype="int32"
-        )
-        return burnt.astype(np.int64)
+        shapes = [(outlines[hit], int(hit) + 1) for hit in hits]
+        origin = Affine.translation(left, top)
+        return codes[rasterize(shapes, shape, 0, transform=origin, dtype="int32")]
 
     return Label(config.label, read, values, names)
 
@@ -512,8 +568,11 @@ def cut_cell(
         cell.window.col_off, cell.window.row_off
     )
     if (height, width) != (size, size):
-        pixels, valid = resize_image(pixels, valid, size, config.interpolation)
+        nodata = declared_nodata(image, bands)
+        pixels, valid = resize_image(pixels, valid, size, config.interpolation, nodata)
         classes = resize_label(classes, size)
+        if (classes == label.unlabelled).all():
+            return "no labelled pixel after resizing"
         transform *= Affine.scale(width / size, height / size)
     return Patch(pixels, valid, classes, transform, share)
 
@@ -536,7 +595,9 @@ def resize_label(label: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(label, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def resize_image(image: np.ndarray, valid: np.ndarray, size: int, interpolation: str):
+def resize_image(
+    image: np.ndarray, valid: np.ndarray, size: int, interpolation: str, nodata=None
+):
     """Resize an image without letting invalid pixels bleed into valid ones.
 
     Args:
@@ -544,6 +605,7 @@ def resize_image(image: np.ndarray, valid: np.ndarray, size: int, interpolation:
         valid: (H, W) bool.
         size: Side of the result in pixels.
         interpolation: A choice of ``--interpolation``.
+        nodata: A value that no valid pixel may get; the next one takes its place.
 
     Returns:
         image (C, size, size), valid (size, size): where valid pixels make up half the weight.
@@ -576,16 +638,28 @@ def resize_image(image: np.ndarray, valid: np.ndarray, size: int, interpolation:
         if image.dtype.kind in "iu":
             limits = np.iinfo(image.dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
-        target[kept] = values.astype(image.dtype)
+        values = values.astype(image.dtype)
+        if nodata is not None:
+            values[values == nodata] = next_to(nodata)
+        target[kept] = values
     return resized, kept
+
+
+def next_to(value: np.generic) -> np.generic:
+    """The next larger number of the same dtype, or the next smaller of the largest."""
+    if value.dtype.kind == "f":
+        return np.nextafter(value, value.dtype.type(np.inf))
+    step = 1 if value < np.iinfo(value.dtype).max else -1
+    return value.dtype.type(int(value) + step)
 
 
 def declared_nodata(image, bands: Sequence[int]):
     """The nodata value that all bands share and that their dtype can hold, or None."""
-    values = {image.nodatavals[band - 1] for band in bands}
+    values = {repr(image.nodatavals[band - 1]) for band in bands}  # NaN equals NaN
     if len(values) != 1:
         return None
-    return rasters.as_dtype(values.pop(), np.result_type(*image.dtypes))
+    nodata = image.nodatavals[bands[0] - 1]
+    return rasters.as_dtype(nodata, np.result_type(*image.dtypes))
 
 
 @dataclass(frozen=True)
@@ -620,10 +694,8 @@ class Profile:
 
     def _create(self, path: Path, patch: Patch, dtype, bands: int, label=False):
         height, width = patch.valid.shape
-        return rasterio.open(
+        return rasters.create_tiff(
             path,
-            "w",
-            driver="GTiff",
             width=width,
             height=height,
             count=bands,
@@ -679,6 +751,8 @@ def extract(config: ExtractionConfig) -> dict:
         SegmentationError: Anything in the data that cannot be right.
     """
     target = Path(config.output) / "Patch"
+    if target.exists() and not target.is_dir():
+        raise DatasetError(f"{target} is a file; choose another --output")
     if not config.overwrite and target.is_dir() and any(target.iterdir()):
         raise DatasetError(
             f"{target} already holds patches; choose another --output, or give --overwrite"
@@ -733,7 +807,9 @@ def extract(config: ExtractionConfig) -> dict:
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside ``target`` with the folders of a dataset, gone in the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    parent = target.parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".Patch-", dir=target.parent))
     try:
         staging.chmod(0o777 & ~rasters.umask())
@@ -744,6 +820,9 @@ def staging_folder(target: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def publish(staging: Path, target: Path) -> None:
@@ -755,7 +834,10 @@ def publish(staging: Path, target: Path) -> None:
     former = target.with_name(f"{staging.name}-former")
     target.rename(former)
     staging.rename(target)
-    shutil.rmtree(former)
+    if former.is_symlink():
+        former.unlink()
+    else:
+        shutil.rmtree(former)
 
 
 def cut_cells(cells, image, bands, label, config, staging: Path):
@@ -849,7 +931,7 @@ def split_table(summaries: dict[str, SplitSummary], names: Sequence[str] | None)
     """Splits as columns, class shares as rows."""
     classes = max(len(s.class_pixels) for s in summaries.values())
     names = names or [f"class {number}" for number in range(classes)]
-    width = max(12, *(len(name) + 2 for name in names))
+    width = max([12, *(len(name) + 2 for name in names)])
     rows = [
         ("", list(summaries)),
         ("patches", [f"{s.patches:,}" for s in summaries.values()]),
@@ -878,8 +960,11 @@ def report_extraction(report: dict, config: ExtractionConfig) -> None:
         log.warning("skipped %d of %d cells:", len(skipped), total)
         for reason, count in Counter(skipped.values()).most_common():
             of_these = [name for name, why in skipped.items() if why == reason]
-            more = ", ..." if count > 12 else ""
+            more = ", ... (--save_metadata stores all)" if count > 12 else ""
             log.warning("  %s: %s%s", reason, ", ".join(of_these[:12]), more)
+    for split, ratio in zip(rasters.SPLITS, config.ratios):
+        if ratio and not summaries[split].patches:
+            log.warning("the %s split got no patch: there are too few", split)
     labelled = sum(summaries.values(), SplitSummary())
     if np.count_nonzero(labelled.class_pixels) == 1:
         log.warning(
@@ -907,12 +992,11 @@ def dataset_info(config: InfoConfig) -> dict:
             kinds[rasters.patch_header(pair.image)] += 1
             with rasters.open_raster(pair.label) as file:
                 rasters.require_one_band(file)
-                window = Window(0, 0, file.width, file.height)
-                label = rasters.read_label(file, window, MISSING)
+                label = read_classes(file)
                 report["class_names"] = report["class_names"] or rasters.class_names_of(
                     file
                 )
-            known = label[(label >= 0) & (label != rasters.UNLABELLED)]
+            known = label[label >= 0]
             summary += SplitSummary(1, label.size, tuple(np.bincount(known).tolist()))
         report["splits"][split] = {
             **asdict(summary),
@@ -922,6 +1006,15 @@ def dataset_info(config: InfoConfig) -> dict:
             ],
         }
     return report
+
+
+def read_classes(label: rasterio.DatasetReader) -> np.ndarray:
+    """The classes of a label patch (H, W) int64, negative where unlabelled."""
+    window = Window(0, 0, label.width, label.height)
+    classes = rasters.read_label(label, window, MISSING)
+    if label.dtypes[0] == "uint8":  # wider ones may have a class of that number
+        classes[classes == rasters.UNLABELLED] = MISSING
+    return classes
 
 
 def print_info(report: dict, stored: Path) -> None:
@@ -958,18 +1051,23 @@ def draw_sample(config: SampleConfig) -> Path:
         f"0 to {len(pairs) - 1}, since {config.split} has {len(pairs)} patches",
     )
     pair = pairs[index]
-    image, valid, mask = rasters.read_patch(pair, rasters.UNLABELLED)
+    image, valid, _ = rasters.read_patch(pair, MISSING)
     with rasters.open_raster(pair.image) as file:
-        shown = rasters.rgb_bands(file.descriptions, file.colorinterp)
+        bands = [band - 1 for band in rasters.image_bands(file)]
+        shown = rasters.rgb_bands(
+            [file.descriptions[band] for band in bands],
+            [file.colorinterp[band] for band in bands],
+        )
     with rasters.open_raster(pair.label) as file:
         names = rasters.class_names_of(file)
-    present = np.unique(mask[mask != rasters.UNLABELLED])
+        mask = np.where(valid, read_classes(file), MISSING)
+    present = np.unique(mask[mask >= 0])
     count = len(names) if names else max(2, int(present.max(initial=0)) + 1)
     names = names or [f"class {number}" for number in range(count)]
     picture = rasters.stretch(image[[band - 1 for band in shown]], valid)
     label = rasters.colour_map(mask, count)
     overlay = np.where(
-        (mask != rasters.UNLABELLED)[..., None],
+        (mask >= 0)[..., None],
         (0.55 * picture + 0.45 * label).astype(np.uint8),
         picture,
     )
@@ -1051,9 +1149,7 @@ def run_info(config: InfoConfig) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 could not be done, 2 wrong command line, 130 interrupted."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
+    rasters.show_messages()
     try:
         config = rasters.settings_from(arguments.config_class, arguments)
         with rasterio.Env(**rasters.GDAL_OPTIONS):

@@ -131,6 +131,8 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
             str(path)
             for path in Path(text).iterdir()
             if path.suffix.lower() in rasters.SCENE_SUFFIXES
+            and path.is_file()
+            and not path.name.startswith(".")
         )
         if not found:
             raise RasterError(
@@ -139,7 +141,9 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
         scenes += found
     output = Path(config.output)
     if len(scenes) > 1 or folders or output.is_dir():
-        require(not output.is_file(), "--output", output, "a folder for several scenes")
+        tiff = output.suffix.lower() in rasters.TIFF_SUFFIXES
+        fine = output.is_dir() or not (output.exists() or tiff)
+        require(fine, "--output", output, "a folder for several scenes")
         tasks = [Task(s, output / f"{Path(s).stem}_prediction.tif") for s in scenes]
     else:
         fine = output.suffix.lower() in rasters.TIFF_SUFFIXES
@@ -303,12 +307,15 @@ def model_predictor(checkpoint: model_training.Checkpoint, device) -> Predict:
     model = checkpoint.model.to(memory_format=layout)
 
     def predict(images: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(images).to(device, memory_format=layout)
         try:
             with torch.inference_mode():
+                batch = torch.from_numpy(images).to(device, memory_format=layout)
                 logits = model(batch)
                 return model_training.class_probabilities(logits).float().cpu().numpy()
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            # on the CPU lack of memory is a RuntimeError
+            if type(error) is RuntimeError and "allocate memory" not in str(error):
+                raise
             raise SegmentationError(
                 f"The memory of {device} does not hold {len(images)} windows of "
                 f"{images.shape[-2]} x {images.shape[-1]} pixels; lower --batch_size or "
@@ -332,16 +339,25 @@ def decide(probabilities: np.ndarray, valid: np.ndarray, threshold: float, nodat
 
     Returns:
         classes (H, W) uint8 or uint16, confidence (H, W) float32: the probability of the class.
+
+    Raises:
+        SegmentationError: A probability that is not a number.
     """
     if len(probabilities) == 1:
         foreground = probabilities[0]
-        classes = (foreground >= threshold).astype(np.int64)
+        # blended weights sum to one but for the last bit
+        classes = (foreground >= threshold - 1e-6).astype(np.int64)
         confidence = np.where(classes, foreground, 1 - foreground)
     else:
         classes = probabilities.argmax(axis=0)
         confidence = probabilities.max(axis=0)
     classes = np.where(valid, classes, nodata)
     confidence = np.where(valid, np.minimum(confidence, 1), CONFIDENCE_NODATA)
+    if not np.isfinite(confidence).all():
+        raise SegmentationError(
+            "The model gives probabilities that are not numbers; are the scene's values absurd, or "
+            "did the training diverge?"
+        )
     return classes.astype(map_dtype(nodata)), confidence.astype(np.float32)
 
 
@@ -471,7 +487,6 @@ class RowWriter:
 def map_profile(scene: rasterio.DatasetReader) -> dict:
     """What all outputs of a scene have in common."""
     profile = {
-        "driver": "GTiff",
         "width": scene.width,
         "height": scene.height,
         "count": 1,
@@ -482,51 +497,50 @@ def map_profile(scene: rasterio.DatasetReader) -> dict:
         "bigtiff": "if_safer",
     }
     points, points_crs = scene.gcps
-    if points and scene.crs is None:
+    if points and points_crs and scene.crs is None:
         return profile | {"gcps": points, "crs": points_crs}
     return profile | {"crs": scene.crs, "transform": scene.transform}
 
 
 @contextmanager
-def open_map(path: Path, profile: dict, names: Sequence[str], tags: dict):
-    """A class map to write rows to, with colours and class names; it appears when complete.
+def open_outputs(task: Task, scene, names: Sequence[str], tags: dict, confidence: bool):
+    """Writers of the class map and, when asked for, the confidence.
 
-    GeoTIFF has no place for the names of categories that other programs look into, so they lie
-    also in GDAL's ``.aux.xml`` beside it.
+    Both appear under their names when both are complete. GeoTIFF has no place for the names of
+    categories that other programs look into, so they lie also in GDAL's ``.aux.xml``.
     """
-    colours = enumerate(rasters.class_colours(len(names)))
-    with (
-        rasters.whole_file(path) as part,
-        rasterio.open(part, "w", **profile) as raster,
-    ):
-        raster.write_colormap(1, {number: (*rgb, 255) for number, rgb in colours})
-        raster.update_tags(**tags, **rasters.class_name_tags(names))
-        yield RowWriter(raster)
-    with rasters.whole_file(Path(f"{path}.aux.xml")) as part:
-        part.write_bytes(category_xml(names))
+    nodata = map_nodata(len(names))
+    outputs = {task.output: {"dtype": map_dtype(nodata), "nodata": nodata}}
+    if confidence:
+        options = {"dtype": "float32", "nodata": CONFIDENCE_NODATA, "predictor": 3}
+        outputs[task.beside("_confidence.tif")] = options
+    with ExitStack() as finished:
+        parts = [finished.enter_context(rasters.whole_file(path)) for path in outputs]
+        with ExitStack() as unfinished:
+            files = []
+            for part, options in zip(parts, outputs.values()):
+                file = rasters.create_tiff(part, **map_profile(scene), **options)
+                files.append(unfinished.enter_context(file))
+                files[-1].update_tags(**tags)
+            colours = enumerate(rasters.class_colours(len(names)))
+            files[0].write_colormap(1, {number: (*rgb, 255) for number, rgb in colours})
+            files[0].update_tags(**rasters.class_name_tags(names))
+            if confidence:
+                files[1].set_band_description(1, "probability of the class")
+            yield [RowWriter(file) for file in files]
+        add_categories(Path(f"{parts[0]}.aux.xml"), names)
 
 
-def category_xml(names: Sequence[str]) -> bytes:
-    """GDAL's auxiliary metadata with the category names of band 1."""
+def add_categories(path: Path, names: Sequence[str]) -> None:
+    """Put the category names of band 1 into GDAL's auxiliary metadata, there or not yet."""
     root = ElementTree.Element("PAMDataset")
+    if path.exists():  # GDAL has put there what a GeoTIFF cannot hold
+        root = ElementTree.parse(path).getroot()
     band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
     categories = ElementTree.SubElement(band, "CategoryNames")
     for name in names:
         ElementTree.SubElement(categories, "Category").text = name
-    return ElementTree.tostring(root, encoding="utf-8")
-
-
-@contextmanager
-def open_confidence(path: Path, profile: dict, tags: dict):
-    """A confidence map to write rows to; it appears when complete."""
-    options = {"dtype": "float32", "nodata": CONFIDENCE_NODATA, "predictor": 3}
-    with (
-        rasters.whole_file(path) as part,
-        rasterio.open(part, "w", **profile, **options) as raster,
-    ):
-        raster.update_tags(**tags)
-        raster.set_band_description(1, "probability of the class")
-        yield RowWriter(raster)
+    ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
 # --- prediction -----------------------------------------------------------------------------
@@ -606,16 +620,15 @@ def map_scene(
     with ExitStack() as stack:
         scene = stack.enter_context(rasters.open_raster(task.scene))
         bands = match_bands(scene, config, checkpoint)
-        if scene.crs is None and not scene.gcps[0]:
+        outputs = {task.output.resolve(), task.beside("_confidence.tif").resolve()}
+        if overwritten := outputs & {Path(file).resolve() for file in scene.files}:
+            raise RasterError(
+                f"{overwritten.pop()} is a part of {task.scene}; name another"
+            )
+        if scene.crs is None and not scene.gcps[1]:
             log.warning("warning: %s has no CRS, so its map has none", scene.name)
-        profile = map_profile(scene)
-        classes_profile = profile | {"dtype": map_dtype(nodata), "nodata": nodata}
-        writers = [
-            stack.enter_context(open_map(task.output, classes_profile, names, tags))
-        ]
-        if config.save_confidence:
-            path = task.beside("_confidence.tif")
-            writers.append(stack.enter_context(open_confidence(path, profile, tags)))
+        outputs = open_outputs(task, scene, names, tags, config.save_confidence)
+        writers = stack.enter_context(outputs)
         axes = tuple(
             make_axis(side, config.patch_size, config.overlap) for side in scene.shape
         )
@@ -715,9 +728,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 could not be done, 2 wrong command line, 130 interrupted."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
+    rasters.show_messages()
     try:
         config = rasters.settings_from(PredictionConfig, arguments)
         with rasterio.Env(**rasters.GDAL_OPTIONS):

@@ -10,7 +10,6 @@ beside the best checkpoints, the scores (JSON, CSV) and a plot.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -70,12 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 could not be done, 2 wrong command line, 130 interrupted."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
-    # the hub logs every retry of a download; our own message says what to do
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    rasters.show_messages()
     try:
         config = rasters.settings_from(model_training.TrainingConfig, arguments)
         print_report(model_training.run_experiment(config), config.save_dir)

@@ -766,6 +766,8 @@ def pick_device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise OptionError(f"--device {name}: expected cpu, cuda or cuda:N") from error
     gpus = torch.cuda.device_count()
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name}: expected cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise SegmentationError(
             f"--device {name}: this machine has {gpus} GPUs; use --device cpu"
@@ -1094,6 +1096,11 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         raise CheckpointError(
             f"{path} has statistics of {len(normalization.low)} bands for a model of "
             f"{config.in_channels}"
+        )
+    names = metadata.get("class_names") or default_class_names(config.num_classes)
+    if len(names) != config.label_classes or not all(isinstance(n, str) for n in names):
+        raise CheckpointError(
+            f"{path} names {len(names)} classes for a model of {config.label_classes}"
         )
     try:
         model = build_model(config)

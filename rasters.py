@@ -10,10 +10,12 @@ from 1; a window is a ``rasterio.windows.Window`` in pixels (col_off, row_off, w
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
 import struct
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -64,6 +66,25 @@ class DatasetError(SegmentationError, ValueError):
 
 class OptionError(SegmentationError, ValueError):
     """An option whose value cannot be right, whatever the data; scripts exit with status 2."""
+
+
+def show_messages() -> None:
+    """Send the toolkit's messages to stderr, and keep the libraries' own out of them."""
+    log = logging.getLogger("semanticseg4eo")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    # what they log, our own errors say too
+    for library in ("rasterio", "tifffile", "huggingface_hub", "httpx"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line: GDAL's own words where rasterio only points at them."""
+    cause = error.__cause__ if "previous exception" in str(error) else None
+    lines = str(cause or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> OptionError:
@@ -146,7 +167,7 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             tiff = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
             dataset = rasterio.open(path, **tiff)
     except rasterio.errors.RasterioIOError as error:
-        raise RasterError(f"Cannot read {path}: {error}") from error
+        raise RasterError(f"Cannot read {path}: {reason(error)}") from error
     fault = _fault_of(dataset, suffix)
     if fault:
         dataset.close()
@@ -206,8 +227,10 @@ def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
     row = np.arange(dataset.height)[:, None] + np.array([0, 1, 1, 0])
     a, b, c, d, e, f = transform[:6]
     corners = a * column + b * row + c, d * column + e * row + f
-    degrees = Transformer.from_crs(known, "EPSG:4326", always_xy=True)
-    longitudes, latitudes = degrees.transform(*corners)
+    geodetic = known.geodetic_crs
+    degrees = np.degrees(geodetic.axis_info[0].unit_conversion_factor)  # of its unit
+    ground = Transformer.from_crs(known, geodetic, always_xy=True)
+    longitudes, latitudes = (degrees * v for v in ground.transform(*corners))
     latitudes = np.clip(np.where(np.isfinite(latitudes), latitudes, 90), -90, 90)
     geod = known.get_geod()
     return np.array(
@@ -298,7 +321,7 @@ def _read(dataset: rasterio.DatasetReader, bands: Sequence[int], **where):
             if role == ColorInterp.alpha and band not in bands:
                 seen &= dataset.read(band, **where) > 0
     except rasterio.errors.RasterioIOError as error:
-        raise RasterError(f"Cannot read {dataset.name}: {error}") from error
+        raise RasterError(f"Cannot read {dataset.name}: {reason(error)}") from error
     return pixels, seen
 
 
@@ -556,7 +579,7 @@ def patch_header(path: Path) -> PatchHeader:
                 page.samplesperpixel, page.imagelength, page.imagewidth, str(page.dtype)
             )
     except (tifffile.TiffFileError, IndexError, ValueError, struct.error) as error:
-        raise DatasetError(f"{path} is not a readable TIFF: {error}") from error
+        raise DatasetError(f"{path} is not a readable TIFF; write it again") from error
     whole = len(ends) and ends.max() <= path.stat().st_size and len(page.tags) == tags
     if not whole:
         raise DatasetError(f"{path} is cut off; write it again")
@@ -616,7 +639,8 @@ def whole_file(target: str | Path) -> Iterator[Path]:
 
     Yields:
         A temporary path in the target's folder (which is made). It is flushed to disk and
-        renamed at the end, and removed when the block raises.
+        renamed at the end, and removed when the block raises. What GDAL keeps in an ``.aux.xml``
+        beside a raster goes with it.
     """
     target = Path(target)
     if target.is_dir():
@@ -624,7 +648,7 @@ def whole_file(target: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(".part", f".{target.stem[:40]}-", target.parent)
     os.close(handle)
-    part = Path(name)
+    part, beside = Path(name), Path(f"{name}.aux.xml")
     try:
         yield part
         with open(part, "rb+") as file:
@@ -634,8 +658,26 @@ def whole_file(target: str | Path) -> Iterator[Path]:
         for ending in (".ovr", ".msk", ".aux.xml"):  # GDAL's, of the former file
             if os.path.exists(f"{target}{ending}"):
                 os.unlink(f"{target}{ending}")
+        if beside.exists():
+            beside.replace(f"{target}.aux.xml")
     finally:
         part.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def create_tiff(path: str | Path, **profile) -> Iterator[rasterio.io.DatasetWriter]:
+    """A GeoTIFF to write to.
+
+    Raises:
+        RasterError: Not all of it was written, which GDAL tells only in its log.
+    """
+    with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
+        yield raster
+    try:
+        patch_header(Path(path))
+    except DatasetError as error:
+        raise RasterError(f"{path} was not written whole; is the disk full?") from error
 
 
 def umask() -> int:

@@ -24,7 +24,8 @@ os.environ |= {
     "TORCH_HOME": _EMPTY_CACHE.name,
     "https_proxy": "http://127.0.0.1:9",  # nobody listens there: refused at once
 }
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# tiny networks: a second thread only waits, and badly so where the cores are busy
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CRS = "EPSG:32631"
 PIXEL = 10.0
