@@ -134,7 +134,7 @@ class ExtractionConfig:
     def __post_init__(self):
         require(self.patch_size >= 8, "--patch_size", self.patch_size, "at least 8")
         require(0 <= self.min_valid <= 1, "--min_valid", self.min_valid, "0 to 1")
-        require(self.seed >= 0, "--seed", self.seed, "0 or more")
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
         ratios = dict(zip(("train", "val", "test"), self.ratios))
         for name, ratio in ratios.items():
             require(0 <= ratio <= 1, f"--{name}_ratio", ratio, "0 to 1")

@@ -58,10 +58,11 @@ def print_report(report: dict, save_dir: str) -> None:
         if key in report:
             print(f"\n{title}\n{model_training.score_table(report[key])}")
     for key, values in report.get("summary", {}).items():
-        low, high = values["interval_95"]
-        print(
-            f"{key:17} {values['mean']:.3f} +- {values['std']:.3f}  [{low:.3f}, {high:.3f}]"
-        )
+        line = f"{key:17} {values['mean']:.3f}"
+        if values["interval_95"]:  # not when a single fold has the score
+            low, high = values["interval_95"]
+            line += f" +- {values['std']:.3f}  [{low:.3f}, {high:.3f}]"
+        print(line)
     print(f"\nFinal model: {Path(save_dir) / 'model_final_model.pth'}")
 
 

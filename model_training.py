@@ -174,9 +174,10 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             require(value >= 1, f"--{name}", value, "at least 1")
-        for name in ("num_workers", "patience", "seed"):
+        for name in ("num_workers", "patience"):
             value = getattr(self, name)
             require(value >= 0, f"--{name}", value, "0 or more")
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
         require(self.n_splits >= 2, "--n_splits", self.n_splits, "at least 2")
         rate, decay = self.learning_rate, self.weight_decay
         require(finite(rate) and rate > 0, "--learning_rate", rate, "more than 0")
@@ -197,6 +198,25 @@ class TrainingConfig:
             self.loss,
             "a loss with a ce term, which is what the weights act on",
         )
+        has_encoder = MODELS[self.model].has_encoder
+        require(
+            not has_encoder or self.dropout_rate == ModelConfig.dropout_rate,
+            "--dropout_rate",
+            self.dropout_rate,
+            f"unet-dropout with it, since {self.model} does not use it",
+        )
+        require(
+            not self.weights or self.model != "unet-dropout",
+            "--pretrained with --model",
+            self.model,
+            "another model: this one has no pretrained weights",
+        )
+        require(
+            bool(self.weights) or not self.rgb_bands,
+            "--rgb_bands",
+            self.rgb_bands,
+            "--pretrained or --encoder_weights with it",
+        )
         if self.class_names:
             names = len(self.class_names.split(","))
             expected = f"{self.label_classes} names"
@@ -207,6 +227,11 @@ class TrainingConfig:
     @property
     def label_classes(self) -> int:
         return self.classes if self.mode == "multiclass" else 2
+
+    @property
+    def weights(self) -> str | None:
+        """The pretrained weights to start from, or None."""
+        return self.encoder_weights or ("imagenet" if self.pretrained else None)
 
     def model_config(self, in_channels: int) -> ModelConfig:
         outputs = self.classes if self.mode == "multiclass" else 1
@@ -252,7 +277,7 @@ def normalize(image: np.ndarray, valid: np.ndarray, normalization: Normalization
     Returns:
         (C, H, W) float32.
     """
-    scaled = image.astype(np.float32)
+    scaled = np.where(valid, image, 0).astype(np.float32)
     if normalization.rule == "image":
         top = np.percentile(image[:, valid], 99) if valid.any() else 1.0
         scaled /= top if top > 0 else 1.0
@@ -262,7 +287,8 @@ def normalize(image: np.ndarray, valid: np.ndarray, normalization: Normalization
         scaled -= low
         scaled /= np.where(span > 0, span, 1)
     np.clip(scaled, 0, 1, out=scaled)
-    return np.where(valid, scaled, np.float32(0))
+    scaled *= valid
+    return scaled
 
 
 def dataset_normalization(samples: Sequence[np.ndarray]) -> Normalization:
@@ -283,7 +309,7 @@ class Survey:
 
     pairs: list[rasters.PatchPair]
     counts: np.ndarray  # (patches, classes) int64: labelled pixels
-    samples: list[np.ndarray]  # per patch (M, C): valid pixels, thinned regularly
+    samples: list[np.ndarray]  # per patch (M, C): valid pixels, thinned at random
     shape: tuple[int, int, int]  # (C, H, W)
     descriptions: tuple[str | None, ...]
     class_names: list[str] | None
@@ -330,17 +356,16 @@ def survey_patches(
         rasters.patch_header(pair.image)  # a file that is cut off stops the run at once
         rasters.patch_header(pair.label)
     counts, samples = [], []
+    rng = np.random.default_rng(0)
     first = like
     for pair in tqdm(
         pairs, desc="reading patches", unit="patch", leave=False, disable=None
     ):
         image, valid, mask = rasters.read_patch(pair, ignore_index)
         if first is None:
-            with rasters.open_raster(pair.image) as file:
-                bands = rasters.image_bands(file)
-                descriptions = tuple(file.descriptions[band - 1] for band in bands)
             with rasters.open_raster(pair.label) as file:
                 names = rasters.class_names_of(file)
+            descriptions = band_descriptions(pair.image)
             first = Survey(
                 list(pairs), np.empty(0), [], image.shape, descriptions, names
             )
@@ -348,6 +373,16 @@ def survey_patches(
             raise DatasetError(
                 f"{pair.image} has (bands, height, width) {image.shape}, but other patches have "
                 f"{first.shape}; all patches need one size and the same bands"
+            )
+        described = band_descriptions(pair.image)
+        if (
+            all(described)
+            and all(first.descriptions)
+            and described != first.descriptions
+        ):
+            raise DatasetError(
+                f"The bands of {pair.image} are {', '.join(described)}, but other patches have "
+                f"{', '.join(first.descriptions)}"
             )
         known = (mask >= 0) & (mask < num_classes)
         strange = np.unique(mask[~known & (mask != ignore_index)])
@@ -359,9 +394,17 @@ def survey_patches(
             )
         counts.append(np.bincount(mask[known], minlength=num_classes))
         pixels = image[:, valid].T
-        share = SAMPLE_VALUES // (len(pairs) * image.shape[0]) or 1
-        samples.append(pixels[:: max(1, math.ceil(len(pixels) / share))].copy())
+        # one share for all patches, so that each pixel of the split weighs alike
+        share = SAMPLE_VALUES / (len(pairs) * image.size)
+        kept = rng.random(len(pixels)) < share if share < 1 else slice(None)
+        samples.append(pixels[kept].copy())
     return replace(first, pairs=list(pairs), counts=np.stack(counts), samples=samples)
+
+
+def band_descriptions(image: Path) -> tuple[str | None, ...]:
+    """The descriptions of a patch's bands, without alpha."""
+    with rasters.open_raster(image) as file:
+        return tuple(file.descriptions[b - 1] for b in rasters.image_bands(file))
 
 
 class PatchDataset:
@@ -590,28 +633,13 @@ def build_model(
         OptionError: Unknown names, or an encoder that the decoder cannot use.
         SegmentationError: Weights that cannot be had.
     """
-    import torch
     from torch import nn
     from torch.nn import functional
 
-    check_model_name(config.model_name)
+    check_architecture(config, encoder_weights)
     entry = MODELS[config.model_name]
-    _check_encoder(config, entry)
     file = None
-    if (
-        encoder_weights
-        and not entry.has_encoder
-        and config.model_name == "unet-dropout"
-    ):
-        raise OptionError(
-            "unet-dropout has no pretrained weights; leave --pretrained out"
-        )
-    if encoder_weights and Path(encoder_weights).suffix in (
-        ".pth",
-        ".pt",
-        ".bin",
-        ".safetensors",
-    ):
+    if _is_weights_file(encoder_weights):
         file, encoder_weights = Path(encoder_weights), None
     try:
         network = entry.build(config, encoder_weights)
@@ -620,14 +648,13 @@ def build_model(
             f"The {encoder_weights} weights of {config.encoder_name} could not be downloaded "
             "(no network?); give a file with --encoder_weights, or leave --pretrained out"
         ) from error
-    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         text = str(error.args[0]) if error.args else type(error).__name__
         raise OptionError(
             f"{config.model_name} cannot be built with {config.encoder_name}: {text}"
         ) from error
-    if file:
-        load_encoder(network, file, config)
-    if (encoder_weights or file) and rgb_channels:
+    spread = load_encoder(network, file, config) if file else bool(encoder_weights)
+    if spread and rgb_channels:
         _align_first_kernels(network, config.in_channels, rgb_channels)
 
     class AnySize(nn.Module):
@@ -652,13 +679,42 @@ def build_model(
             return logits[..., :height, :width]
 
     model = AnySize()
-    model.to(memory_format=torch.contiguous_format)
+    if (config.encoder_name or "").startswith("tu-"):
+        _try_out(model, config)
     return model
 
 
-def _check_encoder(config: ModelConfig, entry: ModelEntry) -> None:
+def _try_out(model: nn.Module, config: ModelConfig) -> None:
+    """Raise OptionError where an encoder of timm's takes images of one size only."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, config.in_channels, 64, 96))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise OptionError(
+            f"{config.model_name} with {config.encoder_name} does not take images of any size: "
+            f"{error}"
+        ) from error
+    model.train()
+
+
+def _is_weights_file(text: str | None) -> bool:
+    suffixes = (".pth", ".pt", ".bin", ".safetensors")
+    return bool(text) and (Path(text).is_file() or Path(text).suffix in suffixes)
+
+
+def check_architecture(config: ModelConfig, encoder_weights: str | None = None) -> None:
+    """Raise OptionError unless model, encoder and weights are known and go together."""
+    check_model_name(config.model_name)
     name = config.encoder_name
-    if not entry.has_encoder:
+    if not MODELS[config.model_name].has_encoder:
+        if encoder_weights and config.model_name == "unet-dropout":
+            raise OptionError("unet-dropout has no pretrained weights")
+        if not (
+            encoder_weights in (None, "imagenet") or _is_weights_file(encoder_weights)
+        ):
+            raise rasters.unknown_name("weights", encoder_weights, ["imagenet"])
         return
     if not name:
         raise OptionError(
@@ -671,6 +727,13 @@ def _check_encoder(config: ModelConfig, entry: ModelEntry) -> None:
         # a pretrained tag may follow the name: tu-resnet18.a1_in1k
         if name.split(".")[0] not in known:
             raise rasters.unknown_name("encoder", name, known)
+        if not (
+            encoder_weights in (None, "imagenet") or _is_weights_file(encoder_weights)
+        ):
+            raise OptionError(
+                f"--encoder_weights {encoder_weights}: {name} has its weights in its name, as "
+                "tu-resnet18.a1_in1k; give imagenet, or a file"
+            )
     elif name not in get_available_encoders() and not name.startswith("timm-"):
         raise rasters.unknown_name("encoder", name, get_available_encoders())
 
@@ -678,8 +741,11 @@ def _check_encoder(config: ModelConfig, entry: ModelEntry) -> None:
 def spread_kernels(kernels: Tensor, in_channels: int) -> Tensor:
     """First-layer kernels (O, 3, h, w) of RGB weights for any number of channels.
 
-    Repeats them by index and scales them so that the layer's output keeps its size.
+    Repeats them by index and scales them so that the layer's output keeps its size; a single
+    channel gets their sum.
     """
+    if in_channels == 1:
+        return kernels.sum(dim=1, keepdim=True)
     repeats = [channel % 3 for channel in range(in_channels)]
     return kernels[:, repeats] * (3 / in_channels)
 
@@ -704,48 +770,71 @@ def _align_first_kernels(
         weight[:, channel] = colours[:, colour]
 
 
-def load_encoder(network: nn.Module, file: Path, config: ModelConfig) -> None:
+# what classifiers have behind their encoder
+HEADS = (
+    "fc.", "classifier.", "head.", "last_linear.", "conv_head.", "bn2.", "norm_head.", "norm.",
+    "features.norm5.", "_conv_head.", "_bn1.", "_fc.", "last_layer.",
+)  # fmt: skip
+
+
+def load_encoder(network: nn.Module, file: Path, config: ModelConfig) -> bool:
     """Load encoder weights from a local file (.pth, .pt, .bin or .safetensors), strictly.
 
     A classifier head in the file is left out; RGB weights are spread over other band counts.
 
+    Returns:
+        Whether the weights are for three bands.
+
     Raises:
         SegmentationError: Not such a file, or the weights of another encoder.
     """
+    from torch import nn
+
     state = _read_state(file)
     encoder = getattr(network, "encoder", None) or network.backbone
     own = encoder.state_dict()
-    if not own.keys() & state.keys():  # timm's universal encoder wraps its model
-        state = {f"model.{key}": value for key, value in state.items()}
-    heads = ("fc.", "classifier.", "head.", "last_linear.")
-    state = {
-        key: value
+    # timm's encoders write "stages_0" within "model" for what their files call "stages.0"
+    plain = {key.removeprefix("model.").replace(".", "_"): key for key in own}
+    renamed = {
+        plain.get(key.removeprefix("model.").replace(".", "_"), key): value
         for key, value in state.items()
-        if key in own or not key.removeprefix("model.").startswith(heads)
     }
-    first = next((key for key, value in own.items() if value.ndim == 4), None)
-    if first in state and state[first].shape[1] == 3 != config.in_channels:
+    state = {k: v for k, v in renamed.items() if k in own or not k.startswith(HEADS)}
+    first = next(key for key, value in own.items() if value.ndim == 4)
+    rgb = first in state and state[first].ndim == 4 and state[first].shape[1] == 3
+    if rgb and config.in_channels != 3:
         state[first] = spread_kernels(state[first], config.in_channels)
     try:
-        encoder.load_state_dict(state, strict=True)
+        # the base class's, since encoders override it to be lenient
+        nn.Module.load_state_dict(encoder, state, strict=True)
     except RuntimeError as error:
         raise SegmentationError(
             f"{file} does not hold the weights of {config.encoder_name}: "
             f"{str(error).splitlines()[1].strip()[:200]}"
         ) from error
+    return rgb
 
 
 def _read_state(file: Path) -> dict:
+    import torch
+    from safetensors import SafetensorError
+
     if not file.is_file():
         raise SegmentationError(f"No weights file {file}")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(file)
-        return dict(_load_safely(file))
-    except (CheckpointError, ValueError, TypeError, RuntimeError) as error:
+            state = load_file(file)
+        else:
+            state = dict(_load_safely(file))
+    except (SafetensorError, CheckpointError, ValueError, TypeError) as error:
         raise SegmentationError(f"{file} is no file of weights: {error}") from error
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise SegmentationError(
+            f"{file} is no file of weights: not all of it is tensors"
+        )
+    return state
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -827,16 +916,16 @@ def build_loss(
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         weights = class_weights.to(logits) if class_weights is not None else None
-        if not binary:
-            return functional.cross_entropy(logits, target, weight=weights)
-        weight = weights[target] if weights is not None else None
-        target = target[:, None].to(logits.dtype)
-        loss = functional.binary_cross_entropy_with_logits(
-            logits, target, reduction="none"
-        )
-        if weight is None:
+        if binary:
+            truth = target[:, None].to(logits.dtype)
+            loss = functional.binary_cross_entropy_with_logits(
+                logits, truth, reduction="none"
+            )[:, 0]
+        else:
+            loss = functional.cross_entropy(logits, target, reduction="none")
+        if weights is None:
             return loss.mean()
-        weight = weight[:, None]
+        weight = weights[target]  # may be 0 everywhere: classes that training lacks
         return (loss * weight).sum() / weight.sum().clamp_min(1e-12)
 
     terms = {
@@ -902,17 +991,18 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
     return flat.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def scores(matrix: np.ndarray, names: Sequence[str]) -> dict:
+def scores(matrix: np.ndarray, names: Sequence[str], binary: bool) -> dict:
     """Accuracy measures of a confusion matrix, as plain numbers for JSON.
 
     Recall is the producer's accuracy, precision the user's. A class that is absent from both
     truth and prediction has no score (None), and means are over the others; one that is present
     only in the prediction scores 0. ``iou`` and ``f1`` are what models are chosen by: those of
-    the foreground for two classes named background and foreground, else the means.
+    the foreground when ``binary``, else the means.
 
     Args:
         matrix: (K, K) counts, rows are truth.
         names: K class names.
+        binary: The second class is the foreground.
     """
     matrix = np.asarray(matrix, np.float64)
     hits, truth, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
@@ -939,10 +1029,9 @@ def scores(matrix: np.ndarray, names: Sequence[str]) -> dict:
     accuracy = hits.sum() / total if total else np.nan
     chance = (truth * predicted).sum() / total**2 if total else np.nan
     kappa = (accuracy - chance) / (1 - chance) if total and chance < 1 else np.nan
-    foreground = list(names) == BINARY_NAMES
     return {
-        "iou": plain(measures["iou"][1]) if foreground else means["mean_iou"],
-        "f1": plain(measures["f1"][1]) if foreground else means["mean_f1"],
+        "iou": plain(measures["iou"][1]) if binary else means["mean_iou"],
+        "f1": plain(measures["f1"][1]) if binary else means["mean_f1"],
         **means,
         "overall_accuracy": plain(accuracy),
         "kappa": plain(kappa),
@@ -1062,10 +1151,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     import torch
 
     content = _load_safely(Path(path))
-    described = isinstance(content, dict) and (
-        content.get("metadata") or content.get("config")
-    )
-    if not described or "model_state_dict" not in content:
+    content = content if isinstance(content, dict) else {}
+    described = content.get("metadata") or content.get("config")
+    state = content.get("model_state_dict")
+    if not isinstance(described, dict) or not isinstance(state, dict):
         raise CheckpointError(
             f"{path} has no model_state_dict with metadata; expected a file written by main.py"
         )
@@ -1077,6 +1166,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         raise CheckpointError(
             f"{path} is of version {metadata['version']}, this is {rasters.VERSION}; update"
         )
+    if metadata.get("mode") not in ("binary", "multiclass"):
+        raise CheckpointError(f"{path} is of mode {metadata.get('mode')!r}: not known")
     try:
         binary = metadata["mode"] == "binary"
         config = ModelConfig(
@@ -1092,11 +1183,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         )
     except KeyError as error:
         raise CheckpointError(f"{path} does not say its {error}") from error
-    if normalization.rule == "dataset" and len(normalization.low) != config.in_channels:
-        raise CheckpointError(
-            f"{path} has statistics of {len(normalization.low)} bands for a model of "
-            f"{config.in_channels}"
-        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} describes itself wrongly: {error}") from error
+    _check_statistics(path, normalization, config)
     names = metadata.get("class_names") or default_class_names(config.num_classes)
     if len(names) != config.label_classes or not all(isinstance(n, str) for n in names):
         raise CheckpointError(
@@ -1104,7 +1193,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         )
     try:
         model = build_model(config)
-        model.network.load_state_dict(content["model_state_dict"], strict=True)
+        model.network.load_state_dict(state, strict=True)
     except OptionError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except RuntimeError as error:
@@ -1113,14 +1202,27 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             f"The weights in {path} are not those of {config.model_name} with "
             f"{config.encoder_name}: {detail}"
         ) from error
-    if not all(
-        value.isfinite().all() for value in content["model_state_dict"].values()
-    ):
+    if not all(value.isfinite().all() for value in state.values()):
         raise CheckpointError(
             f"{path} holds weights that are not numbers; train it again"
         )
     model.to(torch.device(device)).eval()
     return Checkpoint(model, config, normalization, metadata)
+
+
+def _check_statistics(path, normalization: Normalization, config: ModelConfig) -> None:
+    if normalization.rule not in ("dataset", "image"):
+        raise CheckpointError(f"{path} normalizes by {normalization.rule!r}: not known")
+    if normalization.rule == "image":
+        return
+    for values in (normalization.low, normalization.high):
+        if len(values) != config.in_channels:
+            raise CheckpointError(
+                f"{path} has statistics of {len(values)} bands for a model of "
+                f"{config.in_channels}"
+            )
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{path} has statistics that are not numbers")
 
 
 def _newer(version: str) -> bool:
@@ -1196,11 +1298,16 @@ def train_one_epoch(model, loader, loss, optimizer, device) -> float:
         optimizer.step()
         total += value.item() * len(images)
         count += len(images)
-    if not math.isfinite(total):
+    return finite_loss(total / count, "training")
+
+
+def finite_loss(value: float, kind: str) -> float:
+    """The value, or SegmentationError when it is not a number."""
+    if not math.isfinite(value):
         raise SegmentationError(
-            "The training loss is no longer a number; lower --learning_rate"
+            f"The {kind} loss is no longer a number; lower --learning_rate"
         )
-    return total / count
+    return value
 
 
 def evaluate(model, loader, loss, device, num_classes: int) -> tuple[float, np.ndarray]:
@@ -1217,7 +1324,7 @@ def evaluate(model, loader, loss, device, num_classes: int) -> tuple[float, np.n
             total += loss(logits, masks).item() * len(images)
             count += len(images)
             matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
-    return total / count, matrix.cpu().numpy()
+    return finite_loss(total / count, "validation"), matrix.cpu().numpy()
 
 
 def make_scheduler(optimizer, config: TrainingConfig, epochs: int):
@@ -1265,7 +1372,7 @@ class Run:
         best = self.history.best
         metadata = {
             "input_size": list(self.train.shape[1:]),
-            "pretrained": bool(self.config.pretrained or self.config.encoder_weights),
+            "pretrained": bool(self.config.weights),
             "class_names": self.names,
             "band_descriptions": list(self.train.descriptions),
             "ignore_index": self.config.ignore_index,
@@ -1295,8 +1402,8 @@ def prepare(run: Run) -> None:
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
     run.model_config = config.model_config(survey.shape[0])
-    weights = config.encoder_weights or ("imagenet" if config.pretrained else None)
-    run.model = build_model(run.model_config, weights, rgb_channels(config, survey))
+    colours = rgb_channels(config, survey)
+    run.model = build_model(run.model_config, config.weights, colours)
     run.model.to(run.device)
     class_weights = None
     if config.use_class_weights:
@@ -1350,7 +1457,7 @@ def fit(run: Run) -> History:
             row["val_loss"], matrix = evaluate(
                 model, validation, run.loss, run.device, run.model_config.label_classes
             )
-            result = scores(matrix, run.names)
+            result = scores(matrix, run.names, config.mode == "binary")
             keys = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
             row |= {f"val_{key}": result[key] for key in keys}
             row["val_combined"] = combined_score(result)
@@ -1374,13 +1481,13 @@ def save_best(run: Run, row: dict, result: dict) -> list[str]:
     history = run.history
     values = {
         "loss": row["val_loss"],
-        "iou": row["val_iou"],
+        "iou": row["val_iou"] or 0.0,  # None where there is no foreground at all
         "combined": row["val_combined"],
     }
     better = [
         name
         for name, value in values.items()
-        if value is not None and history.improve(name, value, higher=name != "loss")
+        if history.improve(name, value, higher=name != "loss")
     ]
     for name in better:
         run.save(f"best_{name}", {"epoch": row["epoch"], "validation": result})
@@ -1411,11 +1518,19 @@ def run_experiment(config: TrainingConfig) -> dict:
         SegmentationError: Anything in the data or the settings that cannot be right; found before
             training begins.
     """
+    import torch
+
     device = pick_device(config.device)
-    config.model_config(1)
+    check_architecture(config.model_config(config.in_channels or 1), config.weights)
+    rasters.require_folder("--save_dir", config.save_dir)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
-    report |= run_kind(config, device)
+    try:
+        report |= run_kind(config, device)
+    except torch.OutOfMemoryError as error:
+        raise SegmentationError(
+            f"The memory of {device} does not hold {config.batch_size} patches; lower --batch_size"
+        ) from error
     rasters.write_json(Path(config.save_dir) / "model_metrics.json", report)
     return report
 
@@ -1441,16 +1556,24 @@ def survey_split(
     return survey
 
 
+def require_several_classes(survey: Survey) -> None:
+    """Raise DatasetError when all labelled pixels are of one class."""
+    present = np.flatnonzero(survey.counts.sum(axis=0))
+    if len(present) < 2:
+        raise DatasetError(
+            f"All labelled training pixels are class {present[0]}: there is nothing to tell apart "
+            "(255 means unlabelled; if it is a class, extract with --label_values 0,255)"
+        )
+
+
 def names_for(config: TrainingConfig, survey: Survey) -> list[str]:
     """Class names: given, else stored with the labels, else numbers."""
-    if config.mode == "binary":
-        return list(BINARY_NAMES)
     if config.class_names:
         return [name.strip() for name in config.class_names.split(",")]
     stored = survey.class_names
-    return stored if stored and len(stored) == config.classes else default_class_names(
-        config.classes
-    )  # fmt: skip
+    if stored and len(stored) == config.label_classes:
+        return stored
+    return default_class_names(1 if config.mode == "binary" else config.classes)
 
 
 def train_split(config: TrainingConfig, device) -> dict:
@@ -1458,6 +1581,7 @@ def train_split(config: TrainingConfig, device) -> dict:
     train = survey_split(config, "train", None)
     validation = survey_split(config, "validation", train)
     test = survey_split(config, "test", train, required=False)
+    require_several_classes(train)
     run = Run(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device,
@@ -1500,7 +1624,7 @@ def examine(run: Run, survey: Survey) -> dict:
         run.device,
         run.model_config.label_classes,
     )
-    return {"loss": loss} | scores(matrix, run.names)
+    return {"loss": loss} | scores(matrix, run.names, run.config.mode == "binary")
 
 
 def cross_validate(config: TrainingConfig, device) -> dict:
@@ -1519,10 +1643,17 @@ def cross_validate(config: TrainingConfig, device) -> dict:
         raise DatasetError(
             f"{len(pooled.pairs)} patches cannot make {config.n_splits} folds; lower --n_splits"
         )
+    require_several_classes(pooled)
     names, save_dir = names_for(config, pooled), Path(config.save_dir)
-    folds = KFold(config.n_splits, shuffle=True, random_state=config.seed)
+    splitter = KFold(config.n_splits, shuffle=True, random_state=config.seed)
+    folds = list(splitter.split(pooled.pairs))
+    for number, (inner, _) in enumerate(folds, start=1):
+        if pooled.subset(inner).counts.sum() == 0:
+            raise DatasetError(
+                f"Fold {number} has no labelled pixel to train on; lower --n_splits"
+            )
     reports = []
-    for number, (inner, outer) in enumerate(folds.split(pooled.pairs), start=1):
+    for number, (inner, outer) in enumerate(folds, start=1):
         log.info("fold %d of %d", number, config.n_splits)
         run = Run(
             config, pooled.subset(inner), pooled.subset(outer), save_dir / f"fold_{number}",
@@ -1536,17 +1667,22 @@ def cross_validate(config: TrainingConfig, device) -> dict:
     final = Run(config, pooled, None, save_dir, names, epochs, device)
     prepare(final)
     fit(final)
+    for criterion in ("loss", "iou"):  # what the checkpoint tells of its validation
+        best = [r["best"][criterion] for r in reports]
+        final.history.best[criterion] = float(np.mean(best))
     matrix = sum(np.array(r["validation"]["confusion_matrix"]) for r in reports)
     report = {
         "class_names": names,
         "folds": reports,
         "summary": fold_summary([r["validation"] for r in reports]),
-        "pooled": scores(matrix, names),
+        "pooled": scores(matrix, names, config.mode == "binary"),
         "final_epochs": epochs,
         "history": final.history.rows,
     }
     if test:
         report["test"] = examine(final, test)
+    for stale in save_dir.glob("model_best_*.pth"):  # of a former run without folds
+        stale.unlink()
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
     final.save("final_model", kept)
     plot_training(save_dir / "model_training_plot.png", report)
@@ -1663,9 +1799,8 @@ def _draw_bars(axes, result: dict, source: str) -> None:
         )
         labels = ["-" if e[key] is None else f"{e[key]:.2f}" for e in entries]
         axes.bar_label(drawn, labels, fontsize=8)
-    axes.set_xticks(
-        places, [entry["name"] for entry in entries], rotation=30, ha="right"
-    )
+    names = [entry["name"] for entry in entries]
+    axes.set_xticks(places, names, rotation=30, ha="right", parse_math=False)
     mean = result["mean_iou"]
     shown = "-" if mean is None else f"{mean:.3f}"
     axes.set(title=f"Per class, {source} (mean IoU {shown})", ylim=(0, 1.1))
@@ -1678,8 +1813,8 @@ def _draw_matrix(figure, axes, result: dict, source: str) -> None:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [entry["name"] for entry in result["per_class"]]
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(
         title=f"Confusion, {source} (share of the true class)",
         xlabel="predicted",

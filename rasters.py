@@ -68,6 +68,14 @@ class OptionError(SegmentationError, ValueError):
     """An option whose value cannot be right, whatever the data; scripts exit with status 2."""
 
 
+def require_folder(option: str, folder: str | Path) -> None:
+    """Raise SegmentationError unless a folder is there, or can be made, and written to."""
+    path = Path(folder).absolute()
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise SegmentationError(f"{option} {folder}: {existing} cannot be written to")
+
+
 def show_messages() -> None:
     """Send the toolkit's messages to stderr, and keep the libraries' own out of them."""
     log = logging.getLogger("semanticseg4eo")
