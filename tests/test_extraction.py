@@ -881,7 +881,8 @@ def check_validity(patches, valid) -> None:
         assert np.array_equal(patch.valid, expected)
         assert np.array_equal(patch.labelled, expected)
         assert np.array_equal(
-            patch.image[:, expected], scene()[:, *patch.place()][:, expected]
+            patch.image[:, expected],
+            scene()[(slice(None), *patch.place())][:, expected],
         )
 
 
