@@ -2,10 +2,12 @@
 
     python Patch_extraction.py extract --image scene.tif --label label.tif --grid grid.shp \\
         --output data --patch_size 224
+    python Patch_extraction.py batch --data_dir scenes --grid grid.shp --output data
     python Patch_extraction.py visualize --output data --split train --sample_index 0
     python Patch_extraction.py info --output data
 
-``extract`` leaves ``data/Patch/{train,validation,test}/{images,labels}``, which main.py trains on.
+``extract`` and ``batch`` leave ``data/Patch/{train,validation,test}/{images,labels}``, which main.py
+trains on, and ``data/Patch/cells.gpkg``, which shows the splits in QGIS.
 A patch covers its cell's bounding box in the image's pixels; label pixels outside the cell itself
 (a rotated or many-sided one) are unlabelled, so that neighbouring cells share no label.
 """
@@ -13,15 +15,16 @@ A patch covers its cell's bounding box in the image's pixels; label pixels outsi
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
 import re
 import shutil
 import sys
-import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +48,7 @@ from rasters import (
 )
 
 if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
+    from geopandas import GeoDataFrame, GeoSeries
     from shapely import Geometry
 
 log = logging.getLogger("semanticseg4eo")
@@ -63,17 +66,51 @@ LARGEST_CELL = 16  # times the patch size, per side
 # --- settings -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ExtractionConfig:
-    """Every setting of ``extract``."""
+@dataclass(frozen=True, kw_only=True)
+class OneScene:
+    """What ``extract`` reads."""
 
     image: str = setting(help="scene, anything that GDAL reads", group="data")
     label: str = setting(
         help="label raster on any pixel grid, or vector file of polygons", group="data"
     )
-    grid: str = setting(
-        help="vector file whose polygons are the cells, in any CRS", group="data"
+    grid: str | None = setting(
+        None,
+        "vector file whose polygons are the cells, in any CRS",
+        "data",
+        shown="cells of --patch_size every --stride pixels",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFolder:
+    """What ``batch`` reads."""
+
+    data_dir: str = setting(help="folder of scenes and labels", group="data")
+    grid: str | None = setting(
+        None,
+        "vector file whose polygons are the cells of all scenes, in any CRS",
+        "data",
+        shown="cells of --patch_size every --stride pixels",
+    )
+    use_per_image_grid: bool = setting(
+        False, "each scene has a grid of its own, found by --grid_pattern", "data"
+    )
+    image_pattern: str = setting(
+        "Image_<id>.tif", "names of scenes; <id> pairs them, * is anything", "data"
+    )
+    label_pattern: str = setting("Label_<id>.tif", "names of labels", "data")
+    grid_pattern: str = setting("Grid_<id>.*", "names of grids", "data")
+    recursive: bool = setting(False, "look into folders of the folder too", "data")
+    skip_unmatched: bool = setting(
+        False, "leave out files without a partner instead of stopping", "data"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CuttingConfig:
+    """What ``extract`` and ``batch`` have in common."""
+
     output: str = setting(help="dataset folder to write", group="data")
     bands: str | None = setting(
         None,
@@ -112,6 +149,12 @@ class ExtractionConfig:
     patch_size: int = setting(
         224, "side of the patches in pixels; other cells are resized", "patches"
     )
+    stride: int | None = setting(
+        None,
+        "pixels from cell to cell where there is no grid",
+        "patches",
+        shown="--patch_size",
+    )
     interpolation: str = setting(
         "auto",
         "how image pixels are resized (labels: nearest); auto averages when shrinking and is "
@@ -125,14 +168,56 @@ class ExtractionConfig:
     train_ratio: float = setting(0.75, "share of the training split", "split")
     val_ratio: float = setting(0.15, "share of the validation split", "split")
     test_ratio: float = setting(0.10, "share of the test split", "split")
+    split_by: str = setting(
+        "random",
+        "draw cell by cell, or in square blocks, which keeps neighbours together",
+        "split",
+        choices=("random", "block"),
+    )
+    block_size: float | None = setting(
+        None, "side of a block in metres", "split", shown="four cells"
+    )
+    buffer: float = setting(
+        0.0, "metres; cells nearer than that to another split are dropped", "split"
+    )
     seed: int = setting(42, "seed of the split", "split", alias="--random_seed")
     save_metadata: bool = setting(
         False, "write Patch/metadata.json: where each patch comes from", "output"
     )
     overwrite: bool = setting(False, "replace the patches of an earlier run", "output")
+    resume: bool = setting(False, "complete a run that was interrupted", "output")
+    skip_errors: bool = setting(
+        False,
+        "go on after a cell or scene that cannot be read; list it and end with status 1",
+        "output",
+    )
+    workers: int | None = setting(
+        None, "cells in flight", "output", shown="the number of CPUs, at most 8"
+    )
 
     def __post_init__(self):
         require(self.patch_size >= 8, "--patch_size", self.patch_size, "at least 8")
+        for name in ("stride", "workers"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}", value, "at least 1")
+        require(
+            self.stride is None or self.grid is None,
+            "--stride with --grid",
+            self.grid,
+            "one of the two",
+        )
+        fine = self.block_size is None or 0 < self.block_size < math.inf
+        require(fine, "--block_size", self.block_size, "more than 0 metres")
+        fine = self.block_size is None or self.split_by == "block"
+        require(fine, "--block_size", self.block_size, "--split_by block with it")
+        fine = 0 <= self.buffer < math.inf
+        require(fine, "--buffer", self.buffer, "0 metres or more")
+        require(
+            not (self.overwrite and self.resume),
+            "--overwrite",
+            "and --resume",
+            "one of the two",
+        )
         require(0 <= self.min_valid <= 1, "--min_valid", self.min_valid, "0 to 1")
         require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
         ratios = dict(zip(("train", "val", "test"), self.ratios))
@@ -161,6 +246,49 @@ class ExtractionConfig:
     def ratios(self) -> tuple[float, float, float]:
         return self.train_ratio, self.val_ratio, self.test_ratio
 
+    @property
+    def threads(self) -> int:
+        return self.workers or min(8, os.cpu_count() or 1)
+
+
+# the fields of the last class come first, so that --help begins with the files
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig(CuttingConfig, OneScene):
+    """Every setting of ``extract``."""
+
+    def scenes(self) -> list[SceneFiles]:
+        return [SceneFiles(self.image, self.label, self.grid, "patch")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(CuttingConfig, SceneFolder):
+    """Every setting of ``batch``."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            not (self.use_per_image_grid and (self.grid or self.stride)),
+            "--use_per_image_grid",
+            "with --grid or --stride",
+            "one of them",
+        )
+        for name in ("image_pattern", "label_pattern", "grid_pattern"):
+            text = getattr(self, name)
+            require(text.count("<id>") == 1, f"--{name}", text, "one <id> in it")
+
+    def scenes(self) -> list[SceneFiles]:
+        return pair_scenes(self)
+
+
+@dataclass(frozen=True)
+class SceneFiles:
+    """Files that belong together, and what their patches' names begin with."""
+
+    image: str
+    label: str
+    grid: str | None
+    name: str
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -184,6 +312,69 @@ class InfoConfig:
 def split_list(text: str | None) -> list[str]:
     """The items of a comma-separated option."""
     return [item.strip() for item in text.split(",")] if text else []
+
+
+# --- scenes ---------------------------------------------------------------------------------
+
+
+def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
+    """The scenes of a folder with their labels and grids, by the ids in their names.
+
+    Raises:
+        DatasetError: No scene, an id twice, or a file without its partner (unless they are to be
+            skipped).
+    """
+    folder = Path(config.data_dir)
+    if not folder.is_dir():
+        raise DatasetError(f"No folder {folder}")
+    paths = folder.rglob("*") if config.recursive else folder.iterdir()
+    paths = sorted(path for path in paths if path.is_file())
+    images = find_ids(paths, config.image_pattern)
+    labels = find_ids(paths, config.label_pattern)
+    grids = dict.fromkeys(images, config.grid)
+    if config.use_per_image_grid:
+        vectors = [path for path in paths if path.suffix.lower() in VECTOR_SUFFIXES]
+        grids = find_ids(vectors, config.grid_pattern)
+    if not images:
+        raise DatasetError(f"No file in {folder} is called {config.image_pattern}")
+    lonely = [path for key, path in images.items() if key not in labels]
+    lonely += [path for key, path in labels.items() if key not in images]
+    lonely += [path for key, path in images.items() if key not in grids]
+    if lonely:
+        named = ", ".join(str(path) for path in sorted(set(lonely))[:5])
+        more = f" and {len(lonely) - 5} more" if len(lonely) > 5 else ""
+        text = f"without the files that belong to them: {named}{more}"
+        if not config.skip_unmatched:
+            raise DatasetError(f"{text}; add them, or give --skip_unmatched")
+        log.warning("left out, %s", text)
+    return [
+        SceneFiles(str(path), str(labels[key]), _text(grids[key]), _id_text(key))
+        for key, path in images.items()
+        if key in labels and key in grids
+    ]
+
+
+def _text(path: Path | str | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
+    """Files whose name fits a pattern, in any case, by what stands for ``<id>`` in it.
+
+    Raises:
+        DatasetError: Two files of one id.
+    """
+    regex = re.escape(pattern).replace(r"\*", ".*").replace("<id>", "(?P<id>.+)")
+    found: dict[str, Path] = {}
+    for path in paths:
+        match = re.fullmatch(regex, path.name, re.IGNORECASE)
+        if not match:
+            continue
+        key = match["id"].lower()
+        if key in found:
+            raise DatasetError(f"{found[key]} and {path} have the same id")
+        found[key] = path
+    return found
 
 
 # --- grid -----------------------------------------------------------------------------------
@@ -242,7 +433,7 @@ def in_pixels(table: GeoDataFrame, image: rasterio.DatasetReader, source: str):
     return outlines.affine_transform([a, b, d, e, c, f])
 
 
-def cell_names(grid: GeoDataFrame, column: str | None) -> list[str]:
+def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[str]:
     """A file name per cell, from an id column or the row number (from 1).
 
     Raises:
@@ -256,7 +447,7 @@ def cell_names(grid: GeoDataFrame, column: str | None) -> list[str]:
         if name not in columns:
             continue
         ids = [_id_text(value) for value in grid[columns[name]]]
-        names = Counter(_file_names(ids))
+        names = Counter(_file_names(ids, prefix))
         twice = [text for text in ids if not text]
         twice += [text for text in names if names[text] > 1]
         if not twice:
@@ -268,13 +459,13 @@ def cell_names(grid: GeoDataFrame, column: str | None) -> list[str]:
             )
     else:
         ids = [str(row) for row in range(1, len(grid) + 1)]
-    return _file_names(ids)
+    return _file_names(ids, prefix)
 
 
-def _file_names(ids: Sequence[str]) -> list[str]:
+def _file_names(ids: Sequence[str], prefix: str) -> list[str]:
     """Ids as the names of patches; numbers are filled up so that they sort."""
     digits = max([3, *(len(text) for text in ids if text.isdecimal())])
-    return [f"patch_{t.zfill(digits) if t.isdecimal() else t}" for t in ids]
+    return [f"{prefix}_{t.zfill(digits) if t.isdecimal() else t}" for t in ids]
 
 
 def _id_text(value) -> str:
@@ -286,8 +477,17 @@ def _id_text(value) -> str:
     return re.sub(r"[^\w.-]+", "_", str(value)).strip("._")
 
 
-def read_grid(config: ExtractionConfig, image: rasterio.DatasetReader):
-    """The cells of ``--grid``, and why others cannot be cut.
+def regular_cells(width: int, height: int, size: int, stride: int, prefix: str):
+    """Square cells every ``stride`` pixels; the last ones may reach beyond the image."""
+    return [
+        Cell(f"{prefix}_r{row:03}_c{column:03}", Window(left, top, size, size))
+        for row, top in enumerate(range(0, height, stride))
+        for column, left in enumerate(range(0, width, stride))
+    ]
+
+
+def cells_of(scene: SceneFiles, config: CuttingConfig, image: rasterio.DatasetReader):
+    """The cells of a scene, and why others cannot be cut.
 
     Returns:
         cells, {name: reason} of those that cannot be used.
@@ -297,10 +497,14 @@ def read_grid(config: ExtractionConfig, image: rasterio.DatasetReader):
     """
     import shapely
 
-    grid = read_vector(config.grid)
-    names = cell_names(grid, config.id_column)
+    if scene.grid is None:
+        size, stride = config.patch_size, config.stride or config.patch_size
+        cells = regular_cells(image.width, image.height, size, stride, scene.name)
+        return cells, {}
+    grid = read_vector(scene.grid)
+    names = cell_names(grid, config.id_column, scene.name)
     cells, skipped = [], {}
-    for name, outline in zip(names, in_pixels(grid, image, config.grid)):
+    for name, outline in zip(names, in_pixels(grid, image, scene.grid)):
         outline = polygonal(outline)
         if outline is None:
             skipped[name] = "no polygon"
@@ -312,7 +516,7 @@ def read_grid(config: ExtractionConfig, image: rasterio.DatasetReader):
         largest = LARGEST_CELL * config.patch_size
         if max(window.width, window.height) > largest:
             raise DatasetError(
-                f"{name} of {config.grid} covers {window.width} x {window.height} pixels, more "
+                f"{name} of {scene.grid} covers {window.width} x {window.height} pixels, more "
                 f"than {LARGEST_CELL} times --patch_size {config.patch_size}; use a finer grid"
             )
         if not window.width or not window.height:
@@ -326,7 +530,7 @@ def read_grid(config: ExtractionConfig, image: rasterio.DatasetReader):
         cells.append(Cell(name, window, outline if gap > 0.01 else None))
     if not cells:
         raise DatasetError(
-            f"No cell of {config.grid} lies on {image.name} ({_first_reason(skipped)}); check the CRS "
+            f"No cell of {scene.grid} lies on {image.name} ({_first_reason(skipped)}); check the CRS "
             f"of both: {grid.crs.to_string()} and {image.crs.to_string()}"
         )
     return cells, skipped
@@ -404,19 +608,19 @@ class Label:
 
 
 @contextmanager
-def open_label(config: ExtractionConfig, image) -> Iterator[Label]:
+def open_label(source: str, config: CuttingConfig, image) -> Iterator[Label]:
     """The label of a scene, a raster on any pixel grid or a vector file.
 
     Raises:
         SegmentationError: It cannot be used.
     """
-    suffix = Path(config.label).suffix.lower()
+    suffix = Path(source).suffix.lower()
     names = split_list(config.class_names) or None
     if config.label_column or suffix in VECTOR_SUFFIXES:
-        yield _vector_label(config, image, names)
+        yield _vector_label(source, config, image, names)
         return
     with ExitStack() as stack:
-        raster = stack.enter_context(rasters.open_raster(config.label))
+        raster = stack.enter_context(rasters.open_raster(source))
         rasters.require_one_band(raster)
         rasters.require_georeference(raster)
         if not rasters.same_pixel_grid(image, raster):
@@ -441,7 +645,7 @@ def open_label(config: ExtractionConfig, image) -> Iterator[Label]:
         def read(window: Window) -> np.ndarray:
             return rasters.read_label(raster, window, MISSING)
 
-        yield Label(config.label, read, whole_values(config.label_values), names)
+        yield Label(source, read, whole_values(config.label_values), names)
 
 
 def whole_values(text: str | None) -> list[int] | None:
@@ -476,12 +680,12 @@ def _require_overlap(image, label) -> None:
             raise DatasetError(f"{label.name} does not overlap {image.name}")
 
 
-def _vector_label(config: ExtractionConfig, image, names: list[str] | None) -> Label:
+def _vector_label(source: str, config: CuttingConfig, image, names) -> Label:
     """Polygons burnt onto the image's pixels where their centre lies inside; the last wins."""
     import pandas
     from rasterio.features import rasterize
 
-    table = read_vector(config.label)
+    table = read_vector(source)
     values, fill, codes = None, 0, np.ones(len(table), np.int64)
     if config.label_column:
         if config.label_column not in table.columns:
@@ -493,7 +697,7 @@ def _vector_label(config: ExtractionConfig, image, names: list[str] | None) -> L
             known = column.fillna(0).to_numpy()
             if not np.isfinite(known).all() or (known != np.round(known)).any():
                 raise DatasetError(
-                    f"{config.label} has fractions or infinities in {config.label_column}; "
+                    f"{source} has fractions or infinities in {config.label_column}; "
                     "classes are whole numbers or texts"
                 )
             codes = np.where(column.isna(), MISSING, known).astype(np.int64)
@@ -511,14 +715,14 @@ def _vector_label(config: ExtractionConfig, image, names: list[str] | None) -> L
     elif config.label_values:
         raise OptionError(
             f"--label_values {config.label_values}: expected --label_column with it, since "
-            f"{config.label} is a vector file"
+            f"{source} is a vector file"
         )
-    outlines = in_pixels(table, image, config.label)
+    outlines = in_pixels(table, image, source)
     usable = ~(outlines.isna() | outlines.is_empty)
     outlines, codes = outlines[usable].reset_index(drop=True), codes[usable]
     index = outlines.sindex
     if not len(index.intersection((0, 0, image.width, image.height))):
-        raise DatasetError(f"{config.label} does not overlap {image.name}")
+        raise DatasetError(f"{source} does not overlap {image.name}")
     # GDAL burns 32-bit numbers, so it burns row numbers that stand for the codes
     codes = np.concatenate([[fill], codes])
 
@@ -532,28 +736,37 @@ def _vector_label(config: ExtractionConfig, image, names: list[str] | None) -> L
         origin = Affine.translation(left, top)
         return codes[rasterize(shapes, shape, 0, transform=origin, dtype="int32")]
 
-    return Label(config.label, read, values, names)
+    return Label(source, read, values, names)
 
 
 # --- patches --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Patch:
-    """Pixels of one cell, ready to be written."""
+class CellPixels:
+    """One cell as it was read."""
 
+    cell: Cell
     image: np.ndarray  # (C, H, W)
     valid: np.ndarray  # (H, W) bool
-    label: np.ndarray  # (H, W)
-    transform: Affine
+    classes: np.ndarray  # (H, W)
     valid_share: float
 
 
-def cut_cell(
-    cell: Cell, image, bands: Sequence[int], label: Label, config: ExtractionConfig
-) -> Patch | str:
-    """Read one cell; a patch of ``--patch_size``, or the reason why there is none."""
-    height, width = int(cell.window.height), int(cell.window.width)
+@dataclass(frozen=True)
+class Patch:
+    """One cell, ready to be written."""
+
+    image: np.ndarray  # (C, size, size)
+    valid: np.ndarray  # (size, size) bool
+    label: np.ndarray  # (size, size)
+    transform: Affine
+
+
+def read_cell(
+    cell: Cell, image, bands: Sequence[int], label: Label, config: CuttingConfig
+) -> CellPixels | str:
+    """Read one cell; its pixels, or the reason why there is no patch of it."""
     pixels, valid = rasters.read_image(image, cell.window, bands)
     inside = cell_mask(cell)
     share = float(valid[inside].mean()) if inside.any() else 0.0
@@ -563,18 +776,24 @@ def cut_cell(
     classes[~(inside & valid)] = label.unlabelled
     if (classes == label.unlabelled).all():
         return "no labelled pixel"
-    size = config.patch_size
-    transform = image.transform * Affine.translation(
-        cell.window.col_off, cell.window.row_off
+    return CellPixels(cell, pixels, valid, classes, share)
+
+
+def make_patch(read: CellPixels, profile: Profile, config: CuttingConfig):
+    """Bring a cell to ``--patch_size``; the patch, or the reason why there is none."""
+    window, size = read.cell.window, config.patch_size
+    transform = profile.transform * Affine.translation(window.col_off, window.row_off)
+    height, width = read.classes.shape
+    if (height, width) == (size, size):
+        return Patch(read.image, read.valid, read.classes, transform)
+    image, valid = resize_image(
+        read.image, read.valid, size, config.interpolation, profile.nodata
     )
-    if (height, width) != (size, size):
-        nodata = declared_nodata(image, bands)
-        pixels, valid = resize_image(pixels, valid, size, config.interpolation, nodata)
-        classes = resize_label(classes, size)
-        if (classes == label.unlabelled).all():
-            return "no labelled pixel after resizing"
-        transform *= Affine.scale(width / size, height / size)
-    return Patch(pixels, valid, classes, transform, share)
+    classes = resize_label(read.classes, size)
+    if (classes == profile.label_nodata).all():
+        return "no labelled pixel after resizing"
+    transform *= Affine.scale(width / size, height / size)
+    return Patch(image, valid, classes, transform)
 
 
 def cell_mask(cell: Cell) -> np.ndarray:
@@ -667,11 +886,24 @@ class Profile:
     """What all patches of a scene have in common."""
 
     crs: object
+    transform: Affine  # of the scene
     nodata: float | None
     descriptions: tuple[str | None, ...]
     colours: tuple
     label_nodata: int
     class_names: list[str] | None
+
+    @classmethod
+    def of(cls, image, bands: Sequence[int], label: Label) -> Profile:
+        return cls(
+            image.crs,
+            image.transform,
+            declared_nodata(image, bands),
+            tuple(image.descriptions[band - 1] for band in bands),
+            tuple(_role(image.colorinterp[band - 1]) for band in bands),
+            label.unlabelled,
+            label.names,
+        )
 
     def write(self, patch: Patch, image_path: Path, label_path: Path) -> None:
         """Write a patch as two GeoTIFFs that any reader opens.
@@ -731,16 +963,263 @@ def split_counts(count: int, ratios: Sequence[float]) -> list[int]:
 
 
 def assign_splits(count: int, ratios: Sequence[float], seed: int) -> list[str]:
-    """A split for each of ``count`` patches, drawn at random with a seed."""
+    """A split for each of ``count`` places, drawn at random with a seed."""
     names = np.repeat(rasters.SPLITS, split_counts(count, ratios))
     return np.random.default_rng(seed).permutation(names).tolist()
+
+
+def assign_blocks(content: np.ndarray, ratios: Sequence[float], seed: int) -> list[str]:
+    """A split for each block, so that patches and every class are shared as the ratios say.
+
+    The sum of the deviations from the ratios, over splits and columns, is lowered by moving and
+    swapping blocks until no step helps, from 20 random beginnings. A class that enough blocks hold
+    is to be in every split, whatever that costs.
+
+    Args:
+        content: (blocks, 1 + classes): patches, then pixels of each class.
+        ratios: Shares of training, validation and test.
+        seed: Of the beginnings.
+    """
+    shares = content / np.maximum(content.sum(axis=0), 1)
+    wanted = np.asarray(ratios)
+    used = np.flatnonzero(wanted)
+    # patches weigh as much as all classes together
+    weights = np.array([max(1, content.shape[1] - 1), *[1] * (content.shape[1] - 1)])
+    everywhere = (content > 0).sum(axis=0) >= len(used)
+
+    def cost(sums: np.ndarray) -> float:
+        missing = (sums[used] <= 1e-12) & everywhere
+        gaps = np.abs(sums - wanted[:, None]) * weights
+        return float(gaps.sum() + 10 * missing.sum())
+
+    rng = np.random.default_rng(seed)
+    best, lowest = None, math.inf
+    for _ in range(20):
+        chosen = rng.choice(len(wanted), len(shares), p=wanted)
+        sums = np.stack([shares[chosen == s].sum(axis=0) for s in range(len(wanted))])
+        current, before = cost(sums), math.inf
+        while current < before - 1e-9:
+            before = current
+            for block in rng.permutation(len(shares)):
+                # move it to another split, or swap it with a block that is there
+                other = rng.integers(len(shares))
+                steps = [{block: split} for split in used]
+                steps.append({block: chosen[other], other: chosen[block]})
+                for step in steps:
+                    moved = sums.copy()
+                    for index, split in step.items():
+                        moved[chosen[index]] -= shares[index]
+                        moved[split] += shares[index]
+                    if (value := cost(moved)) < current - 1e-9:
+                        sums, current = moved, value
+                        for index, split in step.items():
+                            chosen[index] = split
+        if current < lowest:
+            best, lowest = chosen.copy(), current
+    return [rasters.SPLITS[split] for split in best]
+
+
+def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
+    """A number per patch; patches of several scenes that share most of their ground have one.
+
+    Args:
+        footprints: The ground of each patch.
+        scenes: The scene that each comes from.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(footprints)
+    left, right = footprints.sindex.query(footprints, predicate="intersects")
+    scenes = np.asarray(scenes)
+    several = scenes[left] != scenes[right]
+    left, right = left[several], right[several]
+    shapes = footprints.to_numpy()
+    areas = footprints.area.to_numpy()
+    shared = (
+        footprints.iloc[left]
+        .reset_index(drop=True)
+        .intersection(footprints.iloc[right].reset_index(drop=True))
+        if len(shapes)
+        else footprints
+    )
+    most = shared.area.to_numpy() > 0.5 * np.minimum(areas[left], areas[right])
+    links = coo_array((np.ones(most.sum()), (left[most], right[most])), (count, count))
+    return connected_components(links, directed=False)[1]
+
+
+def near_pairs(footprints: GeoSeries, splits: Sequence[str], distance: float):
+    """Pairs of patches of different splits that lie nearer than a distance to each other.
+
+    Args:
+        footprints: In a CRS of metres.
+        splits: The split of each.
+        distance: Metres. At 0 they share ground; what only touches does not count.
+
+    Returns:
+        (M, 2) indices, the first of the earlier split (training, validation, test).
+    """
+    # a thousandth of a side is what projections leave between neighbours
+    tolerance = 1e-3 * float(np.sqrt(footprints.area.median()))
+    shrunk = footprints.buffer(-tolerance, join_style="mitre")
+    reach = max(0.0, distance - 2 * tolerance)
+    pairs = shrunk.sindex.query(shrunk, predicate="dwithin", distance=reach).T
+    rank = np.array([rasters.SPLITS.index(split) for split in splits])
+    return pairs[rank[pairs[:, 0]] < rank[pairs[:, 1]]]
+
+
+def footprint(transform: Affine, height: int, width: int) -> Geometry:
+    """The ground of a patch as a polygon."""
+    import shapely
+
+    corners = [(0, 0), (width, 0), (width, height), (0, height)]
+    return shapely.Polygon([transform * corner for corner in corners])
+
+
+def on_the_ground(footprints: Sequence[Geometry], systems: Sequence) -> GeoSeries:
+    """Footprints of several CRS in one whose unit is the metre (where there is a way to one)."""
+    import geopandas
+
+    series = geopandas.GeoSeries(list(footprints), crs=systems[0])
+    kinds = {str(crs): crs for crs in systems}
+    if len(kinds) > 1:
+        names = np.array([str(crs) for crs in systems])
+        for name, crs in kinds.items():
+            here = names == name
+            part = geopandas.GeoSeries(series[here].to_numpy(), crs=crs)
+            series[here] = part.to_crs(systems[0]).to_numpy()
+    axis = series.crs.axis_info[0] if series.crs.axis_info else None
+    if series.crs.is_geographic or (
+        axis and axis.unit_name not in ("metre", "unknown")
+    ):
+        return series.to_crs(series.estimate_utm_crs())
+    return series
+
+
+def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig):
+    """Put patches into splits.
+
+    Args:
+        records: Of the patches; "scene" and "class_pixels" are looked at.
+        ground: Their footprints, in metres.
+        config: How.
+
+    Returns:
+        A split per patch, and {index: reason} of the patches that are to be dropped.
+    """
+    names = {
+        name: number
+        for number, name in enumerate(dict.fromkeys(r["scene"] for r in records))
+    }
+    places = same_places(ground, [names[record["scene"]] for record in records])
+    _, first = np.unique(places, return_index=True)
+    if config.split_by == "random":
+        drawn = assign_splits(len(first), config.ratios, config.seed)
+        splits = [drawn[place] for place in places]
+    else:
+        splits = _block_splits(records, ground, first[places], config)
+    dropped: dict[int, str] = {}
+    overlapping = near_pairs(ground, splits, 0)
+    if config.split_by == "block":
+        dropped |= {int(i): "shares ground with another split" for i, _ in overlapping}
+    elif config.buffer == 0:
+        touching = near_pairs(
+            ground, splits, 4e-3 * float(np.sqrt(ground.area.median()))
+        )
+        if len(touching):
+            log.warning(
+                "%d of %d patches touch or overlap a patch of another split, so scores will be too "
+                "good; --split_by block keeps neighbours together",
+                len(np.unique(touching)),
+                len(records),
+            )
+    if config.buffer:
+        reason = f"nearer than {config.buffer:g} m to another split"
+        dropped |= {
+            int(i): reason for i, _ in near_pairs(ground, splits, config.buffer)
+        }
+    return splits, dropped
+
+
+def _block_splits(records, ground: GeoSeries, leaders, config: CuttingConfig):
+    """Splits by square blocks; each patch goes with the first patch of its place."""
+    side = float(np.sqrt(ground.area.median()))
+    size = config.block_size or 4 * side
+    centres = np.stack([ground.centroid.x, ground.centroid.y], axis=1)
+    origin = centres.min(axis=0) - side / 2
+    blocks = np.floor((centres[leaders] - origin) / size).astype(int)
+    _, numbers = np.unique(blocks, axis=0, return_inverse=True)
+    numbers = numbers.ravel()
+    classes = max(len(record["class_pixels"]) for record in records)
+    content = np.zeros((numbers.max() + 1, 1 + classes))
+    for number, record in zip(numbers, records):
+        content[number, 0] += 1
+        pixels = record["class_pixels"]
+        content[number, 1 : 1 + len(pixels)] += pixels
+    if len(content) < np.count_nonzero(config.ratios):
+        raise DatasetError(
+            f"The cells lie in {len(content)} blocks of {size:g} m, too few for the splits; give a "
+            "smaller --block_size"
+        )
+    drawn = assign_blocks(content, config.ratios, config.seed)
+    return [drawn[number] for number in numbers]
 
 
 # --- extraction -----------------------------------------------------------------------------
 
 
-def extract(config: ExtractionConfig) -> dict:
-    """Cut all cells of a grid and share them among the splits.
+@dataclass(frozen=True)
+class Plan:
+    """A scene that was looked at before the work, and its cells."""
+
+    scene: SceneFiles
+    crs: object
+    bands: list[dict]
+    cells: list[Cell]
+    label_values: list[int] | None
+    class_names: list[str] | None
+    unlabelled: int
+
+
+class Journal:
+    """What became of each cell, in memory and in a file that an interrupted run is resumed from."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.records: dict[str, dict] = {}
+        self.skipped: dict[str, str] = {}
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines:
+            entry = (
+                json.loads(line) if line.endswith("}") else {}
+            )  # the last may be cut off
+            if "skipped" in entry:
+                self.skipped[entry["name"]] = entry["skipped"]
+            elif entry:
+                self.records[entry["name"]] = entry
+
+    def note(self, name: str, outcome: dict | str) -> None:
+        """Keep the record of a patch, or the reason why there is none."""
+        if isinstance(outcome, str):
+            self.skipped[name] = outcome
+            outcome = {"name": name, "skipped": outcome}
+        else:
+            self.records[name] = outcome
+        with open(self.path, "a") as file:
+            file.write(json.dumps(outcome) + "\n")
+
+    def forget_missing(self, staging: Path) -> None:
+        """Drop the records of patches that are not there, whole."""
+        for name in list(self.records):
+            try:
+                for kind in ("images", "labels"):
+                    rasters.patch_header(staging / kind / f"{name}.tif")
+            except (DatasetError, OSError):
+                del self.records[name]
+
+
+def extract(config: ExtractionConfig | BatchConfig) -> dict:
+    """Cut the cells of all scenes and share them among the splits.
 
     Patches are written aside; the folder ``Patch`` appears when all of them are there.
 
@@ -753,12 +1232,113 @@ def extract(config: ExtractionConfig) -> dict:
     target = Path(config.output) / "Patch"
     if target.exists() and not target.is_dir():
         raise DatasetError(f"{target} is a file; choose another --output")
-    if not config.overwrite and target.is_dir() and any(target.iterdir()):
+    former = former_settings(target) if config.resume else {}
+    overwrite = config.overwrite or former.get("overwrite", False)
+    if not overwrite and target.is_dir() and any(target.iterdir()):
         raise DatasetError(
             f"{target} already holds patches; choose another --output, or give --overwrite"
         )
-    with ExitStack() as stack:
-        image = stack.enter_context(rasters.open_raster(config.image))
+    skipped: dict[str, str] = {}
+    plans = plan_scenes(config, skipped)
+    with staging_folder(target, config) as staging:
+        journal = Journal(staging / "journal.jsonl")
+        journal.forget_missing(staging)
+        for plan in plans:
+            cut_scene(plan, config, staging, journal)
+        skipped |= journal.skipped
+        found = [(p, journal.records.get(c.name)) for p in plans for c in p.cells]
+        found = [(plan, record) for plan, record in found if record]
+        if not found:
+            raise DatasetError(
+                f"None of the {sum(len(plan.cells) for plan in plans)} cells gives a patch "
+                f"({_first_reason(skipped)})"
+            )
+        size = config.patch_size
+        shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
+        ground = on_the_ground(shapes, [plan.crs for plan, _ in found])
+        splits, dropped = share_out([r for _, r in found], ground, config)
+        records = []
+        for index, ((_, record), split) in enumerate(zip(found, splits)):
+            if index in dropped:
+                skipped[record["name"]] = dropped[index]
+                continue
+            records.append(record | {"split": split})
+            for kind in ("images", "labels"):
+                name = f"{record['name']}.tif"
+                (staging / kind / name).rename(staging / split / kind / name)
+        report = describe(config, plans, records, skipped)
+        write_cells(staging / "cells.gpkg", ground.drop(list(dropped)), report)
+        if config.save_metadata:
+            rasters.write_json(staging / "metadata.json", report)
+        for kind in ("images", "labels"):
+            shutil.rmtree(staging / kind)
+        for name in ("journal.jsonl", "settings.json"):
+            (staging / name).unlink(missing_ok=True)
+        publish(staging, target)
+    return report
+
+
+def describe(config, plans: Sequence[Plan], records: list[dict], skipped: dict) -> dict:
+    """Where all patches come from, as plain values for JSON."""
+    first = plans[0]
+    return {
+        "version": rasters.VERSION,
+        "settings": asdict(config),
+        "crs": first.crs.to_string(),
+        "bands": first.bands,
+        "label_values": first.label_values,
+        "class_names": first.class_names,
+        "unlabelled": first.unlabelled,
+        "scenes": [
+            asdict(plan.scene) | {"crs": plan.crs.to_string()} for plan in plans
+        ],
+        "patches": records,
+        "skipped": skipped,
+    }
+
+
+def plan_scenes(config: ExtractionConfig | BatchConfig, skipped: dict) -> list[Plan]:
+    """Look at all scenes before the work begins.
+
+    Args:
+        config: Their settings.
+        skipped: Gets the cells, and with ``--skip_errors`` the scenes, that cannot be used.
+
+    Raises:
+        SegmentationError: What ``--skip_errors`` does not let pass.
+    """
+    from tqdm import tqdm
+
+    plans: list[Plan] = []
+    scenes = config.scenes()
+    for scene in tqdm(scenes, "looking at scenes", leave=False, disable=None):
+        try:
+            plan, reasons = plan_scene(scene, config)
+            if plans:
+                _require_alike(plans[0], plan)
+        except (SegmentationError, OSError) as error:
+            if (
+                not config.skip_errors
+                or len(scenes) == 1
+                or isinstance(error, OptionError)
+            ):
+                raise
+            skipped[scene.image] = f"{ERROR}{error}"
+            continue
+        plans.append(plan)
+        skipped |= reasons
+    if not plans:
+        raise DatasetError(f"No scene can be used ({_first_reason(skipped)})")
+    names = Counter(cell.name for plan in plans for cell in plan.cells)
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        raise DatasetError(f"Two cells would be called {name}; rename scenes or ids")
+    return plans
+
+
+def plan_scene(scene: SceneFiles, config: CuttingConfig) -> tuple[Plan, dict[str, str]]:
+    """Open a scene and its label, find its cells; {name: reason} of those that are of no use."""
+    with rasters.open_raster(scene.image) as image:
         rasters.require_georeference(image)
         bands = rasters.select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):
@@ -766,63 +1346,91 @@ def extract(config: ExtractionConfig) -> dict:
                 f"--image_channels {config.image_channels}, but {image.name} gives {len(bands)} "
                 "bands; select them with --bands"
             )
-        label = stack.enter_context(open_label(config, image))
-        cells, skipped = read_grid(config, image)
-        staging = stack.enter_context(staging_folder(target))
-        records, reasons = cut_cells(cells, image, bands, label, config, staging)
-        skipped |= reasons
-        if not records:
-            raise DatasetError(
-                f"None of the {len(cells)} cells of {config.grid} gives a patch "
-                f"({_first_reason(skipped)})"
-            )
-        splits = assign_splits(len(records), config.ratios, config.seed)
-        for record, split in zip(records, splits):
-            record["split"] = split
-            for kind in ("images", "labels"):
-                name = f"{record['name']}.tif"
-                (staging / kind / name).rename(staging / split / kind / name)
-        report = {
-            "version": rasters.VERSION,
-            "settings": asdict(config),
-            "crs": image.crs.to_string(),
-            "bands": [
-                {"band": band, "description": image.descriptions[band - 1]}
-                for band in bands
-            ],
-            "label_values": label.values,
-            "class_names": label.names,
-            "unlabelled": label.unlabelled,
-            "patches": records,
-            "skipped": skipped,
-        }
-        for kind in ("images", "labels"):
-            (staging / kind).rmdir()
-        if config.save_metadata:
-            rasters.write_json(staging / "metadata.json", report)
-        publish(staging, target)
-    return report
+        cells, skipped = cells_of(scene, config, image)
+        described = [
+            {"band": band, "description": image.descriptions[band - 1]}
+            for band in bands
+        ]
+        with open_label(scene.label, config, image) as label:
+            return Plan(
+                scene, image.crs, described, cells, label.values, label.names, label.unlabelled
+            ), skipped  # fmt: skip
+
+
+def _require_alike(first: Plan, other: Plan) -> None:
+    """Raise DatasetError unless two scenes can be in one dataset."""
+    if len(first.bands) != len(other.bands):
+        raise DatasetError(
+            f"{other.scene.image} gives {len(other.bands)} bands, but {first.scene.image} "
+            f"{len(first.bands)}; select them with --bands"
+        )
+    if first.class_names != other.class_names:
+        raise DatasetError(
+            f"{other.scene.label} has the classes {', '.join(other.class_names or ['0, 1...'])}, "
+            f"but {first.scene.label} {', '.join(first.class_names or ['0, 1...'])}; name them in "
+            "order with --label_values"
+        )
+
+
+# settings that may change between an interrupted run and its completion
+FREE_SETTINGS = ("resume", "overwrite", "workers", "save_metadata", "skip_errors")
+STAGING = ".Patch-partial"  # beside Patch, while a run is under way
+ERROR = "error: "  # begins the reasons that --skip_errors lets pass
 
 
 @contextmanager
-def staging_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside ``target`` with the folders of a dataset, gone in the end."""
-    parent = target.parent
+def staging_folder(target: Path, config: CuttingConfig) -> Iterator[Path]:
+    """A hidden folder beside ``target`` with the folders of a dataset.
+
+    It is removed when the block fails, and stays when it is interrupted, for ``--resume``.
+    """
+    parent, staging = target.parent, target.with_name(STAGING)
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".Patch-", dir=target.parent))
+    if config.overwrite and staging.exists():
+        shutil.rmtree(staging)
+    if staging.exists():
+        _require_same_run(target, config)
+    for kind in ("images", "labels"):
+        (staging / kind).mkdir(parents=True, exist_ok=True)
+        for split in rasters.SPLITS:
+            folder = staging / split / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            for patch in folder.iterdir():  # of a run that was interrupted at its end
+                patch.rename(staging / kind / patch.name)
+    if not (staging / "settings.json").exists():
+        rasters.write_json(staging / "settings.json", asdict(config))
     try:
-        staging.chmod(0o777 & ~rasters.umask())
-        for kind in ("images", "labels"):
-            (staging / kind).mkdir()
-            for split in rasters.SPLITS:
-                (staging / split / kind).mkdir(parents=True)
         yield staging
-    finally:
+    except Exception:
         shutil.rmtree(staging, ignore_errors=True)
         for folder in made:
             if not any(folder.iterdir()):
                 folder.rmdir()
+        raise
+    except BaseException:
+        log.warning("what was cut is kept; the same command with --resume completes it")
+        raise
+
+
+def former_settings(target: Path) -> dict:
+    """The settings of an interrupted run; empty when there is none."""
+    stored = target.with_name(STAGING) / "settings.json"
+    return json.loads(stored.read_text()) if stored.exists() else {}
+
+
+def _require_same_run(target: Path, config: CuttingConfig) -> None:
+    if not config.resume:
+        raise DatasetError(
+            f"A run into {target.parent} is under way or was interrupted: --resume completes it, "
+            "--overwrite starts anew"
+        )
+    former = former_settings(target)
+    for name, value in asdict(config).items():
+        if name not in FREE_SETTINGS and former.get(name, value) != value:
+            raise DatasetError(
+                f"The interrupted run in {target.parent} had --{name} {former[name]}, not {value}; "
+                "give the same, or start anew with --overwrite"
+            )
 
 
 def publish(staging: Path, target: Path) -> None:
@@ -840,58 +1448,106 @@ def publish(staging: Path, target: Path) -> None:
         shutil.rmtree(former)
 
 
-def cut_cells(cells, image, bands, label, config, staging: Path):
-    """Write the patches of all cells to ``staging/{images,labels}``.
+def cut_scene(
+    plan: Plan, config: CuttingConfig, staging: Path, journal: Journal
+) -> None:
+    """Write the patches of a scene to ``staging/{images,labels}``.
 
-    Cells are read in the order of the image's rows, so that a decoded block serves its neighbours.
+    One thread reads the cells in the order of the image's rows, so that a decoded block serves its
+    neighbours; others resize and write them.
 
-    Returns:
-        A record per patch in the order of the grid, {name: reason} of the cells without one.
+    Raises:
+        SegmentationError: A cell that cannot be read, unless ``--skip_errors``.
     """
     from tqdm import tqdm
 
-    profile = Profile(
-        image.crs,
-        declared_nodata(image, bands),
-        tuple(image.descriptions[band - 1] for band in bands),
-        tuple(_role(image.colorinterp[band - 1]) for band in bands),
-        label.unlabelled,
-        label.names,
-    )
-    order = sorted(
-        range(len(cells)),
-        key=lambda i: (cells[i].window.row_off, cells[i].window.col_off),
-    )
-    records, skipped = {}, {}
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        for index in tqdm(
-            order, desc="cutting cells", unit="cell", leave=False, disable=None
-        ):
-            cell = cells[index]
-            patch = cut_cell(cell, image, bands, label, config)
-            if isinstance(patch, str):
-                skipped[cell.name] = patch
+    done = journal.records.keys() | journal.skipped.keys()
+    cells = [cell for cell in plan.cells if cell.name not in done]
+    cells.sort(key=lambda cell: (cell.window.row_off, cell.window.col_off))
+    if not cells:
+        return
+    with ExitStack() as stack:
+        image = stack.enter_context(rasters.open_raster(plan.scene.image))
+        label = stack.enter_context(open_label(plan.scene.label, config, image))
+        bands = [entry["band"] for entry in plan.bands]
+        profile = Profile.of(image, bands, label)
+        title = Path(plan.scene.image).name
+        bar = stack.enter_context(
+            tqdm(total=len(cells), desc=title, unit="cell", leave=False, disable=None)
+        )
+        pool = stack.enter_context(ThreadPoolExecutor(config.threads))
+        waiting: deque[tuple[str, Future]] = deque()
+
+        def settle(most: int) -> None:
+            """Wait until at most so many cells are in flight."""
+            while len(waiting) > most:
+                name, future = waiting.popleft()
+                outcome = future.result()
+                if isinstance(outcome, dict):
+                    outcome["scene"] = plan.scene.image
+                journal.note(name, outcome)
+                bar.update()
+
+        for cell in cells:
+            try:
+                read = read_cell(cell, image, bands, label, config)
+            except (RasterError, DatasetError) as error:
+                if not config.skip_errors:
+                    raise
+                read = f"{ERROR}{error}"
+            if isinstance(read, str):
+                journal.note(cell.name, read)
+                bar.update()
                 continue
-            name = f"{cell.name}.tif"
-            profile.write(patch, staging / "images" / name, staging / "labels" / name)
-            counts = np.bincount(patch.label[patch.label != label.unlabelled])
-            window = cell.window
-            records[index] = {
-                "name": cell.name,
-                "window": [
-                    int(v)
-                    for v in (
-                        window.col_off,
-                        window.row_off,
-                        window.width,
-                        window.height,
-                    )
-                ],
-                "transform": list(patch.transform[:6]),
-                "valid_share": round(patch.valid_share, 4),
-                "class_pixels": counts.tolist(),
-            }
-    return [records[index] for index in sorted(records)], skipped
+            future = pool.submit(write_cell, read, profile, config, staging)
+            waiting.append((cell.name, future))
+            settle(2 * config.threads)
+        settle(0)
+
+
+def write_cell(
+    read: CellPixels, profile: Profile, config: CuttingConfig, staging: Path
+):
+    """Write the patch of a cell; its record, or the reason why there is none."""
+    patch = make_patch(read, profile, config)
+    if isinstance(patch, str):
+        return patch
+    name = read.cell.name
+    paths = (staging / kind / f"{name}.tif" for kind in ("images", "labels"))
+    with rasterio.Env(GDAL_NUM_THREADS=1, GDAL_TIFF_INTERNAL_MASK=True):
+        profile.write(patch, *paths)
+    counts = np.bincount(patch.label[patch.label != profile.label_nodata])
+    window = read.cell.window
+    return {
+        "name": name,
+        "window": [
+            int(v)
+            for v in (window.col_off, window.row_off, window.width, window.height)
+        ],
+        "transform": list(patch.transform[:6]),
+        "valid_share": round(read.valid_share, 4),
+        "class_pixels": counts.tolist(),
+    }
+
+
+def write_cells(path: Path, ground: GeoSeries, report: dict) -> None:
+    """The cells that became patches as a GeoPackage: split, valid share, class shares."""
+    import geopandas
+
+    records = report["patches"]
+    classes = max(len(record["class_pixels"]) for record in records)
+    names = report["class_names"] or [f"class {number}" for number in range(classes)]
+    columns = {
+        key: [r[key] for r in records]
+        for key in ("name", "scene", "split", "valid_share")
+    }
+    pixels = np.zeros((len(records), len(names)))
+    for row, record in zip(pixels, records):
+        row[: len(record["class_pixels"])] = record["class_pixels"]
+    shares = pixels / pixels.sum(axis=1, keepdims=True)
+    columns |= {f"share {name}": share for name, share in zip(names, shares.T)}
+    table = geopandas.GeoDataFrame(columns, geometry=ground.to_numpy(), crs=ground.crs)
+    table.to_file(path, driver="GPKG", layer="cells")
 
 
 # --- reports --------------------------------------------------------------------------------
@@ -947,7 +1603,7 @@ def split_table(summaries: dict[str, SplitSummary], names: Sequence[str] | None)
     )
 
 
-def report_extraction(report: dict, config: ExtractionConfig) -> None:
+def report_extraction(report: dict, config: CuttingConfig) -> None:
     """Tell what was written and what was not, in words and numbers."""
     summaries = dict.fromkeys(rasters.SPLITS, SplitSummary())
     for record in report["patches"]:
@@ -958,10 +1614,12 @@ def report_extraction(report: dict, config: ExtractionConfig) -> None:
     if skipped:
         total = len(skipped) + len(report["patches"])
         log.warning("skipped %d of %d cells:", len(skipped), total)
-        for reason, count in Counter(skipped.values()).most_common():
-            of_these = [name for name, why in skipped.items() if why == reason]
-            more = ", ... (--save_metadata stores all)" if count > 12 else ""
-            log.warning("  %s: %s%s", reason, ", ".join(of_these[:12]), more)
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in skipped.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            more = ", ... (--save_metadata stores all)" if len(names) > 12 else ""
+            log.warning("  %s: %s%s", reason, ", ".join(names[:12]), more)
     for split, ratio in zip(rasters.SPLITS, config.ratios):
         if ratio and not summaries[split].patches:
             log.warning("the %s split got no patch: there are too few", split)
@@ -985,11 +1643,15 @@ def dataset_info(config: InfoConfig) -> dict:
     from tqdm import tqdm
 
     report = {"dataset_root": config.output, "class_names": None, "splits": {}}
+    places: list[tuple] = []  # split, name, footprint, crs
     for split in rasters.SPLITS:
         pairs = rasters.list_pairs(config.output, split, required=split == "train")
         summary, kinds = SplitSummary(), Counter()
         for pair in tqdm(pairs, desc=split, unit="patch", leave=False, disable=None):
             kinds[rasters.patch_header(pair.image)] += 1
+            with rasters.open_raster(pair.image) as file:
+                shape = footprint(file.transform, file.height, file.width)
+                places.append((split, pair.name, shape, file.crs))
             with rasters.open_raster(pair.label) as file:
                 rasters.require_one_band(file)
                 label = read_classes(file)
@@ -1005,7 +1667,35 @@ def dataset_info(config: InfoConfig) -> dict:
                 asdict(kind) | {"patches": count} for kind, count in kinds.most_common()
             ],
         }
+    report["overlaps"] = split_overlaps(places)
     return report
+
+
+def split_overlaps(places: Sequence[tuple]) -> list[dict] | None:
+    """Patches of different splits that share ground: what a test then measures is memory.
+
+    Args:
+        places: (split, patch, footprint, CRS) of each patch.
+
+    Returns:
+        An entry per pair of splits with "splits", "patches" (of the second that share ground with
+        the first) and "examples"; None where a patch has no CRS.
+    """
+    if any(crs is None for *_, crs in places):
+        return None
+    splits, names, shapes, systems = zip(*places)
+    pairs = near_pairs(on_the_ground(shapes, systems), splits, 0)
+    found: dict[tuple[str, str], list] = {}
+    for first, second in pairs:
+        found.setdefault((splits[first], splits[second]), []).append((first, second))
+    return [
+        {
+            "splits": list(key),
+            "patches": len({second for _, second in hits}),
+            "examples": [f"{names[b]} and {names[a]}" for a, b in hits[:5]],
+        }
+        for key, hits in found.items()
+    ]
 
 
 def read_classes(label: rasterio.DatasetReader) -> np.ndarray:
@@ -1029,7 +1719,17 @@ def print_info(report: dict, stored: Path) -> None:
                 f"{split:12}{kind['patches']:>6} patches of {kind['height']} x {kind['width']} "
                 f"pixels, {kind['bands']} bands, {kind['dtype']}"
             )
-    print("\n" + split_table(summaries, report["class_names"]))
+    print("\n" + split_table(summaries, report["class_names"]) + "\n")
+    if report["overlaps"] is None:
+        print("overlap between splits: unknown, since not all patches have a CRS")
+    for entry in report["overlaps"] or []:
+        first, second = entry["splits"]
+        print(
+            f"LEAK: {entry['patches']} patches of {second} share ground with {first}, as "
+            f"{entry['examples'][0]}"
+        )
+    if report["overlaps"] == []:
+        print("no ground is shared between splits")
     print(f"\nReport: {stored}")
 
 
@@ -1114,6 +1814,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, config_class, run, text in (
         ("extract", ExtractionConfig, run_extract, "cut a scene into patches"),
+        ("batch", BatchConfig, run_extract, "cut all scenes of a folder into patches"),
         ("visualize", SampleConfig, run_visualize, "draw a patch as a PNG"),
         ("info", InfoConfig, run_info, "report what a dataset holds"),
     ):
@@ -1128,22 +1829,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_extract(config: ExtractionConfig) -> None:
-    report_extraction(extract(config), config)
+def run_extract(config: ExtractionConfig | BatchConfig) -> int:
+    report = extract(config)
+    report_extraction(report, config)
+    return any(reason.startswith(ERROR) for reason in report["skipped"].values())
 
 
-def run_visualize(config: SampleConfig) -> None:
+def run_visualize(config: SampleConfig) -> int:
     picture = draw_sample(config)
     print(picture)
     if config.show:
         open_window(picture)
+    return 0
 
 
-def run_info(config: InfoConfig) -> None:
+def run_info(config: InfoConfig) -> int:
     report = dataset_info(config)
     stored = Path(config.output) / "dataset_info.json"
     rasters.write_json(stored, report)
     print_info(report, stored)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1153,7 +1858,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = rasters.settings_from(arguments.config_class, arguments)
         with rasterio.Env(**rasters.GDAL_OPTIONS):
-            arguments.run(config)
+            return int(arguments.run(config))
     except OptionError as error:
         if arguments.debug:
             raise
@@ -1166,7 +1871,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ needs: the settings, the list of models and every check of files answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -642,7 +644,10 @@ def build_model(
     if _is_weights_file(encoder_weights):
         file, encoder_weights = Path(encoder_weights), None
     try:
-        network = entry.build(config, encoder_weights)
+        with contextlib.redirect_stdout(
+            sys.stderr
+        ):  # where libraries tell of downloads
+            network = entry.build(config, encoder_weights)
     except OSError as error:
         raise SegmentationError(
             f"The {encoder_weights} weights of {config.encoder_name} could not be downloaded "

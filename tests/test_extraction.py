@@ -580,7 +580,10 @@ def test_patches_are_plain_geotiffs_without_files_beside_them(site):
         assert patch.profile["compress"] == "deflate"
     for folder in site.out.glob("Patch/*/*"):
         assert {path.suffix for path in folder.iterdir()} <= {".tif"}
-    assert {path.name for path in (site.out / "Patch").iterdir()} == set(rasters.SPLITS)
+    assert {path.name for path in (site.out / "Patch").iterdir()} == {
+        *rasters.SPLITS,
+        "cells.gpkg",
+    }
 
 
 @pytest.mark.parametrize("size", [8, 24, 31])
@@ -716,12 +719,11 @@ def test_neighbouring_cells_that_are_slightly_rotated_share_no_label(site):
     site.draw_image(scene(height=64, width=96))
     cells = tiles(2, 1, side=40, left=8.4, top=8.4)
     site.draw_grid([rotate(cell, -0.15, origin=(8.4, 8.4)) for cell in cells])
-    config = Patch_extraction.ExtractionConfig(
-        str(site.image), str(site.label), str(site.grid), str(site.out)
-    )
+    files = {"image": str(site.image), "label": str(site.label), "grid": str(site.grid)}
+    config = Patch_extraction.ExtractionConfig(**files, output=str(site.out))
     count = np.zeros((64, 96), int)
     with rasterio.open(site.image) as image:
-        for cell in Patch_extraction.read_grid(config, image)[0]:
+        for cell in Patch_extraction.cells_of(config.scenes()[0], config, image)[0]:
             rows, columns = cell.window.toslices()
             count[rows, columns] += Patch_extraction.cell_mask(cell)
     assert count.max() == 1
@@ -1519,7 +1521,7 @@ def failing_write(error: BaseException):
     ("error", "status"),
     [(OSError(errno.ENOSPC, "No space left on device"), 1), (KeyboardInterrupt(), 130)],
 )
-def test_a_failing_run_leaves_no_file_and_the_former_patches_untouched(
+def test_a_run_that_ends_early_leaves_the_former_patches_untouched(
     site, capsys, monkeypatch, error, status
 ):
     site.extract()
@@ -1527,10 +1529,15 @@ def test_a_failing_run_leaves_no_file_and_the_former_patches_untouched(
     monkeypatch.setattr(Patch_extraction.Profile, "write", failing_write(error))
     capsys.readouterr()
     assert run(*site.words("--overwrite")) == status
-    (line,) = capsys.readouterr().err.splitlines()
-    assert ("No space left" in line) == (status == 1)
-    assert {path.name for path in site.out.iterdir()} == {"Patch"}
-    after = {path: pixels(path) for path in site.out.rglob("*.tif")}
+    lines = capsys.readouterr().err.splitlines()
+    kept = {"Patch"}
+    if status == 1:
+        assert len(lines) == 1 and "No space left" in lines[0]
+    else:
+        assert "--resume" in lines[0]
+        kept.add(".Patch-partial")
+    assert {path.name for path in site.out.iterdir()} == kept
+    after = {path: pixels(path) for path in (site.out / "Patch").rglob("*.tif")}
     assert after.keys() == before.keys()
     assert all(np.array_equal(after[path], before[path]) for path in before)
 
@@ -1680,7 +1687,7 @@ def test_debug_shows_the_traceback_of_a_refusal(site):
         (["--patch_size", "big"], "invalid int value: 'big'"),
         (["--min_valid", 1.1], "--min_valid 1.1: expected 0 to 1"),
         (["--min_valid", "nan"], "--min_valid nan: expected 0 to 1"),
-        (["--seed", -1], "--seed -1: expected 0 or more"),
+        (["--seed", -1], "--seed -1: expected 0 to 2^32 - 1"),
         (["--train_ratio", 0.8], "the three ratios sum to 1.05: expected a sum of 1"),
         (["--train_ratio", 1.2], "--train_ratio 1.2: expected 0 to 1"),
         (["--val_ratio", -0.1], "--val_ratio -0.1: expected 0 to 1"),
@@ -1732,7 +1739,9 @@ def test_the_documented_options_have_the_documented_defaults():
     words = ["--image", "i", "--label", "l", "--grid", "g", "--output", "o"]
     parsed = Patch_extraction.build_parser().parse_args(["extract", *words])
     config = rasters.settings_from(Patch_extraction.ExtractionConfig, parsed)
-    assert config == Patch_extraction.ExtractionConfig("i", "l", "g", "o")
+    assert config == Patch_extraction.ExtractionConfig(
+        image="i", label="l", grid="g", output="o"
+    )
     assert config.ratios == (0.75, 0.15, 0.10)
     assert (config.patch_size, config.seed, config.min_valid) == (224, 42, 0.5)
     assert not config.save_metadata
