@@ -337,21 +337,30 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
         grids = find_ids(vectors, config.grid_pattern)
     if not images:
         raise DatasetError(f"No file in {folder} is called {config.image_pattern}")
-    lonely = [path for key, path in images.items() if key not in labels]
-    lonely += [path for key, path in labels.items() if key not in images]
-    lonely += [path for key, path in images.items() if key not in grids]
+    kinds = [images, labels, *([grids] if config.use_per_image_grid else [])]
+    lonely = sorted(
+        {
+            path
+            for kind in kinds
+            for key, path in kind.items()
+            if not all(key in other for other in kinds)
+        }
+    )
     if lonely:
-        named = ", ".join(str(path) for path in sorted(set(lonely))[:5])
+        named = ", ".join(str(path) for path in lonely[:5])
         more = f" and {len(lonely) - 5} more" if len(lonely) > 5 else ""
         text = f"without the files that belong to them: {named}{more}"
         if not config.skip_unmatched:
             raise DatasetError(f"{text}; add them, or give --skip_unmatched")
         log.warning("left out, %s", text)
-    return [
+    scenes = [
         SceneFiles(str(path), str(labels[key]), _text(grids[key]), _id_text(key))
         for key, path in images.items()
         if key in labels and key in grids
     ]
+    if not scenes:
+        raise DatasetError(f"No scene in {folder} has all the files that belong to it")
+    return scenes
 
 
 def _text(path: Path | str | None) -> str | None:
@@ -972,7 +981,7 @@ def assign_blocks(content: np.ndarray, ratios: Sequence[float], seed: int) -> li
     """A split for each block, so that patches and every class are shared as the ratios say.
 
     The sum of the deviations from the ratios, over splits and columns, is lowered by moving and
-    swapping blocks until no step helps, from 20 random beginnings. A class that enough blocks hold
+    swapping blocks until no step helps, from several random beginnings. A class that enough blocks hold
     is to be in every split, whatever that costs.
 
     Args:
@@ -981,7 +990,7 @@ def assign_blocks(content: np.ndarray, ratios: Sequence[float], seed: int) -> li
         seed: Of the beginnings.
     """
     shares = content / np.maximum(content.sum(axis=0), 1)
-    wanted = np.asarray(ratios)
+    wanted = np.asarray(ratios) / np.sum(ratios)
     used = np.flatnonzero(wanted)
     # patches weigh as much as all classes together
     weights = np.array([max(1, content.shape[1] - 1), *[1] * (content.shape[1] - 1)])
@@ -994,7 +1003,7 @@ def assign_blocks(content: np.ndarray, ratios: Sequence[float], seed: int) -> li
 
     rng = np.random.default_rng(seed)
     best, lowest = None, math.inf
-    for _ in range(20):
+    for _ in range(max(3, min(20, 10_000 // len(shares)))):
         chosen = rng.choice(len(wanted), len(shares), p=wanted)
         sums = np.stack([shares[chosen == s].sum(axis=0) for s in range(len(wanted))])
         current, before = cost(sums), math.inf
@@ -1020,7 +1029,10 @@ def assign_blocks(content: np.ndarray, ratios: Sequence[float], seed: int) -> li
 
 
 def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
-    """A number per patch; patches of several scenes that share most of their ground have one.
+    """A number per patch; patches of several scenes that show one place have the same.
+
+    Two patches do when, between their two scenes, each has most of its ground in common with the
+    other and with none more.
 
     Args:
         footprints: The ground of each patch.
@@ -1029,23 +1041,34 @@ def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    count = len(footprints)
-    left, right = footprints.sindex.query(footprints, predicate="intersects")
-    scenes = np.asarray(scenes)
-    several = scenes[left] != scenes[right]
-    left, right = left[several], right[several]
-    shapes = footprints.to_numpy()
-    areas = footprints.area.to_numpy()
-    shared = (
-        footprints.iloc[left]
-        .reset_index(drop=True)
-        .intersection(footprints.iloc[right].reset_index(drop=True))
-        if len(shapes)
-        else footprints
-    )
-    most = shared.area.to_numpy() > 0.5 * np.minimum(areas[left], areas[right])
-    links = coo_array((np.ones(most.sum()), (left[most], right[most])), (count, count))
-    return connected_components(links, directed=False)[1]
+    count, scenes = len(footprints), np.asarray(scenes)
+    pairs = footprints.sindex.query(footprints, predicate="intersects").T
+    pairs = pairs[scenes[pairs[:, 0]] != scenes[pairs[:, 1]]]
+    shared = common_ground(footprints, pairs)
+    pairs, shared = pairs[shared > 0.5], shared[shared > 0.5]
+    # of each patch, the best partner in each other scene
+    order = np.argsort(-shared, kind="stable")
+    best: dict[tuple[int, int], int] = {}
+    for left, right in pairs[order].tolist():
+        best.setdefault((left, int(scenes[right])), right)
+    links = [
+        (left, right)
+        for (left, _), right in best.items()
+        if best.get((right, int(scenes[left]))) == left
+    ]
+    left, right = np.array(links, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(left)), (left, right)), (count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def common_ground(footprints: GeoSeries, pairs: np.ndarray) -> np.ndarray:
+    """The share of the smaller patch's ground that lies in the other, per pair (M, 2)."""
+    import shapely
+
+    shapes, areas = footprints.to_numpy(), footprints.area.to_numpy()
+    left, right = pairs.T
+    common = shapely.area(shapely.intersection(shapes[left], shapes[right]))
+    return common / np.minimum(areas[left], areas[right])
 
 
 def near_pairs(footprints: GeoSeries, splits: Sequence[str], distance: float):
@@ -1059,13 +1082,21 @@ def near_pairs(footprints: GeoSeries, splits: Sequence[str], distance: float):
     Returns:
         (M, 2) indices, the first of the earlier split (training, validation, test).
     """
-    # a thousandth of a side is what projections leave between neighbours
-    tolerance = 1e-3 * float(np.sqrt(footprints.area.median()))
-    shrunk = footprints.buffer(-tolerance, join_style="mitre")
-    reach = max(0.0, distance - 2 * tolerance)
-    pairs = shrunk.sindex.query(shrunk, predicate="dwithin", distance=reach).T
     rank = np.array([rasters.SPLITS.index(split) for split in splits])
-    return pairs[rank[pairs[:, 0]] < rank[pairs[:, 1]]]
+    index = footprints.sindex
+    if distance:
+        reach = distance - 1e-6 * side_of(footprints)
+        pairs = index.query(footprints, predicate="dwithin", distance=reach).T
+    else:
+        pairs = index.query(footprints, predicate="intersects").T
+    pairs = pairs[rank[pairs[:, 0]] < rank[pairs[:, 1]]]
+    # a ten-thousandth is what projections leave between neighbours
+    return pairs if distance else pairs[common_ground(footprints, pairs) > 1e-4]
+
+
+def side_of(footprints: GeoSeries) -> float:
+    """The side of a usual patch."""
+    return float(np.sqrt(footprints.area.median()))
 
 
 def footprint(transform: Affine, height: int, width: int) -> Geometry:
@@ -1077,23 +1108,25 @@ def footprint(transform: Affine, height: int, width: int) -> Geometry:
 
 
 def on_the_ground(footprints: Sequence[Geometry], systems: Sequence) -> GeoSeries:
-    """Footprints of several CRS in one whose unit is the metre (where there is a way to one)."""
-    import geopandas
+    """Footprints of several CRS in one of metres: their own, or an equal-area one around them.
 
-    series = geopandas.GeoSeries(list(footprints), crs=systems[0])
-    kinds = {str(crs): crs for crs in systems}
-    if len(kinds) > 1:
-        names = np.array([str(crs) for crs in systems])
-        for name, crs in kinds.items():
-            here = names == name
-            part = geopandas.GeoSeries(series[here].to_numpy(), crs=crs)
-            series[here] = part.to_crs(systems[0]).to_numpy()
-    axis = series.crs.axis_info[0] if series.crs.axis_info else None
-    if series.crs.is_geographic or (
-        axis and axis.unit_name not in ("metre", "unknown")
-    ):
-        return series.to_crs(series.estimate_utm_crs())
-    return series
+    Args:
+        footprints: The ground of each patch.
+        systems: The CRS of each.
+    """
+    import geopandas
+    import pandas
+
+    texts = pandas.Series([crs.to_wkt() for crs in systems])
+    if texts.nunique() == 1 and rasters.in_true_metres(systems[0]):
+        return geopandas.GeoSeries(list(footprints), crs=systems[0])
+    degrees = geopandas.GeoSeries(list(footprints), crs="EPSG:4326")
+    for text, rows in texts.groupby(texts).groups.items():
+        part = geopandas.GeoSeries(degrees[rows].to_numpy(), crs=text)
+        degrees[rows] = part.to_crs("EPSG:4326").to_numpy()
+    west, south, east, north = degrees.total_bounds
+    middle = f"+lat_0={(south + north) / 2} +lon_0={(west + east) / 2}"
+    return degrees.to_crs(f"+proj=laea {middle} +datum=WGS84 +units=m")
 
 
 def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig):
@@ -1107,25 +1140,19 @@ def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig)
     Returns:
         A split per patch, and {index: reason} of the patches that are to be dropped.
     """
-    names = {
-        name: number
-        for number, name in enumerate(dict.fromkeys(r["scene"] for r in records))
-    }
-    places = same_places(ground, [names[record["scene"]] for record in records])
-    _, first = np.unique(places, return_index=True)
     if config.split_by == "random":
-        drawn = assign_splits(len(first), config.ratios, config.seed)
+        scenes = {record["scene"]: number for number, record in enumerate(records)}
+        places = same_places(ground, [scenes[record["scene"]] for record in records])
+        drawn = assign_splits(places.max() + 1, config.ratios, config.seed)
         splits = [drawn[place] for place in places]
     else:
-        splits = _block_splits(records, ground, first[places], config)
+        splits = _block_splits(records, ground, config)
     dropped: dict[int, str] = {}
     overlapping = near_pairs(ground, splits, 0)
     if config.split_by == "block":
         dropped |= {int(i): "shares ground with another split" for i, _ in overlapping}
     elif config.buffer == 0:
-        touching = near_pairs(
-            ground, splits, 4e-3 * float(np.sqrt(ground.area.median()))
-        )
+        touching = near_pairs(ground, splits, 1e-3 * side_of(ground))
         if len(touching):
             log.warning(
                 "%d of %d patches touch or overlap a patch of another split, so scores will be too "
@@ -1141,13 +1168,13 @@ def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig)
     return splits, dropped
 
 
-def _block_splits(records, ground: GeoSeries, leaders, config: CuttingConfig):
-    """Splits by square blocks; each patch goes with the first patch of its place."""
-    side = float(np.sqrt(ground.area.median()))
+def _block_splits(records, ground: GeoSeries, config: CuttingConfig) -> list[str]:
+    """Splits by square blocks; a patch belongs where its centre lies."""
+    side = side_of(ground)
     size = config.block_size or 4 * side
     centres = np.stack([ground.centroid.x, ground.centroid.y], axis=1)
     origin = centres.min(axis=0) - side / 2
-    blocks = np.floor((centres[leaders] - origin) / size).astype(int)
+    blocks = np.floor((centres - origin) / size).astype(int)
     _, numbers = np.unique(blocks, axis=0, return_inverse=True)
     numbers = numbers.ravel()
     classes = max(len(record["class_pixels"]) for record in records)
@@ -1188,15 +1215,15 @@ class Journal:
         self.path = path
         self.records: dict[str, dict] = {}
         self.skipped: dict[str, str] = {}
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
-            entry = (
-                json.loads(line) if line.endswith("}") else {}
-            )  # the last may be cut off
-            if "skipped" in entry:
-                self.skipped[entry["name"]] = entry["skipped"]
-            elif entry:
+        text = path.read_text() if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # the last line may be cut off
+        if whole != text:
+            path.write_text(whole)
+        for entry in map(json.loads, whole.splitlines()):
+            if "skipped" not in entry:
                 self.records[entry["name"]] = entry
+            elif not entry["skipped"].startswith(ERROR):  # errors are tried again
+                self.skipped[entry["name"]] = entry["skipped"]
 
     def note(self, name: str, outcome: dict | str) -> None:
         """Keep the record of a patch, or the reason why there is none."""
@@ -1209,13 +1236,17 @@ class Journal:
             file.write(json.dumps(outcome) + "\n")
 
     def forget_missing(self, staging: Path) -> None:
-        """Drop the records of patches that are not there, whole."""
+        """Drop the records of patches that are not there whole, and patches without a record."""
         for name in list(self.records):
             try:
                 for kind in ("images", "labels"):
                     rasters.patch_header(staging / kind / f"{name}.tif")
             except (DatasetError, OSError):
                 del self.records[name]
+        for kind in ("images", "labels"):
+            for patch in (staging / kind).iterdir():
+                if patch.stem not in self.records:
+                    patch.unlink()
 
 
 def extract(config: ExtractionConfig | BatchConfig) -> dict:
@@ -1245,12 +1276,13 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         journal.forget_missing(staging)
         for plan in plans:
             cut_scene(plan, config, staging, journal)
-        skipped |= journal.skipped
+        names = [cell.name for plan in plans for cell in plan.cells]
+        skipped |= {n: journal.skipped[n] for n in names if n in journal.skipped}
         found = [(p, journal.records.get(c.name)) for p in plans for c in p.cells]
         found = [(plan, record) for plan, record in found if record]
         if not found:
             raise DatasetError(
-                f"None of the {sum(len(plan.cells) for plan in plans)} cells gives a patch "
+                f"None of the {len(names)} cells gives a patch "
                 f"({_first_reason(skipped)})"
             )
         size = config.patch_size
@@ -1267,14 +1299,15 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
                 name = f"{record['name']}.tif"
                 (staging / kind / name).rename(staging / split / kind / name)
         report = describe(config, plans, records, skipped)
-        write_cells(staging / "cells.gpkg", ground.drop(list(dropped)), report)
+        cells = ground.drop(list(dropped)).to_crs(plans[0].crs)
+        write_cells(staging / "cells.gpkg", cells, report)
         if config.save_metadata:
             rasters.write_json(staging / "metadata.json", report)
         for kind in ("images", "labels"):
             shutil.rmtree(staging / kind)
-        for name in ("journal.jsonl", "settings.json"):
-            (staging / name).unlink(missing_ok=True)
         publish(staging, target)
+    for name in ("journal.jsonl", "settings.json"):
+        (target / name).unlink(missing_ok=True)
     return report
 
 
@@ -1364,6 +1397,12 @@ def _require_alike(first: Plan, other: Plan) -> None:
             f"{other.scene.image} gives {len(other.bands)} bands, but {first.scene.image} "
             f"{len(first.bands)}; select them with --bands"
         )
+    described = [[band["description"] for band in p.bands] for p in (first, other)]
+    if described[0] != described[1] and all(described[0] + described[1]):
+        raise DatasetError(
+            f"The bands of {other.scene.image} are {', '.join(described[1])}, but those of "
+            f"{first.scene.image} {', '.join(described[0])}; select them with --bands"
+        )
     if first.class_names != other.class_names:
         raise DatasetError(
             f"{other.scene.label} has the classes {', '.join(other.class_names or ['0, 1...'])}, "
@@ -1395,7 +1434,9 @@ def staging_folder(target: Path, config: CuttingConfig) -> Iterator[Path]:
         for split in rasters.SPLITS:
             folder = staging / split / kind
             folder.mkdir(parents=True, exist_ok=True)
-            for patch in folder.iterdir():  # of a run that was interrupted at its end
+            for patch in list(
+                folder.iterdir()
+            ):  # of a run that was interrupted at its end
                 patch.rename(staging / kind / patch.name)
     if not (staging / "settings.json").exists():
         rasters.write_json(staging / "settings.json", asdict(config))
@@ -1408,7 +1449,7 @@ def staging_folder(target: Path, config: CuttingConfig) -> Iterator[Path]:
                 folder.rmdir()
         raise
     except BaseException:
-        log.warning("what was cut is kept; the same command with --resume completes it")
+        log.warning("what was cut is kept; the command with --resume completes it")
         raise
 
 
@@ -1424,12 +1465,14 @@ def _require_same_run(target: Path, config: CuttingConfig) -> None:
             f"A run into {target.parent} is under way or was interrupted: --resume completes it, "
             "--overwrite starts anew"
         )
-    former = former_settings(target)
-    for name, value in asdict(config).items():
-        if name not in FREE_SETTINGS and former.get(name, value) != value:
+    settings = json.loads(json.dumps(asdict(config)))
+    former = former_settings(target) or settings
+    for name in former | settings:
+        before, now = former.get(name), settings.get(name)
+        if name not in FREE_SETTINGS and before != now:
             raise DatasetError(
-                f"The interrupted run in {target.parent} had --{name} {former[name]}, not {value}; "
-                "give the same, or start anew with --overwrite"
+                f"The interrupted run in {target.parent} had --{name} {before}, not {now}; give "
+                "the same, or start anew with --overwrite"
             )
 
 
@@ -1440,6 +1483,8 @@ def publish(staging: Path, target: Path) -> None:
         staging.rename(target)
         return
     former = target.with_name(f"{staging.name}-former")
+    if former.exists():  # an interrupted run had no time to remove it
+        shutil.rmtree(former)
     target.rename(former)
     staging.rename(target)
     if former.is_symlink():
@@ -1530,13 +1575,13 @@ def write_cell(
     }
 
 
-def write_cells(path: Path, ground: GeoSeries, report: dict) -> None:
+def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
     """The cells that became patches as a GeoPackage: split, valid share, class shares."""
     import geopandas
 
     records = report["patches"]
     classes = max(len(record["class_pixels"]) for record in records)
-    names = report["class_names"] or [f"class {number}" for number in range(classes)]
+    names = report["class_names"] or [""] * classes
     columns = {
         key: [r[key] for r in records]
         for key in ("name", "scene", "split", "valid_share")
@@ -1545,8 +1590,9 @@ def write_cells(path: Path, ground: GeoSeries, report: dict) -> None:
     for row, record in zip(pixels, records):
         row[: len(record["class_pixels"])] = record["class_pixels"]
     shares = pixels / pixels.sum(axis=1, keepdims=True)
-    columns |= {f"share {name}": share for name, share in zip(names, shares.T)}
-    table = geopandas.GeoDataFrame(columns, geometry=ground.to_numpy(), crs=ground.crs)
+    # the number keeps names apart that differ in case only
+    columns |= {f"share {k} {n}".strip(): shares[:, k] for k, n in enumerate(names)}
+    table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)
     table.to_file(path, driver="GPKG", layer="cells")
 
 

@@ -214,6 +214,23 @@ def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
     return bool(np.abs(shifts).max() <= tolerance)
 
 
+def in_true_metres(crs) -> bool:
+    """Whether lengths in a CRS are metres on the ground.
+
+    Not in degrees or feet, and not in Mercator projections, whose scale grows with the latitude.
+    """
+    return crs.is_projected and crs.linear_units_factor[1] == 1 and not _mercator(crs)
+
+
+def _mercator(crs) -> bool:
+    from pyproj import CRS
+
+    known = CRS.from_wkt(crs.to_wkt())
+    known = known.sub_crs_list[0] if known.is_compound else known
+    method = known.coordinate_operation.method_name
+    return "Mercator" in method and "Transverse" not in method
+
+
 def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
     """Square metres of a pixel in each row, (H,); None when the CRS does not tell.
 
@@ -225,12 +242,11 @@ def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
         return None
     from pyproj import CRS, Transformer
 
-    known = CRS.from_wkt(crs.to_wkt())
-    known = known.sub_crs_list[0] if known.is_compound else known
-    method = known.coordinate_operation.method_name if crs.is_projected else "Mercator"
-    if "Mercator" not in method or "Transverse" in method:
+    if crs.is_projected and not _mercator(crs):
         metres = crs.linear_units_factor[1]
         return np.full(dataset.height, abs(transform.determinant) * metres**2)
+    known = CRS.from_wkt(crs.to_wkt())
+    known = known.sub_crs_list[0] if known.is_compound else known
     column = dataset.width // 2 + np.array([0, 0, 1, 1])
     row = np.arange(dataset.height)[:, None] + np.array([0, 1, 1, 0])
     a, b, c, d, e, f = transform[:6]
