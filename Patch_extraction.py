@@ -15,6 +15,7 @@ A patch covers its cell's bounding box in the image's pixels; label pixels outsi
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -601,9 +602,9 @@ class Label:
         label = self.read(window)
         dtype = np.uint8 if self.unlabelled == rasters.UNLABELLED else np.uint16
         if self.values is None:
-            label = np.where(label == MISSING, self.unlabelled, label)
-            strange = np.unique(label[(label < 0) | (label > self.unlabelled)])
-            if strange.size:
+            label[label == MISSING] = self.unlabelled
+            if label.min() < 0 or label.max() > self.unlabelled:
+                strange = np.unique(label[(label < 0) | (label > self.unlabelled)])
                 raise DatasetError(
                     f"{self.source} holds {', '.join(map(str, strange[:8]))}: classes are 0 to "
                     "254, 255 is unlabelled; name the values that are classes with "
@@ -751,6 +752,9 @@ def _vector_label(source: str, config: CuttingConfig, image, names) -> Label:
 # --- patches --------------------------------------------------------------------------------
 
 
+ReadImage = Callable[[Window], tuple[np.ndarray, np.ndarray]]  # to image and valid
+
+
 @dataclass(frozen=True)
 class CellPixels:
     """One cell as it was read."""
@@ -773,10 +777,10 @@ class Patch:
 
 
 def read_cell(
-    cell: Cell, image, bands: Sequence[int], label: Label, config: CuttingConfig
+    cell: Cell, read: ReadImage, label: Label, config: CuttingConfig
 ) -> CellPixels | str:
     """Read one cell; its pixels, or the reason why there is no patch of it."""
-    pixels, valid = rasters.read_image(image, cell.window, bands)
+    pixels, valid = read(cell.window)
     inside = cell_mask(cell)
     share = float(valid[inside].mean()) if inside.any() else 0.0
     if share < config.min_valid or not share:
@@ -1224,6 +1228,11 @@ class Journal:
                 self.records[entry["name"]] = entry
             elif not entry["skipped"].startswith(ERROR):  # errors are tried again
                 self.skipped[entry["name"]] = entry["skipped"]
+        # a line at a time, so that what is there is whole when the process is killed
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115
+
+    def close(self) -> None:
+        self.file.close()
 
     def note(self, name: str, outcome: dict | str) -> None:
         """Keep the record of a patch, or the reason why there is none."""
@@ -1232,8 +1241,7 @@ class Journal:
             outcome = {"name": name, "skipped": outcome}
         else:
             self.records[name] = outcome
-        with open(self.path, "a") as file:
-            file.write(json.dumps(outcome) + "\n")
+        self.file.write(json.dumps(outcome) + "\n")
 
     def forget_missing(self, staging: Path) -> None:
         """Drop the records of patches that are not there whole, and patches without a record."""
@@ -1272,10 +1280,10 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
     skipped: dict[str, str] = {}
     plans = plan_scenes(config, skipped)
     with staging_folder(target, config) as staging:
-        journal = Journal(staging / "journal.jsonl")
-        journal.forget_missing(staging)
-        for plan in plans:
-            cut_scene(plan, config, staging, journal)
+        with closing(Journal(staging / "journal.jsonl")) as journal:
+            journal.forget_missing(staging)
+            for plan in plans:
+                cut_scene(plan, config, staging, journal)
         names = [cell.name for plan in plans for cell in plan.cells]
         skipped |= {n: journal.skipped[n] for n in names if n in journal.skipped}
         found = [(p, journal.records.get(c.name)) for p in plans for c in p.cells]
@@ -1498,8 +1506,7 @@ def cut_scene(
 ) -> None:
     """Write the patches of a scene to ``staging/{images,labels}``.
 
-    One thread reads the cells in the order of the image's rows, so that a decoded block serves its
-    neighbours; others resize and write them.
+    One thread reads the cells, others resize and write them.
 
     Raises:
         SegmentationError: A cell that cannot be read, unless ``--skip_errors``.
@@ -1508,7 +1515,6 @@ def cut_scene(
 
     done = journal.records.keys() | journal.skipped.keys()
     cells = [cell for cell in plan.cells if cell.name not in done]
-    cells.sort(key=lambda cell: (cell.window.row_off, cell.window.col_off))
     if not cells:
         return
     with ExitStack() as stack:
@@ -1533,9 +1539,9 @@ def cut_scene(
                 journal.note(name, outcome)
                 bar.update()
 
-        for cell in cells:
+        for cell, read_image in in_reading_order(cells, image, bands):
             try:
-                read = read_cell(cell, image, bands, label, config)
+                read = read_cell(cell, read_image, label, config)
             except (RasterError, DatasetError) as error:
                 if not config.skip_errors:
                     raise
@@ -1548,6 +1554,33 @@ def cut_scene(
             waiting.append((cell.name, future))
             settle(2 * config.threads)
         settle(0)
+
+
+def in_reading_order(
+    cells: Sequence[Cell], image, bands: Sequence[int]
+) -> Iterator[tuple[Cell, ReadImage]]:
+    """Cells in the order in which a scene is read best, each with what reads it.
+
+    From top to bottom, by columns where the rows of a scene are too wide for the memory. Cells that
+    lie scattered are read one by one.
+    """
+    width = rasters.RowReader.columns_at_once(image, bands)
+    chunks: dict[int, list[Cell]] = {}
+    for cell in cells:
+        chunks.setdefault(int(cell.window.col_off // width), []).append(cell)
+    for _, chunk in sorted(chunks.items()):
+        windows = [cell.window for cell in chunk]
+        left = min(int(w.col_off) for w in windows)
+        right = max(int(w.col_off + w.width) for w in windows)
+        rows = max(w.row_off + w.height for w in windows) - min(
+            w.row_off for w in windows
+        )
+        dense = sum(w.width * w.height for w in windows) > 0.3 * rows * (right - left)
+        read = rasters.RowReader(image, bands, left, right).read
+        if not dense:
+            read = functools.partial(rasters.read_image, image, bands=bands)
+        for cell in sorted(chunk, key=lambda c: (c.window.row_off, c.window.col_off)):
+            yield cell, read
 
 
 def write_cell(

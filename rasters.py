@@ -9,6 +9,7 @@ from 1; a window is a ``rasterio.windows.Window`` in pixels (col_off, row_off, w
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -23,7 +24,8 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, get_args, get_type_hints
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import rasterio
@@ -268,6 +270,21 @@ def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
 # --- valid pixels ---------------------------------------------------------------------------
 
 
+def once_per_raster(look_up):
+    """Remember what a function finds of an open raster; rasterio looks it up at every access."""
+    known: WeakKeyDictionary = WeakKeyDictionary()
+
+    @functools.wraps(look_up)
+    def remembered(dataset: rasterio.DatasetReader, bands: Sequence[int] = ()):
+        found, key = known.setdefault(dataset, {}), tuple(bands)
+        if key not in found:
+            found[key] = look_up(dataset, bands) if key else look_up(dataset)
+        return found[key]
+
+    return remembered
+
+
+@once_per_raster
 def image_bands(dataset: rasterio.DatasetReader) -> list[int]:
     """The band numbers that hold the image: all but alpha."""
     return [
@@ -318,35 +335,56 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
     return chosen
 
 
-def _read(dataset: rasterio.DatasetReader, bands: Sequence[int], **where):
-    """Pixels (C, H, W) and validity (H, W) of a part inside a raster.
+class Validity(NamedTuple):
+    """What tells the valid pixels of some bands of a raster."""
+
+    one_dtype: bool
+    dtype: np.dtype  # that holds all bands
+    nodata: list  # a value or None per band
+    shared_mask: bool  # one mask band for all bands
+    alphas: list[int]  # alpha bands beside the bands
+
+
+@once_per_raster
+def validity(dataset: rasterio.DatasetReader, bands: Sequence[int]) -> Validity:
+    """What tells the valid pixels of these bands.
 
     GDAL's own masks let one kind shadow another (nodata hides alpha); here all of them count.
     """
+    dtypes = [np.dtype(dataset.dtypes[band - 1]) for band in bands]
+    values = [dataset.nodatavals[band - 1] for band in bands]
+    flags = dataset.mask_flag_enums[bands[0] - 1]
+    roles = enumerate(dataset.colorinterp, start=1)
+    return Validity(
+        len(set(dtypes)) == 1,
+        np.result_type(*dataset.dtypes),
+        [as_dtype(value, dtype) for value, dtype in zip(values, dtypes)],
+        MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
+        [i for i, role in roles if role == ColorInterp.alpha and i not in bands],
+    )
+
+
+def _read(dataset: rasterio.DatasetReader, bands: Sequence[int], **where):
+    """Pixels (C, H, W) and validity (H, W) of a part inside a raster."""
+    known = validity(dataset, bands)
     try:
-        if len({dataset.dtypes[band - 1] for band in bands}) == 1:
+        if known.one_dtype:
             pixels = dataset.read(list(bands), **where)
         else:  # rasterio reads bands of one dtype together
             pixels = np.stack([dataset.read(band, **where) for band in bands])
         seen = np.ones(pixels.shape[1:], bool)
         if pixels.dtype.kind == "f":
             seen &= np.isfinite(pixels).all(axis=0)
-        shared = False  # one mask band for all bands
-        for band, values in zip(bands, pixels):
-            nodata = as_dtype(dataset.nodatavals[band - 1], values.dtype)
+        for nodata, values in zip(known.nodata, pixels):
             if nodata is not None:
                 seen &= values != nodata
-            flags = dataset.mask_flag_enums[band - 1]
-            if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-                shared = True
-        if shared:
+        if known.shared_mask:
             seen &= dataset.read_masks(bands[0], **where) > 0
-        for band, role in enumerate(dataset.colorinterp, start=1):
-            if role == ColorInterp.alpha and band not in bands:
-                seen &= dataset.read(band, **where) > 0
+        for band in known.alphas:
+            seen &= dataset.read(band, **where) > 0
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(f"Cannot read {dataset.name}: {reason(error)}") from error
-    return pixels, seen
+    return pixels.astype(known.dtype, copy=False), seen
 
 
 def as_dtype(value: float | None, dtype: np.dtype):
@@ -381,11 +419,18 @@ def read_image(
     """
     inside = window_within(window, dataset.width, dataset.height)
     shape = (int(window.height), int(window.width))
-    image = np.zeros((len(bands), *shape), np.result_type(*dataset.dtypes))
-    valid = np.zeros(shape, bool)
+    dtype = validity(dataset, bands).dtype
+    if inside == window:
+        return _read(dataset, bands, window=inside)
     if inside is None:
-        return image, valid
-    pixels, seen = _read(dataset, bands, window=inside)
+        return np.zeros((len(bands), *shape), dtype), np.zeros(shape, bool)
+    return _placed(window, inside, *_read(dataset, bands, window=inside))
+
+
+def _placed(window: Window, inside: Window, pixels: np.ndarray, seen: np.ndarray):
+    """Pixels of the part of a window inside a raster, amid zeros that are not valid."""
+    shape = (int(window.height), int(window.width))
+    image, valid = np.zeros((len(pixels), *shape), pixels.dtype), np.zeros(shape, bool)
     rows = slice(
         int(inside.row_off - window.row_off),
         int(inside.row_off - window.row_off + inside.height),
@@ -397,6 +442,76 @@ def read_image(
     image[:, rows, cols] = pixels
     valid[rows, cols] = seen
     return image, valid
+
+
+class RowReader:
+    """Reads windows of a raster that are asked for from top to bottom, each block once.
+
+    Whole rows of blocks are decoded together, which GDAL does with several threads, and kept as
+    long as a later window may need them.
+    """
+
+    LEAST, MOST = 128, 1024  # rows that are decoded together
+    MEMORY = 2**27  # bytes of such rows, for ``columns_at_once``
+
+    def __init__(self, dataset: rasterio.DatasetReader, bands, left: int, right: int):
+        """``left`` and ``right`` are the columns between which all windows lie."""
+        self.dataset, self.bands = dataset, list(bands)
+        self.left, self.right = max(0, left), min(dataset.width, right)
+        self.rows = self.rows_at_once(dataset)
+        self.strips: dict[int, tuple[np.ndarray, np.ndarray] | None] = {}
+
+    @classmethod
+    def rows_at_once(cls, dataset: rasterio.DatasetReader) -> int:
+        """Rows of blocks, at least ``LEAST`` rows and, unless a block is higher, ``MOST``."""
+        block = dataset.block_shapes[0][0]
+        return min(cls.MOST, -(-cls.LEAST // block) * block)
+
+    @classmethod
+    def columns_at_once(cls, dataset: rasterio.DatasetReader, bands) -> int:
+        """Columns whose rows of blocks take ``MEMORY``, whole blocks."""
+        itemsize = validity(dataset, bands).dtype.itemsize
+        columns = cls.MEMORY // (len(bands) * itemsize * cls.rows_at_once(dataset))
+        block = dataset.block_shapes[0][1]
+        return max(1, columns // block) * block if block <= columns else columns
+
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """As ``read_image``; the window begins no higher than the one before."""
+        inside = window_within(window, self.dataset.width, self.dataset.height)
+        if inside is None:
+            return read_image(self.dataset, window, self.bands)
+        top, bottom = int(inside.row_off), int(inside.row_off + inside.height)
+        columns = slice(int(inside.col_off) - self.left, None)
+        columns = slice(columns.start, columns.start + int(inside.width))
+        numbers = range(top // self.rows, (bottom - 1) // self.rows + 1)
+        for number in [n for n in self.strips if n < numbers.start]:
+            del self.strips[number]
+        parts = []
+        for number in numbers:
+            strip = self._strip(number)
+            if strip is None:  # a block is unreadable: perhaps one that we do not need
+                return read_image(self.dataset, window, self.bands)
+            first = number * self.rows
+            rows = slice(max(top - first, 0), bottom - first)
+            parts.append((strip[0][:, rows, columns], strip[1][rows, columns]))
+        pixels = np.concatenate([pixels for pixels, _ in parts], axis=1)
+        seen = np.concatenate([seen for _, seen in parts])
+        return (
+            (pixels, seen)
+            if inside == window
+            else _placed(window, inside, pixels, seen)
+        )
+
+    def _strip(self, number: int):
+        if number not in self.strips:
+            top = number * self.rows
+            rows = min(self.rows, self.dataset.height - top)
+            window = Window(self.left, top, self.right - self.left, rows)
+            try:
+                self.strips[number] = _read(self.dataset, self.bands, window=window)
+            except RasterError:
+                self.strips[number] = None
+        return self.strips[number]
 
 
 # --- windows --------------------------------------------------------------------------------

@@ -1516,14 +1516,13 @@ def test_cells_are_read_in_the_order_of_the_rows(batch, monkeypatch, grid):
     if grid:  # column by column
         cells = sorted(tiles(6, 6), key=lambda cell: cell.bounds)
         words = ["--grid", write_grid(batch.folder / "grid.geojson", cells)]
-    windows, read_image = [], rasters.read_image
+    windows, read = [], rasters.RowReader.read
 
-    def noted(dataset, window, bands):
-        if len(bands) == 2:  # the label has one
-            windows.append((window.row_off, window.col_off))
-        return read_image(dataset, window, bands)
+    def noted(self, window):
+        windows.append((window.row_off, window.col_off))
+        return read(self, window)
 
-    monkeypatch.setattr(rasters, "read_image", noted)
+    monkeypatch.setattr(rasters.RowReader, "read", noted)
     dataset = batch.cut(*words, "--workers", 4)
     assert len(windows) == len(dataset.splits) == 36
     assert windows == list(itertools.product(range(0, 48, 8), repeat=2))

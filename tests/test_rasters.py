@@ -1366,3 +1366,71 @@ def test_the_legend_lies_in_the_figure_and_leaves_room_for_the_panels(panels, cl
     assert paper.x0 <= box.x0 and box.x1 <= paper.x1
     assert paper.y0 <= box.y0 and box.y1 <= paper.y1
     assert figure.axes[0].get_window_extent().width > 100
+
+
+# --- reading by rows ------------------------------------------------------------------------
+
+
+def tiled(path: Path, height: int, width: int, **options) -> Path:
+    """Three bands with nodata 0, in small blocks."""
+    pixels = np.random.default_rng(3).integers(0, 50, (3, height, width), np.uint16)
+    profile = {"count": 3, "height": height, "width": width, "dtype": "uint16"}
+    with rasterio.open(
+        path, "w", driver="GTiff", nodata=0, crs=CRS, transform=TRANSFORM, **profile,
+        **options,
+    ) as file:  # fmt: skip
+        file.write(pixels)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tiled": True, "blockxsize": 16, "blockysize": 32, "compress": "deflate"},
+        {"tiled": False, "blockysize": 1},
+        {"tiled": False, "blockysize": 70},
+    ],
+)
+@pytest.mark.parametrize("bands", [[1, 2, 3], [3, 1]])
+def test_a_row_reader_reads_what_single_windows_give(
+    tmp_path, monkeypatch, options, bands
+):
+    monkeypatch.setattr(rasters.RowReader, "LEAST", 32)
+    with rasters.open_raster(tiled(tmp_path / "a.tif", 70, 90, **options)) as file:
+        reader = rasters.RowReader(file, bands, -5, 80)
+        for top in (-4, 0, 7, 7, 30, 31, 55, 69, 90):  # above, within, below
+            for left, width in ((-5, 20), (3, 40), (70, 10)):
+                window = Window(left, top, width, 25)
+                expected = rasters.read_image(file, window, bands)
+                for found, known in zip(reader.read(window), expected):
+                    assert found.dtype == known.dtype
+                    assert np.array_equal(found, known)
+
+
+def test_a_row_reader_decodes_each_row_of_blocks_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters.RowReader, "LEAST", 16)
+    options = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+    seen, read = [], rasters._read
+
+    def noted(dataset, bands, window):
+        seen.append(window.toranges())
+        return read(dataset, bands, window=window)
+
+    with rasters.open_raster(tiled(tmp_path / "a.tif", 64, 64, **options)) as file:
+        monkeypatch.setattr(rasters, "_read", noted)
+        reader = rasters.RowReader(file, [1], 0, 64)
+        for top in range(0, 64, 10):
+            for left in (0, 24, 40):
+                reader.read(Window(left, top, 24, 10))
+        assert len(reader.strips) <= 2
+    assert seen == [((top, top + 16), (0, 64)) for top in (0, 16, 32, 48)]
+
+
+def test_a_row_reader_takes_whole_blocks_of_columns_within_its_memory(tmp_path):
+    options = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+    with rasters.open_raster(tiled(tmp_path / "a.tif", 64, 64, **options)) as file:
+        columns = rasters.RowReader.columns_at_once(file, [1, 2, 3])
+        rows = rasters.RowReader.rows_at_once(file)
+    assert rows == 128 and columns % 16 == 0
+    assert columns * rows * 3 * 2 <= rasters.RowReader.MEMORY
+    assert (columns + 16) * rows * 3 * 2 > rasters.RowReader.MEMORY
