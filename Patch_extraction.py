@@ -29,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import rasterio
@@ -1562,7 +1562,8 @@ def in_reading_order(
     """Cells in the order in which a scene is read best, each with what reads it.
 
     From top to bottom, by columns where the rows of a scene are too wide for the memory. Cells that
-    lie scattered are read one by one.
+    lie scattered are read one by one, and so are scenes of large blocks (JPEG 2000), whose drivers
+    decode all bands at once for a small window only.
     """
     width = rasters.RowReader.columns_at_once(image, bands)
     chunks: dict[int, list[Cell]] = {}
@@ -1577,7 +1578,7 @@ def in_reading_order(
         )
         dense = sum(w.width * w.height for w in windows) > 0.3 * rows * (right - left)
         read = rasters.RowReader(image, bands, left, right).read
-        if not dense:
+        if not dense or image.block_shapes[0][0] > rasters.RowReader.HIGHEST_BLOCK:
             read = functools.partial(rasters.read_image, image, bands=bands)
         for cell in sorted(chunk, key=lambda c: (c.window.row_off, c.window.col_off)):
             yield cell, read
@@ -1713,8 +1714,8 @@ def report_extraction(report: dict, config: CuttingConfig) -> None:
     print(f"\nPatches: {Path(config.output) / 'Patch'}")
 
 
-def dataset_info(config: InfoConfig) -> dict:
-    """Patches, sizes, bands, dtypes and class shares of a dataset, by split.
+def dataset_info(config: InfoConfig) -> tuple[dict, list[Place]]:
+    """Patches, sizes, bands, dtypes and class shares of a dataset, by split; and where they lie.
 
     Raises:
         DatasetError: Not a dataset, or a file that cannot be read.
@@ -1722,7 +1723,7 @@ def dataset_info(config: InfoConfig) -> dict:
     from tqdm import tqdm
 
     report = {"dataset_root": config.output, "class_names": None, "splits": {}}
-    places: list[tuple] = []  # split, name, footprint, crs
+    places: list[Place] = []
     for split in rasters.SPLITS:
         pairs = rasters.list_pairs(config.output, split, required=split == "train")
         summary, kinds = SplitSummary(), Counter()
@@ -1730,7 +1731,7 @@ def dataset_info(config: InfoConfig) -> dict:
             kinds[rasters.patch_header(pair.image)] += 1
             with rasters.open_raster(pair.image) as file:
                 shape = footprint(file.transform, file.height, file.width)
-                places.append((split, pair.name, shape, file.crs))
+                places.append(Place(split, pair.name, shape, file.crs))
             with rasters.open_raster(pair.label) as file:
                 rasters.require_one_band(file)
                 label = read_classes(file)
@@ -1747,20 +1748,26 @@ def dataset_info(config: InfoConfig) -> dict:
             ],
         }
     report["overlaps"] = split_overlaps(places)
-    return report
+    return report, places
 
 
-def split_overlaps(places: Sequence[tuple]) -> list[dict] | None:
+class Place(NamedTuple):
+    """Where a patch lies."""
+
+    split: str
+    name: str
+    footprint: Geometry
+    crs: object
+
+
+def split_overlaps(places: Sequence[Place]) -> list[dict] | None:
     """Patches of different splits that share ground: what a test then measures is memory.
-
-    Args:
-        places: (split, patch, footprint, CRS) of each patch.
 
     Returns:
         An entry per pair of splits with "splits", "patches" (of the second that share ground with
         the first) and "examples"; None where a patch has no CRS.
     """
-    if any(crs is None for *_, crs in places):
+    if any(place.crs is None for place in places):
         return None
     splits, names, shapes, systems = zip(*places)
     pairs = near_pairs(on_the_ground(shapes, systems), splits, 0)
@@ -1777,6 +1784,34 @@ def split_overlaps(places: Sequence[tuple]) -> list[dict] | None:
     ]
 
 
+def draw_splits(places: Sequence[Place], target: Path) -> None:
+    """Draw the patches of a dataset where they lie, coloured by split."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch as Key
+
+    ground = on_the_ground([p.footprint for p in places], [p.crs for p in places])
+    figure = Figure(figsize=(7, 7.5), layout="constrained")
+    axes = figure.add_subplot()
+    keys = []
+    for split, colour in zip(rasters.SPLITS, ("#9db8d2", "#f0a030", "#c8283c")):
+        corners = [
+            np.array(shape.exterior.coords)
+            for shape, place in zip(ground, places)
+            if place.split == split
+        ]
+        style = {"facecolor": colour, "edgecolor": "white"}
+        axes.add_collection(PolyCollection(corners, linewidth=0.4, **style))
+        keys.append(Key(label=f"{split} ({len(corners):,})", **style))
+    axes.autoscale_view()
+    axes.set_aspect("equal")
+    axes.ticklabel_format(useOffset=False, style="plain")
+    axes.tick_params(labelsize=8)
+    axes.set(xlabel="metres", ylabel="metres")
+    figure.legend(handles=keys, loc="outside upper center", ncols=3, frameon=False)
+    rasters.save_figure(figure, target)
+
+
 def read_classes(label: rasterio.DatasetReader) -> np.ndarray:
     """The classes of a label patch (H, W) int64, negative where unlabelled."""
     window = Window(0, 0, label.width, label.height)
@@ -1786,7 +1821,7 @@ def read_classes(label: rasterio.DatasetReader) -> np.ndarray:
     return classes
 
 
-def print_info(report: dict, stored: Path) -> None:
+def print_info(report: dict) -> None:
     """The dataset report as text."""
     summaries = {}
     for split, entry in report["splits"].items():
@@ -1809,7 +1844,6 @@ def print_info(report: dict, stored: Path) -> None:
         )
     if report["overlaps"] == []:
         print("no ground is shared between splits")
-    print(f"\nReport: {stored}")
 
 
 def draw_sample(config: SampleConfig) -> Path:
@@ -1923,10 +1957,14 @@ def run_visualize(config: SampleConfig) -> int:
 
 
 def run_info(config: InfoConfig) -> int:
-    report = dataset_info(config)
-    stored = Path(config.output) / "dataset_info.json"
-    rasters.write_json(stored, report)
-    print_info(report, stored)
+    report, places = dataset_info(config)
+    folder = Path(config.output)
+    rasters.write_json(folder / "dataset_info.json", report)
+    print_info(report)
+    if report["overlaps"] is not None:
+        draw_splits(places, folder / "dataset_splits.png")
+        print(f"Picture: {folder / 'dataset_splits.png'}")
+    print(f"Report: {folder / 'dataset_info.json'}")
     return 0
 
 

@@ -48,7 +48,8 @@ DRIVERS = {
 }
 SCENE_SUFFIXES = tuple(DRIVERS)
 # GDAL keeps up to 5 % of the machine's memory as block cache; a fixed size keeps memory flat.
-GDAL_OPTIONS = {"GDAL_CACHEMAX": 256, "GDAL_NUM_THREADS": "ALL_CPUS"}
+# rasterio hands the number on as bytes, where GDAL itself would take a small one as megabytes.
+GDAL_OPTIONS = {"GDAL_CACHEMAX": 256 * 2**20, "GDAL_NUM_THREADS": "ALL_CPUS"}
 
 
 # --- errors ---------------------------------------------------------------------------------
@@ -451,7 +452,7 @@ class RowReader:
     long as a later window may need them.
     """
 
-    LEAST, MOST = 128, 1024  # rows that are decoded together
+    LEAST, HIGHEST_BLOCK = 128, 512  # rows: decoded together, worth it
     MEMORY = 2**27  # bytes of such rows, for ``columns_at_once``
 
     def __init__(self, dataset: rasterio.DatasetReader, bands, left: int, right: int):
@@ -463,9 +464,9 @@ class RowReader:
 
     @classmethod
     def rows_at_once(cls, dataset: rasterio.DatasetReader) -> int:
-        """Rows of blocks, at least ``LEAST`` rows and, unless a block is higher, ``MOST``."""
-        block = dataset.block_shapes[0][0]
-        return min(cls.MOST, -(-cls.LEAST // block) * block)
+        """Whole rows of blocks, ``LEAST`` rows or more."""
+        block = min(cls.HIGHEST_BLOCK, dataset.block_shapes[0][0])
+        return -(-cls.LEAST // block) * block
 
     @classmethod
     def columns_at_once(cls, dataset: rasterio.DatasetReader, bands) -> int:

@@ -995,16 +995,30 @@ def test_overlapping_cells_that_were_drawn_at_random_are_leaks(batch, capsys):
 def test_overlaps_are_counted_by_pairs_of_splits_and_unknown_without_a_crs():
     crs = rasterio.CRS.from_epsg(32631)
     places = [
-        ("train", "a", box(0, 0, 80, 80), crs),
-        ("train", "b", box(40, 0, 120, 80), crs),
-        ("test", "c", box(60, 0, 140, 80), crs),
-        ("validation", "d", box(900, 0, 980, 80), crs),
+        Patch_extraction.Place("train", "a", box(0, 0, 80, 80), crs),
+        Patch_extraction.Place("train", "b", box(40, 0, 120, 80), crs),
+        Patch_extraction.Place("test", "c", box(60, 0, 140, 80), crs),
+        Patch_extraction.Place("validation", "d", box(900, 0, 980, 80), crs),
     ]
     (entry,) = Patch_extraction.split_overlaps(places)
     assert (entry["splits"], entry["patches"]) == (["train", "test"], 1)
     assert sorted(entry["examples"]) == ["c and a", "c and b"]
-    places.append(("test", "e", box(0, 0, 1, 1), None))
+    places.append(Patch_extraction.Place("test", "e", box(0, 0, 1, 1), None))
     assert Patch_extraction.split_overlaps(places) is None
+
+
+def test_info_draws_the_splits_in_their_colours(batch, capsys):
+    import matplotlib.image
+
+    batch.draw("a", 48)
+    batch.cut()
+    assert run("info", "--output", batch.out) == 0
+    picture = batch.out / "dataset_splits.png"
+    assert str(picture) in capsys.readouterr().out
+    pixels = matplotlib.image.imread(picture)[..., :3]
+    for colour in ("9db8d2", "f0a030", "c8283c"):
+        rgb = np.frombuffer(bytes.fromhex(colour), np.uint8) / 255
+        assert np.isclose(pixels, rgb, atol=0.01).all(axis=-1).sum() > 100
 
 
 def test_a_leak_between_two_utm_zones_is_found(batch, capsys):

@@ -1368,6 +1368,13 @@ def test_the_legend_lies_in_the_figure_and_leaves_room_for_the_panels(panels, cl
     assert figure.axes[0].get_window_extent().width > 100
 
 
+def test_the_block_cache_holds_rows_of_blocks():
+    from rasterio.env import get_gdal_config
+
+    with rasterio.Env(**rasters.GDAL_OPTIONS):
+        assert 2**27 <= int(get_gdal_config("GDAL_CACHEMAX")) <= 2**29  # bytes
+
+
 # --- reading by rows ------------------------------------------------------------------------
 
 

@@ -44,11 +44,12 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     }
 
 
-def option_table(parser: argparse.ArgumentParser) -> str:
-    """The options of a parser as a Markdown table."""
+def option_table(parser: argparse.ArgumentParser, known=()) -> str:
+    """The options of a parser as a Markdown table, without those of other parsers."""
+    seen = {(a.dest, a.help) for other in known for a in other._actions}
     rows = ["| option | what it is | default |", "|---|---|---|"]
     for action in parser._actions:
-        if action.dest == "help":
+        if action.dest == "help" or (action.dest, action.help) in seen:
             continue
         text, _, shown = (action.help % vars(action)).rpartition(" (default: ")
         text, default = (text, shown.removesuffix(")")) if text else (shown, "off")
@@ -68,7 +69,8 @@ def with_tables(text: str) -> str:
         assert start in text, f"the README has no place for the options of {name}"
         before, _, rest = text.partition(start)
         after = rest[rest.index("<!-- end -->") :]
-        text = f"{before}{start}\n{option_table(parser)}\n{after}"
+        known = [parsers()["extract"]] if name == "batch" else []
+        text = f"{before}{start}\n{option_table(parser, known)}\n{after}"
     return text
 
 
