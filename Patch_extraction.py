@@ -1284,38 +1284,56 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
             journal.forget_missing(staging)
             for plan in plans:
                 cut_scene(plan, config, staging, journal)
-        names = [cell.name for plan in plans for cell in plan.cells]
-        skipped |= {n: journal.skipped[n] for n in names if n in journal.skipped}
-        found = [(p, journal.records.get(c.name)) for p in plans for c in p.cells]
-        found = [(plan, record) for plan, record in found if record]
-        if not found:
-            raise DatasetError(
-                f"None of the {len(names)} cells gives a patch "
-                f"({_first_reason(skipped)})"
-            )
-        size = config.patch_size
-        shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
-        ground = on_the_ground(shapes, [plan.crs for plan, _ in found])
-        splits, dropped = share_out([r for _, r in found], ground, config)
-        records = []
-        for index, ((_, record), split) in enumerate(zip(found, splits)):
-            if index in dropped:
-                skipped[record["name"]] = dropped[index]
-                continue
-            records.append(record | {"split": split})
-            for kind in ("images", "labels"):
-                name = f"{record['name']}.tif"
-                (staging / kind / name).rename(staging / split / kind / name)
-        report = describe(config, plans, records, skipped)
-        cells = ground.drop(list(dropped)).to_crs(plans[0].crs)
-        write_cells(staging / "cells.gpkg", cells, report)
-        if config.save_metadata:
-            rasters.write_json(staging / "metadata.json", report)
-        for kind in ("images", "labels"):
-            shutil.rmtree(staging / kind)
+        report = assemble(staging, plans, journal, skipped, config)
         publish(staging, target)
     for name in ("journal.jsonl", "settings.json"):
         (target / name).unlink(missing_ok=True)
+    return report
+
+
+def assemble(
+    staging: Path,
+    plans: Sequence[Plan],
+    journal: Journal,
+    skipped: dict[str, str],
+    config: ExtractionConfig | BatchConfig,
+) -> dict:
+    """Share the patches that were cut among the splits, and describe them.
+
+    Returns:
+        What ``--save_metadata`` writes.
+
+    Raises:
+        DatasetError: There is no patch, or there are too few blocks.
+    """
+    names = [cell.name for plan in plans for cell in plan.cells]
+    skipped |= {n: journal.skipped[n] for n in names if n in journal.skipped}
+    found = [(plan, journal.records.get(c.name)) for plan in plans for c in plan.cells]
+    found = [(plan, record) for plan, record in found if record]
+    if not found:
+        raise DatasetError(
+            f"None of the {len(names)} cells gives a patch ({_first_reason(skipped)})"
+        )
+    size = config.patch_size
+    shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
+    ground = on_the_ground(shapes, [plan.crs for plan, _ in found])
+    splits, dropped = share_out([record for _, record in found], ground, config)
+    records = []
+    for index, ((_, record), split) in enumerate(zip(found, splits)):
+        if index in dropped:
+            skipped[record["name"]] = dropped[index]
+            continue
+        records.append(record | {"split": split})
+        for kind in ("images", "labels"):
+            name = f"{record['name']}.tif"
+            (staging / kind / name).rename(staging / split / kind / name)
+    report = describe(config, plans, records, skipped)
+    cells = ground.drop(list(dropped)).to_crs(plans[0].crs)
+    write_cells(staging / "cells.gpkg", cells, report)
+    if config.save_metadata:
+        rasters.write_json(staging / "metadata.json", report)
+    for kind in ("images", "labels"):
+        shutil.rmtree(staging / kind)
     return report
 
 

@@ -165,3 +165,10 @@ def make_dataset(tmp_path):
         return write_dataset(tmp_path / f"dataset_{made}", *counts, **options)
 
     return make
+
+
+def pytest_configure(config):
+    # rasterio itself uses the old operator, and older releases of affine know no other
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Use `@` matmul:PendingDeprecationWarning"
+    )

@@ -58,7 +58,8 @@ def option_table(parser: argparse.ArgumentParser, known=()) -> str:
         if action.choices:
             text += f": {', '.join(f'`{choice}`' for choice in action.choices)}"
         flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
-        rows.append(f"| {flags} | {text} | {default} |")
+        row = f"| {flags} | {text} | {default} |"
+        rows.append(row.replace("<", "&lt;").replace(">", "&gt;"))
     return "\n".join(rows)
 
 
