@@ -863,6 +863,7 @@ def colour_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Class ids (H, W) as an RGB picture (H, W, 3) uint8; anything else is white."""
     palette = np.full((num_classes + 1, 3), 255, np.uint8)
     palette[:num_classes] = class_colours(num_classes)[:num_classes]
+    labels = labels.astype(np.int64)
     known = (labels >= 0) & (labels < num_classes)
     return palette[np.where(known, labels, num_classes)]
 

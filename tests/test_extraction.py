@@ -1177,7 +1177,7 @@ def test_nodata_and_255_of_a_label_are_unlabelled(site):
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "float32", "float64"])
 def test_a_label_may_have_any_dtype_that_holds_whole_numbers(site, dtype):
-    label = np.where(hole(), classes(), -1).astype(dtype)
+    label = np.where(hole(), classes().astype(dtype), -1).astype(dtype)
     site.draw_label(label, nodata=-1)
     for patch in site.extract().values():
         expected = np.where(hole(), classes(), 255)[patch.place()]
