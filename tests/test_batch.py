@@ -1530,16 +1530,31 @@ def test_cells_are_read_in_the_order_of_the_rows(batch, monkeypatch, grid):
     if grid:  # column by column
         cells = sorted(tiles(6, 6), key=lambda cell: cell.bounds)
         words = ["--grid", write_grid(batch.folder / "grid.geojson", cells)]
-    windows, read = [], rasters.RowReader.read
+    windows, read_image = [], rasters.read_image
 
-    def noted(self, window):
-        windows.append((window.row_off, window.col_off))
-        return read(self, window)
+    def noted(dataset, window, bands):
+        if len(bands) == 2:  # the label has one
+            windows.append((window.row_off, window.col_off))
+        return read_image(dataset, window, bands)
 
-    monkeypatch.setattr(rasters.RowReader, "read", noted)
+    monkeypatch.setattr(rasters, "read_image", noted)
     dataset = batch.cut(*words, "--workers", 4)
     assert len(windows) == len(dataset.splits) == 36
     assert windows == list(itertools.product(range(0, 48, 8), repeat=2))
+
+
+def test_a_scene_too_wide_for_the_cache_is_read_in_columns(batch, monkeypatch):
+    batch.draw("a", 48)
+    with rasterio.open(batch.data / "Image_a.tif") as image:
+        block = image.block_shapes[0][0]
+        rows = block + max(block, 8)
+        cache = 2 * 2 * np.dtype(image.dtypes[0]).itemsize * rows * 20  # of 20 columns
+        monkeypatch.setitem(rasters.GDAL_OPTIONS, "GDAL_CACHEMAX", cache)
+        cells = Patch_extraction.regular_cells(48, 48, 8, 8, "a")
+        order = Patch_extraction.reading_order(cells[::-1], image, [1, 2])
+    places = [(cell.window.col_off // 20, cell.window.row_off) for cell in order]
+    assert places == sorted(places) and len({place[0] for place in places}) == 3
+    assert sorted(cell.name for cell in order) == sorted(cell.name for cell in cells)
 
 
 # --- options --------------------------------------------------------------------------------
