@@ -1,4 +1,4 @@
-"""Map a scene of any size with a trained model.
+"""Map a scene of any size with a trained model, or with several.
 
     python Predict_large_image.py --model trained_models/model_final_model.pth \\
         --input scene.tif --output map.tif --save_confidence --quicklook
@@ -6,23 +6,35 @@
 leaves ``map.tif`` with a class per pixel on the scene's own pixel grid, beside it the confidence,
 the statistics as JSON and a picture. A window slides over the scene; where windows overlap, their
 probabilities are blended with weights that sum to one. Only the rows that later windows still add
-to are in memory.
+to are in memory: a thread reads ahead of them, another one writes what is finished.
+
+Contents, in order: settings, windows, reading, blending, layers, statistics, unfinished maps,
+output files, processes, prediction of a scene, command line.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import math
+import os
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from rasterio.windows import Window
 
 import model_training
@@ -35,11 +47,20 @@ from rasters import (
     setting,
 )
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 log = logging.getLogger("semanticseg4eo")
 
-CONFIDENCE_NODATA = -1.0
 BLOCK = 256  # side of the outputs' tiles in pixels
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
+READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
+READ_ROWS_MOST = 1024  # and from one of high blocks
+PROBES = 3  # windows that tell whether a lower precision keeps the classes
+KEPT_CLASSES = 0.999  # share of the pixels that must keep their class
+FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities")
+BATCH_SIZES = {"cpu": 2, "cuda": 16}  # of --batch_size auto
 
 
 # --- settings -------------------------------------------------------------------------------
@@ -49,7 +70,12 @@ SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of th
 class PredictionConfig:
     """Every setting of a prediction; the options are made from these fields."""
 
-    model: str = setting(help="checkpoint (.pth) that main.py wrote", group="files")
+    model: Sequence[str] = setting(
+        help="checkpoints (.pth) that main.py wrote, or a folder of a k-fold run; several are "
+        "averaged",
+        group="files",
+        nargs="+",
+    )
     input: Sequence[str] = setting(
         help="scenes, anything that GDAL reads, or folders of them",
         group="files",
@@ -59,34 +85,91 @@ class PredictionConfig:
         help="class map to write (.tif); a folder when there are several scenes",
         group="files",
     )
+    resume: bool = setting(
+        False, "go on with a map that was interrupted, from its last rows", "files"
+    )
+    format: str = setting(
+        "gtiff", "of all maps: gtiff, or cog (cloud-optimized, with overviews)", "outputs",
+        choices=("gtiff", "cog"),
+    )  # fmt: skip
     save_confidence: bool = setting(
-        False, "write OUTPUT_confidence.tif: probability of the class", "files"
+        False, "write OUTPUT_confidence.tif: probability of the class", "outputs"
+    )
+    save_uncertainty: bool = setting(
+        False,
+        "write OUTPUT_uncertainty.tif: entropy and, of several models, their disagreement",
+        "outputs",
+    )
+    save_probabilities: bool = setting(
+        False,
+        "write OUTPUT_probabilities.tif: a band per class, in 254 steps",
+        "outputs",
     )
     quicklook: bool = setting(
-        False, "write OUTPUT_quicklook.png: scene, map and legend", "files"
+        False, "write OUTPUT_quicklook.png: scene, map and legend", "outputs"
     )
+    polygons: str | None = setting(
+        None,
+        "areas of one class as polygons: a .gpkg, a folder when there are several scenes",
+        "outputs",
+        shown="none",
+    )
+    min_area: float = setting(
+        0.0,
+        "smallest polygon in square metres; smaller ones join their largest neighbour",
+        "outputs",
+    )
+    model_name: str | None = setting(
+        None, "architecture, of a checkpoint that does not say", "model",
+        shown="the checkpoint's",
+    )  # fmt: skip
+    encoder_name: str | None = setting(
+        None, "encoder, likewise", "model", shown="the checkpoint's"
+    )
+    in_channels: int | None = setting(
+        None, "bands that the model takes", "model", shown="the checkpoint's"
+    )
+    num_classes: int | None = setting(
+        None, "classes of the model; 1 or 2 of a binary one", "model",
+        shown="the checkpoint's",
+    )  # fmt: skip
     bands: str | None = setting(
         None,
         "bands to feed, in the order of training: numbers from 1 or band descriptions",
         "scene",
         shown="all but alpha",
     )
-    in_channels: int | None = setting(
-        None, "bands that the model must take", "scene", shown="not checked"
-    )
-    num_classes: int | None = setting(
-        None, "classes that the model must have", "scene", shown="not checked"
-    )
     patch_size: int = setting(512, "side of the sliding window in pixels", "window")
     overlap: int = setting(
         128, "pixels that neighbouring windows share; 25-50 %% of the window", "window"
     )
-    batch_size: int = setting(4, "windows per step", "window")
+    blend: str = setting(
+        "hann", "weights where windows overlap; none is their plain mean", "window",
+        choices=("hann", "gaussian", "linear", "none"),
+    )  # fmt: skip
+    tta: str = setting(
+        "none", "average over 4 mirrored (flip) or 8 turned (d4) views", "window",
+        choices=tuple(model_training.VIEWS),
+    )  # fmt: skip
     threshold: float = setting(
         0.5, "least foreground probability of a binary map, 0 to 1", "window"
     )
     device: str | None = setting(
-        None, "cpu, cuda, cuda:1...", "window", shown="cuda where there is one, else cpu"
+        None, "cpu, cuda, cuda:1...", "speed", shown="cuda where there is one, else cpu"
+    )  # fmt: skip
+    precision: str = setting(
+        "auto", "of the forward pass; auto is the fastest that keeps 99.9 %% of the classes",
+        "speed", choices=model_training.PRECISIONS,
+    )  # fmt: skip
+    batch_size: str = setting(
+        "auto", "windows per step; halved when memory runs out", "speed"
+    )
+    compile: bool = setting(
+        False, "compile the model first: a minute that pays on long jobs", "speed"
+    )
+    max_memory: float | None = setting(
+        None, "GB for the rows in work; wider scenes are mapped in several columns",
+        "speed", shown="half of what is free",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -98,8 +181,25 @@ class PredictionConfig:
             overlap,
             f"0 to {size - 1}, less than --patch_size {size}",
         )
-        require(self.batch_size >= 1, "--batch_size", self.batch_size, "at least 1")
+        number = self.batch_size == "auto" or (
+            self.batch_size.isdecimal() and int(self.batch_size) >= 1
+        )
+        require(number, "--batch_size", self.batch_size, "at least 1, or auto")
         require(0 <= self.threshold <= 1, "--threshold", self.threshold, "0 to 1")
+        area = self.min_area
+        require(0 <= area < math.inf, "--min_area", area, "0 or more square metres")
+        fine = self.polygons or not area
+        require(fine, "--min_area", area, "--polygons beside it")
+        memory = self.max_memory
+        fine = memory is None or 0 < memory < math.inf
+        require(fine, "--max_memory", memory, "more than 0 GB")
+
+    @property
+    def described(self) -> dict:
+        """What the options say of the model."""
+        names = ("model_name", "encoder_name", "in_channels", "num_classes")
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -108,10 +208,17 @@ class Task:
 
     scene: str
     output: Path
+    polygons: Path | None = None
 
     def beside(self, ending: str) -> Path:
         """The path of a further file, named after the map."""
-        return self.output.with_name(self.output.stem + ending)
+        stem = self.output.stem
+        return self.output if ending == ".tif" else self.output.with_name(stem + ending)
+
+    @property
+    def partial(self) -> Path:
+        """The hidden folder of the unfinished map."""
+        return self.output.with_name(f".{self.output.name}-partial")
 
 
 def list_tasks(config: PredictionConfig) -> list[Task]:
@@ -145,10 +252,20 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
         fine = output.is_dir() or not (output.exists() or tiff)
         require(fine, "--output", output, "a folder for several scenes")
         tasks = [Task(s, output / f"{Path(s).stem}_prediction.tif") for s in scenes]
+        if folder := config.polygons:
+            fine = Path(folder).suffix != ".gpkg"
+            require(fine, "--polygons", folder, "a folder for several scenes")
+            tasks = [
+                replace(task, polygons=Path(folder) / f"{task.output.stem}.gpkg")
+                for task in tasks
+            ]
     else:
         fine = output.suffix.lower() in rasters.TIFF_SUFFIXES
         require(fine, "--output", output, "a name that ends in .tif")
-        tasks = [Task(scenes[0], output)]
+        polygons = config.polygons and Path(config.polygons)
+        fine = not polygons or polygons.suffix == ".gpkg"
+        require(fine, "--polygons", polygons, "a name that ends in .gpkg")
+        tasks = [Task(scenes[0], output, polygons or None)]
     written: dict[Path, str] = {}
     for task in tasks:
         other = written.setdefault(task.output, task.scene)
@@ -158,12 +275,13 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
             )
     inputs = {Path(scene).resolve() for scene in scenes}
     for task in tasks:
-        for path in (task.output, task.beside("_confidence.tif")):
+        for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):
+            path = task.beside(ending)
             require(path.resolve() not in inputs, "--output", path, "not an input")
     return tasks
 
 
-# --- sliding window -------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -176,21 +294,47 @@ class Axis:
     weights: np.ndarray  # (windows, size) float32; over the scene they sum to one
 
 
-def make_axis(length: int, patch_size: int, overlap: int) -> Axis:
+class Region(NamedTuple):
+    """A part of a scene in pixels: first row, row after the last, columns likewise."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def window_weights(size: int, blend: str) -> np.ndarray:
+    """The weights (size,) along a side of a window, positive everywhere.
+
+    Args:
+        size: Pixels; the weights are those of their centres.
+        blend: ``hann``, ``gaussian`` (standard deviation an eighth of the window), ``linear`` (a
+            triangle), or ``none`` (all alike).
+    """
+    centre = (np.arange(size) + 0.5) / size
+    if blend == "hann":
+        return np.sin(np.pi * centre) ** 2
+    if blend == "gaussian":
+        return np.exp(-0.5 * ((centre - 0.5) * 8) ** 2)
+    return 1 - np.abs(2 * centre - 1) if blend == "linear" else np.ones(size)
+
+
+def make_axis(length: int, patch_size: int, overlap: int, blend: str = "hann") -> Axis:
     """Lay windows along a side of a scene.
 
-    The weight of a window is a Hann ramp, sampled at pixel centres and so positive everywhere,
-    divided by the sum of all windows there. A side shorter than a patch gets one window.
+    The weights of a window are divided by the sum of all windows' there. A side shorter than a
+    patch gets one window.
 
     Args:
         length: Pixels of the scene along this side.
         patch_size: Largest side of a window in pixels.
         overlap: Pixels shared by neighbours; the last window, which ends at the edge, shares more.
+        blend: See ``window_weights``.
     """
     rounded = -(-length // SIDE_MULTIPLE) * SIDE_MULTIPLE
     size = min(patch_size, rounded)
     starts = rasters.window_starts(length, size, patch_size - overlap)
-    ramp = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
+    ramp = window_weights(size, blend)
     total = np.zeros(max(length, size))
     for start in starts:
         total[start : start + size] += ramp
@@ -198,167 +342,304 @@ def make_axis(length: int, patch_size: int, overlap: int) -> Axis:
     return Axis(length, size, starts, weights.astype(np.float32))
 
 
-Read = Callable[[Window], tuple[np.ndarray, np.ndarray]]
-Predict = Callable[[np.ndarray], np.ndarray]
+def batches(axis: Axis, batch_size: int, first: int, last: int) -> list[np.ndarray]:
+    """The windows of one row that are predicted together, as numbers along ``axis``.
 
-
-class OpenRows:
-    """Sums of weighted probabilities over the rows that windows still add to."""
-
-    def __init__(self, channels: int, rows: int, width: int):
-        self.sums = np.zeros((channels, rows, width), np.float32)
-        self.valid = np.zeros((rows, width), bool)
-
-    def add(self, column: int, weights, probabilities, valid) -> None:
-        """Add a window whose first row is the first open one.
-
-        Args:
-            column: Its left edge.
-            weights: (h, w); parts of the window beyond the scene are left out.
-            probabilities: (K, h, w).
-            valid: (h, w) bool.
-        """
-        height, width = weights.shape
-        right = min(column + width, self.valid.shape[1])
-        inside = slice(0, right - column)
-        sums = self.sums[:, :height, column:right]
-        sums += (probabilities * weights)[..., inside]
-        self.valid[:height, column:right] |= valid[:, inside]
-
-    def finish(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Take the first rows out: probabilities (K, count, W) and valid (count, W)."""
-        finished = self.sums[:, :count].copy(), self.valid[:count].copy()
-        for layer, axis in ((self.sums, 1), (self.valid, 0)):
-            rest = layer.shape[axis] - count
-            rows = np.moveaxis(layer, axis, 0)
-            rows[:rest] = rows[count:].copy()
-            rows[rest:] = 0
-        return finished
-
-
-def blended_rows(
-    read: Read, predict: Predict, axes: tuple[Axis, Axis], channels: int, batch_size=4
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Slide a window over a scene and yield its rows from top to bottom, each once.
+    They are the same whatever part of the row is asked for, so that no result depends on how
+    a scene is shared out.
 
     Args:
-        read: A window to image (C, h, w) float32 and valid (h, w) bool, of the window's size
-            also where it reaches beyond the scene.
-        predict: Images (N, C, h, w) to probabilities (N, K, h, w).
-        axes: Rows and columns.
-        channels: K.
-        batch_size: Windows that are predicted together.
-
-    Yields:
-        Probabilities (K, n, W) and valid (n, W). A window without a valid pixel is not predicted;
-        its pixels come out as zeros, not valid.
+        axis: The columns.
+        batch_size: Windows of the largest batch.
+        first: Batches that end left of this pixel are left out.
+        last: And those that begin at this pixel or right of it.
     """
-    rows, columns = axes
-    open_rows = OpenRows(channels, rows.size, columns.length)
-    ends = [*rows.starts[1:], rows.length]
-    for top, row_weights, end in zip(rows.starts, rows.weights, ends):
-        windows = (
-            (column, np.outer(row_weights, weights), *read(window))
-            for column, weights in zip(columns.starts, columns.weights)
-            for window in [Window(column, top, columns.size, rows.size)]
-        )
-        seen = (window for window in windows if window[-1].any())
-        while batch := list(islice(seen, batch_size)):
-            results = predict(np.stack([image for *_, image, _ in batch]))
-            for (column, weights, _, valid), result in zip(batch, results):
-                open_rows.add(column, weights, result, valid)
-        yield open_rows.finish(end - top)
+    count = len(axis.starts)
+    groups = np.array_split(np.arange(count), math.ceil(count / batch_size))
+    return [
+        group
+        for group in groups
+        if axis.starts[group[0]] < last and axis.starts[group[-1]] + axis.size > first
+    ]
 
 
-def reflect_beyond(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Extend an array (..., h, w) downwards and to the right by reflection at its edges."""
-    missing = height - array.shape[-2], width - array.shape[-1]
-    pads = [(0, 0)] * (array.ndim - 2) + [(0, count) for count in missing]
-    return np.pad(array, pads, mode="reflect") if any(missing) else array
+def split_columns(axis: Axis, batch_size: int, pieces: int) -> list[tuple[int, int]]:
+    """Share the columns of a scene out into pieces (left, right) of whole batches."""
+    groups = batches(axis, batch_size, 0, axis.length)
+    shares = np.array_split(np.arange(len(groups)), min(pieces, len(groups)))
+    lefts = [axis.starts[groups[share[0]][0]] for share in shares]
+    return list(zip(lefts, [*lefts[1:], axis.length]))
 
 
-def window_reader(
-    scene: rasterio.DatasetReader,
-    bands: Sequence[int],
-    normalization: model_training.Normalization,
-) -> Read:
-    """What ``blended_rows`` reads a scene with: normalized, reflected beyond its edges."""
-
-    def read(window: Window) -> tuple[np.ndarray, np.ndarray]:
-        inside = rasters.window_within(window, scene.width, scene.height)
-        image, valid = rasters.read_image(scene, inside, bands)
-        if valid.any():
-            image = model_training.normalize(image, valid, normalization)
-        size = int(window.height), int(window.width)
-        return reflect_beyond(image, *size), reflect_beyond(valid, *size)
-
-    return read
+def split_rows(
+    axis: Axis, top: int, bottom: int, number: int, of: int
+) -> tuple[int, int] | None:
+    """One of several equal shares of the rows between two, in whole window rows."""
+    cuts = [top, *(start for start in axis.starts if top < start < bottom)]
+    share = np.array_split(np.arange(len(cuts)), of)[number]
+    if not len(share):
+        return None
+    return cuts[share[0]], [*cuts, bottom][share[-1] + 1]
 
 
-def model_predictor(checkpoint: model_training.Checkpoint, device) -> Predict:
-    """What ``blended_rows`` predicts with: a model on its device.
+# --- reading --------------------------------------------------------------------------------
+
+
+class Chunk(NamedTuple):
+    """Some rows of a scene."""
+
+    top: int
+    image: Tensor  # (C, n, w) in the scene's dtype, on the device
+    valid: np.ndarray  # (n, w) bool
+
+    @property
+    def bottom(self) -> int:
+        return self.top + len(self.valid)
+
+
+def rows_at_once(scene: rasterio.DatasetReader, band: int) -> int:
+    """How many rows to read together, so that each block of the file is decoded once."""
+    block = scene.block_shapes[band - 1][0]
+    return min(max(READ_ROWS // block, 1) * block, READ_ROWS_MOST)
+
+
+def read_chunks(
+    scene: rasterio.DatasetReader, bands: Sequence[int], device, part: Region
+) -> Iterator[Chunk]:
+    """Read a part of a scene from top to bottom.
 
     Raises:
-        SegmentationError: The GPU's memory does not suffice.
+        RasterError: A block cannot be read.
     """
     import torch
 
-    layout = torch.channels_last
-    model = checkpoint.model.to(memory_format=layout)
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        try:
-            with torch.inference_mode():
-                batch = torch.from_numpy(images).to(device, memory_format=layout)
-                logits = model(batch)
-                return model_training.class_probabilities(logits).float().cpu().numpy()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            # on the CPU lack of memory is a RuntimeError
-            if type(error) is RuntimeError and "allocate memory" not in str(error):
-                raise
-            raise SegmentationError(
-                f"The memory of {device} does not hold {len(images)} windows of "
-                f"{images.shape[-2]} x {images.shape[-1]} pixels; lower --batch_size or "
-                "--patch_size"
-            ) from error
-
-    return predict
+    step, top = rows_at_once(scene, bands[0]), part.top
+    while top < part.bottom:
+        bottom = min(part.bottom, (top // step + 1) * step)
+        window = Window(part.left, top, part.right - part.left, bottom - top)
+        image, valid = rasters.read_image(scene, window, bands)
+        yield Chunk(top, torch.from_numpy(image).to(device), valid)
+        top = bottom
 
 
-# --- classes and statistics -----------------------------------------------------------------
+@contextmanager
+def ahead(items: Iterable) -> Iterator[Iterator]:
+    """Have a thread fetch the next item while the present one is worked on."""
+    end, source = object(), iter(items)
+
+    def fetched(pool):
+        waiting = pool.submit(next, source, end)
+        while (item := waiting.result()) is not end:
+            waiting = pool.submit(next, source, end)
+            yield item
+
+    with ThreadPoolExecutor(1) as pool:
+        yield fetched(pool)
 
 
-def decide(probabilities: np.ndarray, valid: np.ndarray, threshold: float, nodata: int):
-    """From probabilities to the map.
+class OpenChunks:
+    """The chunks that windows still look at, between two columns of a scene."""
+
+    def __init__(self, chunks: Iterator[Chunk], left: int):
+        self.chunks = chunks
+        self.left = left
+        self.kept: deque[Chunk] = deque()
+
+    def move(self, top: int, bottom: int) -> None:
+        """Drop what lies above ``top`` and fetch what is missing down to ``bottom``."""
+        while self.kept and self.kept[0].bottom <= top:
+            self.kept.popleft()
+        while not self.kept or self.kept[-1].bottom < bottom:
+            self.kept.append(next(self.chunks))
+
+    def image(self, part: Region) -> Tensor:
+        """(C, h, w) of a part that is there."""
+        import torch
+
+        return torch.cat(
+            [chunk.image[:, rows, columns] for chunk, rows, columns in self._cut(part)],
+            dim=1,
+        )
+
+    def valid(self, part: Region) -> np.ndarray:
+        """(h, w) bool of a part that is there."""
+        return np.concatenate(
+            [chunk.valid[rows, columns] for chunk, rows, columns in self._cut(part)]
+        )
+
+    def _cut(self, part: Region):
+        columns = slice(part.left - self.left, part.right - self.left)
+        for chunk in self.kept:
+            if chunk.top < part.bottom and chunk.bottom > part.top:
+                first = max(0, part.top - chunk.top)
+                yield chunk, slice(first, part.bottom - chunk.top), columns
+
+
+def reflect_beyond(array, height: int, width: int):
+    """Extend an array or tensor (..., h, w) downwards and to the right by reflection."""
+    for axis, size in ((-2, height), (-1, width)):
+        length = array.shape[axis]
+        if length < size:
+            places = np.pad(np.arange(length), (0, size - length), mode="reflect")
+            array = array[..., places, :] if axis == -2 else array[..., places]
+    return array
+
+
+# --- blending -------------------------------------------------------------------------------
+
+Predict = Callable[["Tensor", "Tensor | None"], "Tensor"]
+
+
+def predict_batch(
+    chunks: OpenChunks, predict: Predict, parts: Sequence[Region], size: tuple[int, int]
+) -> dict[int, Tensor]:
+    """Predict some windows together, those without a valid pixel left out.
 
     Args:
-        probabilities: (K, H, W) float32; K = 1 is the foreground alone.
-        valid: (H, W) bool.
-        threshold: Least probability of the foreground (K = 1).
-        nodata: Class id of invalid pixels.
+        chunks: Where the windows lie, as far as they are inside the scene.
+        predict: Images (N, C, h, w) and valid (N, h, w), None if all are, to (N, K, h, w).
+        parts: The windows, cut off at the edge of the scene.
+        size: Height and width that the windows are reflected to.
 
     Returns:
-        classes (H, W) uint8 or uint16, confidence (H, W) float32: the probability of the class.
-
-    Raises:
-        SegmentationError: A probability that is not a number.
+        (K, h, w) by position in ``parts``.
     """
-    if len(probabilities) == 1:
-        foreground = probabilities[0]
-        # blended weights sum to one but for the last bit
-        classes = (foreground >= threshold - 1e-6).astype(np.int64)
-        confidence = np.where(classes, foreground, 1 - foreground)
-    else:
-        classes = probabilities.argmax(axis=0)
-        confidence = probabilities.max(axis=0)
-    classes = np.where(valid, classes, nodata)
-    confidence = np.where(valid, np.minimum(confidence, 1), CONFIDENCE_NODATA)
-    if not np.isfinite(confidence).all():
-        raise SegmentationError(
-            "The model gives probabilities that are not numbers; are the scene's values absurd, or "
-            "did the training diverge?"
-        )
-    return classes.astype(map_dtype(nodata)), confidence.astype(np.float32)
+    import torch
+
+    masks = [reflect_beyond(chunks.valid(part), *size) for part in parts]
+    seen = [number for number, mask in enumerate(masks) if mask.any()]
+    if not seen:
+        return {}
+    images = [reflect_beyond(chunks.image(parts[number]), *size) for number in seen]
+    images, valid = torch.stack(images), None
+    if not all(masks[number].all() for number in seen):
+        valid = np.stack([masks[number] for number in seen])
+        valid = torch.from_numpy(valid).to(images.device)
+    return dict(zip(seen, predict(images, valid)))
+
+
+def blended_rows(
+    source: Iterator[Chunk],
+    predict: Predict,
+    axes: tuple[Axis, Axis],
+    region: Region,
+    channels: int,
+    batch_size: int = 4,
+    device="cpu",
+) -> Iterator[tuple[Region, Tensor, np.ndarray]]:
+    """Slide a window over a part of a scene and yield its rows from top to bottom, each once.
+
+    Every pixel gets all windows that cover it, also those that reach beyond the part, in the order
+    of rows and columns: parts of a scene hold exactly what the whole would.
+
+    Args:
+        source: The rows of ``region_to_read``.
+        predict: See ``predict_batch``.
+        axes: Rows and columns.
+        region: The part.
+        channels: K.
+        batch_size: Windows that are predicted together.
+        device: Where ``predict`` works.
+
+    Yields:
+        The part that is finished, its blended probabilities (K, n, w), which are overwritten after
+        the next step, and valid (n, w). A window without a valid pixel is not predicted; its
+        pixels are zeros, not valid.
+    """
+    import torch
+
+    down, across = axes
+    *_, left, right = region_to_read(axes, region, batch_size)
+    chunks = OpenChunks(source, left)
+    groups = batches(across, batch_size, region.left, region.right)
+    row_weights = torch.from_numpy(down.weights).to(device)
+    column_weights = torch.from_numpy(across.weights).to(device)
+    sums = torch.zeros(channels, down.size, region.right - region.left, device=device)
+    ends = [*down.starts[1:], down.length]
+    for top, weights, end in zip(down.starts, row_weights, ends):
+        if top + down.size <= region.top:
+            continue
+        if top >= region.bottom:
+            break
+        below = min(top + down.size, down.length)
+        chunks.move(top, below)
+        for group in groups:
+            starts = [across.starts[number] for number in group]
+            parts = [Region(top, below, s, min(s + across.size, right)) for s in starts]
+            results = predict_batch(chunks, predict, parts, (down.size, across.size))
+            for place, result in results.items():
+                first = max(parts[place].left, region.left)
+                last = min(parts[place].right, region.right)
+                if first < last:
+                    inside = slice(first - starts[place], last - starts[place])
+                    weight = torch.outer(weights, column_weights[group[place], inside])
+                    columns = slice(first - region.left, last - region.left)
+                    sums[..., columns].addcmul_(result[..., inside], weight)
+        done = region._replace(top=max(top, region.top), bottom=min(end, region.bottom))
+        if done.top < done.bottom:
+            yield done, sums[:, done.top - top : done.bottom - top], chunks.valid(done)
+        rest = down.size - (end - top)
+        sums[:, :rest] = sums[:, end - top :].clone()
+        sums[:, rest:] = 0
+
+
+def region_to_read(axes: tuple[Axis, Axis], region: Region, batch_size: int) -> Region:
+    """The part of a scene that the windows over a region, and their batches, look at."""
+    down, across = axes
+    tops = [
+        top
+        for top in down.starts
+        if top + down.size > region.top and top < region.bottom
+    ]
+    groups = batches(across, batch_size, region.left, region.right)
+    right = across.starts[groups[-1][-1]] + across.size
+    return Region(
+        tops[0],
+        min(tops[-1] + down.size, down.length),
+        across.starts[groups[0][0]],
+        min(right, across.length),
+    )
+
+
+# --- layers ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One of the rasters that come of a scene."""
+
+    name: str
+    dtype: str
+    nodata: float
+    bands: list[str]  # what they are
+    written: bool = True
+    scale: float = 1.0  # value = stored number x scale
+
+    @property
+    def ending(self) -> str:
+        """What its file name has after the map's."""
+        return ".tif" if self.name == "classes" else f"_{self.name}.tif"
+
+
+def list_layers(config: PredictionConfig, names: Sequence[str], models: int):
+    """The layers of a map: classes and confidence always, since statistics need both."""
+    nodata = map_nodata(len(names))
+    layers = [
+        Layer("classes", "uint8" if nodata == 255 else "uint16", nodata, ["class"]),
+        Layer(
+            "confidence", "float32", -1, ["probability of the class"],
+            config.save_confidence,
+        ),
+    ]  # fmt: skip
+    if config.save_uncertainty:
+        bands = ["entropy of the probabilities, 0 to 1"]
+        if models > 1:
+            bands.append("disagreement of the models (mutual information), 0 to 1")
+        layers.append(Layer("uncertainty", "float32", -1, bands))
+    if config.save_probabilities:
+        bands = [f"probability of {name}" for name in names]
+        layers.append(Layer("probabilities", "uint8", 255, bands, scale=1 / 254))
+    return {layer.name: layer for layer in layers}
 
 
 def map_nodata(label_classes: int) -> int:
@@ -366,8 +647,90 @@ def map_nodata(label_classes: int) -> int:
     return 255 if label_classes <= 255 else 65535
 
 
-def map_dtype(nodata: int) -> type:
-    return np.uint8 if nodata == 255 else np.uint16
+def decide(probabilities: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
+    """The class of each pixel, and its probability.
+
+    Args:
+        probabilities: (K, H, W) float32; K = 1 is the foreground alone.
+        threshold: Least probability of the foreground (K = 1).
+
+    Returns:
+        classes (H, W) uint8 (int32 past 255 classes), the first where several are as likely, and
+        confidence (H, W) float32.
+    """
+    import torch
+
+    if len(probabilities) == 1:
+        foreground = probabilities[0]
+        # blended weights sum to one but for the last bit
+        classes = foreground >= threshold - 1e-6
+        confidence = torch.where(classes, foreground, 1 - foreground)
+        return classes.to(torch.uint8), confidence.clamp(max=1)
+    dtype = torch.uint8 if len(probabilities) <= 255 else torch.int32
+    classes = torch.zeros_like(probabilities[0], dtype=dtype)
+    confidence = probabilities[0].clone()
+    # torch's own argmax over the first axis takes several times as long
+    for number in range(1, len(probabilities)):
+        classes.masked_fill_(probabilities[number] > confidence, number)
+        torch.maximum(confidence, probabilities[number], out=confidence)
+    return classes, confidence.clamp_(max=1)
+
+
+def derive(
+    blended: Tensor, layers: dict[str, Layer], classes: int, threshold: float
+) -> dict[str, Tensor]:
+    """All layers, (bands, H, W) each, of blended probabilities.
+
+    Args:
+        blended: (K, H, W); behind the classes the models' mean own entropy, where it is needed.
+        layers: Those that are wanted.
+        classes: K without that.
+        threshold: Of a binary map.
+    """
+    import torch
+
+    probabilities = blended[:classes]
+    chosen, confidence = decide(probabilities, threshold)
+    result = {"classes": chosen[None], "confidence": confidence[None]}
+    if "uncertainty" in layers:
+        entropy = model_training.entropy(probabilities.clamp(0, 1)).clamp_(0, 1)
+        bands = [entropy]
+        if (
+            len(blended) > classes
+        ):  # Houlsby et al. 2011: entropy of the mean - mean entropy
+            bands.append((entropy - blended[classes]).clamp_(0, 1))
+        result["uncertainty"] = torch.stack(bands)
+    if "probabilities" in layers:
+        if classes == 1:
+            probabilities = torch.cat([1 - probabilities, probabilities])
+        scaled = (probabilities.clamp(0, 1) * 254).round_()
+        result["probabilities"] = scaled.to(torch.uint8)
+    return result
+
+
+def mask_layers(
+    tensors: dict[str, Tensor], valid: np.ndarray, layers: dict[str, Layer]
+) -> dict[str, np.ndarray]:
+    """Layers as they are written: in their dtype, nodata where not ``valid``.
+
+    Raises:
+        SegmentationError: A probability that is not a number.
+    """
+    arrays = {
+        name: np.where(valid, tensor.cpu().numpy(), layers[name].nodata).astype(
+            layers[name].dtype
+        )
+        for name, tensor in tensors.items()
+    }
+    if not np.isfinite(arrays["confidence"]).all():
+        raise SegmentationError(
+            "The model gives probabilities that are not numbers; are the scene's values absurd, or "
+            "did the training diverge?"
+        )
+    return arrays
+
+
+# --- statistics -----------------------------------------------------------------------------
 
 
 class Statistics:
@@ -388,18 +751,21 @@ class Statistics:
 
     def add(self, classes: np.ndarray, confidence: np.ndarray) -> None:
         """Count the next rows of a map, (n, W) each."""
-        count = len(self.names)
-        for row in classes:
-            found = np.bincount(row[row < count], minlength=count)
-            self.pixels += found
-            if self.areas is not None:
-                self.area += found * self.areas[self.row]
-            self.row += 1
-        self.total += classes.size
+        count, rows = len(self.names), len(classes)
         known = classes < count
+        found = classes[known].astype(np.int64)
+        row = np.repeat(np.arange(rows), known.sum(axis=1))
+        pixels = np.bincount(row * count + found, minlength=rows * count)
+        pixels = pixels.reshape(rows, count)
+        self.pixels += pixels.sum(axis=0)
+        if self.areas is not None:
+            self.area += self.areas[self.row : self.row + rows] @ pixels
+        self.row += rows
+        self.total += classes.size
         values = confidence[known].astype(np.float64)
-        self.confidence += np.bincount(classes[known], values, minlength=count)
-        self.histogram += np.histogram(values, self.BINS, range=(0, 1))[0]
+        self.confidence += np.bincount(found, values, minlength=count)
+        steps = np.minimum((values * self.BINS).astype(np.int64), self.BINS - 1)
+        self.histogram += np.bincount(steps, minlength=self.BINS)
 
     def report(self) -> dict:
         """Pixels, shares, areas and confidence, as plain numbers for JSON."""
@@ -458,44 +824,184 @@ def report_text(report: dict) -> str:
     return "\n".join(lines)
 
 
-# --- maps -----------------------------------------------------------------------------------
+# --- unfinished maps ------------------------------------------------------------------------
 
 
-class RowWriter:
-    """Writes rows of any number into a raster as whole rows of blocks."""
+class Unfinished:
+    """Finished rows of a map on disk: what an interrupted run goes on from.
 
-    def __init__(self, raster: rasterio.io.DatasetWriter):
-        self.raster = raster
-        self.waiting: list[np.ndarray] = []
+    In a hidden folder lie ``run.json`` (what is being made), a raw file per layer in the order
+    (row, band, column), and a ``done-N.txt`` per process with a line for every part of the scene
+    that is safely in them. Output files are always made from there, from the first row to the
+    last: they do not depend on who found which row when.
+    """
+
+    def __init__(self, folder: Path, layers: dict[str, Layer], shape, number: int = 0):
+        """Open what ``begin`` has made, as process ``number``; shape is (H, W)."""
+        self.layers = layers
+        self.height, self.width = shape
+        self.covered = np.zeros(self.height, np.int64)  # finished columns of each row
+        self.opened = ExitStack()
+
+        def unbuffered(name: str, mode: str):
+            file = open(folder / name, mode, buffering=0)  # noqa: SIM115
+            return self.opened.enter_context(file)
+
+        self.files = {name: unbuffered(f"{name}.raw", "r+b") for name in layers}
+        self.journal = unbuffered(f"done-{number}.txt", "ab")
+
+    @staticmethod
+    def begin(folder: Path, run: dict, layers: dict[str, Layer], shape) -> None:
+        """Make the folder of a map of which nothing is there yet.
+
+        Raises:
+            SegmentationError: The disk does not hold it.
+        """
+        if folder.exists():
+            log.info("an unfinished map in %s is dropped; --resume keeps it", folder)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        pixel = sum(
+            np.dtype(layer.dtype).itemsize * len(layer.bands)
+            for layer in layers.values()
+        )
+        needed, free = pixel * shape[0] * shape[1], shutil.disk_usage(folder).free
+        if needed > free:
+            shutil.rmtree(folder)
+            raise SegmentationError(
+                f"{folder.parent} has {free / 1e9:.1f} GB free, but the unfinished map takes "
+                f"{needed / 1e9:.1f} GB; free some, or write elsewhere"
+            )
+        for name in layers:
+            (folder / f"{name}.raw").touch()
+        rasters.write_json(folder / "run.json", run)
+
+    @staticmethod
+    def finished_parts(folder: Path) -> list[Region]:
+        """The parts that are there, the journals of former processes joined into one."""
+        journals = sorted(folder.glob("done-*.txt"))
+        parts = [part for journal in journals for part in read_journal(journal)]
+        with rasters.whole_file(folder / "done-0.txt") as file:
+            file.write_text("".join(_journal_line(part) for part in parts))
+        for journal in journals:
+            if journal.name != "done-0.txt":
+                journal.unlink()
+        return parts
+
+    def mark(self, part: Region) -> None:
+        """Count a part as finished."""
+        self.covered[part.top : part.bottom] += part.right - part.left
+
+    def write(self, part: Region, arrays: dict[str, np.ndarray]) -> None:
+        """Store a part, {layer: (bands, n, w)}, safely."""
+        for name, array in arrays.items():
+            file, pixel = self.files[name], array.itemsize
+            rows = np.ascontiguousarray(array.swapaxes(0, 1))
+            bands = len(array)
+            if array.shape[2] == self.width:
+                pieces = [(part.top * bands * self.width, rows)]
+            else:
+                pieces = [
+                    (((part.top + row) * bands + band) * self.width + part.left, line)
+                    for row, lines in enumerate(rows)
+                    for band, line in enumerate(lines)
+                ]
+            for place, piece in pieces:
+                file.seek(place * pixel)
+                _write_all(file, memoryview(piece).cast("B"))
+            os.fsync(file.fileno())
+        self.journal.write(_journal_line(part).encode())
+        os.fsync(self.journal.fileno())
+        self.mark(part)
+
+    def read(self, name: str, top: int, bottom: int) -> np.ndarray:
+        """Finished rows of a layer, (bands, n, W)."""
+        layer = self.layers[name]
+        shape = bottom - top, len(layer.bands), self.width
+        size = np.dtype(layer.dtype).itemsize * shape[1] * self.width
+        self.files[name].seek(top * size)
+        rows = self.files[name].read((bottom - top) * size)
+        return np.frombuffer(rows, layer.dtype).reshape(shape).swapaxes(0, 1)
+
+
+def _journal_line(part: Region) -> str:
+    return " ".join(map(str, part)) + "\n"
+
+
+def read_journal(path: Path) -> list[Region]:
+    """The finished parts that a journal tells of."""
+    lines = path.read_text().splitlines(keepends=True)
+    # a line without an end is of a process that was killed while it wrote
+    return [Region(*map(int, line.split())) for line in lines if line.endswith("\n")]
+
+
+def _write_all(file, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def remaining(parts: Sequence[Region], part: Region) -> list[Region]:
+    """What of a part is not yet finished, as row ranges over all its columns."""
+    missing = np.ones(part.bottom - part.top + 2, bool)
+    missing[[0, -1]] = False
+    for done in parts:
+        if done.left <= part.left and done.right >= part.right:
+            first, last = (
+                max(row - part.top, 0) + 1 for row in (done.top, done.bottom)
+            )
+            missing[first:last] = False
+    edges = np.flatnonzero(missing[1:] != missing[:-1]) + part.top
+    return [
+        part._replace(top=int(a), bottom=int(b)) for a, b in zip(*[iter(edges)] * 2)
+    ]
+
+
+# --- output files ---------------------------------------------------------------------------
+
+
+class Maps:
+    """Puts finished rows into the output files, in order and as whole rows of blocks."""
+
+    def __init__(self, unfinished: Unfinished, files: dict, statistics: Statistics):
+        self.unfinished = unfinished
+        self.files = files
+        self.statistics = statistics
         self.row = 0
 
-    def write(self, rows: np.ndarray) -> None:
-        """Take the next rows (n, W); what does not fill a row of blocks waits."""
-        self.waiting.append(rows)
-        count = sum(map(len, self.waiting))
-        last = self.row + count == self.raster.height
-        ready = count if last else count // BLOCK * BLOCK
-        if not ready:
-            return
-        rows = np.concatenate(self.waiting)
-        self.waiting = [rows[ready:]]
-        window = Window(0, self.row, self.raster.width, ready)
-        self.raster.write(rows[:ready], 1, window=window)
-        self.row += ready
+    def advance(self) -> None:
+        """Write what has become whole since."""
+        rows, height = self.unfinished, self.unfinished.height
+        open_rows = np.flatnonzero(rows.covered[self.row :] < rows.width)
+        ready = self.row + int(open_rows[0]) if len(open_rows) else height
+        while (bottom := min(self.row + BLOCK, height)) <= ready and self.row < height:
+            arrays = {
+                name: rows.read(name, self.row, bottom)
+                for name in ("classes", "confidence", *self.files)
+            }
+            self.statistics.add(arrays["classes"][0], arrays["confidence"][0])
+            window = Window(0, self.row, rows.width, bottom - self.row)
+            for name, file in self.files.items():
+                file.write(arrays[name], window=window)
+            self.row = bottom
 
 
-def map_profile(scene: rasterio.DatasetReader) -> dict:
-    """What all outputs of a scene have in common."""
+def map_profile(scene: rasterio.DatasetReader, layer: Layer) -> dict:
+    """What an output is created with."""
     profile = {
         "width": scene.width,
         "height": scene.height,
-        "count": 1,
+        "count": len(layer.bands),
+        "dtype": layer.dtype,
+        "nodata": layer.nodata,
         "tiled": True,
         "blockxsize": BLOCK,
         "blockysize": BLOCK,
         "compress": "deflate",
+        "interleave": "band",
         "bigtiff": "if_safer",
     }
+    if layer.dtype == "float32":
+        profile["predictor"] = 3
     points, points_crs = scene.gcps
     if points and points_crs and scene.crs is None:
         return profile | {"gcps": points, "crs": points_crs}
@@ -503,32 +1009,63 @@ def map_profile(scene: rasterio.DatasetReader) -> dict:
 
 
 @contextmanager
-def open_outputs(task: Task, scene, names: Sequence[str], tags: dict, confidence: bool):
-    """Writers of the class map and, when asked for, the confidence.
+def open_outputs(
+    task: Task, scene, layers, names: Sequence[str], tags: dict, folder: Path, form: str
+) -> Iterator[dict]:
+    """The output files of a scene to write to, by layer.
 
-    Both appear under their names when both are complete. GeoTIFF has no place for the names of
+    All appear under their names when all are complete. GeoTIFF has no place for the names of
     categories that other programs look into, so they lie also in GDAL's ``.aux.xml``.
+
+    Args:
+        task: The scene and its outputs.
+        scene: Whose pixel grid they have.
+        layers: All layers; those to be ``written`` count.
+        names: Of the classes.
+        tags: Metadata of every file.
+        folder: Where unfinished files lie.
+        form: ``gtiff`` or ``cog``, which GDAL makes from a finished file.
     """
-    nodata = map_nodata(len(names))
-    outputs = {task.output: {"dtype": map_dtype(nodata), "nodata": nodata}}
-    if confidence:
-        options = {"dtype": "float32", "nodata": CONFIDENCE_NODATA, "predictor": 3}
-        outputs[task.beside("_confidence.tif")] = options
+    written = {layer.name: layer for layer in layers.values() if layer.written}
     with ExitStack() as finished:
-        parts = [finished.enter_context(rasters.whole_file(path)) for path in outputs]
+        parts = {
+            name: finished.enter_context(
+                rasters.whole_file(task.beside(layer.ending), folder)
+            )
+            for name, layer in written.items()
+        }
+        plain = parts
+        if form == "cog":
+            plain = {name: folder / f"{name}.tif" for name in written}
         with ExitStack() as unfinished:
-            files = []
-            for part, options in zip(parts, outputs.values()):
-                file = rasters.create_tiff(part, **map_profile(scene), **options)
-                files.append(unfinished.enter_context(file))
-                files[-1].update_tags(**tags)
+            files = {}
+            for name, layer in written.items():
+                file = rasters.create_tiff(plain[name], **map_profile(scene, layer))
+                files[name] = file = unfinished.enter_context(file)
+                file.update_tags(**tags, **rasters.class_name_tags(names))
+                file.descriptions = layer.bands
+                file.scales = [layer.scale] * len(layer.bands)
             colours = enumerate(rasters.class_colours(len(names)))
-            files[0].write_colormap(1, {number: (*rgb, 255) for number, rgb in colours})
-            files[0].update_tags(**rasters.class_name_tags(names))
-            if confidence:
-                files[1].set_band_description(1, "probability of the class")
-            yield [RowWriter(file) for file in files]
-        add_categories(Path(f"{parts[0]}.aux.xml"), names)
+            files["classes"].write_colormap(
+                1, {number: (*rgb, 255) for number, rgb in colours}
+            )
+            yield files
+        if form == "cog":
+            for name, layer in written.items():
+                make_cog(plain[name], parts[name], layer)
+        add_categories(Path(f"{parts['classes']}.aux.xml"), names)
+
+
+def make_cog(plain: Path, target: Path, layer: Layer) -> None:
+    """Make a cloud-optimized GeoTIFF of a plain one, with overviews."""
+    options = {
+        "COMPRESS": "DEFLATE",
+        "PREDICTOR": "FLOATING_POINT" if layer.dtype == "float32" else "NO",
+        "OVERVIEW_RESAMPLING": "MODE" if layer.name == "classes" else "AVERAGE",
+        "BIGTIFF": "IF_SAFER",
+    }
+    rasterio.shutil.copy(plain, target, driver="COG", **options)
+    rasters.require_whole_tiff(target)
 
 
 def add_categories(path: Path, names: Sequence[str]) -> None:
@@ -543,34 +1080,173 @@ def add_categories(path: Path, names: Sequence[str]) -> None:
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
-# --- prediction -----------------------------------------------------------------------------
+def write_polygons(*_):
+    raise NotImplementedError
 
 
-def check_options(
-    checkpoint: model_training.Checkpoint, config: PredictionConfig
-) -> None:
-    """Raise CheckpointError where an option contradicts the checkpoint."""
-    model = checkpoint.config
-    if config.in_channels not in (None, model.in_channels):
-        raise model_training.CheckpointError(
-            f"--in_channels {config.in_channels}, but {config.model} takes {model.in_channels} "
-            "bands"
+# --- processes ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that torchrun started, or this one alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, make: Callable[[], object]):
+        """What ``make`` gives in the first process, in all of them."""
+        if self.size == 1:
+            return make()
+        import torch.distributed as dist
+
+        box = [make() if self.rank == 0 else None]
+        self._together(lambda: dist.broadcast_object_list(box))
+        return box[0]
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            self._together(dist.barrier)
+
+    def _together(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except RuntimeError as error:
+            raise SegmentationError(
+                "Another process of this run has ended, and so nothing is written; the same "
+                "command with --resume goes on"
+            ) from error
+
+
+@contextmanager
+def join_team() -> Iterator[Team]:
+    """Meet the other processes that torchrun started, if it did."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Team()
+        return
+    import datetime
+
+    import torch.distributed as dist
+
+    # one process can work for hours while the others wait; one that dies is noticed at once
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=30))
+    yield Team(dist.get_rank(), size)
+    dist.destroy_process_group()
+
+
+# --- prediction of a scene ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Models:
+    """The checkpoints of a run, on their device."""
+
+    files: list[str]
+    checkpoints: list[model_training.Checkpoint]
+    device: torch.device
+    make_predictor: Callable[[str], model_training.Predictor]  # from a precision
+
+    @property
+    def first(self) -> model_training.Checkpoint:
+        return self.checkpoints[0]
+
+
+def list_models(given: Sequence[str]) -> list[str]:
+    """The checkpoints that ``--model`` names.
+
+    A folder stands for the final models of the folds in it; without folds for its own final
+    model, and without one for all its checkpoints.
+
+    Raises:
+        CheckpointError: A folder without checkpoints.
+    """
+    files: list[str] = []
+    for text in given:
+        folder = Path(text)
+        if not folder.is_dir():
+            files.append(text)
+            continue
+        found = (
+            sorted(folder.glob("fold_*/model_final_model.pth"), key=_fold_number)
+            or sorted(folder.glob("model_final_model.pth"))
+            or sorted(folder.glob("*.pth"))
         )
-    if config.num_classes not in (None, model.num_classes, model.label_classes):
-        raise model_training.CheckpointError(
-            f"--num_classes {config.num_classes}, but {config.model} has {model.label_classes} "
-            "classes"
-        )
-    default = PredictionConfig.threshold
-    if model.mode == "multiclass" and config.threshold != default:
+        if not found:
+            raise model_training.CheckpointError(
+                f"No checkpoints (.pth) in {folder}, nor in folders fold_N of it"
+            )
+        files += map(str, found)
+    return files
+
+
+def _fold_number(path: Path) -> tuple[int, str]:
+    number = path.parent.name.removeprefix("fold_")
+    return (int(number) if number.isdecimal() else 0), number
+
+
+def load_models(config: PredictionConfig, team: Team) -> Models:
+    """Open all checkpoints of a run.
+
+    Raises:
+        CheckpointError: One cannot be used, contradicts an option, or does not go with the first.
+    """
+    name = config.device
+    if team.size > 1 and name in (None, "cuda"):
+        import torch
+
+        local = os.environ.get("LOCAL_RANK", "0")
+        if name or torch.cuda.is_available():
+            name = f"cuda:{local}"
+    device = model_training.pick_device(name)
+    files = list_models(config.model)
+    checkpoints = [
+        model_training.load_checkpoint(file, device, config.described) for file in files
+    ]
+    first = checkpoints[0]
+    for file, other in zip(files, checkpoints):
+        for what, a, b in (
+            ("bands", first.config.in_channels, other.config.in_channels),
+            ("outputs", first.config.num_classes, other.config.num_classes),
+            ("class names", first.class_names, other.class_names),
+        ):
+            if a != b:
+                raise model_training.CheckpointError(
+                    f"{file} has {what} {b}, but {files[0]} has {a}; they cannot be averaged"
+                )
+    if (
+        first.config.mode == "multiclass"
+        and config.threshold != PredictionConfig.threshold
+    ):
         raise OptionError(
-            f"--threshold {config.threshold}: {config.model} has {model.num_classes} classes, and "
-            "a threshold is for binary models"
+            f"--threshold {config.threshold}: {files[0]} has {first.config.num_classes} classes, "
+            "and a threshold is for binary models"
         )
+    if config.precision == "fp16" and device.type == "cpu":
+        raise OptionError("--precision fp16: for GPUs; take auto, bf16 or fp32")
+    disagreement = config.save_uncertainty and len(files) > 1
+
+    @cache
+    def make_predictor(precision: str) -> model_training.Predictor:
+        return model_training.Predictor(
+            checkpoints, device, precision, config.tta, disagreement,
+            batch_size_of(config, device) if config.compile else 0,
+        )  # fmt: skip
+
+    return Models(files, checkpoints, device, make_predictor)
+
+
+def batch_size_of(config: PredictionConfig, device) -> int:
+    """Windows per step."""
+    auto = config.batch_size == "auto"
+    return BATCH_SIZES[device.type] if auto else int(config.batch_size)
 
 
 def match_bands(
-    scene: rasterio.DatasetReader, config: PredictionConfig, checkpoint
+    scene: rasterio.DatasetReader, config: PredictionConfig, models: Models
 ) -> list[int]:
     """The bands of a scene that the model gets.
 
@@ -578,12 +1254,12 @@ def match_bands(
         RasterError: Not as many as the model takes.
     """
     bands = rasters.select_bands(scene, config.bands)
-    expected = checkpoint.config.in_channels
-    trained = checkpoint.metadata.get("band_descriptions") or []
+    expected = models.first.config.in_channels
+    trained = models.first.metadata.get("band_descriptions") or []
     if len(bands) != expected:
         known = f" ({', '.join(trained)})" if trained and all(trained) else ""
         raise RasterError(
-            f"{scene.name} gives {len(bands)} bands, but {config.model} takes {expected}{known}; "
+            f"{scene.name} gives {len(bands)} bands, but {models.files[0]} takes {expected}{known}; "
             "select them with --bands"
         )
     ours = [scene.descriptions[band - 1] for band in bands]
@@ -597,65 +1273,406 @@ def match_bands(
     return bands
 
 
-def map_scene(
-    task: Task, config: PredictionConfig, checkpoint, predict: Predict
-) -> dict:
+def sample_pixels(scene: rasterio.DatasetReader, bands: Sequence[int]) -> np.ndarray:
+    """Valid pixels (M, C) of small windows spread over a scene."""
+    size, samples = 64, []
+    for row in np.linspace(0, max(0, scene.height - size), 5).astype(int):
+        for column in np.linspace(0, max(0, scene.width - size), 5).astype(int):
+            window = Window(int(column), int(row), size, size)
+            image, valid = rasters.read_image(scene, window, bands)
+            samples.append(image[:, valid].T)
+    return np.concatenate(samples)
+
+
+def warn_of_strange_values(scene, bands: Sequence[int], checkpoint, file: str) -> None:
+    """Warn, once, of bands whose values are not those that the model was trained on.
+
+    That is where over a quarter of the pixels (in training: 2 %) lie outside the training
+    percentiles, or where all of them lie within a tenth of that range.
+    """
+    normalization = checkpoint.normalization
+    if normalization.rule != "dataset":
+        return
+    pixels = sample_pixels(scene, bands)
+    if not len(pixels):
+        return
+    low, high = np.array(normalization.low), np.array(normalization.high)
+    outside = ((pixels < low) | (pixels > high)).mean(axis=0)
+    span = np.diff(np.percentile(pixels, [1, 99], axis=0), axis=0)[0]
+    strange = np.flatnonzero((outside > 0.25) | (span < 0.1 * (high - low)))
+    if not len(strange):
+        return
+    middle = np.median(pixels, axis=0)
+    told = [
+        f"{bands[i]} (median {middle[i]:.4g}, trained on {low[i]:.4g} to {high[i]:.4g})"
+        for i in strange[:4]
+    ]
+    more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
+    log.warning(
+        "warning: %s has other values than %s was trained on, in band %s%s; same sensor, units "
+        "and processing?",
+        scene.name, file, ", ".join(told), more,
+    )  # fmt: skip
+
+
+def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
+    """Some windows with valid pixels, drawn from the whole scene: (image, valid) each."""
+    down, across = axes
+    columns, windows = len(across.starts), []
+    order = np.random.default_rng(0).permutation(len(down.starts) * columns)
+    for number in order[:25]:
+        row, column = divmod(int(number), columns)
+        window = Window(across.starts[column], down.starts[row], across.size, down.size)
+        inside = rasters.window_within(window, scene.width, scene.height)
+        image, valid = rasters.read_image(scene, inside, bands)
+        if valid.any():
+            shape = down.size, across.size
+            windows.append(
+                (reflect_beyond(image, *shape), reflect_beyond(valid, *shape))
+            )
+        if len(windows) == PROBES:
+            break
+    return windows
+
+
+def choose_precision(
+    config: PredictionConfig, models: Models, scene, bands, axes
+) -> str:
+    """The precision of ``--precision auto`` for a scene.
+
+    What the hardware computes natively, when the classes of some windows stay as they are in
+    float32; scenes of a few windows are not worth the trial.
+    """
+    import torch
+
+    native = model_training.native_precision(models.device)
+    few = len(axes[0].starts) * len(axes[1].starts) < 5 * PROBES
+    if native == "fp32" or few:
+        return "fp32"
+    plain = {
+        precision: model_training.Predictor(
+            models.checkpoints, models.device, precision, config.tta
+        )
+        for precision in ("fp32", native)
+    }
+    same = total = 0
+    for image, valid in probe_windows(scene, bands, axes):
+        image = torch.from_numpy(image)[None].to(models.device)
+        mask = torch.from_numpy(valid)[None].to(models.device)
+        exact, fast = (
+            decide(predictor(image, mask)[0], config.threshold)[0]
+            for predictor in plain.values()
+        )
+        same += int((exact == fast)[mask[0]].sum())
+        total += int(valid.sum())
+    if total and same < KEPT_CLASSES * total:
+        log.info(
+            "%s changes the class of %.2f %% of the pixels: computing in fp32",
+            native, 100 * (1 - same / total),
+        )  # fmt: skip
+        return "fp32"
+    return native
+
+
+def free_memory(device) -> int:
+    """Bytes that this process can still take on a device."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(li.split()[1]) << 10 for li in lines if "MemAvailable" in li)
+        group = Path("/sys/fs/cgroup")
+        most = (group / "memory.max").read_text().strip()
+        if most != "max":
+            used = int((group / "memory.current").read_text())
+            free = min(free, max(int(most) - used, 0))
+    except (OSError, StopIteration):
+        free = 4 << 30  # neither told: another system
+    return free
+
+
+def count_pieces(config, models: Models, scene, bands, axes, layers) -> int:
+    """Into how many pieces of columns a scene is cut to keep its open rows in memory."""
+    limit = config.max_memory and config.max_memory * 1e9
+    limit = limit or free_memory(models.device) / 2
+    image = rasters.validity(scene, bands).dtype.itemsize * len(bands) + 1
+    channels = models.first.config.num_classes + 1
+    layer = sum(
+        np.dtype(one.dtype).itemsize * len(one.bands) for one in layers.values()
+    )
+    size = axes[0].size
+    column = image * (size + 3 * rows_at_once(scene, bands[0]))
+    column += size * (2 * 4 * channels + 3 * layer)
+    return math.ceil(column * scene.width / limit)
+
+
+RESULT_OPTIONS = (
+    "bands", "patch_size", "overlap", "blend", "tta", "threshold", "precision", "batch_size",
+    "compile", "save_uncertainty", "save_probabilities",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scene that is to be mapped, and how."""
+
+    task: Task
+    config: PredictionConfig
+    models: Models
+    scene: rasterio.DatasetReader
+    bands: list[int]
+    axes: tuple[Axis, Axis]
+    layers: dict[str, Layer]
+    run: dict  # all that the result depends on, as JSON
+
+    @property
+    def names(self) -> list[str]:
+        return self.models.first.class_names
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Metadata of every output."""
+        configs = [checkpoint.config for checkpoint in self.models.checkpoints]
+        models = [f"{c.model_name} {c.encoder_name or ''}".strip() for c in configs]
+        return {
+            "SOFTWARE": f"SemanticSeg4EO {rasters.VERSION}",
+            "MODEL": ", ".join(dict.fromkeys(models)),
+            "MODEL_FILES": ", ".join(Path(file).name for file in self.models.files),
+            "NORMALIZATION": self.models.first.normalization.rule,
+            "PRECISION": self.run["precision"],
+        }
+
+
+def plan_job(task: Task, config: PredictionConfig, models: Models, scene) -> Job:
+    """Look at a scene and decide how it is mapped.
+
+    Raises:
+        RasterError: The scene does not fit the model, or would be written over.
+    """
+    bands = match_bands(scene, config, models)
+    layers = list_layers(config, models.first.class_names, len(models.files))
+    outputs = {
+        task.beside(layer.ending).resolve()
+        for layer in layers.values()
+        if layer.written
+    }
+    if overwritten := outputs & {Path(file).resolve() for file in scene.files}:
+        raise RasterError(
+            f"{overwritten.pop()} is a part of {task.scene}; name another"
+        )
+    if scene.crs is None and not scene.gcps[1]:
+        log.warning("warning: %s has no CRS, so its map has none", scene.name)
+        if config.min_area:
+            raise RasterError(f"--min_area: {scene.name} has no CRS to measure in")
+    warn_of_strange_values(scene, bands, models.first, models.files[0])
+    axes = tuple(
+        make_axis(side, config.patch_size, config.overlap, config.blend)
+        for side in scene.shape
+    )
+    asked = {
+        "version": rasters.VERSION,
+        "scene": describe_file(task.scene)
+        | {"shape": list(scene.shape), "bands": bands},
+        "models": [describe_file(file) for file in models.files],
+        "device": models.device.type,
+        "options": {name: getattr(config, name) for name in RESULT_OPTIONS},
+    }
+    run = former_run(task, asked, layers) if config.resume else None
+    if run is None:
+        batch_size = batch_size_of(config, models.device)
+        pieces = count_pieces(config, models, scene, bands, axes, layers)
+        run = asked | {
+            "precision": config.precision,
+            "batch_size": batch_size,
+            "columns": split_columns(axes[1], batch_size, pieces),
+        }
+        if config.precision == "auto":
+            run["precision"] = choose_precision(config, models, scene, bands, axes)
+    return Job(task, config, models, scene, bands, axes, layers, run)
+
+
+def describe_file(path: str) -> dict:
+    """What tells a file from another one of its name; only the name where GDAL alone can see it."""
+    if not os.path.isfile(path):
+        return {"name": path}
+    status = os.stat(path)
+    return {"name": path, "bytes": status.st_size, "modified": status.st_mtime}
+
+
+def former_run(task: Task, asked: dict, layers: dict[str, Layer]) -> dict | None:
+    """The run that ``--resume`` goes on with, or that finished the map; None without one.
+
+    Raises:
+        SegmentationError: It was another one.
+    """
+    place = task.partial / "run.json"
+    if place.exists():
+        run = json.loads(place.read_text())
+    else:
+        place = task.beside("_statistics.json")
+        written = [task.beside(one.ending) for one in layers.values() if one.written]
+        if not all(path.exists() for path in (place, *written)):
+            return None
+        run = json.loads(place.read_text()).get("run") or {}
+    for name, value in asked["options"].items():
+        if (former := run.get("options", {}).get(name)) != value:
+            raise SegmentationError(
+                f"--resume: {place} is of a run with --{name} {former}, not {value}; give the "
+                "same options, or leave --resume out to start anew"
+            )
+    for name in ("scene", "models", "device", "version"):
+        if run.get(name) != asked[name]:
+            raise SegmentationError(
+                f"--resume: {place} is of a run with another {name.removesuffix('s')} "
+                f"({run.get(name)}); leave --resume out to start anew"
+            )
+    return run
+
+
+def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) -> dict:
     """Map one scene and write all that was asked for.
 
     Returns:
-        The statistics.
+        The statistics; those of the first process count.
 
     Raises:
         SegmentationError: The scene does not fit the model, or cannot be read.
     """
+    with rasters.open_raster(task.scene) as scene:
+        job = plan_job(task, config, models, scene) if team.rank == 0 else None
+        run = team.share(lambda: job.run)
+        if job is None:
+            # with the first process's run in the place of what this one would choose
+            bands = rasters.select_bands(scene, config.bands)
+            axes = tuple(
+                make_axis(side, config.patch_size, config.overlap, config.blend)
+                for side in scene.shape
+            )
+            layers = list_layers(config, models.first.class_names, len(models.files))
+            job = Job(task, config, models, scene, bands, axes, layers, run)
+        done = config.resume and not task.partial.exists()
+        done = done and task.beside("_statistics.json").exists()
+        if team.share(lambda: done):
+            log.info("%s is there already", task.output)
+            return json.loads(task.beside("_statistics.json").read_text())
+        try:
+            statistics = compute(job, team)
+        except Exception:
+            if team.size == 1:
+                shutil.rmtree(task.partial, ignore_errors=True)
+            raise
+    if team.rank:
+        return {}
+    report = {"scene": task.scene, "output": str(task.output), "model": models.files}
+    report |= statistics.report() | {"run": run}
+    if task.polygons:
+        write_polygons(task.output, task.polygons, job.names, config.min_area)
+    if config.quicklook:
+        draw_quicklook(task, job.names, config.save_confidence)
+    rasters.write_json(task.beside("_statistics.json"), report)
+    shutil.rmtree(task.partial)
+    return report
+
+
+def compute(job: Job, team: Team) -> Statistics:
+    """Predict what is not there yet of a scene, and write its maps (the first process does)."""
+    task, folder, shape = job.task, job.task.partial, job.scene.shape
+
+    def begin() -> list[Region]:
+        if job.config.resume and folder.exists():
+            return Unfinished.finished_parts(folder)
+        Unfinished.begin(folder, job.run, job.layers, shape)
+        return []
+
+    parts = team.share(begin)
+    if not (folder / "run.json").exists():
+        raise SegmentationError(
+            f"{folder} is not there for process {team.rank}; --output must lie in a folder that "
+            "all processes share"
+        )
+    statistics = Statistics(job.names, rasters.pixel_areas(job.scene))
+    with ExitStack() as stack:
+        rows = Unfinished(folder, job.layers, shape, team.rank)
+        stack.enter_context(rows.opened)
+        maps = None
+        if team.rank == 0:
+            for part in parts:
+                rows.mark(part)
+            outputs = open_outputs(
+                task,
+                job.scene,
+                job.layers,
+                job.names,
+                job.tags,
+                folder,
+                job.config.format,
+            )
+            maps = Maps(rows, stack.enter_context(outputs), statistics)
+        mine = []
+        for left, right in job.run["columns"]:
+            for open_part in remaining(parts, Region(0, shape[0], left, right)):
+                share = split_rows(
+                    job.axes[0], open_part.top, open_part.bottom, team.rank, team.size
+                )
+                if share:
+                    mine.append(Region(*share, left, right))
+        predict_parts(job, mine, rows, maps)
+        team.wait()
+        if maps:
+            for number in range(1, team.size):
+                for part in read_journal(folder / f"done-{number}.txt"):
+                    rows.mark(part)
+            maps.advance()
+    return statistics
+
+
+def predict_parts(
+    job: Job, parts: Sequence[Region], rows: Unfinished, maps: Maps | None
+) -> None:
+    """Predict parts of a scene and store them; a thread reads ahead, another one writes."""
     from tqdm import tqdm
 
-    names = checkpoint.class_names
-    nodata = map_nodata(len(names))
-    tags = {
-        "SOFTWARE": f"SemanticSeg4EO {rasters.VERSION}",
-        "MODEL": checkpoint.config.model_name,
-        "NORMALIZATION": checkpoint.normalization.rule,
-    }
-    with ExitStack() as stack:
-        scene = stack.enter_context(rasters.open_raster(task.scene))
-        bands = match_bands(scene, config, checkpoint)
-        outputs = {task.output.resolve(), task.beside("_confidence.tif").resolve()}
-        if overwritten := outputs & {Path(file).resolve() for file in scene.files}:
-            raise RasterError(
-                f"{overwritten.pop()} is a part of {task.scene}; name another"
-            )
-        if scene.crs is None and not scene.gcps[1]:
-            log.warning("warning: %s has no CRS, so its map has none", scene.name)
-        outputs = open_outputs(task, scene, names, tags, config.save_confidence)
-        writers = stack.enter_context(outputs)
-        axes = tuple(
-            make_axis(side, config.patch_size, config.overlap) for side in scene.shape
-        )
-        statistics = Statistics(names, rasters.pixel_areas(scene))
-        rows = blended_rows(
-            window_reader(scene, bands, checkpoint.normalization),
-            predict,
-            axes,
-            checkpoint.config.num_classes,
-            config.batch_size,
-        )
-        bar = tqdm(
-            total=scene.height, desc=Path(task.scene).name, unit="row", disable=None
-        )
-        with bar:
-            for probabilities, valid in rows:
-                results = decide(probabilities, valid, config.threshold, nodata)
-                statistics.add(*results)
-                for writer, result in zip(writers, results):
-                    writer.write(result)
-                bar.update(len(valid))
-    report = {"scene": task.scene, "output": str(task.output), "model": config.model}
-    report |= statistics.report()
-    rasters.write_json(task.beside("_statistics.json"), report)
-    if config.quicklook:
-        draw_quicklook(task, names, config.save_confidence)
-    return report
+    predictor = job.models.make_predictor(job.run["precision"])
+    batch_size, device = job.run["batch_size"], job.models.device
+
+    def store(part: Region, tensors, valid) -> None:
+        rows.write(part, mask_layers(tensors, valid, job.layers))
+        if maps:
+            maps.advance()
+
+    bar = tqdm(
+        total=sum(part.bottom - part.top for part in parts),
+        desc=Path(job.task.scene).name,
+        unit="row",
+        disable=None if maps else True,
+    )
+    with bar, ThreadPoolExecutor(1) as writer:
+        stored = writer.submit(maps.advance if maps else int)
+        for part in parts:
+            needed = region_to_read(job.axes, part, batch_size)
+            with ahead(read_chunks(job.scene, job.bands, device, needed)) as chunks:
+                blended = blended_rows(
+                    chunks,
+                    predictor,
+                    job.axes,
+                    part,
+                    predictor.channels,
+                    batch_size,
+                    device,
+                )
+                for done, probabilities, valid in blended:
+                    tensors = derive(
+                        probabilities,
+                        job.layers,
+                        predictor.classes,
+                        job.config.threshold,
+                    )
+                    stored.result()
+                    stored = writer.submit(store, done, tensors, valid)
+                    bar.update(done.bottom - done.top)
+        stored.result()
 
 
 def draw_quicklook(task: Task, names: Sequence[str], confidence: bool) -> Path:
@@ -700,28 +1717,43 @@ def build_parser() -> argparse.ArgumentParser:
 def predict_scenes(config: PredictionConfig) -> int:
     """Map all scenes; those that cannot be mapped are told and left out.
 
+    Several processes share each scene out by rows; when there are as many scenes as processes,
+    or more, each maps some of the scenes by itself.
+
     Returns:
         How many scenes failed.
     """
     tasks = list_tasks(config)
     if len(tasks) == 1:
         rasters.open_raster(tasks[0].scene).close()  # before the model is loaded
-    device = model_training.pick_device(config.device)
-    checkpoint = model_training.load_checkpoint(config.model, device)
-    check_options(checkpoint, config)
-    predict = model_predictor(checkpoint, device)
-    failed = 0
-    for task in tasks:
-        try:
-            print(report_text(map_scene(task, config, checkpoint, predict)), flush=True)
-        except (SegmentationError, OSError) as error:
-            if len(tasks) == 1:
-                raise
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
+    model_training.keep_memory()
+    with join_team() as team:
+        models = load_models(config, team)
+        if 1 < team.size <= len(tasks):
+            tasks, helpers = tasks[team.rank :: team.size], Team()
+        else:
+            helpers = team
+        failed = 0
+        for task in tasks:
+            try:
+                report = map_scene(task, config, models, helpers)
+            except (SegmentationError, OSError) as error:
+                if len(tasks) == 1 or helpers.size > 1:
+                    raise
+                failed += 1
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                if helpers.rank == 0:
+                    print(report_text(report), flush=True)
+        team.wait()
     if failed:
         print(f"error: {failed} of {len(tasks)} scenes not mapped", file=sys.stderr)
     return failed
+
+
+def terminate(*_) -> None:
+    """End as Ctrl-C does: files are left whole, and what is finished can be resumed."""
+    raise KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -729,10 +1761,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     rasters.show_messages()
+    if os.environ.get("RANK", "0") != "0":
+        log.setLevel(logging.ERROR)  # the first process tells for all
     try:
         config = rasters.settings_from(PredictionConfig, arguments)
-        with rasterio.Env(**rasters.GDAL_OPTIONS):
-            return 1 if predict_scenes(config) else 0
+        former = signal.signal(signal.SIGTERM, terminate)
+        try:
+            with rasterio.Env(**rasters.GDAL_OPTIONS):
+                return 1 if predict_scenes(config) else 0
+        finally:
+            signal.signal(signal.SIGTERM, former)
     except OptionError as error:
         if arguments.debug:
             raise
@@ -743,7 +1781,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; --resume goes on with an unfinished map", file=sys.stderr)
         return 130
 
 

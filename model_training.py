@@ -1,7 +1,7 @@
 """Tensors: from patches to a trained model and back from its checkpoint.
 
 Contents, in order: settings, normalization, patches, augmentation, models, losses, metrics,
-checkpoints, training, experiments (split, k-fold), reports.
+checkpoints, inference, training, experiments (split, k-fold), reports.
 
 Conventions: images (C, H, W) as rasterio reads them, masks (H, W) int64 with ``ignore_index``
 where unlabelled, models return logits (N, K, H, W). A binary model has K = 1 and a sigmoid, a
@@ -268,29 +268,50 @@ class Normalization:
     high: tuple[float, ...] = ()
 
 
-def normalize(image: np.ndarray, valid: np.ndarray, normalization: Normalization):
-    """Scale an image to [0, 1].
+def normalize(image, valid, normalization: Normalization) -> Tensor:
+    """Scale images to [0, 1].
 
     Args:
-        image: (C, H, W), any real dtype, in the file's values.
-        valid: (H, W) bool; invalid pixels become 0 and enter no statistic.
+        image: (..., C, H, W) array or tensor of any real dtype, in the file's values.
+        valid: (..., H, W) bool; invalid pixels become 0 and enter no statistic. None: all are.
         normalization: The rule and its numbers.
 
     Returns:
-        (C, H, W) float32.
+        float32 of the same shape, on the image's device.
     """
-    scaled = np.where(valid, image, 0).astype(np.float32)
+    import torch
+
+    image = torch.as_tensor(image)
+    valid = None if valid is None else torch.as_tensor(valid, device=image.device)
+    scaled = image.to(torch.float32, copy=True)
     if normalization.rule == "image":
-        top = np.percentile(image[:, valid], 99) if valid.any() else 1.0
-        scaled /= top if top > 0 else 1.0
+        scaled /= joint_percentiles(image, valid)
     else:
-        low = np.asarray(normalization.low, np.float32)[:, None, None]
-        span = np.asarray(normalization.high, np.float32)[:, None, None] - low
+        low = torch.tensor(normalization.low, device=image.device)[:, None, None]
+        span = torch.tensor(normalization.high, device=image.device)[:, None, None]
+        span -= low
         scaled -= low
-        scaled /= np.where(span > 0, span, 1)
-    np.clip(scaled, 0, 1, out=scaled)
-    scaled *= valid
+        scaled /= torch.where(span > 0, span, 1.0)
+    scaled.clamp_(0, 1)
+    if valid is not None:  # last, since invalid pixels can be NaN
+        scaled.masked_fill_(~valid[..., None, :, :], 0)
     return scaled
+
+
+def joint_percentiles(image: Tensor, valid: Tensor | None) -> Tensor:
+    """The 99th percentile of all bands of each image together, (..., 1, 1, 1); 1 if not positive."""
+    import torch
+
+    stack = image.flatten(0, -4) if image.ndim > 3 else image[None]
+    masks = torch.ones_like(image[..., 0, :, :], dtype=torch.bool)
+    masks = masks if valid is None else valid.expand_as(masks)
+    tops = []
+    for one, mask in zip(stack.cpu().numpy(), masks.reshape(-1, *masks.shape[-2:])):
+        values = one[:, mask.cpu().numpy()]
+        top = float(np.percentile(values, 99)) if values.size else 1.0
+        tops.append(top if top > 0 else 1.0)
+    tops = torch.tensor(tops, device=image.device)
+    return tops.reshape(*image.shape[:-3], 1, 1, 1)
 
 
 def dataset_normalization(samples: Sequence[np.ndarray]) -> Normalization:
@@ -436,7 +457,7 @@ class PatchDataset:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image, valid, mask = rasters.read_patch(self.pairs[index], self.ignore_index)
-        image = normalize(image, valid, self.normalization)
+        image = normalize(image, valid, self.normalization).numpy()
         if self.augment:
             rng = np.random.default_rng([self.seed, self.epoch, index])
             image, valid, mask = augment_patch(image, valid, mask, rng)
@@ -1143,76 +1164,217 @@ def _load_safely(path: Path):
         ) from error
 
 
-def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+DESCRIPTION = ("model_name", "encoder_name", "in_channels", "num_classes")
+
+
+def load_checkpoint(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    described: dict[str, str | int | None] | None = None,
+) -> Checkpoint:
     """Rebuild a trained model from its file alone; no code of the file runs.
 
     A file with the documented keys but no statistics (earlier SemanticSeg4EO, whose second version
-    says ``config`` for ``metadata``) is normalized by the ``image`` rule.
+    says ``config`` for ``metadata``) is normalized by the ``image`` rule, and so is a file of
+    weights only, which opens when ``described`` says what the file does not.
+
+    Args:
+        path: The ``.pth``.
+        device: Where the model goes.
+        described: What the user says of the model, by the names in ``DESCRIPTION``; None is not
+            said. It fills what the file leaves open, and must agree with the rest.
 
     Raises:
-        CheckpointError: Missing, cut off, no checkpoint of ours, of a newer version, or weights
-            that do not fit the description.
+        CheckpointError: Missing, cut off, no checkpoint, of a newer version, not described, or
+            weights or options that do not fit the description.
+        OptionError: ``described`` names no known model.
     """
     import torch
 
-    content = _load_safely(Path(path))
+    given = {
+        key: value for key, value in (described or {}).items() if value is not None
+    }
+    if "model_name" in given:
+        given["model_name"] = registered_name(given["model_name"])
+    state, stored = _read_checkpoint(Path(path))
+    try:
+        metadata = _complete_description(path, stored, given)
+        config = _read_config(path, metadata, state)
+        _check_options(path, config, given)
+        normalization = _read_normalization(path, metadata, config)
+        metadata["class_names"] = _read_class_names(path, metadata, config)
+        model = build_model(config)
+    except OptionError as error:  # of what the file says
+        raise CheckpointError(f"{path}: {error}") from error
+    _load_weights(path, model, config, state)
+    model.to(torch.device(device)).eval()
+    return Checkpoint(model, config, normalization, metadata)
+
+
+def registered_name(text: str) -> str:
+    """The name in ``MODELS`` of a model in any spelling of earlier versions.
+
+    Case, hyphens and underscores do not count, and ``plus`` or ``pp`` stand for ``+``:
+    ``DeepLab-V3-Plus`` is ``deeplabv3+``.
+
+    Raises:
+        OptionError: No such model.
+    """
+
+    def spelling(name: str) -> str:
+        plain = name.lower().replace("-", "").replace("_", "")
+        return plain.replace("plus", "+").replace("pp", "++")
+
+    for name in MODELS:
+        if spelling(name) == spelling(text):
+            return name
+    raise rasters.unknown_name("model", text, get_available_models())
+
+
+def _read_checkpoint(path: Path) -> tuple[dict, dict]:
+    """The weights in a file, and what it says of them; nothing where it holds weights only."""
+    content = _load_safely(path)
     content = content if isinstance(content, dict) else {}
-    described = content.get("metadata") or content.get("config")
-    state = content.get("model_state_dict")
-    if not isinstance(described, dict) or not isinstance(state, dict):
+    state = content.get("model_state_dict", content.get("state_dict", content))
+    if not _is_state(state):
         raise CheckpointError(
             f"{path} has no model_state_dict with metadata; expected a file written by main.py"
         )
+    described = [content.get(key) for key in ("metadata", "config")]
+    stored = next((d for d in described if isinstance(d, dict) and d), {})
+    if isinstance(content.get("mode"), str):  # all that earlier best_* files say
+        stored = {"mode": content["mode"]} | stored
     # NumPy scalars become plain numbers
-    metadata = {
-        k: v.item() if isinstance(v, np.generic) else v for k, v in described.items()
+    stored = {
+        k: v.item() if isinstance(v, np.generic) else v for k, v in stored.items()
     }
-    if _newer(metadata.get("version", "0")):
+    if _newer(stored.get("version", "0")):
         raise CheckpointError(
-            f"{path} is of version {metadata['version']}, this is {rasters.VERSION}; update"
+            f"{path} is of version {stored['version']}, this is {rasters.VERSION}; update"
         )
-    if metadata.get("mode") not in ("binary", "multiclass"):
-        raise CheckpointError(f"{path} is of mode {metadata.get('mode')!r}: not known")
+    return _without_prefix(state), stored
+
+
+def _is_state(value) -> bool:
+    """Whether a value is a state dictionary: tensors by name, and at least one."""
+    import torch
+
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) for key in value)
+        and all(isinstance(weights, torch.Tensor) for weights in value.values())
+    )
+
+
+def _without_prefix(state: dict) -> dict:
+    """Take off what a wrapper puts before every key: ``DataParallel``, then our ``AnySize``."""
+    for prefix in ("module.", "network."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _complete_description(path, stored: dict, given: dict) -> dict:
+    """What the file says, and what the options say where the file says nothing.
+
+    Raises:
+        CheckpointError: Together they do not describe the model.
+    """
+    unsaid = {key: given[key] for key in given if stored.get(key) is None}
+    metadata = stored | unsaid
+    needed = list(DESCRIPTION)
+    if metadata.get("model_name") is not None:
+        metadata["model_name"] = registered_name(str(metadata["model_name"]))
+        if not MODELS[metadata["model_name"]].has_encoder:
+            needed.remove("encoder_name")
+    if missing := [f"--{key}" for key in needed if metadata.get(key) is None]:
+        part = "full " if stored.keys() & DESCRIPTION else ""
+        binary = " (1 for binary)" if "--num_classes" in missing else ""
+        raise CheckpointError(
+            f"{path} holds weights without a {part}description; give "
+            f"{', '.join(missing)}{binary}"
+        )
+    return metadata
+
+
+def _read_config(path, metadata: dict, state: dict) -> ModelConfig:
+    mode = metadata.get("mode")
+    if mode not in (None, "binary", "multiclass"):
+        raise CheckpointError(f"{path} is of mode {mode!r}: not known")
     try:
-        binary = metadata["mode"] == "binary"
-        config = ModelConfig(
-            model_name=metadata["model_name"].lower(),
+        num_classes = int(metadata["num_classes"])
+        if mode == "binary" and not _ends_in_two(state, num_classes):
+            num_classes = 1
+        return ModelConfig(
+            model_name=metadata["model_name"],
             in_channels=int(metadata["in_channels"]),
-            num_classes=1 if binary else int(metadata["num_classes"]),
+            num_classes=num_classes,
             encoder_name=metadata.get("encoder_name"),
             dropout_rate=float(metadata.get("dropout_rate", ModelConfig.dropout_rate)),
         )
-        stored = metadata.get("normalization_statistics") or {"rule": "image"}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} describes itself wrongly: {error}") from error
+
+
+def _ends_in_two(state: dict, num_classes: int) -> bool:
+    """Whether a binary model of two classes has a channel for each: then it ends in a softmax."""
+    return num_classes == 2 and next(reversed(state.values())).shape[:1] == (2,)
+
+
+def _check_options(path, config: ModelConfig, given: dict) -> None:
+    """Raise CheckpointError where an option contradicts the file."""
+    classes = (config.num_classes, config.label_classes)
+    facts = {
+        "model_name": ((config.model_name,), f"is a {config.model_name}"),
+        "encoder_name": ((config.encoder_name,), f"has {config.encoder_name}"),
+        "in_channels": ((config.in_channels,), f"takes {config.in_channels} bands"),
+        "num_classes": (classes, f"has {config.label_classes} classes"),
+    }
+    for key, value in given.items():
+        fitting, fact = facts[key]
+        if value not in fitting:
+            raise CheckpointError(f"--{key} {value}, but {path} {fact}")
+
+
+def _read_normalization(path, metadata: dict, config: ModelConfig) -> Normalization:
+    stored = metadata.get("normalization_statistics") or {"rule": "image"}
+    try:
         normalization = Normalization(
             stored["rule"], tuple(stored.get("low", ())), tuple(stored.get("high", ()))
         )
     except KeyError as error:
         raise CheckpointError(f"{path} does not say its {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} describes itself wrongly: {error}") from error
     _check_statistics(path, normalization, config)
-    names = metadata.get("class_names") or default_class_names(config.num_classes)
+    return normalization
+
+
+def _read_class_names(path, metadata: dict, config: ModelConfig) -> list[str]:
+    binary = metadata.get("mode") == "binary"
+    default = default_class_names(1 if binary else config.num_classes)
+    names = metadata.get("class_names") or default
     if len(names) != config.label_classes or not all(isinstance(n, str) for n in names):
         raise CheckpointError(
             f"{path} names {len(names)} classes for a model of {config.label_classes}"
         )
+    return list(names)
+
+
+def _load_weights(path, model: nn.Module, config: ModelConfig, state: dict) -> None:
     try:
-        model = build_model(config)
         model.network.load_state_dict(state, strict=True)
-    except OptionError as error:
-        raise CheckpointError(f"{path}: {error}") from error
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()[:200]
+        encoder = f" with {config.encoder_name}" if config.encoder_name else ""
         raise CheckpointError(
-            f"The weights in {path} are not those of {config.model_name} with "
-            f"{config.encoder_name}: {detail}"
+            f"The weights in {path} are not those of {config.model_name}{encoder}: {detail}"
         ) from error
     if not all(value.isfinite().all() for value in state.values()):
         raise CheckpointError(
             f"{path} holds weights that are not numbers; train it again"
         )
-    model.to(torch.device(device)).eval()
-    return Checkpoint(model, config, normalization, metadata)
 
 
 def _check_statistics(path, normalization: Normalization, config: ModelConfig) -> None:
@@ -1235,6 +1397,214 @@ def _newer(version: str) -> bool:
         return int(text.split(".")[0]) if text.split(".")[0].isdecimal() else 0
 
     return major(str(version)) > major(rasters.VERSION)
+
+
+# --- inference ------------------------------------------------------------------------------
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# the symmetries of a square, as (quarter turns, mirrored), that a prediction is averaged over
+VIEWS = {
+    "none": [(0, False)],
+    "flip": [(0, False), (0, True), (2, False), (2, True)],
+    "d4": [(turns, mirrored) for turns in range(4) for mirrored in (False, True)],
+}
+
+
+def keep_memory() -> None:
+    """Have the C library keep freed memory for the next batch.
+
+    By default glibc gives large blocks back to the system at once, and the system zeroes them
+    again for the next batch: a fifth to a third of a forward pass on the CPU. Elsewhere nothing
+    is done.
+    """
+    import ctypes
+
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        ctypes.CDLL(None).mallopt(mmap_max, 0)
+        ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
+
+
+def native_precision(device: torch.device) -> str:
+    """The fastest precision that the hardware computes in itself: bf16, fp16 or fp32."""
+    import torch
+
+    if device.type == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
+        names = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+        return "bf16" if any(known.get(name) for name in names) else "fp32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
+
+
+def entropy(probabilities: Tensor, dim: int = 0) -> Tensor:
+    """Shannon entropy over the classes as a share of the largest possible, 0 to 1.
+
+    Args:
+        probabilities: K along ``dim``; K = 1 is the foreground alone.
+    """
+    import torch
+
+    if probabilities.shape[dim] == 1:
+        probabilities = torch.cat([probabilities, 1 - probabilities], dim)
+    most = math.log(probabilities.shape[dim])
+    return torch.special.entr(probabilities).sum(dim) / most
+
+
+class Predictor:
+    """Probabilities of windows: one or several models, averaged, on one device.
+
+    Several models are averaged with equal weight, and so are the views of test-time augmentation.
+    When memory runs out, the batch is halved, and stays so.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        device: torch.device,
+        precision: str = "fp32",
+        tta: str = "none",
+        disagreement: bool = False,
+        compile_batch: int = 0,
+    ):
+        """Make ready.
+
+        Args:
+            checkpoints: Models of the same bands and classes.
+            device: Where they are.
+            precision: fp32, bf16 or fp16 (autocast).
+            tta: A key of ``VIEWS``.
+            disagreement: Give one more channel, the mean of the models' own entropies.
+            compile_batch: Compile the networks for batches of this size; 0 is not to.
+        """
+        import torch
+
+        self.device = device
+        self.precision = precision
+        self.views = VIEWS[tta]
+        self.disagreement = disagreement
+        self.compile_batch = compile_batch
+        self.largest = sys.maxsize  # windows that fit into memory at once
+        self.members = []
+        for checkpoint in checkpoints:
+            network = checkpoint.model.to(memory_format=torch.channels_last)
+            if compile_batch:
+                options = {"freezing": True}
+                network = torch.compile(network, dynamic=False, options=options)
+            self.members.append((network, checkpoint.normalization))
+        if precision == "fp32" and device.type == "cuda":
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # not TF32
+        self.classes = checkpoints[0].config.num_classes
+        self.channels = self.classes + disagreement
+
+    def __call__(self, images: Tensor, valid: Tensor | None) -> Tensor:
+        """Predict windows.
+
+        Args:
+            images: (N, C, h, w) in the scene's values, on the device.
+            valid: (N, h, w) bool; None: all are.
+
+        Returns:
+            (N, K, h, w) float32 probabilities, with one channel more for ``disagreement``.
+
+        Raises:
+            SegmentationError: The memory does not hold a single window, or no compiler.
+        """
+        import torch
+
+        results = []
+        while sum(map(len, results)) < len(images):
+            start = sum(map(len, results))
+            part = slice(start, start + self.largest)
+            masks = None if valid is None else valid[part]
+            try:
+                results.append(self._predict(images[part], masks))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                self._explain(error)
+                failed = len(images[part])
+            else:
+                continue
+            # outside of the handler, which holds what the failed pass had allocated
+            self._halve(failed, images)
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def _explain(self, error: Exception) -> None:
+        """Raise what is not a lack of memory."""
+        import torch
+
+        if type(error).__module__.startswith("torch._") and self.compile_batch:
+            raise SegmentationError(
+                f"--compile: the model could not be compiled ({str(error).splitlines()[0][:200]}); "
+                "is there a C++ compiler? leave --compile out"
+            ) from error
+        scarce = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        # on the CPU lack of memory is a RuntimeError
+        if not scarce and "allocate memory" not in str(error):
+            raise error
+
+    def _halve(self, failed: int, images: Tensor) -> None:
+        import torch
+
+        if failed == 1:
+            raise SegmentationError(
+                f"The memory of {self.device} does not hold a window of {images.shape[-2]} x "
+                f"{images.shape[-1]} pixels; lower --patch_size"
+            )
+        self.largest = failed // 2
+        self.compile_batch = min(self.compile_batch, self.largest)
+        log.info("memory ran out: batches of %d from here on", self.largest)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _predict(self, images: Tensor, valid: Tensor | None) -> Tensor:
+        import torch
+
+        count = len(images)
+        if count < self.compile_batch:  # compiled for one shape
+            missing = self.compile_batch - count
+            images = torch.cat([images, images[-1:].repeat(missing, 1, 1, 1)])
+            if valid is not None:
+                valid = torch.cat([valid, valid[-1:].repeat(missing, 1, 1)])
+        with torch.inference_mode():
+            mean = own_entropy = 0.0
+            scaled, rule = None, None
+            for network, normalization in self.members:
+                if normalization != rule:
+                    scaled, rule = (
+                        normalize(images, valid, normalization),
+                        normalization,
+                    )
+                    scaled = scaled.contiguous(memory_format=torch.channels_last)
+                probabilities = self._average_views(network, scaled)
+                if self.disagreement:
+                    own_entropy = own_entropy + entropy(probabilities, 1)
+                mean = mean + probabilities if len(self.members) > 1 else probabilities
+            number = len(self.members)
+            mean = mean / number if number > 1 else mean
+            if self.disagreement:
+                mean = torch.cat([mean, (own_entropy / number)[:, None]], dim=1)
+        return mean[:count]
+
+    def _average_views(self, network, scaled: Tensor) -> Tensor:
+        import torch
+
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        total = None
+        for turns, mirrored in self.views:
+            view = scaled.flip(-1) if mirrored else scaled
+            view = view.rot90(turns, (-2, -1)) if turns else view
+            view = view.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                logits = network(view)
+            plain = logits.to(torch.float32, memory_format=torch.contiguous_format)
+            probabilities = class_probabilities(plain)
+            probabilities = (
+                probabilities.rot90(-turns, (-2, -1)) if turns else probabilities
+            )
+            probabilities = probabilities.flip(-1) if mirrored else probabilities
+            total = probabilities if total is None else total + probabilities
+        return total / len(self.views) if len(self.views) > 1 else total
 
 
 # --- training -------------------------------------------------------------------------------

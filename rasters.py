@@ -704,19 +704,23 @@ def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
 
 
 @contextmanager
-def whole_file(target: str | Path) -> Iterator[Path]:
+def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
     """Write a file aside; it gets its name only when the block ends well.
 
+    Args:
+        target: The file to be (its folder is made).
+        aside: A folder on the same disk for what is unfinished; by default the target's.
+
     Yields:
-        A temporary path in the target's folder (which is made). It is flushed to disk and
-        renamed at the end, and removed when the block raises. What GDAL keeps in an ``.aux.xml``
-        beside a raster goes with it.
+        A temporary path. It is flushed to disk and renamed at the end, and removed when the block
+        raises. What GDAL keeps in an ``.aux.xml`` beside a raster goes with it.
     """
     target = Path(target)
     if target.is_dir():
         raise SegmentationError(f"{target} is a folder; give the name of a file")
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(".part", f".{target.stem[:40]}-", target.parent)
+    folder = aside or target.parent
+    handle, name = tempfile.mkstemp(".part", f".{target.stem[:40]}-", folder)
     os.close(handle)
     part, beside = Path(name), Path(f"{name}.aux.xml")
     try:
@@ -744,6 +748,11 @@ def create_tiff(path: str | Path, **profile) -> Iterator[rasterio.io.DatasetWrit
     """
     with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
         yield raster
+    require_whole_tiff(path)
+
+
+def require_whole_tiff(path: str | Path) -> None:
+    """Raise RasterError unless all of a TIFF was written."""
     try:
         patch_header(Path(path))
     except DatasetError as error:

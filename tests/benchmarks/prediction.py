@@ -1,0 +1,391 @@
+"""How near the prediction of a scene comes to the bare forward pass, and what memory it takes.
+
+    python tests/benchmarks/prediction.py
+
+makes a scene of 10 bands by repeating the demo's, trains two small models for a minute, and maps
+the scene in several ways, each in a process of its own: the bound (the plain eager float32 forward
+pass over as many windows, with nothing read or written; the better of batch 1 and 4), the toolkit
+in each precision, and a loop that holds the whole scene in memory, as it is often written. What
+counts are the ratios. ``--memory`` maps a Sentinel-2 tile and one twice as high instead. A GPU is
+used when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+PATCH, OVERLAP, BANDS, CLASSES = 512, 128, 10, 6
+MODELS = {
+    "unet": ("unet", "resnet34"),
+    "fast": ("pspnet", "timm-mobilenetv3_small_minimal_100"),
+}
+TILE = 10_980  # pixels along a side of a Sentinel-2 tile
+
+
+# --- data -----------------------------------------------------------------------------------
+
+
+def make_scene(folder: Path, height: int, width: int) -> Path:
+    """A scene of repeated demo tiles, in blocks of 512 pixels, DEFLATE."""
+    import rasterio
+    from rasterio.windows import Window
+
+    from examples.demo import synthesize_scene
+
+    target = folder / f"scene_{height}_{width}.tif"
+    if target.exists():
+        return target
+    small = synthesize_scene(folder / "small", size=1400, seed=1)
+    with rasterio.open(small.image) as file:
+        tile, profile = file.read(), file.profile
+    profile |= {
+        "height": height, "width": width, "tiled": True, "blockxsize": 512, "blockysize": 512,
+        "compress": "deflate", "zlevel": 1, "predictor": 2, "interleave": "pixel",
+        "bigtiff": "yes", "num_threads": "all_cpus",
+    }  # fmt: skip
+    part = target.with_suffix(".part.tif")
+    with rasterio.open(part, "w", **profile) as file:
+        wide = np.tile(tile, (1, 1, -(-width // 1400)))[..., :width]
+        for top in range(0, height, 512):
+            rows = (top + np.arange(min(512, height - top))) % 1400
+            file.write(wide[:, rows], window=Window(0, top, width, len(rows)))
+    part.rename(target)
+    return target
+
+
+def make_model(folder: Path, kind: str, steps: int = 30) -> Path:
+    """A checkpoint trained for a minute, so that its classes are not a toss-up."""
+    import rasterio
+    import torch
+
+    import model_training as mt
+    from examples.demo import synthesize_scene
+
+    target = folder / f"{kind}.pth"
+    if target.exists():
+        return target
+    small = synthesize_scene(folder / "small", size=1400, seed=1)
+    with rasterio.open(small.image) as image, rasterio.open(small.label) as label:
+        pixels, valid, truth = image.read(), image.dataset_mask() > 0, label.read(1)
+    truth = np.where(valid & (truth < CLASSES), truth, 255).astype(np.int64)
+    normalization = mt.dataset_normalization([pixels[:, valid].T[::50]])
+    torch.manual_seed(0)
+    name, encoder = MODELS[kind]
+    config = mt.ModelConfig(name, BANDS, CLASSES, encoder)
+    model = mt.build_model(config)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        corners = rng.integers(0, 1400 - 128, (8, 2))
+        cut = [(slice(r, r + 128), slice(c, c + 128)) for r, c in corners]
+        images = [
+            mt.normalize(pixels[:, r, c], valid[r, c], normalization) for r, c in cut
+        ]
+        targets = torch.from_numpy(np.stack([truth[r, c] for r, c in cut]))
+        loss = torch.nn.functional.cross_entropy(
+            model(torch.stack(images)), targets, ignore_index=255
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    mt.save_checkpoint(target, model, config, normalization, {})
+    return target
+
+
+# --- cases, each in a process of its own ----------------------------------------------------
+
+
+def memory(key: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at its peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{key}:\s+(\d+)", status)[1]) / 1024
+
+
+def bound(model: Path, windows: int, device) -> dict:
+    """The plain eager forward pass over windows that lie in memory."""
+    import torch
+
+    import model_training as mt
+
+    network = mt.load_checkpoint(model, device).model
+    best = None
+    for batch in (1, 4):
+        images = torch.rand(batch, BANDS, PATCH, PATCH, device=device)
+        with torch.inference_mode():
+            network(images)
+            clock, cpu = time.perf_counter(), time.process_time()
+            for _ in range(-(-windows // batch)):
+                result = network(images)
+            float(result.sum())  # waits for a GPU
+        scale = windows / (-(-windows // batch) * batch)
+        wall = (time.perf_counter() - clock) * scale
+        measured = {"wall": wall, "cpu": (time.process_time() - cpu) * scale}
+        if best is None or wall < best["wall"]:
+            best = measured | {"batch": batch}
+    return best
+
+
+def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) -> dict:
+    """The whole prediction of a scene, without the loading of the libraries and the model."""
+    import rasterio
+
+    import model_training as mt
+    import Predict_large_image as prediction
+    import rasters
+
+    parser = prediction.build_parser()
+    arguments = [
+        "--model",
+        model,
+        "--input",
+        scene,
+        "--output",
+        output,
+        "--device",
+        device,
+    ]
+    arguments = parser.parse_args([*map(str, arguments), *options])
+    config = rasters.settings_from(prediction.PredictionConfig, arguments)
+    rasters.show_messages()
+    mt.keep_memory()
+    (task,) = prediction.list_tasks(config)
+    with rasterio.Env(**rasters.GDAL_OPTIONS):
+        models = prediction.load_models(config, prediction.Team())
+        warm_up(models.first.model, device)
+        busy = gpu_time(prediction) if device.startswith("cuda") else None
+        before = memory("VmRSS")
+        clock, cpu = time.perf_counter(), time.process_time()
+        report = prediction.map_scene(task, config, models, prediction.Team())
+        result = {
+            "wall": time.perf_counter() - clock,
+            "cpu": time.process_time() - cpu,
+            "precision": report["run"]["precision"],
+            "before": before,
+            "peak": memory("VmHWM"),
+        }
+    if busy:
+        result["gpu busy"] = busy() / result["wall"]
+    return result
+
+
+def warm_up(network, device: str) -> None:
+    """The first pass loads kernels; it counts as loading."""
+    import torch
+
+    with torch.inference_mode():
+        network(torch.zeros(1, BANDS, 64, 64, device=device))
+
+
+def gpu_time(prediction):
+    """Count the GPU's seconds in forward passes; a function that gives them."""
+    import torch
+
+    pairs, plain = [], prediction.model_training.Predictor.__call__
+
+    def counted(self, images, valid):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        result = plain(self, images, valid)
+        last.record()
+        pairs.append((first, last))
+        return result
+
+    prediction.model_training.Predictor.__call__ = counted
+    return lambda: sum(first.elapsed_time(last) for first, last in pairs) / 1e3
+
+
+def whole_scene(model: Path, scene: Path, output: Path, device) -> dict:
+    """Everything in memory, window by window, as it is often written."""
+    import rasterio
+    import torch
+
+    import model_training as mt
+
+    checkpoint = mt.load_checkpoint(model, device)
+    low, high = (
+        np.array(values, np.float32)[:, None, None]
+        for values in (checkpoint.normalization.low, checkpoint.normalization.high)
+    )
+    before = memory("VmRSS")
+    clock, cpu = time.perf_counter(), time.process_time()
+    with rasterio.open(scene) as file:
+        image, profile = file.read().astype(np.float32), file.profile
+    image = np.clip((image - low) / (high - low), 0, 1)
+    _, height, width = image.shape
+    sums = np.zeros((CLASSES, height, width), np.float32)
+    weights = np.zeros((height, width), np.float32)
+    ramp = np.hanning(PATCH + 2)[1:-1].astype(np.float32)
+    weight = np.outer(ramp, ramp)
+    stride = PATCH - OVERLAP
+    rows, columns = (
+        [*range(0, side - PATCH, stride), side - PATCH] for side in (height, width)
+    )
+    for row in rows:
+        for column in columns:
+            part = (slice(row, row + PATCH), slice(column, column + PATCH))
+            batch = (
+                torch.from_numpy(image[(slice(None), *part)]).unsqueeze(0).to(device)
+            )
+            with torch.no_grad():
+                result = torch.softmax(checkpoint.model(batch), dim=1)[0].cpu().numpy()
+            sums[(slice(None), *part)] += result * weight
+            weights[part] += weight
+    classes = (sums / weights).argmax(axis=0).astype(np.uint8)
+    profile.update(count=1, dtype="uint8", nodata=255, interleave="band")
+    with rasterio.open(output, "w", **profile) as file:
+        file.write(classes, 1)
+    return {
+        "wall": time.perf_counter() - clock,
+        "cpu": time.process_time() - cpu,
+        "before": before,
+        "peak": memory("VmHWM"),
+    }
+
+
+# --- command line ---------------------------------------------------------------------------
+
+
+def count_windows(height: int, width: int) -> int:
+    from Predict_large_image import make_axis
+
+    axes = [make_axis(side, PATCH, OVERLAP) for side in (height, width)]
+    return len(axes[0].starts) * len(axes[1].starts)
+
+
+def run_case(**case) -> dict:
+    """Run a case in a process of its own."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def do_case(case: dict) -> None:
+    paths = {
+        key: Path(case[key]) for key in ("model", "scene", "output") if key in case
+    }
+    kind = case["kind"]
+    if kind == "data":
+        result = str(make_scene(paths["output"], *case["size"]))
+    elif kind == "model":
+        result = str(make_model(paths["output"], case["name"]))
+    elif kind == "bound":
+        result = bound(paths["model"], case["windows"], case["device"])
+    elif kind == "toolkit":
+        result = toolkit(**paths, device=case["device"], options=case["options"])
+    else:
+        result = whole_scene(**paths, device=case["device"])
+    print(json.dumps(result))
+
+
+def print_row(size: int, limit: dict, title: str, row: dict) -> None:
+    """A line of the table: seconds, and how many times those of the bound."""
+    text = f"{title:34}"
+    for key in ("wall", "cpu"):
+        text += f"{row[key]:8.1f}{row[key] / limit[key]:9.2f}"
+    text += f"{size * size / row['wall'] / 1e6:8.2f}"
+    if "peak" in row:
+        text += f"  peak {row['peak'] - row['before']:.0f} MB more"
+    if "gpu busy" in row:
+        text += f"  GPU busy {row['gpu busy']:.0%}"
+    print(text, flush=True)
+
+
+def compare_speed(folder: Path, size: int, device: str, kinds, compiled: bool) -> None:
+    scene = run_case(kind="data", output=str(folder), size=[size, size])
+    windows = count_windows(size, size)
+    print(
+        f"{size} x {size} pixels, {BANDS} bands, {windows} windows of {PATCH}, {device}"
+    )
+    for name in kinds:
+        model = run_case(kind="model", output=str(folder), name=name)
+        limit = run_case(kind="bound", model=model, windows=windows, device=device)
+        print(f"\n{' with '.join(MODELS[name])}")
+        print(
+            f"{'':34}{'wall s':>8}{'x bound':>9}{'CPU s':>8}{'x bound':>9}{'Mpx/s':>8}"
+        )
+
+        print_row(size, limit, f"bound, batch {limit['batch']}", limit)
+        common = {"model": model, "scene": scene, "device": device}
+        common["output"] = str(folder / "map.tif")
+        for precision in ("fp32", "auto"):
+            options = ["--precision", precision]
+            row = run_case(kind="toolkit", **common, options=options)
+            print_row(size, limit, f"toolkit, {precision} ({row['precision']})", row)
+            if compiled:
+                options.append("--compile")
+                row = run_case(kind="toolkit", **common, options=options)
+                print_row(size, limit, f"toolkit, {precision}, compiled", row)
+        print_row(
+            size, limit, "whole scene in memory", run_case(kind="whole", **common)
+        )
+
+
+def compare_memory(folder: Path, device: str, kinds) -> None:
+    print(f"{'':30}{'loaded MB':>11}{'peak MB':>9}{'more':>7}{'wall s':>8}")
+    for name in kinds:
+        model = run_case(kind="model", output=str(folder), name=name)
+        for height in (TILE, 2 * TILE):
+            scene = run_case(kind="data", output=str(folder), size=[height, TILE])
+            for precision in ("fp32", "auto"):
+                row = run_case(
+                    kind="toolkit", model=model, scene=scene, device=device,
+                    output=str(folder / "map.tif"),
+                    options=["--precision", precision, "--save_confidence"],
+                )  # fmt: skip
+                title = f"{name} {height} x {TILE} {row['precision']}"
+                more = row["peak"] - row["before"]
+                print(
+                    f"{title:30}{row['before']:11.0f}{row['peak']:9.0f}{more:7.0f}"
+                    f"{row['wall']:8.0f}",
+                    flush=True,
+                )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("benchmark_data"))
+    parser.add_argument("--size", type=int, default=4096, help="side of the scene")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--memory", action="store_true", help="two tiles, peak memory")
+    parser.add_argument("--compile", action="store_true", help="compiled models too")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        do_case(json.loads(arguments.case))
+        return 0
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    device = arguments.device
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.memory:
+        compare_memory(arguments.folder, device, arguments.models)
+    else:
+        compare_speed(
+            arguments.folder,
+            arguments.size,
+            device,
+            arguments.models,
+            arguments.compile,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
