@@ -1080,10 +1080,6 @@ def add_categories(path: Path, names: Sequence[str]) -> None:
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
-def write_polygons(*_):
-    raise NotImplementedError
-
-
 # --- processes ------------------------------------------------------------------------------
 
 
@@ -1568,7 +1564,7 @@ def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) 
     report = {"scene": task.scene, "output": str(task.output), "model": models.files}
     report |= statistics.report() | {"run": run}
     if task.polygons:
-        write_polygons(task.output, task.polygons, job.names, config.min_area)
+        rasters.write_polygons(task.output, task.polygons, job.names, config.min_area)
     if config.quicklook:
         draw_quicklook(task, job.names, config.save_confidence)
     rasters.write_json(task.beside("_statistics.json"), report)
