@@ -57,10 +57,12 @@ BLOCK = 256  # side of the outputs' tiles in pixels
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
 READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
 READ_ROWS_MOST = 1024  # and from one of high blocks
+DECIDED_ROWS = 128  # rows whose classes are chosen at once
 PROBES = 3  # windows that tell whether a lower precision keeps the classes
 KEPT_CLASSES = 0.999  # share of the pixels that must keep their class
 FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities")
-BATCH_SIZES = {"cpu": 2, "cuda": 16}  # of --batch_size auto
+BATCH_SIZES = {"cpu": 1, "cuda": 16}  # of --batch_size auto
+MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
 
 
 # --- settings -------------------------------------------------------------------------------
@@ -292,6 +294,7 @@ class Axis:
     size: int  # pixels of a window
     starts: list[int]
     weights: np.ndarray  # (windows, size) float32; over the scene they sum to one
+    kinds: list[int]  # for each window the first one with its weights
 
 
 class Region(NamedTuple):
@@ -339,7 +342,9 @@ def make_axis(length: int, patch_size: int, overlap: int, blend: str = "hann") -
     for start in starts:
         total[start : start + size] += ramp
     weights = np.stack([ramp / total[start : start + size] for start in starts])
-    return Axis(length, size, starts, weights.astype(np.float32))
+    weights = weights.astype(np.float32)
+    _, first, which = np.unique(weights, axis=0, return_index=True, return_inverse=True)
+    return Axis(length, size, starts, weights, first[which.ravel()].tolist())
 
 
 def batches(axis: Axis, batch_size: int, first: int, last: int) -> list[np.ndarray]:
@@ -452,14 +457,11 @@ class OpenChunks:
         while not self.kept or self.kept[-1].bottom < bottom:
             self.kept.append(next(self.chunks))
 
-    def image(self, part: Region) -> Tensor:
-        """(C, h, w) of a part that is there."""
-        import torch
-
-        return torch.cat(
-            [chunk.image[:, rows, columns] for chunk, rows, columns in self._cut(part)],
-            dim=1,
-        )
+    def pieces(self, part: Region) -> list[Tensor]:
+        """A part that is there, (C, n, w) from top to bottom, nothing copied."""
+        return [
+            chunk.image[:, rows, columns] for chunk, rows, columns in self._cut(part)
+        ]
 
     def valid(self, part: Region) -> np.ndarray:
         """(h, w) bool of a part that is there."""
@@ -490,32 +492,99 @@ def reflect_beyond(array, height: int, width: int):
 Predict = Callable[["Tensor", "Tensor | None"], "Tensor"]
 
 
-def predict_batch(
-    chunks: OpenChunks, predict: Predict, parts: Sequence[Region], size: tuple[int, int]
-) -> dict[int, Tensor]:
-    """Predict some windows together, those without a valid pixel left out.
+class Batch(NamedTuple):
+    """Windows of one row that are predicted together."""
 
-    Args:
-        chunks: Where the windows lie, as far as they are inside the scene.
-        predict: Images (N, C, h, w) and valid (N, h, w), None if all are, to (N, K, h, w).
-        parts: The windows, cut off at the edge of the scene.
-        size: Height and width that the windows are reflected to.
+    row: int  # along the axis of rows
+    columns: list[int]  # along that of columns; without a valid pixel they are left out
+    windows: list[list[Tensor]]  # their pieces from top to bottom, (C, n, w) each
+    valid: Tensor | None  # (N, h, w) bool; None: all are
+    seen: (
+        np.ndarray | None
+    )  # in the last batch of a row: validity of the rows it finishes
 
-    Returns:
-        (K, h, w) by position in ``parts``.
-    """
+
+def join_pieces(windows: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> Tensor:
+    """Windows (N, C, h, w) float32 of their pieces, reflected to ``size``."""
     import torch
 
-    masks = [reflect_beyond(chunks.valid(part), *size) for part in parts]
-    seen = [number for number, mask in enumerate(masks) if mask.any()]
-    if not seen:
-        return {}
-    images = [reflect_beyond(chunks.image(parts[number]), *size) for number in seen]
-    images, valid = torch.stack(images), None
-    if not all(masks[number].all() for number in seen):
-        valid = np.stack([masks[number] for number in seen])
-        valid = torch.from_numpy(valid).to(images.device)
-    return dict(zip(seen, predict(images, valid)))
+    first = windows[0][0]
+    height, width = sum(piece.shape[1] for piece in windows[0]), first.shape[2]
+    shape = len(windows), len(first), height, width
+    images = torch.empty(shape, dtype=torch.float32, device=first.device)
+    for image, pieces in zip(images, windows):
+        top = 0
+        for piece in pieces:
+            image[:, top : top + piece.shape[1]] = piece
+            top += piece.shape[1]
+    return reflect_beyond(images, *size)
+
+
+def finished_by(down: Axis, row: int, region: Region) -> Region:
+    """The rows of a region that no window after a row of windows adds to."""
+    ends = [*down.starts[1:], down.length]
+    top, bottom = max(down.starts[row], region.top), min(ends[row], region.bottom)
+    return region._replace(top=top, bottom=max(top, bottom))
+
+
+def cut_batches(
+    source: Iterator[Chunk], axes: tuple[Axis, Axis], region: Region, batch_size: int
+) -> Iterator[Batch]:
+    """Cut the windows over a region out of its rows, in order; a row has at least one batch."""
+    import torch
+
+    down, across = axes
+    size = down.size, across.size
+    *_, left, right = region_to_read(axes, region, batch_size)
+    chunks = OpenChunks(source, left)
+    groups = batches(across, batch_size, region.left, region.right)
+    for row, top in enumerate(down.starts):
+        if top + down.size <= region.top or top >= region.bottom:
+            continue
+        bottom = min(top + down.size, down.length)
+        chunks.move(top, bottom)
+        for group in groups:
+            columns, windows, masks = [], [], []
+            for column in group:
+                start = across.starts[column]
+                part = Region(top, bottom, start, min(start + across.size, right))
+                mask = chunks.valid(part)
+                if mask.any():
+                    columns.append(int(column))
+                    windows.append(chunks.pieces(part))
+                    masks.append(reflect_beyond(mask, *size))
+            valid = None
+            if not all(mask.all() for mask in masks):
+                device = windows[0][0].device
+                valid = torch.from_numpy(np.stack(masks)).to(device)
+            seen = None
+            if group is groups[-1]:
+                done = finished_by(down, row, region)
+                seen = np.zeros((0, region.right - region.left), bool)
+                if done.top < done.bottom:
+                    seen = chunks.valid(done)
+            yield Batch(row, columns, windows, valid, seen)
+
+
+def predicted(
+    cut: Iterator[Batch], predict: Predict, size: tuple[int, int], workers: int
+) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Predict batches in threads, several at a time; they come in their order."""
+
+    def one(batch: Batch):
+        if not batch.windows:
+            return None
+        return predict(join_pieces(batch.windows, size), batch.valid)
+
+    waiting: deque = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for batch in cut:
+            waiting.append((batch, pool.submit(one, batch)))
+            if len(waiting) > workers:
+                batch, result = waiting.popleft()
+                yield batch, result.result()
+        for batch, result in waiting:
+            yield batch, result.result()
 
 
 def blended_rows(
@@ -526,6 +595,7 @@ def blended_rows(
     channels: int,
     batch_size: int = 4,
     device="cpu",
+    workers: int = 1,
 ) -> Iterator[tuple[Region, Tensor, np.ndarray]]:
     """Slide a window over a part of a scene and yield its rows from top to bottom, each once.
 
@@ -534,12 +604,13 @@ def blended_rows(
 
     Args:
         source: The rows of ``region_to_read``.
-        predict: See ``predict_batch``.
+        predict: Images (N, C, h, w) and valid (N, h, w), None if all are, to (N, K, h, w).
         axes: Rows and columns.
         region: The part.
         channels: K.
         batch_size: Windows that are predicted together.
         device: Where ``predict`` works.
+        workers: Batches that are predicted at a time.
 
     Yields:
         The part that is finished, its blended probabilities (K, n, w), which are overwritten after
@@ -549,37 +620,38 @@ def blended_rows(
     import torch
 
     down, across = axes
-    *_, left, right = region_to_read(axes, region, batch_size)
-    chunks = OpenChunks(source, left)
-    groups = batches(across, batch_size, region.left, region.right)
     row_weights = torch.from_numpy(down.weights).to(device)
     column_weights = torch.from_numpy(across.weights).to(device)
+
+    @cache
+    def outer(row: int, column: int) -> Tensor:
+        return torch.outer(row_weights[row], column_weights[column])
+
+    def window_weight(row: int, column: int) -> Tensor:
+        return outer(down.kinds[row], across.kinds[column])
+
     sums = torch.zeros(channels, down.size, region.right - region.left, device=device)
-    ends = [*down.starts[1:], down.length]
-    for top, weights, end in zip(down.starts, row_weights, ends):
-        if top + down.size <= region.top:
+    cut, size = cut_batches(source, axes, region, batch_size), (down.size, across.size)
+    for batch, results in predicted(cut, predict, size, workers):
+        for number, column in enumerate(batch.columns):
+            start = across.starts[column]
+            first, last = (
+                max(start, region.left),
+                min(start + across.size, region.right),
+            )
+            if first < last:
+                inside = slice(first - start, last - start)
+                weight = window_weight(batch.row, column)[:, inside]
+                columns = slice(first - region.left, last - region.left)
+                sums[..., columns].addcmul_(results[number][..., inside], weight)
+        if batch.seen is None:
             continue
-        if top >= region.bottom:
-            break
-        below = min(top + down.size, down.length)
-        chunks.move(top, below)
-        for group in groups:
-            starts = [across.starts[number] for number in group]
-            parts = [Region(top, below, s, min(s + across.size, right)) for s in starts]
-            results = predict_batch(chunks, predict, parts, (down.size, across.size))
-            for place, result in results.items():
-                first = max(parts[place].left, region.left)
-                last = min(parts[place].right, region.right)
-                if first < last:
-                    inside = slice(first - starts[place], last - starts[place])
-                    weight = torch.outer(weights, column_weights[group[place], inside])
-                    columns = slice(first - region.left, last - region.left)
-                    sums[..., columns].addcmul_(result[..., inside], weight)
-        done = region._replace(top=max(top, region.top), bottom=min(end, region.bottom))
+        top, done = down.starts[batch.row], finished_by(down, batch.row, region)
         if done.top < done.bottom:
-            yield done, sums[:, done.top - top : done.bottom - top], chunks.valid(done)
-        rest = down.size - (end - top)
-        sums[:, :rest] = sums[:, end - top :].clone()
+            yield done, sums[:, done.top - top : done.bottom - top], batch.seen
+        following = [*down.starts, down.length][batch.row + 1]
+        rest = max(0, down.size - (following - top))
+        sums[:, :rest] = sums[:, down.size - rest :].clone()
         sums[:, rest:] = 0
 
 
@@ -666,13 +738,21 @@ def decide(probabilities: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tenso
         classes = foreground >= threshold - 1e-6
         confidence = torch.where(classes, foreground, 1 - foreground)
         return classes.to(torch.uint8), confidence.clamp(max=1)
-    dtype = torch.uint8 if len(probabilities) <= 255 else torch.int32
-    classes = torch.zeros_like(probabilities[0], dtype=dtype)
+    small = len(probabilities) <= 255
+    classes = torch.zeros_like(
+        probabilities[0], dtype=torch.uint8 if small else torch.int32
+    )
     confidence = probabilities[0].clone()
-    # torch's own argmax over the first axis takes several times as long
-    for number in range(1, len(probabilities)):
-        classes.masked_fill_(probabilities[number] > confidence, number)
-        torch.maximum(confidence, probabilities[number], out=confidence)
+    # a few rows at a time stay in the cache; torch's argmax takes ten times as long
+    for first in range(0, classes.shape[0], DECIDED_ROWS):
+        rows = slice(first, first + DECIDED_ROWS)
+        chosen, most = classes[rows], confidence[rows]
+        for number in range(1, len(probabilities)):
+            other = probabilities[number, rows]
+            better = other > most
+            better = better.view(torch.uint8) if small else better.to(torch.int32)
+            torch.maximum(chosen, better * number, out=chosen)  # numbers grow
+            torch.maximum(most, other, out=most)
     return classes, confidence.clamp_(max=1)
 
 
@@ -753,19 +833,24 @@ class Statistics:
         """Count the next rows of a map, (n, W) each."""
         count, rows = len(self.names), len(classes)
         known = classes < count
-        found = classes[known].astype(np.int64)
-        row = np.repeat(np.arange(rows), known.sum(axis=1))
-        pixels = np.bincount(row * count + found, minlength=rows * count)
-        pixels = pixels.reshape(rows, count)
-        self.pixels += pixels.sum(axis=0)
+        found = classes[known].astype(np.intp)
+        pixels = np.bincount(found, minlength=count)
+        self.pixels += pixels
         if self.areas is not None:
-            self.area += self.areas[self.row : self.row + rows] @ pixels
+            areas = self.areas[self.row : self.row + rows]
+            if areas.min() == areas.max():
+                self.area += pixels * areas[0]
+            else:
+                weights = np.repeat(areas, known.sum(axis=1))
+                self.area += np.bincount(found, weights, minlength=count)
         self.row += rows
         self.total += classes.size
-        values = confidence[known].astype(np.float64)
+        values = confidence[known]
         self.confidence += np.bincount(found, values, minlength=count)
-        steps = np.minimum((values * self.BINS).astype(np.int64), self.BINS - 1)
-        self.histogram += np.bincount(steps, minlength=self.BINS)
+        steps = (values * np.float32(self.BINS)).astype(np.intp)
+        counted = np.bincount(steps, minlength=self.BINS + 1)
+        counted[self.BINS - 1] += counted[self.BINS]  # those that are exactly 1
+        self.histogram += counted[: self.BINS]
 
     def report(self) -> dict:
         """Pixels, shares, areas and confidence, as plain numbers for JSON."""
@@ -858,7 +943,8 @@ class Unfinished:
             SegmentationError: The disk does not hold it.
         """
         if folder.exists():
-            log.info("an unfinished map in %s is dropped; --resume keeps it", folder)
+            if (folder / "run.json").exists():
+                log.info("the unfinished map in %s is dropped", folder)
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         pixel = sum(
@@ -881,6 +967,7 @@ class Unfinished:
         """The parts that are there, the journals of former processes joined into one."""
         journals = sorted(folder.glob("done-*.txt"))
         parts = [part for journal in journals for part in read_journal(journal)]
+        parts = list(dict.fromkeys(parts))  # two tell the same after a kill right here
         with rasters.whole_file(folder / "done-0.txt") as file:
             file.write_text("".join(_journal_line(part) for part in parts))
         for journal in journals:
@@ -916,12 +1003,17 @@ class Unfinished:
 
     def read(self, name: str, top: int, bottom: int) -> np.ndarray:
         """Finished rows of a layer, (bands, n, W)."""
-        layer = self.layers[name]
-        shape = bottom - top, len(layer.bands), self.width
-        size = np.dtype(layer.dtype).itemsize * shape[1] * self.width
-        self.files[name].seek(top * size)
-        rows = self.files[name].read((bottom - top) * size)
-        return np.frombuffer(rows, layer.dtype).reshape(shape).swapaxes(0, 1)
+        layer, file = self.layers[name], self.files[name]
+        rows = np.empty((bottom - top, len(layer.bands), self.width), layer.dtype)
+        file.seek(top * rows[0].nbytes)
+        data = memoryview(rows).cast("B")
+        while data:
+            if not (count := file.readinto(data)):
+                raise SegmentationError(
+                    f"{file.name} is cut off; leave --resume out to start anew"
+                )
+            data = data[count:]
+        return rows.swapaxes(0, 1)
 
 
 def _journal_line(part: Region) -> str:
@@ -1202,6 +1294,13 @@ def load_models(config: PredictionConfig, team: Team) -> Models:
     checkpoints = [
         model_training.load_checkpoint(file, device, config.described) for file in files
     ]
+    checkpoints = [
+        replace(
+            one,
+            model=model_training.fold_normalization(one.model, one.config.in_channels),
+        )
+        for one in checkpoints
+    ]
     first = checkpoints[0]
     for file, other in zip(files, checkpoints):
         for what, a, b in (
@@ -1251,64 +1350,70 @@ def match_bands(
     """
     bands = rasters.select_bands(scene, config.bands)
     expected = models.first.config.in_channels
-    trained = models.first.metadata.get("band_descriptions") or []
+    trained = [
+        names if all(names) else []
+        for checkpoint in models.checkpoints
+        for names in [checkpoint.metadata.get("band_descriptions") or []]
+    ]
     if len(bands) != expected:
-        known = f" ({', '.join(trained)})" if trained and all(trained) else ""
+        known = f" ({', '.join(trained[0])})" if trained[0] else ""
         raise RasterError(
             f"{scene.name} gives {len(bands)} bands, but {models.files[0]} takes {expected}{known}; "
             "select them with --bands"
         )
     ours = [scene.descriptions[band - 1] for band in bands]
-    if all(ours) and trained and all(trained) and ours != list(trained):
-        log.warning(
-            "warning: the bands of %s are %s, but the model was trained on %s; --bands orders them",
-            scene.name,
-            ", ".join(ours),
-            ", ".join(trained),
-        )
+    for file, names in zip(models.files, trained):
+        if all(ours) and names and ours != list(names):
+            log.warning(
+                "warning: the bands of %s are %s, but %s was trained on %s; --bands orders them",
+                scene.name, ", ".join(ours), file, ", ".join(names),
+            )  # fmt: skip
+            break
     return bands
 
 
 def sample_pixels(scene: rasterio.DatasetReader, bands: Sequence[int]) -> np.ndarray:
     """Valid pixels (M, C) of small windows spread over a scene."""
     size, samples = 64, []
-    for row in np.linspace(0, max(0, scene.height - size), 5).astype(int):
-        for column in np.linspace(0, max(0, scene.width - size), 5).astype(int):
-            window = Window(int(column), int(row), size, size)
-            image, valid = rasters.read_image(scene, window, bands)
-            samples.append(image[:, valid].T)
+    # the middle and towards the corners, like the five on a die
+    for down, across in ((3, 3), (1, 1), (1, 5), (5, 1), (5, 5)):
+        row = max(0, scene.height - size) * down // 6
+        column = max(0, scene.width - size) * across // 6
+        window = Window(column, row, size, size)
+        image, valid = rasters.read_image(scene, window, bands)
+        samples.append(image[:, valid].T)
     return np.concatenate(samples)
 
 
-def warn_of_strange_values(scene, bands: Sequence[int], checkpoint, file: str) -> None:
-    """Warn, once, of bands whose values are not those that the model was trained on.
+def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
+    """Warn, once, of bands whose values are not those that a model was trained on.
 
     That is where over a quarter of the pixels (in training: 2 %) lie outside the training
     percentiles, or where all of them lie within a tenth of that range.
     """
-    normalization = checkpoint.normalization
-    if normalization.rule != "dataset":
-        return
     pixels = sample_pixels(scene, bands)
-    if not len(pixels):
+    for file, checkpoint in zip(models.files, models.checkpoints):
+        normalization = checkpoint.normalization
+        if normalization.rule != "dataset" or not len(pixels):
+            continue
+        low, high = np.array(normalization.low), np.array(normalization.high)
+        outside = ((pixels < low) | (pixels > high)).mean(axis=0)
+        span = np.diff(np.percentile(pixels, [1, 99], axis=0), axis=0)[0]
+        strange = np.flatnonzero((outside > 0.25) | (span < 0.1 * (high - low)))
+        if not len(strange):
+            continue
+        middle = np.median(pixels, axis=0)
+        told = [
+            f"{bands[i]} (median {middle[i]:.4g}, trained on {low[i]:.4g} to {high[i]:.4g})"
+            for i in strange[:4]
+        ]
+        more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
+        log.warning(
+            "warning: %s has other values than %s was trained on, in band %s%s; same sensor, units "
+            "and processing?",
+            scene.name, file, ", ".join(told), more,
+        )  # fmt: skip
         return
-    low, high = np.array(normalization.low), np.array(normalization.high)
-    outside = ((pixels < low) | (pixels > high)).mean(axis=0)
-    span = np.diff(np.percentile(pixels, [1, 99], axis=0), axis=0)[0]
-    strange = np.flatnonzero((outside > 0.25) | (span < 0.1 * (high - low)))
-    if not len(strange):
-        return
-    middle = np.median(pixels, axis=0)
-    told = [
-        f"{bands[i]} (median {middle[i]:.4g}, trained on {low[i]:.4g} to {high[i]:.4g})"
-        for i in strange[:4]
-    ]
-    more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
-    log.warning(
-        "warning: %s has other values than %s was trained on, in band %s%s; same sensor, units "
-        "and processing?",
-        scene.name, file, ", ".join(told), more,
-    )  # fmt: skip
 
 
 def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
@@ -1331,9 +1436,7 @@ def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
     return windows
 
 
-def choose_precision(
-    config: PredictionConfig, models: Models, scene, bands, axes
-) -> str:
+def choose_precision(job: Job) -> str:
     """The precision of ``--precision auto`` for a scene.
 
     What the hardware computes natively, when the classes of some windows stay as they are in
@@ -1341,6 +1444,7 @@ def choose_precision(
     """
     import torch
 
+    config, models, axes = job.config, job.models, job.axes
     native = model_training.native_precision(models.device)
     few = len(axes[0].starts) * len(axes[1].starts) < 5 * PROBES
     if native == "fp32" or few:
@@ -1352,7 +1456,7 @@ def choose_precision(
         for precision in ("fp32", native)
     }
     same = total = 0
-    for image, valid in probe_windows(scene, bands, axes):
+    for image, valid in probe_windows(job.scene, job.bands, axes):
         image = torch.from_numpy(image)[None].to(models.device)
         mask = torch.from_numpy(valid)[None].to(models.device)
         exact, fast = (
@@ -1389,16 +1493,17 @@ def free_memory(device) -> int:
     return free
 
 
-def count_pieces(config, models: Models, scene, bands, axes, layers) -> int:
+def count_pieces(job: Job) -> int:
     """Into how many pieces of columns a scene is cut to keep its open rows in memory."""
+    config, models, scene, bands = job.config, job.models, job.scene, job.bands
     limit = config.max_memory and config.max_memory * 1e9
     limit = limit or free_memory(models.device) / 2
     image = rasters.validity(scene, bands).dtype.itemsize * len(bands) + 1
     channels = models.first.config.num_classes + 1
     layer = sum(
-        np.dtype(one.dtype).itemsize * len(one.bands) for one in layers.values()
+        np.dtype(one.dtype).itemsize * len(one.bands) for one in job.layers.values()
     )
-    size = axes[0].size
+    size = job.axes[0].size
     column = image * (size + 3 * rows_at_once(scene, bands[0]))
     column += size * (2 * 4 * channels + 3 * layer)
     return math.ceil(column * scene.width / limit)
@@ -1406,7 +1511,7 @@ def count_pieces(config, models: Models, scene, bands, axes, layers) -> int:
 
 RESULT_OPTIONS = (
     "bands", "patch_size", "overlap", "blend", "tta", "threshold", "precision", "batch_size",
-    "compile", "save_uncertainty", "save_probabilities",
+    "compile", "format", "save_uncertainty", "save_probabilities",
 )  # fmt: skip
 
 
@@ -1421,7 +1526,7 @@ class Job:
     bands: list[int]
     axes: tuple[Axis, Axis]
     layers: dict[str, Layer]
-    run: dict  # all that the result depends on, as JSON
+    run: dict  # all that the result depends on, as JSON; see plan_run
 
     @property
     def names(self) -> list[str]:
@@ -1441,8 +1546,8 @@ class Job:
         }
 
 
-def plan_job(task: Task, config: PredictionConfig, models: Models, scene) -> Job:
-    """Look at a scene and decide how it is mapped.
+def frame_job(task: Task, config: PredictionConfig, models: Models, scene) -> Job:
+    """Look at a scene and its outputs; the ``run`` is still to be planned.
 
     Raises:
         RasterError: The scene does not fit the model, or would be written over.
@@ -1462,31 +1567,40 @@ def plan_job(task: Task, config: PredictionConfig, models: Models, scene) -> Job
         log.warning("warning: %s has no CRS, so its map has none", scene.name)
         if config.min_area:
             raise RasterError(f"--min_area: {scene.name} has no CRS to measure in")
-    warn_of_strange_values(scene, bands, models.first, models.files[0])
     axes = tuple(
         make_axis(side, config.patch_size, config.overlap, config.blend)
         for side in scene.shape
     )
+    return Job(task, config, models, scene, bands, axes, layers, {})
+
+
+def plan_run(job: Job) -> tuple[dict, bool]:
+    """Decide how a scene is mapped: all that its result depends on, as JSON.
+
+    Returns:
+        The run, and whether it has been finished already (``--resume``).
+    """
+    config, models, scene = job.config, job.models, job.scene
     asked = {
         "version": rasters.VERSION,
-        "scene": describe_file(task.scene)
-        | {"shape": list(scene.shape), "bands": bands},
+        "scene": describe_file(job.task.scene)
+        | {"shape": list(scene.shape), "bands": job.bands},
         "models": [describe_file(file) for file in models.files],
         "device": models.device.type,
         "options": {name: getattr(config, name) for name in RESULT_OPTIONS},
     }
-    run = former_run(task, asked, layers) if config.resume else None
-    if run is None:
-        batch_size = batch_size_of(config, models.device)
-        pieces = count_pieces(config, models, scene, bands, axes, layers)
-        run = asked | {
-            "precision": config.precision,
-            "batch_size": batch_size,
-            "columns": split_columns(axes[1], batch_size, pieces),
-        }
-        if config.precision == "auto":
-            run["precision"] = choose_precision(config, models, scene, bands, axes)
-    return Job(task, config, models, scene, bands, axes, layers, run)
+    if config.resume and (former := former_run(job, asked)):
+        return former
+    warn_of_strange_values(scene, job.bands, models)
+    batch_size = batch_size_of(config, models.device)
+    run = asked | {
+        "precision": config.precision,
+        "batch_size": batch_size,
+        "columns": split_columns(job.axes[1], batch_size, count_pieces(job)),
+    }
+    if config.precision == "auto":
+        run["precision"] = choose_precision(job)
+    return run, False
 
 
 def describe_file(path: str) -> dict:
@@ -1497,21 +1611,25 @@ def describe_file(path: str) -> dict:
     return {"name": path, "bytes": status.st_size, "modified": status.st_mtime}
 
 
-def former_run(task: Task, asked: dict, layers: dict[str, Layer]) -> dict | None:
-    """The run that ``--resume`` goes on with, or that finished the map; None without one.
+def former_run(job: Job, asked: dict) -> tuple[dict, bool] | None:
+    """The run that ``--resume`` goes on with, and whether it is finished; None without one.
 
     Raises:
         SegmentationError: It was another one.
     """
+    task, finished = job.task, False
     place = task.partial / "run.json"
     if place.exists():
         run = json.loads(place.read_text())
     else:
         place = task.beside("_statistics.json")
-        written = [task.beside(one.ending) for one in layers.values() if one.written]
-        if not all(path.exists() for path in (place, *written)):
+        expected = [place, *(task.polygons,) * bool(task.polygons)]
+        expected += [task.beside(o.ending) for o in job.layers.values() if o.written]
+        if job.config.quicklook:
+            expected.append(task.beside("_quicklook.png"))
+        if not all(path.exists() for path in expected):
             return None
-        run = json.loads(place.read_text()).get("run") or {}
+        run, finished = json.loads(place.read_text()).get("run") or {}, True
     for name, value in asked["options"].items():
         if (former := run.get("options", {}).get(name)) != value:
             raise SegmentationError(
@@ -1524,7 +1642,7 @@ def former_run(task: Task, asked: dict, layers: dict[str, Layer]) -> dict | None
                 f"--resume: {place} is of a run with another {name.removesuffix('s')} "
                 f"({run.get(name)}); leave --resume out to start anew"
             )
-    return run
+    return run, finished
 
 
 def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) -> dict:
@@ -1537,32 +1655,26 @@ def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) 
         SegmentationError: The scene does not fit the model, or cannot be read.
     """
     with rasters.open_raster(task.scene) as scene:
-        job = plan_job(task, config, models, scene) if team.rank == 0 else None
-        run = team.share(lambda: job.run)
-        if job is None:
-            # with the first process's run in the place of what this one would choose
-            bands = rasters.select_bands(scene, config.bands)
-            axes = tuple(
-                make_axis(side, config.patch_size, config.overlap, config.blend)
-                for side in scene.shape
-            )
-            layers = list_layers(config, models.first.class_names, len(models.files))
-            job = Job(task, config, models, scene, bands, axes, layers, run)
-        done = config.resume and not task.partial.exists()
-        done = done and task.beside("_statistics.json").exists()
-        if team.share(lambda: done):
+        job = frame_job(task, config, models, scene)
+        run, finished = team.share(lambda: plan_run(job))
+        job = replace(job, run=run)
+        if finished:
             log.info("%s is there already", task.output)
             return json.loads(task.beside("_statistics.json").read_text())
         try:
             statistics = compute(job, team)
+            return finish(job, statistics) if team.rank == 0 else {}
         except Exception:
             if team.size == 1:
                 shutil.rmtree(task.partial, ignore_errors=True)
             raise
-    if team.rank:
-        return {}
-    report = {"scene": task.scene, "output": str(task.output), "model": models.files}
-    report |= statistics.report() | {"run": run}
+
+
+def finish(job: Job, statistics: Statistics) -> dict:
+    """Write what is made of the finished maps, the statistics last; these."""
+    task, config = job.task, job.config
+    report = {"scene": task.scene, "output": str(task.output)}
+    report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
     if task.polygons:
         rasters.write_polygons(task.output, task.polygons, job.names, config.min_area)
     if config.quicklook:
@@ -1577,7 +1689,7 @@ def compute(job: Job, team: Team) -> Statistics:
     task, folder, shape = job.task, job.task.partial, job.scene.shape
 
     def begin() -> list[Region]:
-        if job.config.resume and folder.exists():
+        if job.config.resume and (folder / "run.json").exists():
             return Unfinished.finished_parts(folder)
         Unfinished.begin(folder, job.run, job.layers, shape)
         return []
@@ -1624,6 +1736,32 @@ def compute(job: Job, team: Team) -> Statistics:
     return statistics
 
 
+def count_workers(job: Job) -> int:
+    """Batches to predict at a time: on the CPU several, as many as the cores can.
+
+    Each core at its own window waits for no other one, neither within a pass, nor where reading and
+    writing take their share of the cores; a compiled model has all cores for one.
+    """
+    import torch
+
+    if job.models.device.type != "cpu" or job.config.compile:
+        return 1
+    return min(torch.get_num_threads(), MOST_WORKERS)
+
+
+@contextmanager
+def shared_threads(workers: int) -> Iterator[None]:
+    """Share torch's threads among workers."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def predict_parts(
     job: Job, parts: Sequence[Region], rows: Unfinished, maps: Maps | None
 ) -> None:
@@ -1644,20 +1782,16 @@ def predict_parts(
         unit="row",
         disable=None if maps else True,
     )
-    with bar, ThreadPoolExecutor(1) as writer:
+    workers = count_workers(job)
+    with bar, shared_threads(workers), ThreadPoolExecutor(1) as writer:
         stored = writer.submit(maps.advance if maps else int)
         for part in parts:
             needed = region_to_read(job.axes, part, batch_size)
             with ahead(read_chunks(job.scene, job.bands, device, needed)) as chunks:
                 blended = blended_rows(
-                    chunks,
-                    predictor,
-                    job.axes,
-                    part,
-                    predictor.channels,
-                    batch_size,
-                    device,
-                )
+                    chunks, predictor, job.axes, part, predictor.channels,
+                    batch_size, device, workers,
+                )  # fmt: skip
                 for done, probabilities, valid in blended:
                     tensors = derive(
                         probabilities,

@@ -186,7 +186,7 @@ def test_dataset_rule_scales_each_band_between_its_percentiles(kind):
         low, high = np.percentile(values, 1), np.percentile(values, 99)
         expected = np.clip((values - low) / (high - low), 0, 1)
         np.testing.assert_allclose(result[band].ravel(), expected, atol=2e-5)
-    assert result.dtype == np.float32
+    assert result.dtype == torch.float32
     assert result.min() == 0 and result.max() == 1
 
 
@@ -241,7 +241,7 @@ def test_a_constant_image_gives_finite_input(rule, value):
     image = np.full((2, 6, 6), value, np.uint16)
     valid = np.ones((6, 6), bool)
     stats = mt.dataset_normalization([image.reshape(2, -1).T])
-    result = mt.normalize(image, valid, replace(stats, rule=rule))
+    result = mt.normalize(image, valid, replace(stats, rule=rule)).numpy()
     assert np.isfinite(result).all() and (0 <= result).all() and (result <= 1).all()
 
 
@@ -257,6 +257,25 @@ def test_normalize_leaves_its_argument_alone():
     before = image.copy()
     mt.normalize(image, np.ones(image.shape[1:], bool), statistics(3))
     np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("rule", ["dataset", "image"])
+def test_windows_are_normalized_together_as_one_by_one(rule):
+    stack = np.stack([draw_image("reflectance"), draw_image("reflectance") // 3])
+    valid = np.random.default_rng(0).random(stack[:, 0].shape) > 0.3
+    valid[1, :4] = False
+    stats = replace(mt.dataset_normalization([stack[0].reshape(3, -1).T]), rule=rule)
+    for masks in (valid, None):
+        alone = [
+            mt.normalize(image, None if masks is None else masks[number], stats)
+            for number, image in enumerate(stack)
+        ]
+        together = mt.normalize(stack, masks, stats)
+        np.testing.assert_array_equal(together, torch.stack(alone))
+        nested = mt.normalize(
+            stack[:, None], None if masks is None else valid[:, None], stats
+        )
+        np.testing.assert_array_equal(nested[:, 0], together)
 
 
 def test_percentiles_are_over_all_samples_together():
@@ -1562,7 +1581,7 @@ def test_another_dictionary_is_no_checkpoint(tmp_path, content):
         mt.load_checkpoint(tmp_path / "other.pth")
 
 
-@pytest.mark.parametrize("key", ["model_name", "mode", "in_channels", "num_classes"])
+@pytest.mark.parametrize("key", ["model_name", "in_channels", "num_classes"])
 def test_a_checkpoint_without_a_documented_key_is_refused(tmp_path, key):
     write_checkpoint(tmp_path / "m.pth", tiny_model(4, 3))
     change(tmp_path / "m.pth", **{key: None})

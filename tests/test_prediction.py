@@ -10,12 +10,16 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import tracemalloc
+import threading
+import time
+import weakref
 import zipfile
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations, pairwise
 from math import ceil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,6 +28,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import torch
 from rasterio.control import GroundControlPoint
 from rasterio.drivers import raster_driver_extensions
 from rasterio.enums import ColorInterp
@@ -33,7 +38,16 @@ from rasterio.windows import Window
 import model_training
 import Predict_large_image as prediction
 import rasters
-from Predict_large_image import Axis, Statistics, blended_rows, decide, make_axis
+from Predict_large_image import (
+    Axis,
+    Chunk,
+    Region,
+    Statistics,
+    blended_rows,
+    decide,
+    make_axis,
+    region_to_read,
+)
 
 ROOT = Path(prediction.__file__).parent
 CRS = "EPSG:32631"
@@ -127,7 +141,6 @@ def linear_network(weights: np.ndarray, bias: np.ndarray):
     All kernels are zero but the centres of those on the way from the input over the first skip
     connection to the head, which hand each band on unchanged.
     """
-    import torch
     from torch import nn
 
     classes, bands = weights.shape
@@ -155,8 +168,8 @@ def linear_network(weights: np.ndarray, bias: np.ndarray):
 def make_pixel_model(path: Path, weights, bias, **metadata) -> PixelModel:
     weights, bias = np.array(weights, np.float32), np.array(bias, np.float32)
     bands = weights.shape[1]
-    low = np.linspace(100, 900, bands)
-    high = np.linspace(9500, 8000, bands)
+    low = np.linspace(100, 500, bands)
+    high = np.linspace(9500, 8500, bands)
     model, config = linear_network(weights, bias)
     numbers = model_training.Normalization("dataset", tuple(low), tuple(high))
     model_training.save_checkpoint(path, model, config, numbers, metadata)
@@ -189,7 +202,6 @@ def water(models) -> PixelModel:
 @pytest.fixture(scope="module")
 def spatial(models) -> Path:
     """A three-class network of random weights that looks far beyond a pixel."""
-    import torch
     from torch import nn
 
     torch.manual_seed(3)
@@ -214,8 +226,6 @@ def load_model(checkpoint: Path):
 
 def forward(checkpoint: Path, scaled: np.ndarray) -> np.ndarray:
     """(K, H, W) probabilities of one image (C, H, W) between 0 and 1, straight from the model."""
-    import torch
-
     model = load_model(checkpoint)
     with torch.inference_mode():
         logits = model(torch.from_numpy(scaled.astype(np.float32))[None])
@@ -225,20 +235,29 @@ def forward(checkpoint: Path, scaled: np.ndarray) -> np.ndarray:
 def run(model: Path, scene, output, *options: str) -> int:
     """The exit status of a prediction on the CPU, with small windows unless told otherwise."""
     scenes = scene if isinstance(scene, list) else [scene]
-    command = ["--model", model, "--input", *scenes, "--output", output]
+    models = model if isinstance(model, list) else [model]
+    command = ["--model", *models, "--input", *scenes, "--output", output]
     chosen = [*map(str, command), *options]
-    defaults = {"--device": "cpu", "--patch_size": "64", "--overlap": "16"}
+    defaults = {
+        "--device": "cpu",
+        "--precision": "fp32",
+        "--patch_size": "64",
+        "--overlap": "16",
+    }
     for option, value in defaults.items():
         if option not in options:
             chosen += [option, value]
     return prediction.main(chosen)
 
 
+def configure(**options) -> prediction.PredictionConfig:
+    paths = {"model": ["m.pth"], "input": ["a.tif"], "output": "b.tif"}
+    return prediction.PredictionConfig(**paths | {"device": "cpu"} | options)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     """Networks this small are faster on one thread when the machine is busy."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -258,18 +277,13 @@ def _logging_as_before():
 def batches(monkeypatch) -> list[tuple[int, ...]]:
     """The shapes (N, C, h, w) of all batches that a run predicts."""
     shapes: list[tuple[int, ...]] = []
-    make = prediction.model_predictor
+    predict = model_training.Predictor.__call__
 
-    def recording(*arguments):
-        predict = make(*arguments)
+    def recorded(predictor, images, valid):
+        shapes.append(tuple(images.shape))
+        return predict(predictor, images, valid)
 
-        def recorded(images):
-            shapes.append(images.shape)
-            return predict(images)
-
-        return recorded
-
-    monkeypatch.setattr(prediction, "model_predictor", recording)
+    monkeypatch.setattr(model_training.Predictor, "__call__", recorded)
     return shapes
 
 
@@ -284,44 +298,62 @@ def scene(tmp_path) -> Path:
 # --- helpers: toy predictors ----------------------------------------------------------------
 
 
-def array_reader(image: np.ndarray, valid: np.ndarray):
-    """What ``blended_rows`` reads an array with; beyond the scene all is NaN and invalid."""
-
-    def read(window: Window):
-        height, width = int(window.height), int(window.width)
-        part = np.full((len(image), height, width), np.nan, np.float32)
-        seen = np.zeros((height, width), bool)
-        rows = slice(window.row_off, window.row_off + height)
-        columns = slice(window.col_off, window.col_off + width)
-        inside = image[:, rows, columns]
-        part[:, : inside.shape[1], : inside.shape[2]] = inside
-        seen[: inside.shape[1], : inside.shape[2]] = valid[rows, columns]
-        return part, seen
-
-    return read
+def everywhere(shape) -> np.ndarray:
+    return np.ones(shape, bool)
 
 
-def blend(image, predict, patch_size, overlap, valid=None, batch_size=4):
-    """The whole scene (K, H, W) and its validity (H, W) out of ``blended_rows``."""
+def array_chunks(image: np.ndarray, valid: np.ndarray, part: Region, cuts=()):
+    """A part of an array as the chunks that a scene would be read in, cut at some rows."""
+    edges = {part.top, part.bottom, *(c for c in cuts if part.top < c < part.bottom)}
+    columns = slice(part.left, part.right)
+    for top, bottom in pairwise(sorted(edges)):
+        rows = torch.from_numpy(image[:, top:bottom, columns])
+        yield Chunk(top, rows, valid[top:bottom, columns])
+
+
+def in_torch(predict):
+    """A predictor of NumPy images (N, C, h, w) as ``blended_rows`` takes it."""
+    return lambda images, valid: torch.from_numpy(predict(images.numpy()))
+
+
+def blend(
+    image,
+    predict,
+    patch_size,
+    overlap,
+    valid=None,
+    batch_size=4,
+    region=None,
+    cuts=(),
+    form="hann",
+):
+    """A region (K, h, w) and its validity (h, w) out of ``blended_rows``; the whole by default."""
     shape = image.shape[1:]
-    valid = np.ones(shape, bool) if valid is None else valid
-    axes = tuple(make_axis(side, patch_size, overlap) for side in shape)
-    read = array_reader(image, valid)
-    rows = list(blended_rows(read, predict, axes, len(image), batch_size))
-    return (
-        np.concatenate([part for part, _ in rows], axis=1),
-        np.concatenate([seen for _, seen in rows]),
-    )
+    valid = everywhere(shape) if valid is None else valid
+    axes = tuple(make_axis(side, patch_size, overlap, form) for side in shape)
+    region = region or Region(0, shape[0], 0, shape[1])
+    source = array_chunks(image, valid, region_to_read(axes, region, batch_size), cuts)
+    channels, row, parts, seen = len(image), region.top, [], []
+    for done, part, known in blended_rows(
+        source, in_torch(predict), axes, region, channels, batch_size
+    ):
+        assert done == (row, row + part.shape[1], region.left, region.right)
+        assert part.shape[1:] == known.shape and known.size
+        row = done.bottom
+        parts.append(part.numpy().copy())
+        seen.append(known)
+    assert row == region.bottom and next(source, None) is None
+    return np.concatenate(parts, axis=1), np.concatenate(seen)
 
 
 def identity(images: np.ndarray) -> np.ndarray:
-    return images
+    return images.copy()
 
 
 def place_dependent(images: np.ndarray) -> np.ndarray:
     """Results that depend on the place in the window and on the rest of the window."""
     down, across = (np.linspace(0, 1, side) for side in images.shape[-2:])
-    shift = np.nan_to_num(images).mean(axis=(-2, -1), keepdims=True)
+    shift = images.mean(axis=(-2, -1), keepdims=True)
     return (images * across + down[:, None] - shift).astype(np.float32)
 
 
@@ -333,26 +365,34 @@ def offsets(length: int, size: int, stride: int) -> list[int]:
     return found
 
 
-def whole_scene(image, predict, patch_size, overlap):
+BELLS = {
+    "hann": lambda x: np.sin(np.pi * x) ** 2,
+    "gaussian": lambda x: np.exp(-((x - 0.5) ** 2) / (2 * 0.125**2)),
+    "linear": lambda x: np.minimum(x, 1 - x) * 2,
+    "none": lambda x: x**0,
+}
+
+
+def whole_scene(image, predict, patch_size, overlap, form="hann"):
     """The blended result with everything in memory, in double precision."""
     height, width = image.shape[1:]
     tall, wide = (min(patch_size, ceil(s / 32) * 32) for s in (height, width))
-    bell = [np.sin(np.pi * (np.arange(s) + 0.5) / s) ** 2 for s in (tall, wide)]
+    bell = [BELLS[form]((np.arange(s) + 0.5) / s) for s in (tall, wide)]
     weight = bell[0][:, None] * bell[1]
-    read = array_reader(image, np.ones((height, width), bool))
-    sums, total = 0, np.zeros((height, width))
+    beyond = [(0, 0), (0, max(0, tall - height)), (0, max(0, wide - width))]
+    image = np.pad(image, beyond, mode="reflect")
+    sums, total = 0, np.zeros(image.shape[1:])
     stride = patch_size - overlap
     for top in offsets(height, tall, stride):
         for left in offsets(width, wide, stride):
-            part, _ = read(Window(left, top, wide, tall))
+            inside = (slice(top, top + tall), slice(left, left + wide))
+            part = image[:, *inside]
             result = predict(part[None])[0].astype(np.float64) * weight
             if isinstance(sums, int):
-                sums = np.zeros((len(result), height, width))
-            inside = (slice(top, top + tall), slice(left, left + wide))
-            rows, columns = total[inside].shape
-            sums[:, inside[0], inside[1]] += result[:, :rows, :columns]
-            total[inside] += weight[:rows, :columns]
-    return sums / total
+                sums = np.zeros((len(result), *image.shape[1:]))
+            sums[:, *inside] += result
+            total[inside] += weight
+    return (sums / total)[:, :height, :width]
 
 
 SHAPES = [
@@ -430,30 +470,25 @@ def test_streaming_equals_holding_the_whole_scene(shape, patch_size, overlap):
 
 def test_rows_come_from_top_to_bottom_each_once():
     image = np.arange(150, dtype=np.float32)[None, :, None].repeat(40, axis=2)
-    axes = make_axis(150, 48, 16), make_axis(40, 48, 16)
-    read = array_reader(image, np.ones((150, 40), bool))
-    seen = 0
-    for part, valid in blended_rows(read, identity, axes, 1):
-        assert part.shape == (1, len(valid), 40) and len(valid) > 0
-        rows = np.arange(seen, seen + len(valid))
-        np.testing.assert_allclose(part[0], rows[:, None] + np.zeros(40), rtol=2e-6)
-        seen += len(valid)
-    assert seen == 150
+    result, _ = blend(image, identity, 48, 16)  # checks the order
+    np.testing.assert_allclose(result, image, rtol=2e-6)
 
 
 def test_rows_are_given_as_soon_as_no_further_window_adds_to_them():
     image, reached = np.zeros((1, 320, 32), np.float32), []
-    inner = array_reader(image, np.ones((320, 32), bool))
 
-    def read(window):
-        reached.append(window.row_off)
-        return inner(window)
+    def source():
+        part = Region(0, 320, 0, 32)
+        for chunk in array_chunks(image, everywhere((320, 32)), part, range(0, 320, 8)):
+            reached.append(chunk.bottom)
+            yield chunk
 
     axes = make_axis(320, 32, 8), make_axis(32, 32, 8)
-    done = 0
-    for _, valid in blended_rows(read, identity, axes, 1):
-        done += len(valid)
-        assert reached[-1] + 32 >= done > reached[-1]
+    region = Region(0, 320, 0, 32)
+    for done, _, _ in blended_rows(source(), in_torch(identity), axes, region, 1):
+        # one batch, which is a row here, is cut ahead
+        assert reached[-1] == min(done.top + 24 + 32, 320)
+        assert done.bottom == min(done.top + 24, 320) or done.bottom == 320
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
@@ -514,79 +549,362 @@ def test_valid_pixels_beside_nodata_are_exact(seed):
     np.testing.assert_allclose(result[:, valid], image[:, valid], rtol=2e-6)
 
 
-def test_peak_memory_does_not_grow_with_the_height():
-    def peak(height: int) -> int:
-        def read(window):
-            shape = int(window.height), int(window.width)
-            return np.ones((2, *shape), np.float32), np.ones(shape, bool)
+def test_only_the_rows_that_windows_look_at_stay_in_memory():
+    alive, most = 0, 0
 
-        axes = make_axis(height, 64, 16), make_axis(256, 64, 16)
-        tracemalloc.start()
-        for part, _ in blended_rows(read, identity, axes, 2):
-            assert part.any()
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
+    def forget(rows):
+        nonlocal alive
+        alive -= rows
 
-    peak(128)  # whatever is allocated once
-    assert peak(4096) < 1.1 * peak(512)
+    def source():
+        nonlocal alive, most
+        for top in range(0, 4096, 32):
+            image = torch.ones(2, 32, 256)
+            weakref.finalize(image, forget, 32)
+            alive += 32
+            most = max(most, alive)
+            yield Chunk(top, image, everywhere((32, 256)))
+
+    axes = make_axis(4096, 64, 16), make_axis(256, 64, 16)
+    region = Region(0, 4096, 0, 256)
+    stores = set()
+    for _, part, _ in blended_rows(source(), in_torch(identity), axes, region, 2):
+        assert part.all()
+        stores.add(part.untyped_storage().nbytes())
+    assert most <= 64 + 3 * 32  # a window, and the chunks that begin and end beside it
+    assert stores == {2 * 64 * 256 * 4}
+
+
+@pytest.mark.parametrize("form", BELLS)
+@pytest.mark.parametrize(("patch_size", "overlap"), [(32, 8), (45, 11), (64, 48)])
+def test_every_blend_equals_that_of_the_whole_scene_in_memory(
+    form, patch_size, overlap
+):
+    image = np.random.default_rng(2).random((2, 143, 101), np.float32)
+    result, _ = blend(image, place_dependent, patch_size, overlap, form=form)
+    expected = whole_scene(image, place_dependent, patch_size, overlap, form)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", BELLS)
+@pytest.mark.parametrize(("patch_size", "overlap"), WINDOWS)
+def test_weights_of_every_blend_are_positive_and_sum_to_one(form, patch_size, overlap):
+    for length in (1, 31, 33, 64, 99, 100, 101, 187, 210):
+        axis = make_axis(length, patch_size, overlap, form)
+        assert axis.weights.dtype == np.float32 and (axis.weights > 0).all()
+        total = np.zeros(max(length, axis.size))
+        for start, weights in zip(axis.starts, axis.weights, strict=True):
+            total[start : start + axis.size] += weights
+        np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+def test_blends_differ_and_none_is_the_plain_mean():
+    image = np.random.default_rng(8).random((1, 40, 110), np.float32)
+    results = {
+        form: blend(image, place_dependent, 64, 32, form=form)[0] for form in BELLS
+    }
+    for one, other in combinations(results, 2):
+        assert abs(results[one] - results[other]).max() > 1e-3
+    # 110 columns: windows at 0, 32 and 46
+    padded = np.pad(image, [(0, 0), (0, 24), (0, 0)], mode="reflect")
+    windows = [
+        place_dependent(padded[None, :, :, left : left + 64])[0, :, :40]
+        for left in (0, 32, 46)
+    ]
+    pixel = [windows[0][..., 50], windows[1][..., 18], windows[2][..., 4]]
+    np.testing.assert_allclose(
+        results["none"][..., 50], np.mean(pixel, axis=0), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("form", ["hann", "gaussian", "linear"])
+def test_weights_rise_to_the_middle_of_a_window_and_are_symmetric(form):
+    weights = prediction.window_weights(64, form)
+    assert (np.diff(weights[:32]) > 0).all()
+    np.testing.assert_allclose(weights, weights[::-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_part_of_a_scene_is_what_the_whole_holds_there_to_the_last_bit(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(20, 200, 2)
+    patch_size = int(rng.integers(32, 70))
+    overlap = int(rng.integers(0, patch_size * 3 // 4))
+    batch_size = int(rng.integers(1, 6))
+    form = str(rng.choice(list(BELLS)))
+    image = rng.random((2, height, width), np.float32)
+    valid = everywhere((height, width))
+    for _ in range(2):  # holes of nodata, some of them larger than a window
+        row, column = rng.integers(0, [height, width])
+        valid[row : row + 60, column : column + 80] = False
+
+    def part(region, cuts):
+        return blend(
+            image, place_dependent, patch_size, overlap, valid, batch_size, region,
+            cuts, form,
+        )  # fmt: skip
+
+    whole, known = part(None, ())
+    np.testing.assert_array_equal(known, valid)
+    for _ in range(6):
+        top, bottom = np.sort(rng.choice(height + 1, 2, replace=False)).tolist()
+        left, right = np.sort(rng.choice(width + 1, 2, replace=False)).tolist()
+        cuts = rng.integers(0, height, rng.integers(0, 30)).tolist()
+        found, seen = part(Region(top, bottom, left, right), cuts)
+        np.testing.assert_array_equal(found, whole[:, top:bottom, left:right])
+        np.testing.assert_array_equal(seen, valid[top:bottom, left:right])
+
+
+@pytest.mark.parametrize(("patch_size", "overlap"), WINDOWS)
+def test_no_more_windows_are_predicted_than_the_overlap_needs(patch_size, overlap):
+    image, count = np.zeros((1, 150, 203), np.float32), 0
+
+    def predict(images):
+        nonlocal count
+        count += len(images)
+        return images
+
+    blend(image, predict, patch_size, overlap)
+    stride = patch_size - overlap
+    assert count == np.prod([ceil((n - patch_size) / stride) + 1 for n in (150, 203)])
+
+
+def test_what_a_network_gives_for_nodata_reaches_no_pixel():
+    image = np.random.default_rng(4).random((1, 96, 96), np.float32)
+    valid = everywhere((96, 96))
+    valid[:40] = False
+    image[:, ~valid] = np.nan
+    result, seen = blend(image, identity, 32, 8, valid)
+    np.testing.assert_array_equal(seen, valid)
+    np.testing.assert_allclose(result[:, valid], image[:, valid], rtol=2e-6)
+
+
+# --- parts of a scene -----------------------------------------------------------------------
+
+SIDES = [(1, 32, 0), (40, 64, 16), (300, 32, 8), (301, 64, 48), (1000, 64, 16)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+@pytest.mark.parametrize("side", SIDES)
+def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
+    side, batch_size
+):
+    axis = make_axis(*side)
+    groups = prediction.batches(axis, batch_size, 0, axis.length)
+    together = np.concatenate(groups).tolist()
+    assert together == list(range(len(axis.starts)))
+    sizes = [len(group) for group in groups]
+    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+    assert len(groups) == ceil(len(axis.starts) / batch_size)
+    whole = [group.tolist() for group in groups]
+    for first in range(0, axis.length, 23):
+        for last in {min(first + step, axis.length) for step in (1, 50, 400)}:
+            part = prediction.batches(axis, batch_size, first, last)
+            part = [group.tolist() for group in part]
+            assert all(group in whole for group in part)
+            needed = {
+                number
+                for number, start in enumerate(axis.starts)
+                if start < last and start + axis.size > first
+            }
+            assert needed <= {number for group in part for number in group}
+            assert all(needed & set(group) for group in part)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("side", SIDES)
+def test_pieces_of_columns_follow_each_other_without_gap(side, batch_size):
+    axis = make_axis(*side)
+    most = len(prediction.batches(axis, batch_size, 0, axis.length))
+    for pieces in (1, 2, 3, 7, 1000):
+        cuts = prediction.split_columns(axis, batch_size, pieces)
+        assert len(cuts) == min(pieces, most)
+        assert cuts[0][0] == 0 and cuts[-1][1] == axis.length
+        assert all(one[1] == other[0] for one, other in pairwise(cuts))
+        assert all(left < right for left, right in cuts)
+        assert json.loads(json.dumps(cuts)) == [list(cut) for cut in cuts]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_shares_of_rows_follow_each_other_without_gap(side):
+    axis = make_axis(*side)
+    for top, bottom in ((0, axis.length), (axis.length // 3, axis.length * 2 // 3 + 1)):
+        for of in (1, 2, 3, 50):
+            shares = [
+                prediction.split_rows(axis, top, bottom, number, of)
+                for number in range(of)
+            ]
+            rows = [row for share in shares if share for row in range(*share)]
+            assert rows == list(range(top, bottom))
+            assert shares[0] and all(
+                share is None or share[0] < share[1] for share in shares
+            )
+            inner = {share[0] for share in shares if share} - {top}
+            assert inner <= set(axis.starts)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_remains_of_a_part_is_what_no_finished_part_holds(seed):
+    rng = np.random.default_rng(seed)
+    part = Region(5, 40, 10, 20)
+    done = []
+    for _ in range(rng.integers(0, 8)):
+        top, bottom = np.sort(rng.choice(50, 2, replace=False)).tolist()
+        columns = [(10, 20), (0, 30), (10, 15), (20, 30)][rng.integers(4)]
+        done.append(Region(top, bottom, *columns))
+    found = prediction.remaining(done, part)
+    missing = {
+        row
+        for row in range(5, 40)
+        if not any(
+            d.top <= row < d.bottom and d.left <= 10 and d.right >= 20 for d in done
+        )
+    }
+    rows = [row for left in found for row in range(left.top, left.bottom)]
+    assert rows == sorted(missing)
+    assert all(left[2:] == (10, 20) and left.top < left.bottom for left in found)
+    assert all(one.bottom < other.top for one, other in pairwise(found))
 
 
 # --- reading --------------------------------------------------------------------------------
 
 
-def open_reader(path: Path, low=0.0, high=10_000.0):
-    scene = rasters.open_raster(path)
-    bands = rasters.image_bands(scene)
-    rule = model_training.Normalization(
-        "dataset", (low,) * len(bands), (high,) * len(bands)
-    )
-    return prediction.window_reader(scene, bands, rule)
+def window_of(path: Path, height: int, width: int):
+    """What the predictor gets of the one window of a small scene: image and valid or None."""
+    got = []
+
+    def predict(images, valid):
+        got.append((images[0].numpy(), None if valid is None else valid[0].numpy()))
+        return images
+
+    with rasters.open_raster(path) as scene:
+        whole = Region(0, scene.height, 0, scene.width)
+        bands = rasters.image_bands(scene)
+        axes = tuple(
+            prediction.Axis(length, size, [0], np.ones((1, size), np.float32), [0])
+            for length, size in zip(scene.shape, (height, width))
+        )
+        chunks = prediction.read_chunks(scene, bands, "cpu", whole)
+        channels = len(bands)
+        list(blended_rows(chunks, predict, axes, whole, channels))
+    return got[0]
 
 
 def test_a_small_scene_is_reflected_beyond_its_edges(tmp_path):
     pixels = noise(20, 27)
-    read = open_reader(write_scene(tmp_path / "small.tif", pixels))
-    image, valid = read(Window(0, 0, 32, 32))
-    assert image.dtype == np.float32 and image.shape == (3, 32, 32) and valid.all()
+    image, valid = window_of(write_scene(tmp_path / "small.tif", pixels), 32, 32)
+    assert image.dtype == np.float32 and valid is None
     rows = [*range(20), *range(18, 6, -1)]  # 19 is the edge: 18, 17, ... follow it
     columns = [*range(27), *range(25, 20, -1)]
-    expected = pixels[:, rows][:, :, columns] / 10_000
-    np.testing.assert_allclose(image, expected, rtol=1e-6)
+    np.testing.assert_array_equal(image, pixels[:, rows][:, :, columns])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2)])
 def test_a_scene_of_a_few_pixels_fills_a_window(tmp_path, shape):
     pixels = noise(*shape)
-    read = open_reader(write_scene(tmp_path / "tiny.tif", pixels))
-    image, valid = read(Window(0, 0, 64, 32))
-    assert image.shape == (3, 32, 64) and valid.all()
-    assert set(np.unique(np.rint(image * 10_000))) <= set(np.unique(pixels))
+    image, valid = window_of(write_scene(tmp_path / "tiny.tif", pixels), 32, 64)
+    assert image.shape == (3, 32, 64) and valid is None
+    assert set(np.unique(image)) <= set(np.unique(pixels))
 
 
-def test_invalid_pixels_are_reflected_as_invalid_and_read_as_zero(tmp_path):
+def test_invalid_pixels_are_reflected_as_invalid_and_become_zero(tmp_path):
     pixels = noise(20, 32)
     pixels[:, 15] = 0
-    read = open_reader(write_scene(tmp_path / "small.tif", pixels, nodata=0))
-    image, valid = read(Window(0, 0, 32, 32))
+    path = write_scene(tmp_path / "small.tif", pixels, nodata=0)
+    image, valid = window_of(path, 32, 32)
     assert [row for row in range(32) if not valid[row].any()] == [15, 23]
-    assert not image[:, ~valid].any()
+    rule = model_training.Normalization("dataset", (-5000,) * 3, (10_000,) * 3)
+    scaled = model_training.normalize(image, valid, rule)
+    assert scaled.dtype == torch.float32
+    assert not scaled[:, ~valid].any() and scaled[:, valid].all()
 
 
-def test_a_pixel_reads_the_same_in_every_window_by_the_dataset_rule(tmp_path):
-    read = open_reader(write_scene(tmp_path / "scene.tif", noise(80, 80)))
-    one, _ = read(Window(0, 0, 64, 64))
-    other, _ = read(Window(16, 8, 64, 64))
-    np.testing.assert_array_equal(one[:, 8:, 16:], other[:, :56, :48])
+LAYOUTS = {
+    "tiled": {"tiled": True, "blockxsize": 64, "blockysize": 64},
+    "striped": {"blockysize": 3},
+    "one row a block": {"blockysize": 1},
+    "one block": {"blockysize": 500},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chunks_follow_each_other_and_begin_where_blocks_do(tmp_path, layout):
+    pixels = noise(500, 70)
+    pixels[:, 30:60, 20:] = 0
+    path = write_scene(tmp_path / "a.tif", pixels, nodata=0, **LAYOUTS[layout])
+    with rasters.open_raster(path) as scene:
+        height = scene.block_shapes[0][0]
+        for part in (
+            Region(0, 500, 0, 70),
+            Region(77, 401, 13, 50),
+            Region(9, 10, 0, 1),
+        ):
+            chunks = list(prediction.read_chunks(scene, [3, 1], "cpu", part))
+            assert chunks[0].top == part.top and chunks[-1].bottom == part.bottom
+            for one, next_one in pairwise(chunks):
+                assert one.bottom == next_one.top and one.bottom % height == 0
+            assert all(
+                chunk.bottom - chunk.top <= max(prediction.READ_ROWS, height)
+                for chunk in chunks
+            )
+            image = np.concatenate([chunk.image.numpy() for chunk in chunks], axis=1)
+            valid = np.concatenate([chunk.valid for chunk in chunks])
+            inside = slice(part.top, part.bottom), slice(part.left, part.right)
+            np.testing.assert_array_equal(image, pixels[[2, 0]][:, *inside])
+            np.testing.assert_array_equal(valid, pixels[0][inside] > 0)
+
+
+def test_reading_ahead_keeps_the_order_and_ends_with_the_source():
+    with prediction.ahead(range(100)) as items:
+        assert list(items) == list(range(100))
+    with prediction.ahead([]) as items:
+        assert list(items) == []
+
+
+def test_reading_ahead_is_one_item_ahead_and_in_another_thread():
+    taken, threads = [], set()
+
+    def source():
+        for number in range(5):
+            taken.append(number)
+            threads.add(threading.get_ident())
+            yield number
+
+    with prediction.ahead(source()) as items:
+        for number in items:
+            assert len(taken) <= number + 2
+    assert threading.get_ident() not in threads and len(threads) == 1
+
+
+def test_an_error_while_reading_ahead_comes_in_its_place():
+    def source():
+        yield 1
+        raise rasters.RasterError("the block is broken")
+
+    with prediction.ahead(source()) as items:
+        assert next(items) == 1
+        with pytest.raises(rasters.RasterError, match="the block is broken"):
+            next(items)
+
+
+def test_a_consumer_that_stops_leaves_no_thread_behind():
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), prediction.ahead(range(10)) as items:
+        next(items)
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
 
 
 # --- classes --------------------------------------------------------------------------------
 
 
+def classes_and_confidence(probabilities, threshold=0.5):
+    return [one.numpy() for one in decide(torch.as_tensor(probabilities), threshold)]
+
+
 def test_the_threshold_itself_is_foreground():
     foreground = np.array([[[0.0, 0.29, 0.3, 0.31, 0.9]]], np.float32)
-    valid = np.ones((1, 5), bool)
-    classes, confidence = decide(foreground, valid, 0.3, 255)
+    classes, confidence = classes_and_confidence(foreground, 0.3)
     assert classes.dtype == np.uint8 and confidence.dtype == np.float32
     assert classes.tolist() == [[0, 0, 1, 1, 1]]
     np.testing.assert_allclose(confidence, [[1, 0.71, 0.3, 0.31, 0.9]], rtol=1e-6)
@@ -594,25 +912,55 @@ def test_the_threshold_itself_is_foreground():
 
 def test_the_likeliest_class_wins_and_its_probability_is_the_confidence():
     probabilities = np.array([[[0.2, 0.5]], [[0.7, 0.1]], [[0.1, 0.4]]], np.float32)
-    classes, confidence = decide(probabilities, np.ones((1, 2), bool), 0.9, 255)
+    classes, confidence = classes_and_confidence(probabilities, 0.9)
     assert classes.tolist() == [[1, 0]]
     np.testing.assert_allclose(confidence, [[0.7, 0.5]], rtol=1e-6)
 
 
+def test_the_first_of_classes_that_are_as_likely_wins():
+    rng = np.random.default_rng(0)
+    probabilities = rng.integers(0, 3, (5, 40, 40)).astype(np.float32) / 2
+    before = probabilities.copy()
+    classes, confidence = classes_and_confidence(probabilities)
+    np.testing.assert_array_equal(classes, probabilities.argmax(axis=0))
+    np.testing.assert_array_equal(confidence, probabilities.max(axis=0))
+    np.testing.assert_array_equal(probabilities, before)
+
+
+def layers_of(names, models=1, **wanted):
+    return prediction.list_layers(configure(**wanted), names, models)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_invalid_pixels_are_nodata_in_map_and_confidence(channels):
-    probabilities = np.full((channels, 1, 2), 0.9, np.float32)
-    classes, confidence = decide(probabilities, np.array([[True, False]]), 0.5, 255)
-    assert classes[0, 1] == 255 and classes[0, 0] != 255
-    assert confidence[0, 1] == -1 and confidence[0, 0] == np.float32(0.9)
+def test_invalid_pixels_are_nodata_in_every_layer(channels):
+    names = ["a", "b", "c"][: max(2, channels)]
+    layers = layers_of(names, 2, save_uncertainty=True, save_probabilities=True)
+    blended = torch.full((channels + 1, 1, 2), 0.9)
+    tensors = prediction.derive(blended, layers, channels, 0.5)
+    arrays = prediction.mask_layers(tensors, np.array([[True, False]]), layers)
+    assert set(arrays) == set(layers)
+    for name, layer in layers.items():
+        array = arrays[name]
+        assert array.dtype == layer.dtype and array.shape == (len(layer.bands), 1, 2)
+        assert (array[..., 1] == layer.nodata).all()
+        assert (array[..., 0] != layer.nodata).all()
+    assert arrays["confidence"][0, 0, 0] == np.float32(0.9)
+
+
+def test_probabilities_that_are_not_numbers_make_no_map():
+    layers = layers_of(["a", "b"])
+    tensors = prediction.derive(torch.full((2, 1, 2), torch.nan), layers, 2, 0.5)
+    prediction.mask_layers(tensors, np.zeros((1, 2), bool), layers)  # none is seen
+    with pytest.raises(rasters.SegmentationError, match="not numbers"):
+        prediction.mask_layers(tensors, np.array([[False, True]]), layers)
 
 
 def test_confidence_never_passes_one():
     above = np.nextafter(np.float32(1), np.float32(2))
-    classes, confidence = decide(
-        np.full((1, 1, 1), above), np.ones((1, 1), bool), 0.5, 255
-    )
-    assert classes.item() == 1 and confidence.item() == 1
+    for channels in (1, 2):
+        probabilities = np.full((channels, 1, 1), above)
+        classes, confidence = classes_and_confidence(probabilities)
+        assert classes.item() == 2 - channels and confidence.item() == 1
 
 
 @pytest.mark.parametrize(
@@ -626,10 +974,13 @@ def test_confidence_never_passes_one():
 )
 def test_past_255_classes_a_map_has_sixteen_bits(classes, nodata, dtype):
     assert prediction.map_nodata(classes) == nodata
-    probabilities = np.zeros((classes, 1, 2), np.float32)
+    layers = layers_of([f"class {number}" for number in range(classes)])
+    probabilities = torch.zeros(classes, 1, 2)
     probabilities[-1] = 1
-    found, _ = decide(probabilities, np.array([[True, False]]), 0.5, nodata)
-    assert found.dtype == dtype and found.tolist() == [[classes - 1, nodata]]
+    tensors = prediction.derive(probabilities, layers, classes, 0.5)
+    found = prediction.mask_layers(tensors, np.array([[True, False]]), layers)
+    found = found["classes"]
+    assert found.dtype == dtype and found.tolist() == [[[classes - 1, nodata]]]
 
 
 # --- statistics -----------------------------------------------------------------------------
@@ -718,41 +1069,842 @@ def test_the_report_says_pixels_shares_areas_and_confidence():
     assert "mean 0.775" in summary and "25.00% of the pixels below 0.5" in summary
 
 
-# --- writing --------------------------------------------------------------------------------
+# --- unfinished maps ------------------------------------------------------------------------
+
+LAYERS = [
+    prediction.Layer("classes", "uint16", 65535, ["class"]),
+    prediction.Layer("confidence", "float32", -1, ["confidence"], False),
+    prediction.Layer("uncertainty", "float32", -1, ["one", "two"]),
+    prediction.Layer("probabilities", "uint8", 255, ["a", "b", "c"]),
+]
+LAYERS = {layer.name: layer for layer in LAYERS}
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 100, 255, 256, 257, 600])
-def test_rows_in_any_portions_make_the_same_raster(tmp_path, chunk):
-    pixels = noise(600, 40, bands=1)[0]
-    path = tmp_path / "map.tif"
-    shape = {"height": 600, "width": 40, "count": 1, "dtype": "uint16"}
-    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256}
-    with rasterio.open(path, "w", driver="GTiff", **shape, **tiles) as raster:
-        writer = prediction.RowWriter(raster)
-        for top in range(0, 600, chunk):
-            writer.write(pixels[top : top + chunk])
-    np.testing.assert_array_equal(read_map(path), pixels)
+def random_layers(height: int, width: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, layer in LAYERS.items():
+        values = rng.random((len(layer.bands), height, width)) * 300
+        arrays[name] = values.astype(layer.dtype)
+    arrays["classes"] %= 4
+    return arrays
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 300])
-def test_rows_are_written_in_whole_rows_of_blocks(chunk):
-    class Recorder:
-        height, width = 700, 5
+def random_parts(height: int, width: int, columns: int, seed: int) -> list[Region]:
+    """A partition of a map, shuffled: pieces of columns, each cut into rows of its own."""
+    rng = np.random.default_rng(seed)
 
-        def __init__(self):
-            self.windows = []
+    def cut(length, pieces):
+        inner = rng.choice(np.arange(1, length), pieces - 1, replace=False)
+        return list(pairwise([0, *np.sort(inner).tolist(), length]))
 
-        def write(self, rows, band, window):
-            assert rows.shape == (window.height, window.width) and band == 1
-            self.windows.append((window.row_off, window.height))
+    parts = [
+        Region(top, bottom, left, right)
+        for left, right in cut(width, columns)
+        for top, bottom in cut(height, min(height, 7))
+    ]
+    return [parts[number] for number in rng.permutation(len(parts))]
 
-    raster = Recorder()
-    writer = prediction.RowWriter(raster)
-    for top in range(0, 700, chunk):
-        writer.write(np.zeros((min(chunk, 700 - top), 5), np.uint8))
-    assert all(top % prediction.BLOCK == 0 for top, _ in raster.windows)
-    ends = [top + height for top, height in raster.windows]
-    assert [0, *ends[:-1]] == [top for top, _ in raster.windows] and ends[-1] == 700
+
+def piece(arrays, part: Region) -> dict[str, np.ndarray]:
+    top, bottom, left, right = part
+    return {name: array[:, top:bottom, left:right] for name, array in arrays.items()}
+
+
+@pytest.fixture
+def partial(tmp_path) -> Path:
+    """An unfinished map of 90 x 41 pixels of which nothing is there yet."""
+    folder = tmp_path / ".map.tif-partial"
+    prediction.Unfinished.begin(folder, {"what": "a test"}, LAYERS, (90, 41))
+    return folder
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_what_is_stored_in_any_order_is_read_back(partial, columns):
+    arrays = random_layers(90, 41)
+    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    with rows.opened:
+        for part in random_parts(90, 41, columns, seed=columns):
+            rows.write(part, piece(arrays, part))
+        assert (rows.covered == 41).all()
+        for top, bottom in ((0, 90), (0, 1), (13, 64), (89, 90)):
+            for name, array in arrays.items():
+                found = rows.read(name, top, bottom)
+                assert found.dtype == array.dtype
+                np.testing.assert_array_equal(found, array[:, top:bottom])
+
+
+def test_two_processes_store_into_the_same_map(partial):
+    arrays = random_layers(90, 41)
+    parts = random_parts(90, 41, 3, seed=9)
+    for number in range(2):
+        rows = prediction.Unfinished(partial, LAYERS, (90, 41), number)
+        with rows.opened:
+            for part in parts[number::2]:
+                rows.write(part, piece(arrays, part))
+    assert sorted(prediction.Unfinished.finished_parts(partial)) == sorted(parts)
+    assert [path.name for path in partial.glob("done-*")] == ["done-0.txt"]
+    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    with rows.opened:
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(rows.read(name, 0, 90), array)
+
+
+@pytest.mark.parametrize("torn", ["1", "64 9", "64 90 0 4", "64 90 0 41"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_torn_line_of_a_journal_is_ignored_and_spoils_no_later_one(
+    partial, torn, number
+):
+    arrays = random_layers(90, 41)
+    first, second = Region(0, 64, 0, 41), Region(64, 90, 0, 41)
+    rows = prediction.Unfinished(partial, LAYERS, (90, 41), number)
+    with rows.opened:
+        rows.write(first, piece(arrays, first))
+    with open(partial / f"done-{number}.txt", "a") as journal:
+        journal.write(torn)
+    assert prediction.Unfinished.finished_parts(partial) == [first]
+    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    with rows.opened:
+        rows.write(second, piece(arrays, second))
+    assert prediction.Unfinished.finished_parts(partial) == [first, second]
+    assert [path.name for path in partial.glob("done-*")] == ["done-0.txt"]
+
+
+def test_a_part_that_two_journals_tell_of_counts_once(partial):
+    left = Region(0, 90, 0, 30)  # twice 30 columns are more than 41
+    for number in (0, 1):  # as a process leaves them that is killed while it joins them
+        (partial / f"done-{number}.txt").write_text("0 90 0 30\n")
+    assert prediction.Unfinished.finished_parts(partial) == [left]
+    assert prediction.Unfinished.finished_parts(partial) == [left]
+
+
+@pytest.mark.parametrize("bytes_a_call", [1000, 7])
+def test_files_that_take_and_give_less_at_a_time_hold_the_map_all_the_same(
+    partial, bytes_a_call
+):
+    class Slow:  # as Linux is past 2 GiB
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(data[:bytes_a_call])
+
+        def read(self, size):
+            return self.file.read(min(size, bytes_a_call))
+
+        def readinto(self, data):
+            return self.file.readinto(memoryview(data).cast("B")[:bytes_a_call])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    arrays, part = random_layers(90, 41), Region(0, 90, 0, 41)
+    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    with rows.opened:
+        rows.files = {name: Slow(file) for name, file in rows.files.items()}
+        rows.write(part, piece(arrays, part))
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(rows.read(name, 0, 90), array)
+
+
+def test_a_part_is_in_the_journal_only_after_it_is_in_the_files(partial, monkeypatch):
+    arrays, part = random_layers(90, 41), Region(0, 90, 0, 41)
+    write_all, fsync, calls = prediction._write_all, os.fsync, []
+
+    def failing(file, data):
+        calls.append(file.name)
+        if len(calls) == 4:
+            raise OSError("disk full")
+        write_all(file, data)
+
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(number), fsync(number))
+    )
+    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    with rows.opened:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+            patch.setattr(prediction, "_write_all", failing)
+            rows.write(part, piece(arrays, part))
+        assert (partial / "done-0.txt").read_text() == ""
+        assert not rows.covered.any()
+        synced.clear()
+        rows.write(part, piece(arrays, part))
+        files = [file.fileno() for file in rows.files.values()]
+        assert synced == [*files, rows.journal.fileno()]
+
+
+def test_a_disk_that_does_not_hold_the_map_is_an_error_before_the_work(
+    land, scene, tmp_path, capsys, monkeypatch, batches
+):
+    # classes and confidence of 100 x 90 pixels: 45,000 bytes
+    folder = tmp_path / "out"
+    for free, status in ((44_999, 1), (45_000, 0)):
+        usage = shutil._ntuple_diskusage(10**9, 10**9 - free, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        assert run(land.path, scene, folder / "map.tif") == status
+        if status:
+            error = capsys.readouterr().err
+            assert str(folder) in error and "GB free" in error
+            assert os.listdir(folder) == [] and batches == []
+
+
+class Recorder:
+    """A raster file that remembers what is written to it."""
+
+    def __init__(self, shape):
+        self.pixels = np.zeros(shape)
+        self.windows = []
+
+    def write(self, rows, window):
+        assert rows.shape[1:] == (window.height, window.width)
+        assert window.col_off == 0 and window.width == self.pixels.shape[2]
+        self.windows.append((window.row_off, window.row_off + window.height))
+        self.pixels[:, slice(*self.windows[-1])] = rows
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_maps_get_whole_rows_of_blocks_in_order_whatever_comes_first(
+    tmp_path, columns, seed
+):
+    shape, arrays = (600, 23), random_layers(600, 23)
+    prediction.Unfinished.begin(tmp_path / "partial", {}, LAYERS, shape)
+    files = {
+        name: Recorder(array.shape)
+        for name, array in arrays.items()
+        if LAYERS[name].written
+    }
+    statistics = Statistics(["a", "b", "c", "d"], np.ones(600))
+    rows = prediction.Unfinished(tmp_path / "partial", LAYERS, shape)
+    maps = prediction.Maps(rows, files, statistics)
+    with rows.opened:
+        missing = everywhere(shape)
+        for part in random_parts(*shape, columns, seed):
+            rows.write(part, piece(arrays, part))
+            maps.advance()
+            missing[part.top : part.bottom, part.left : part.right] = False
+            whole = int(np.argmax(missing.any(axis=1))) if missing.any() else 600
+            assert maps.row == (whole if whole == 600 else whole // 256 * 256)
+    expected = Statistics(["a", "b", "c", "d"], np.ones(600))
+    for top, bottom in ((0, 256), (256, 512), (512, 600)):
+        expected.add(
+            arrays["classes"][0, top:bottom], arrays["confidence"][0, top:bottom]
+        )
+    assert statistics.report() == expected.report()
+    for name, file in files.items():
+        assert file.windows == [(0, 256), (256, 512), (512, 600)]
+        np.testing.assert_array_equal(file.pixels, arrays[name])
+
+
+# --- resuming -------------------------------------------------------------------------------
+
+EVERYTHING = ("--save_confidence", "--save_uncertainty", "--save_probabilities")
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def tall_scene(tmp_path) -> Path:
+    """300 x 100 pixels: 6 windows down, 2 across."""
+    pixels = noise(300, 100)
+    pixels[:, 100:180, :70] = 0
+    return write_scene(tmp_path / "tall.tif", pixels, nodata=0)
+
+
+@pytest.mark.parametrize("memory", ["1", "0.000001"], ids=["whole rows", "columns"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (prediction, "derive"),
+        (prediction.Unfinished, "write"),
+        (prediction.Maps, "advance"),
+        (model_training.Predictor, "__call__"),
+    ],
+)
+def test_a_resumed_run_gives_the_same_bytes_and_predicts_no_finished_row_again(
+    spatial, tall_scene, tmp_path, monkeypatch, capsys, batches, memory, owner, name
+):
+    folder = tmp_path / "out"
+    options = (*EVERYTHING, "--max_memory", memory, "--batch_size", "1")
+    assert run(spatial, tall_scene, folder / "map.tif", *options) == 0
+    expected, report = outcome(folder), capsys.readouterr().out
+    whole, steps = len(batches), (6 if memory == "1" else 12)
+    for call in (2, steps):
+        shutil.rmtree(folder)
+        with monkeypatch.context() as patch:
+            interrupt(patch, owner, name, call)
+            assert run(spatial, tall_scene, folder / "map.tif", *options) == 130
+        journal = folder / ".map.tif-partial" / "done-0.txt"
+        parts = prediction.read_journal(journal)
+        assert os.listdir(folder) == [".map.tif-partial"]
+        capsys.readouterr()
+        batches.clear()
+        again = (*options, "--resume")
+        assert run(spatial, tall_scene, folder / "map.tif", *again) == 0
+        assert outcome(folder) == expected
+        assert capsys.readouterr().out == report
+        if memory == "1":
+            # rows end at the next window's start: only the one window row before is needed again
+            left = 6 - len(parts)
+            assert len(batches) <= 2 * (left + 1)
+        assert len(batches) <= whole
+
+
+def test_a_run_that_was_interrupted_several_times_ends_with_the_same_map(
+    spatial, tall_scene, tmp_path, monkeypatch
+):
+    assert run(spatial, tall_scene, tmp_path / "a" / "map.tif", *EVERYTHING) == 0
+    output = tmp_path / "b" / "map.tif"
+    for _ in range(4):
+        with monkeypatch.context() as patch:
+            interrupt(patch, prediction, "derive", 2)
+            run(spatial, tall_scene, output, *EVERYTHING, "--resume")
+    assert run(spatial, tall_scene, output, *EVERYTHING, "--resume") == 0
+    found, expected = outcome(output.parent), outcome(tmp_path / "a")
+    for name in expected.keys() - {"map_statistics.json"}:
+        assert found[name] == expected[name]
+
+
+def left_unfinished(model, scene, output, monkeypatch, *options) -> dict[str, bytes]:
+    """Interrupt a run; what lies in the hidden folder then."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, prediction, "derive", 3)
+        assert run(model, scene, output, *options) == 130
+    return outcome(output.with_name(f".{output.name}-partial"))
+
+
+def test_without_resume_an_unfinished_map_is_dropped_and_that_is_told(
+    spatial, tall_scene, tmp_path, monkeypatch, capsys, batches
+):
+    output = tmp_path / "map.tif"
+    left_unfinished(spatial, tall_scene, output, monkeypatch)
+    batches.clear()
+    capsys.readouterr()
+    assert run(spatial, tall_scene, output) == 0
+    assert len(batches) == 12
+    assert ".map.tif-partial is dropped" in capsys.readouterr().err
+
+
+OTHER_OPTIONS = {
+    "bands": ("1,2,3",),
+    "patch_size": ("32",),
+    "overlap": ("20",),
+    "blend": ("none",),
+    "tta": ("flip",),
+    "threshold": ("0.6",),
+    "precision": ("bf16",),
+    "batch_size": ("3",),
+    "compile": (),
+    "format": ("cog",),
+    "save_uncertainty": (),
+    "save_probabilities": (),
+}
+
+
+def test_every_option_that_changes_the_result_is_compared():
+    assert set(OTHER_OPTIONS) == set(prediction.RESULT_OPTIONS)
+    fields = set(prediction.PredictionConfig.__dataclass_fields__)
+    assert fields >= set(OTHER_OPTIONS)
+
+
+@pytest.mark.parametrize("option", OTHER_OPTIONS)
+def test_resuming_with_another_option_is_refused_and_keeps_the_unfinished_map(
+    water, tall_scene, tmp_path, monkeypatch, capsys, option
+):
+    output = tmp_path / "map.tif"
+    kept = left_unfinished(water.path, tall_scene, output, monkeypatch)
+    capsys.readouterr()
+    changed = (f"--{option}", *OTHER_OPTIONS[option])
+    assert run(water.path, tall_scene, output, *changed, "--resume") == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: --resume:")
+    assert f"--{option} " in error and "leave --resume out" in error
+    assert outcome(tmp_path / ".map.tif-partial") == kept
+    assert run(water.path, tall_scene, output, "--resume") == 0
+
+
+def test_resuming_with_another_scene_or_model_is_refused(
+    spatial, tall_scene, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "map.tif"
+    kept = left_unfinished(spatial, tall_scene, output, monkeypatch)
+    other_scene = shutil.copy(tall_scene, tmp_path / "other.tif")
+    other_model = shutil.copy(spatial, tmp_path / "other.pth")
+    for model, image, named in (
+        (spatial, other_scene, "scene"),
+        (other_model, tall_scene, "model"),
+        ([spatial, other_model], tall_scene, "model"),
+    ):
+        capsys.readouterr()
+        assert run(model, image, output, "--resume") == 1
+        assert f"of a run with another {named}" in capsys.readouterr().err
+        assert outcome(tmp_path / ".map.tif-partial") == kept
+    os.utime(tall_scene, (1, 1))  # the same name, but other contents
+    assert run(spatial, tall_scene, output, "--resume") == 1
+    assert "of a run with another scene" in capsys.readouterr().err
+    assert outcome(tmp_path / ".map.tif-partial") == kept
+
+
+def test_resuming_a_finished_map_predicts_nothing_and_reports_the_same(
+    spatial, tall_scene, tmp_path, capsys, batches
+):
+    output = tmp_path / "out" / "map.tif"
+    assert run(spatial, tall_scene, output, *EVERYTHING) == 0
+    report, before = capsys.readouterr().out, outcome(output.parent)
+    batches.clear()
+    assert run(spatial, tall_scene, output, *EVERYTHING, "--resume") == 0
+    captured = capsys.readouterr()
+    assert captured.out == report and "is there already" in captured.err
+    assert batches == [] and outcome(output.parent) == before
+    assert run(spatial, tall_scene, output, "--resume", "--overlap", "17") == 1
+    assert outcome(output.parent) == before
+
+
+def test_resuming_where_nothing_is_there_is_an_ordinary_run(
+    spatial, tall_scene, tmp_path, batches
+):
+    assert run(spatial, tall_scene, tmp_path / "a" / "map.tif") == 0
+    assert run(spatial, tall_scene, tmp_path / "b" / "map.tif", "--resume") == 0
+    assert len(batches) == 2 * 12
+    names = ("map.tif", "map.tif.aux.xml")
+    for name in names:
+        one, other = (tmp_path / folder / name for folder in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_resuming_several_scenes_goes_on_with_the_one_that_was_interrupted(
+    spatial, tmp_path, monkeypatch, batches, capsys
+):
+    scenes = [
+        write_scene(tmp_path / f"{name}.tif", noise(150, 60, seed=seed))
+        for seed, name in enumerate("abc")
+    ]
+    assert run(spatial, scenes, tmp_path / "expected") == 0
+    report = capsys.readouterr().out.replace("/expected/", "/maps/")
+    maps = tmp_path / "maps"
+    with monkeypatch.context() as patch:
+        interrupt(patch, prediction, "derive", 5)  # 3 window rows a scene
+        assert run(spatial, scenes, maps) == 130
+    capsys.readouterr()
+    batches.clear()
+    assert run(spatial, scenes, maps, "--resume") == 0
+    assert capsys.readouterr().out == report
+    assert len(batches) <= 3 + 3
+    for path in maps.glob("*.tif"):
+        assert path.read_bytes() == (tmp_path / "expected" / path.name).read_bytes()
+    assert len(list(maps.glob("*.tif"))) == 3 and not list(maps.glob(".*"))
+
+
+def test_an_interruption_before_the_first_row_can_be_resumed(
+    land, scene, tmp_path, monkeypatch
+):
+    output = tmp_path / "map.tif"
+    with monkeypatch.context() as patch:
+        interrupt(patch, rasters, "write_json", 1)
+        assert run(land.path, scene, output) == 130
+    assert run(land.path, scene, output, "--resume") == 0
+
+
+@pytest.mark.parametrize("more", ["--save_confidence", "map deleted"])
+def test_resume_makes_what_is_not_there(land, scene, tmp_path, more):
+    output = tmp_path / "map.tif"
+    assert run(land.path, scene, output) == 0
+    options = ["--save_confidence"]
+    if more == "map deleted":
+        output.unlink()
+        options = []
+    assert run(land.path, scene, output, "--resume", *options) == 0
+    assert output.exists()
+    assert (tmp_path / "map_confidence.tif").exists() == bool(options)
+
+
+def test_resume_draws_a_quicklook_of_a_finished_map(land, scene, tmp_path):
+    output = tmp_path / "map.tif"
+    assert run(land.path, scene, output) == 0
+    assert run(land.path, scene, output, "--resume", "--quicklook") == 0
+    assert (tmp_path / "map_quicklook.png").exists()
+
+
+def test_resume_with_another_format_is_refused_or_obeyed(land, scene, tmp_path):
+    output = tmp_path / "map.tif"
+    assert run(land.path, scene, output) == 0
+    status = run(land.path, scene, output, "--resume", "--format", "cog")
+    with rasterio.open(output) as file:
+        layout = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT")
+    assert status == 1 or layout == "COG"
+
+
+def test_a_fault_after_the_map_is_written_leaves_no_hidden_folder(
+    land, scene, tmp_path, monkeypatch
+):
+    folder = tmp_path / "out"
+    interrupt(monkeypatch, prediction, "draw_quicklook", 1, OSError("no space"))
+    assert run(land.path, scene, folder / "map.tif", "--quicklook") == 1
+    assert not list(folder.glob(".*"))
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def test_little_memory_gives_the_same_bytes(spatial, tmp_path):
+    pixels = noise(100, 150)
+    pixels[:, 20:90, :70] = 0
+    scene = write_scene(tmp_path / "scene.tif", pixels, nodata=0)
+    found = {}
+    for memory in ("100", "0.0000001"):
+        folder = tmp_path / memory
+        options = (*EVERYTHING, "--max_memory", memory, "--batch_size", "1")
+        assert run(spatial, scene, folder / "map.tif", *options) == 0
+        report = read_json(folder / "map_statistics.json")
+        columns = report.pop("run")["columns"]
+        files = {path.name: path.read_bytes() for path in folder.glob("*.tif")}
+        found[memory] = columns, files, report["classes"], report["confidence"]
+    assert [len(columns) for columns, *_ in found.values()] == [1, 3]
+    first, other = (rest for _, *rest in found.values())
+    assert other == first
+
+
+def test_pieces_of_columns_are_as_many_as_the_memory_needs(land, tmp_path):
+    path = write_scene(tmp_path / "scene.tif", noise(10, 4000))
+    counts = []
+    for megabytes in (100, 3, 1, 0.1):
+        config = configure(model=[str(land.path)], max_memory=megabytes / 1000)
+        models = prediction.load_models(config, prediction.Team())
+        with rasters.open_raster(path) as scene:
+            task = prediction.Task(str(path), tmp_path / "map.tif")
+            job = prediction.frame_job(task, config, models, scene)
+            counts.append(prediction.count_pieces(job))
+    assert counts[0] == 1 and counts == sorted(counts) and len(set(counts)) == 4
+    assert counts[3] == pytest.approx(10 * counts[2], abs=10)
+
+
+# --- further layers -------------------------------------------------------------------------
+
+
+def entropy_share(probabilities: np.ndarray) -> np.ndarray:
+    """Entropy over the first axis as a share of that of equal probabilities."""
+    from scipy.stats import entropy
+
+    if len(probabilities) == 1:
+        probabilities = np.concatenate([probabilities, 1 - probabilities])
+    return entropy(probabilities, axis=0) / np.log(len(probabilities))
+
+
+@pytest.mark.parametrize("kind", ["land", "water"])
+def test_uncertainty_of_one_model_is_the_entropy_of_its_probabilities(
+    kind, scene, tmp_path, request
+):
+    model = request.getfixturevalue(kind)
+    assert run(model.path, scene, tmp_path / "map.tif", "--save_uncertainty") == 0
+    with rasterio.open(scene) as file:
+        image, valid = file.read(), file.read_masks(1) > 0
+    with rasterio.open(tmp_path / "map_uncertainty.tif") as file:
+        assert (file.count, file.dtypes, file.nodata) == (1, ("float32",), -1)
+        assert (file.crs, file.transform) == (CRS, TRANSFORM)
+        assert "entropy" in file.descriptions[0]
+        found = file.read(1)
+    expected = entropy_share(model.probabilities(image))
+    np.testing.assert_allclose(found[valid], expected[valid], atol=1e-5)
+    assert (found[~valid] == -1).all() and not valid.all()
+
+
+@pytest.mark.parametrize("kind", ["land", "water"])
+def test_disagreement_of_several_models_is_their_mutual_information(
+    kind, models, scene, tmp_path, request
+):
+    one = request.getfixturevalue(kind)
+    rng = np.random.default_rng(0)
+    shape, names = one.weights.shape, {}
+    if kind == "land":
+        names = {"class_names": ["water", "forêt", "bare soil", "town"]}
+    members = [one] + [
+        make_pixel_model(
+            models / f"{kind}_{number}.pth",
+            rng.normal(0, 4, shape),
+            rng.normal(0, 1, shape[0]),
+            **names,
+        )
+        for number in (1, 2)
+    ]
+    window = ("--patch_size", "128", "--overlap", "0", "--save_uncertainty")
+    files = [member.path for member in members]
+    assert run(files, scene, tmp_path / "map.tif", *window) == 0
+    with rasterio.open(scene) as file:
+        image, valid = file.read(), file.read_masks(1) > 0
+    with rasterio.open(tmp_path / "map_uncertainty.tif") as file:
+        assert (file.count, file.nodata) == (2, -1)
+        assert "mutual information" in file.descriptions[1]
+        total, disagreement = file.read()
+    each = [member.probabilities(image) for member in members]
+    expected = entropy_share(np.mean(each, axis=0))
+    mutual = expected - np.mean([entropy_share(p) for p in each], axis=0)
+    np.testing.assert_allclose(total[valid], expected[valid], atol=1e-5)
+    np.testing.assert_allclose(disagreement[valid], mutual[valid], atol=1e-5)
+    assert mutual[valid].max() > 0.1 and (disagreement[~valid] == -1).all()
+
+
+def test_models_that_agree_have_no_disagreement(land, scene, tmp_path):
+    output, options = tmp_path / "map.tif", ("--save_uncertainty",)
+    assert run([land.path, land.path], scene, output, *options) == 0
+    with rasterio.open(tmp_path / "map_uncertainty.tif") as file:
+        total, disagreement = file.read()
+    assert disagreement[disagreement >= 0].max() < 1e-5 < total.max()
+
+
+@pytest.mark.parametrize("kind", ["land", "water"])
+def test_probabilities_are_a_band_per_class_within_half_a_step(
+    kind, scene, tmp_path, request
+):
+    model = request.getfixturevalue(kind)
+    assert run(model.path, scene, tmp_path / "map.tif", "--save_probabilities") == 0
+    with rasterio.open(scene) as file:
+        image, valid = file.read(), file.read_masks(1) > 0
+    expected = model.probabilities(image)
+    names = ["water", "forêt", "bare soil", "town"]
+    if kind == "water":
+        expected = np.concatenate([1 - expected, expected])
+        names = ["background", "foreground"]
+    with rasterio.open(tmp_path / "map_probabilities.tif") as file:
+        assert file.count == len(names) and set(file.dtypes) == {"uint8"}
+        assert file.nodata == 255 and file.scales == (1 / 254,) * file.count
+        assert file.descriptions == tuple(f"probability of {name}" for name in names)
+        stored = file.read()
+    assert (stored[:, ~valid] == 255).all() and stored[:, valid].max() <= 254
+    np.testing.assert_allclose(
+        (stored / 254)[:, valid], expected[:, valid], atol=0.5 / 254 + 1e-5
+    )
+
+
+# --- cloud-optimized maps -------------------------------------------------------------------
+
+
+def tall_blobs(height: int, width: int) -> np.ndarray:
+    """A scene of blocks of 3 x 5 pixels, so that an average of class numbers would be seen."""
+    small = noise(height // 3 + 1, width // 5 + 1)
+    return small.repeat(3, axis=1).repeat(5, axis=2)[:, :height, :width]
+
+
+def test_a_cog_holds_the_pixels_of_the_geotiff_and_overviews(land, tmp_path):
+    pixels = tall_blobs(530, 700)
+    pixels[:, :90, :120] = 0
+    scene = write_scene(tmp_path / "scene.tif", pixels, nodata=0)
+    options = ("--patch_size", "512", *EVERYTHING)
+    for form in ("gtiff", "cog"):
+        output = tmp_path / form / "map.tif"
+        assert run(land.path, scene, output, "--format", form, *options) == 0
+    assert {path.name for path in (tmp_path / "cog").iterdir()} == {
+        path.name for path in (tmp_path / "gtiff").iterdir()
+    }
+    for name in ("map", "map_confidence", "map_uncertainty", "map_probabilities"):
+        with (
+            rasterio.open(tmp_path / "gtiff" / f"{name}.tif") as plain,
+            rasterio.open(tmp_path / "cog" / f"{name}.tif") as cog,
+        ):
+            assert cog.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+            assert "LAYOUT" not in plain.tags(ns="IMAGE_STRUCTURE")
+            np.testing.assert_array_equal(cog.read(), plain.read())
+            for what in ("crs", "transform", "nodata", "dtypes", "scales"):
+                assert getattr(cog, what) == getattr(plain, what)
+            assert cog.descriptions == plain.descriptions
+            ours = {"SOFTWARE", "MODEL", "CLASS_NAMES", "PRECISION", "NORMALIZATION"}
+            assert ours <= cog.tags().keys()
+            assert {tag: cog.tags()[tag] for tag in ours} == {
+                tag: plain.tags()[tag] for tag in ours
+            }
+            assert cog.overviews(1) and not plain.overviews(1)
+    beside = ElementTree.parse(tmp_path / "cog" / "map.tif.aux.xml").getroot()
+    assert [node.text for node in beside.iter("Category")][:1] == ["water"]
+
+
+def test_overviews_of_classes_are_classes_and_those_of_confidence_are_means(
+    models, tmp_path
+):
+    model = make_pixel_model(
+        models / "bands.pth", 60 * np.eye(5), np.zeros(5), class_names=list("abcde")
+    )
+    stripes = np.full((5, 600, 600), 300, np.uint16)  # classes 1 and 4, three to one
+    stripes[1], stripes[4, :, ::4] = 5000, 9000
+    scene = write_scene(tmp_path / "scene.tif", stripes)
+    options = ("--patch_size", "512", "--format", "cog", "--save_confidence")
+    assert run(model.path, scene, tmp_path / "map.tif", *options) == 0
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.colorinterp == (ColorInterp.palette,)
+        assert file.colormap(1)[4] == (*rasters.class_colours(5)[4], 255)
+        assert file.overviews(1) == [2]
+        assert set(np.unique(file.read())) == {1, 4}
+    for name in ("map.tif", "map_confidence.tif"):
+        with rasterio.open(tmp_path / name) as file:
+            full = file.read(1)
+        with rasterio.open(tmp_path / name, overview_level=0) as file:
+            small = file.read(1)
+        squares = full.reshape(300, 2, 300, 2)
+        if name == "map.tif":
+            assert set(np.unique(small)) <= {1, 4}  # an average would be 2 or 3
+            same = (squares == squares[:, :1, :, :1]).all(axis=(1, 3))
+            np.testing.assert_array_equal(small[same], squares[:, 0, :, 0][same])
+        else:
+            np.testing.assert_allclose(small, squares.mean(axis=(1, 3)), rtol=1e-5)
+
+
+def test_a_small_cog_has_no_overviews_and_is_one_all_the_same(land, scene, tmp_path):
+    assert run(land.path, scene, tmp_path / "map.tif", "--format", "cog") == 0
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert file.overviews(1) == [] and file.nodata == 255
+        assert file.colorinterp == (ColorInterp.palette,)
+        assert file.compression.name == "deflate"
+
+
+# --- creation options and metadata ----------------------------------------------------------
+
+
+def test_outputs_become_bigtiff_when_they_may_need_it(
+    land, scene, tmp_path, monkeypatch
+):
+    plain, profiles = rasters.create_tiff, []
+    copy, copied = rasterio.shutil.copy, []
+
+    def create(path, **profile):
+        profiles.append(profile)
+        return plain(path, **profile)
+
+    def copying(source, target, **options):
+        copied.append(options)
+        return copy(source, target, **options)
+
+    monkeypatch.setattr(rasters, "create_tiff", create)
+    monkeypatch.setattr(rasterio.shutil, "copy", copying)
+    options = (*EVERYTHING, "--format", "cog")
+    assert run(land.path, scene, tmp_path / "map.tif", *options) == 0
+    assert len(profiles) == len(copied) == 4
+    assert {profile["bigtiff"].upper() for profile in profiles} == {"IF_SAFER"}
+    assert {options["BIGTIFF"] for options in copied} == {"IF_SAFER"}
+
+
+def test_every_output_says_what_made_it(land, scene, tmp_path):
+    assert run(land.path, scene, tmp_path / "map.tif", *EVERYTHING) == 0
+    for name in ("map", "map_confidence", "map_uncertainty", "map_probabilities"):
+        with rasterio.open(tmp_path / f"{name}.tif") as file:
+            tags = file.tags()
+        assert tags["SOFTWARE"] == f"SemanticSeg4EO {rasters.VERSION}"
+        assert (tags["MODEL"], tags["MODEL_FILES"]) == ("unet-dropout", "land.pth")
+        assert (tags["NORMALIZATION"], tags["PRECISION"]) == ("dataset", "fp32")
+        names = ["water", "forêt", "bare soil", "town"]
+        assert json.loads(tags["CLASS_NAMES"]) == names
+
+
+# --- honest input ---------------------------------------------------------------------------
+
+
+def warnings_of(capsys) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if "warning" in line]
+
+
+@pytest.mark.parametrize(
+    ("change", "strange"),
+    [
+        (lambda image: image, []),
+        (lambda image: (image / 10_000).astype(np.float32), [1, 2, 3]),
+        (lambda image: (image // 39).astype(np.uint8), [1, 2, 3]),
+        (lambda image: image + np.array([0, 9000, 0], np.uint16)[:, None, None], [2]),
+        (lambda image: image * np.array([1, 0, 1], np.uint16)[:, None, None] + 1, [2]),
+    ],
+    ids=["same", "reflectance", "8 bit", "shifted", "constant"],
+)
+def test_values_that_the_model_was_not_trained_on_are_told_once_with_their_bands(
+    land, tmp_path, capsys, change, strange
+):
+    scene = write_scene(tmp_path / "scene.tif", change(noise(150, 200)))
+    assert run(land.path, scene, tmp_path / "map.tif") == 0
+    told = warnings_of(capsys)
+    assert len(told) == bool(strange)
+    if strange:
+        assert str(scene) in told[0] and str(land.path) in told[0]
+        named = [band for band in (1, 2, 3) if f"{band} (median" in told[0]]
+        assert named == strange
+
+
+def test_a_shifted_scene_names_the_bands_as_the_file_counts_them(
+    land, tmp_path, capsys
+):
+    pixels = noise(80, 80)[::-1].copy()
+    pixels[1] += 20_000
+    scene = write_scene(tmp_path / "scene.tif", np.concatenate([pixels[:1], pixels]))
+    bands = ("--bands", "4,3,2")
+    assert run(land.path, scene, tmp_path / "map.tif", *bands) == 0
+    (told,) = warnings_of(capsys)
+    assert "in band 3 (median 2.5" in told and told.count("median") == 1
+
+
+def test_of_many_strange_bands_four_are_named(models, tmp_path, capsys):
+    model = make_pixel_model(models / "ten.pth", np.eye(10), np.zeros(10))
+    pixels = noise(70, 70, bands=10) // 1000
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    assert run(model.path, scene, tmp_path / "map.tif") == 0
+    (told,) = warnings_of(capsys)
+    assert told.count("median") == 4 and "and 6 more" in told
+
+
+def test_a_model_without_statistics_gives_no_warning(land, tmp_path, capsys):
+    legacy = write_legacy(tmp_path / "legacy.pth", land, "metadata")
+    scene = write_scene(tmp_path / "scene.tif", noise(70, 70) // 5000)
+    assert run(legacy, scene, tmp_path / "map.tif") == 0
+    assert warnings_of(capsys) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (20, 300), (63, 64), (64, 65), (500, 10)])
+def test_sampled_pixels_are_valid_ones_of_the_scene(tmp_path, shape):
+    pixels = noise(*shape)
+    pixels[:, shape[0] // 2 + 1 :: 7] = 0
+    path = write_scene(tmp_path / "scene.tif", pixels, nodata=0)
+    with rasters.open_raster(path) as scene:
+        found = prediction.sample_pixels(scene, [3, 1])
+    there = {tuple(pixel) for pixel in pixels[[2, 0]].reshape(2, -1).T if pixel.all()}
+    assert len(found) and {tuple(pixel) for pixel in found} <= there
+
+
+def test_a_scene_without_a_valid_pixel_gives_no_warning(land, tmp_path, capsys):
+    scene = write_scene(
+        tmp_path / "scene.tif", np.zeros((3, 40, 40), np.uint16), nodata=0
+    )
+    assert run(land.path, scene, tmp_path / "map.tif") == 0
+    assert warnings_of(capsys) == []
+
+
+# --- names of polygons ----------------------------------------------------------------------
+
+
+def test_polygons_of_one_scene_go_into_the_file_that_is_named(scene):
+    config = configure(input=[str(scene)], polygons="fields/a.gpkg")
+    (task,) = prediction.list_tasks(config)
+    assert task.polygons == Path("fields/a.gpkg")
+
+
+def test_polygons_of_several_scenes_go_into_a_folder(scene, tmp_path):
+    scenes = [str(scene), str(tmp_path / "b.tif")]
+    config = configure(input=scenes, output=str(tmp_path / "maps"), polygons="fields")
+    found = [task.polygons for task in prediction.list_tasks(config)]
+    names = ("scene_prediction.gpkg", "b_prediction.gpkg")
+    assert found == [Path("fields") / name for name in names]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_name_of_polygons_that_does_not_fit_is_a_wrong_command_line(
+    land, scene, tmp_path, capsys, several
+):
+    scenes = [scene, tmp_path / "b.tif"] if several else scene
+    output = tmp_path / ("maps" if several else "map.tif")
+    wrong = ["a.gpkg"] if several else ["a.shp", "fields", "a.geojson"]
+    for name in wrong:
+        with pytest.raises(SystemExit) as stop:
+            run(land.path, scenes, output, "--polygons", name)
+        assert stop.value.code == 2
+        assert f"--polygons {name}" in capsys.readouterr().err
+    assert not output.exists()
 
 
 # --- maps -----------------------------------------------------------------------------------
@@ -1048,10 +2200,12 @@ def test_windows_have_the_size_the_overlap_and_the_batch_asked_for(
     assert batches == [(3, 3, 40, 40), (2, 3, 40, 40)] * 3
 
 
-def test_the_default_window_is_512_pixels_in_batches_of_4():
+def test_the_default_window_is_512_pixels_and_the_batch_is_chosen():
     required = ["--model", "m.pth", "--input", "a.tif", "--output", "b.tif"]
     parsed = prediction.build_parser().parse_args(required)
-    assert (parsed.patch_size, parsed.overlap, parsed.batch_size) == (512, 128, 4)
+    assert (parsed.patch_size, parsed.overlap, parsed.batch_size) == (512, 128, "auto")
+    assert (parsed.blend, parsed.tta, parsed.precision) == ("hann", "none", "auto")
+    assert (parsed.format, parsed.max_memory, parsed.resume) == ("gtiff", None, False)
     assert (parsed.threshold, parsed.device) == (0.5, None)
     assert not parsed.save_confidence and not parsed.quicklook
 
@@ -1108,6 +2262,20 @@ def test_an_explicit_gpu_that_is_not_there_is_an_error(
         ("--overlap", "64"),
         ("--overlap", "-1"),
         ("--batch_size", "0"),
+        ("--batch_size", "1.5"),
+        ("--batch_size", "-2"),
+        ("--batch_size", "many"),
+        ("--max_memory", "0"),
+        ("--max_memory", "-1"),
+        ("--max_memory", "nan"),
+        ("--min_area", "-1"),
+        ("--min_area", "nan"),
+        ("--min_area", "100"),
+        ("--blend", "mean"),
+        ("--tta", "all"),
+        ("--format", "jp2"),
+        ("--precision", "int8"),
+        ("--precision", "fp16"),
         ("--threshold", "1.5"),
         ("--threshold", "nan"),
         ("--device", "nonsense"),
@@ -1390,15 +2558,31 @@ def test_an_output_that_is_no_tif_is_a_wrong_command_line(
 # --- failures -------------------------------------------------------------------------------
 
 
-def test_a_scene_that_ends_in_the_middle_leaves_nothing_behind(land, tmp_path, capsys):
+@pytest.mark.parametrize("rule", ["dataset", "image"])
+def test_a_scene_that_ends_in_the_middle_leaves_nothing_behind(
+    land, tmp_path, capsys, rule
+):
     scene = cut_off(tmp_path / "cut.tif")
     with rasterio.open(scene) as file:  # it opens, and its first rows are there
         assert file.read(window=Window(0, 0, 40, 32)).all()
     folder = tmp_path / "out"
+    folder.mkdir()
     options = ("--patch_size", "32", "--overlap", "8", "--save_confidence")
-    assert run(land.path, scene, folder / "map.tif", *options) == 1
+    model = land.path  # whose values are compared with the scene's before anything
+    if rule == "image":
+        model = write_legacy(tmp_path / "legacy.pth", land, "metadata")
+    assert run(model, scene, folder / "map.tif", *options) == 1
     assert f"Cannot read {scene}" in capsys.readouterr().err
     assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("name", ["map.tif", "map.tiff", "map.TIF"])
+def test_the_map_has_the_name_that_was_asked_for(land, scene, tmp_path, name):
+    folder = tmp_path / "out"
+    options = ("--quicklook", "--format", "cog")
+    assert run(land.path, scene, folder / name, *options) == 0
+    more = ["map_quicklook.png", "map_statistics.json"]
+    assert sorted(os.listdir(folder)) == sorted([name, f"{name}.aux.xml", *more])
 
 
 def test_a_run_that_fails_leaves_the_earlier_map_as_it_was(land, scene, tmp_path):
@@ -1410,26 +2594,64 @@ def test_a_run_that_fails_leaves_the_earlier_map_as_it_was(land, scene, tmp_path
     assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
 
 
-def test_an_interrupted_run_leaves_nothing_behind(land, tmp_path, capsys, monkeypatch):
-    make, calls = prediction.model_predictor, []
+def interrupt(monkeypatch, owner, name: str, call: int, error=KeyboardInterrupt):
+    """Have the n-th call of a function raise; the list of the calls."""
+    plain, calls = getattr(owner, name), []
 
-    def interrupted(*arguments):
-        predict = make(*arguments)
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise error
+        return plain(*arguments, **options)
 
-        def twice(images):
-            calls.append(1)
-            if len(calls) > 2:
-                raise KeyboardInterrupt
-            return predict(images)
+    monkeypatch.setattr(owner, name, interrupted)
+    return calls
 
-        return twice
 
-    monkeypatch.setattr(prediction, "model_predictor", interrupted)
+def test_an_interrupted_run_leaves_the_unfinished_map_and_nothing_else(
+    land, tmp_path, capsys, monkeypatch
+):
+    calls = interrupt(monkeypatch, model_training.Predictor, "__call__", 3)
     scene = write_scene(tmp_path / "scene.tif", noise(200, 40))
     folder = tmp_path / "out"
+    threads = threading.active_count()
     assert run(land.path, scene, folder / "map.tif", "--save_confidence") == 130
-    assert len(calls) == 3 and os.listdir(folder) == []
+    assert len(calls) >= 3 and os.listdir(folder) == [".map.tif-partial"]
+    left = set(os.listdir(folder / ".map.tif-partial"))
+    assert left == {"run.json", "classes.raw", "confidence.raw", "done-0.txt"}
     assert "interrupted" in capsys.readouterr().err
+    assert threading.active_count() == threads
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does_and_its_handler_goes_back(
+    land, scene, tmp_path, monkeypatch
+):
+    def ended(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):  # the handler runs between two steps of Python
+            time.sleep(0.01)
+        raise AssertionError("SIGTERM was not noticed")
+
+    monkeypatch.setattr(prediction, "decide", ended)
+    before = signal.getsignal(signal.SIGTERM)
+    folder = tmp_path / "out"
+    assert run(land.path, scene, folder / "map.tif") == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert os.listdir(folder) == [".map.tif-partial"]
+
+
+@pytest.mark.parametrize("ending", [0, 1, 2])
+def test_the_handler_of_sigterm_goes_back_however_a_run_ends(
+    land, scene, tmp_path, ending
+):
+    before = signal.getsignal(signal.SIGTERM)
+    model = land.path if ending != 1 else tmp_path / "missing.pth"
+    wrong = ("--threshold", "0.7") if ending == 2 else ()
+    try:
+        assert run(model, scene, tmp_path / "map.tif", *wrong) == ending
+    except SystemExit as stop:
+        assert stop.code == ending
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_files_that_are_missing_or_false_are_errors_of_one_kind(
@@ -1470,7 +2692,8 @@ def test_the_json_equals_a_recount_of_the_written_map(land, scene, tmp_path):
     confidence = read_map(tmp_path / "map_confidence.tif").astype(np.float64)
     known = classes != 255
     assert report["scene"] == str(scene) and report["output"] == str(output)
-    assert report["model"] == str(land.path)
+    assert report["model"] == [str(land.path)]
+    assert report["run"]["precision"] == "fp32"
     assert report["pixels"] == classes.size
     assert report["nodata_pixels"] == 20 * 25 == (~known).sum()
     for number, entry in enumerate(report["classes"]):
@@ -1549,8 +2772,6 @@ def image_rule(image: np.ndarray) -> np.ndarray:
 
 def write_legacy(path: Path, model: PixelModel, key: str, number=int) -> Path:
     """A checkpoint with the documented keys alone."""
-    import torch
-
     network = linear_network(model.weights, model.bias)[0].network
     classes, bands = model.weights.shape
     described = {
@@ -1755,20 +2976,6 @@ def test_a_device_that_is_neither_cpu_nor_cuda_is_a_wrong_command_line(
     with pytest.raises(SystemExit) as stop:
         run(land.path, scene, tmp_path / "map.tif", "--device", device)
     assert stop.value.code == 2
-
-
-def test_too_little_memory_on_the_cpu_says_what_to_lower(land):
-    import torch
-    from torch import nn
-
-    class Greedy(nn.Module):
-        def forward(self, images):
-            return torch.empty(len(images), 1 << 50)
-
-    checkpoint = model_training.Checkpoint(Greedy(), None, None, {})
-    predict = prediction.model_predictor(checkpoint, torch.device("cpu"))
-    with pytest.raises(rasters.SegmentationError, match="--batch_size"):
-        predict(np.zeros((1, 3, 32, 32), np.float32))
 
 
 def test_a_missing_scene_is_told_in_one_line(land, tmp_path, capsys):
