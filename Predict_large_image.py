@@ -60,6 +60,8 @@ READ_ROWS_MOST = 1024  # and from one of high blocks
 DECIDED_ROWS = 128  # rows whose classes are chosen at once
 PROBES = 3  # windows that tell whether a lower precision keeps the classes
 KEPT_CLASSES = 0.999  # share of the pixels that must keep their class
+# each block of a scene is read once: its cache only has to hold those of one reading
+GDAL_OPTIONS = rasters.GDAL_OPTIONS | {"GDAL_CACHEMAX": 64 * 2**20}
 FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities")
 BATCH_SIZES = {"cpu": 1, "cuda": 16}  # of --batch_size auto
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
@@ -580,7 +582,7 @@ def predicted(
     with ThreadPoolExecutor(workers) as pool:
         for batch in cut:
             waiting.append((batch, pool.submit(one, batch)))
-            if len(waiting) > workers:
+            if len(waiting) > 2 * workers:
                 batch, result = waiting.popleft()
                 yield batch, result.result()
         for batch, result in waiting:
@@ -1897,7 +1899,7 @@ def main(argv: list[str] | None = None) -> int:
         config = rasters.settings_from(PredictionConfig, arguments)
         former = signal.signal(signal.SIGTERM, terminate)
         try:
-            with rasterio.Env(**rasters.GDAL_OPTIONS):
+            with rasterio.Env(**GDAL_OPTIONS):
                 return 1 if predict_scenes(config) else 0
         finally:
             signal.signal(signal.SIGTERM, former)

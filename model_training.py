@@ -1654,8 +1654,7 @@ class Predictor:
             view = view.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 logits = network(view)
-            plain = logits.to(torch.float32, memory_format=torch.contiguous_format)
-            probabilities = class_probabilities(plain)
+            probabilities = class_probabilities(logits.float())
             probabilities = (
                 probabilities.rot90(-turns, (-2, -1)) if turns else probabilities
             )

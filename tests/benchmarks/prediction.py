@@ -163,7 +163,7 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
     rasters.show_messages()
     mt.keep_memory()
     (task,) = prediction.list_tasks(config)
-    with rasterio.Env(**rasters.GDAL_OPTIONS):
+    with rasterio.Env(**prediction.GDAL_OPTIONS):
         models = prediction.load_models(config, prediction.Team())
         warm_up(models.first.model, device)
         busy = gpu_time(prediction) if device.startswith("cuda") else None
