@@ -25,9 +25,10 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
@@ -57,12 +58,17 @@ BLOCK = 256  # side of the outputs' tiles in pixels
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
 READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
 READ_ROWS_MOST = 1024  # and from one of high blocks
+READ_COLUMNS = 2048  # columns of tiles that are read at once
+COUNTED_ROWS = 64  # rows whose statistics are counted at once
 DECIDED_ROWS = 128  # rows whose classes are chosen at once
 PROBES = 3  # windows that tell whether a lower precision keeps the classes
 KEPT_CLASSES = 0.999  # share of the pixels that must keep their class
 # each block of a scene is read once: its cache only has to hold those of one reading
 GDAL_OPTIONS = rasters.GDAL_OPTIONS | {"GDAL_CACHEMAX": 64 * 2**20}
 FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities")
+OPEN_ROWS = (
+    5e8  # bytes of the rows in work on the CPU, unless --max_memory says another
+)
 BATCH_SIZES = {"cpu": 1, "cuda": 16}  # of --batch_size auto
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
 
@@ -173,7 +179,7 @@ class PredictionConfig:
     )
     max_memory: float | None = setting(
         None, "GB for the rows in work; wider scenes are mapped in several columns",
-        "speed", shown="half of what is free",
+        "speed", shown="0.5 on the CPU, at most an eighth of what is free",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -415,17 +421,36 @@ def read_chunks(
 ) -> Iterator[Chunk]:
     """Read a part of a scene from top to bottom.
 
+    Blocks higher than ``READ_ROWS`` come in several chunks, so that rows can be dropped one by one;
+    tiles are read a few at a time, so that no array is as large as a row of them.
+
     Raises:
         RasterError: A block cannot be read.
     """
     import torch
 
     step, top = rows_at_once(scene, bands[0]), part.top
+    tiled = scene.block_shapes[bands[0] - 1][1] < scene.width
+    piece = READ_COLUMNS if tiled else scene.width
+    dtype = rasters.validity(scene, bands).dtype
     while top < part.bottom:
         bottom = min(part.bottom, (top // step + 1) * step)
-        window = Window(part.left, top, part.right - part.left, bottom - top)
-        image, valid = rasters.read_image(scene, window, bands)
-        yield Chunk(top, torch.from_numpy(image).to(device), valid)
+        cuts = [*range(top, bottom, READ_ROWS), bottom]
+        shapes = [(low - high, part.right - part.left) for high, low in pairwise(cuts)]
+        images = [np.empty((len(bands), *shape), dtype) for shape in shapes]
+        masks = [np.empty(shape, bool) for shape in shapes]
+        left = part.left
+        while left < part.right:
+            right = min(part.right, (left // piece + 1) * piece)
+            window = Window(left, top, right - left, bottom - top)
+            pixels, valid = rasters.read_image(scene, window, bands)
+            columns = slice(left - part.left, right - part.left)
+            for high, image, mask in zip(cuts, images, masks):
+                rows = slice(high - top, high - top + len(mask))
+                image[..., columns], mask[:, columns] = pixels[:, rows], valid[rows]
+            left = right
+        for high, image, mask in zip(cuts, images, masks):
+            yield Chunk(high, torch.from_numpy(image).to(device), mask)
         top = bottom
 
 
@@ -579,7 +604,8 @@ def predicted(
         return predict(join_pieces(batch.windows, size), batch.valid)
 
     waiting: deque = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         for batch in cut:
             waiting.append((batch, pool.submit(one, batch)))
             if len(waiting) > 2 * workers:
@@ -587,6 +613,8 @@ def predicted(
                 yield batch, result.result()
         for batch, result in waiting:
             yield batch, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def blended_rows(
@@ -1072,7 +1100,11 @@ class Maps:
                 name: rows.read(name, self.row, bottom)
                 for name in ("classes", "confidence", *self.files)
             }
-            self.statistics.add(arrays["classes"][0], arrays["confidence"][0])
+            for row in range(0, bottom - self.row, COUNTED_ROWS):
+                some = slice(row, row + COUNTED_ROWS)
+                self.statistics.add(
+                    arrays["classes"][0, some], arrays["confidence"][0, some]
+                )
             window = Window(0, self.row, rows.width, bottom - self.row)
             for name, file in self.files.items():
                 file.write(arrays[name], window=window)
@@ -1499,7 +1531,10 @@ def count_pieces(job: Job) -> int:
     """Into how many pieces of columns a scene is cut to keep its open rows in memory."""
     config, models, scene, bands = job.config, job.models, job.scene, job.bands
     limit = config.max_memory and config.max_memory * 1e9
-    limit = limit or free_memory(models.device) / 2
+    if not limit:
+        limit = free_memory(models.device) / 8
+        if models.device.type == "cpu":
+            limit = min(limit, OPEN_ROWS)
     image = rasters.validity(scene, bands).dtype.itemsize * len(bands) + 1
     channels = models.first.config.num_classes + 1
     layer = sum(
@@ -1789,11 +1824,15 @@ def predict_parts(
         stored = writer.submit(maps.advance if maps else int)
         for part in parts:
             needed = region_to_read(job.axes, part, batch_size)
-            with ahead(read_chunks(job.scene, job.bands, device, needed)) as chunks:
-                blended = blended_rows(
-                    chunks, predictor, job.axes, part, predictor.channels,
-                    batch_size, device, workers,
-                )  # fmt: skip
+            with (
+                ahead(read_chunks(job.scene, job.bands, device, needed)) as chunks,
+                closing(
+                    blended_rows(
+                        chunks, predictor, job.axes, part, predictor.channels,
+                        batch_size, device, workers,
+                    )
+                ) as blended,
+            ):  # fmt: skip
                 for done, probabilities, valid in blended:
                     tensors = derive(
                         probabilities,

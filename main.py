@@ -48,6 +48,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def calibration_line(calibration: dict) -> str:
+    """How far confidence is from accuracy, before and after the temperature."""
+    before, after = calibration["ece_before"], calibration["ece_after"]
+    if before is None:
+        return "expected calibration error -"
+    line = f"expected calibration error {before:.3f}"
+    if calibration["temperature"] == 1:
+        return line
+    return f"{line}, {after:.3f} with temperature {calibration['temperature']:.2f}"
+
+
 def print_report(report: dict, save_dir: str) -> None:
     """The scores that a user wants to see, on stdout."""
     for key, title in (
@@ -57,6 +68,11 @@ def print_report(report: dict, save_dir: str) -> None:
     ):
         if key in report:
             print(f"\n{title}\n{model_training.score_table(report[key])}")
+    if "calibration" in report:
+        print(calibration_line(report["calibration"]))
+    if "areas" in report:
+        print("\nAreas, corrected for the errors of the map, with 95 % intervals")
+        print(model_training.area_table(report["areas"]))
     for key, values in report.get("summary", {}).items():
         line = f"{key:17} {values['mean']:.3f}"
         if values["interval_95"]:  # not when a single fold has the score

@@ -1,7 +1,7 @@
 """Tensors: from patches to a trained model and back from its checkpoint.
 
 Contents, in order: settings, normalization, patches, augmentation, models, losses, metrics,
-checkpoints, inference, training, experiments (split, k-fold), reports.
+assessment, checkpoints, inference, training, experiments (split, k-fold), reports.
 
 Conventions: images (C, H, W) as rasterio reads them, masks (H, W) int64 with ``ignore_index``
 where unlabelled, models return logits (N, K, H, W). A binary model has K = 1 and a sigmoid, a
@@ -14,13 +14,14 @@ needs: the settings, the list of models and every check of files answer at once.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import csv
 import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,6 +160,17 @@ class TrainingConfig:
         "cpu, cuda, cuda:1...",
         "training",
         shown="cuda where there is one, else cpu",
+    )
+    no_calibration: bool = setting(
+        False,
+        "fit no temperature on the validation split: probabilities stay as the network gives them",
+        "output",
+    )
+    area_estimation: bool = setting(
+        False,
+        "estimate the area of each class from the map of all patches and the errors in the test "
+        "split, with 95 %% intervals",
+        "output",
     )
     save_dir: str = setting("trained_models", "folder for models and reports", "output")
 
@@ -1077,6 +1089,444 @@ def combined_score(result: dict) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
+# --- assessment -----------------------------------------------------------------------------
+
+Z_95 = 1.96  # half a 95 % interval in standard errors
+TEMPERATURES = (0.05, 20.0)  # where the fit looks
+
+
+def estimate_areas(
+    matrix: np.ndarray, map_pixels: np.ndarray, pixel_area: float | None = None
+) -> dict:
+    """Areas and accuracies of a map, corrected for its errors, with 95 % intervals.
+
+    The stratified estimator of Olofsson et al. 2014 (Remote Sensing of Environment 148, 42-57,
+    equations 1-11): the classes of the map are the strata, and the matrix tells what a sample of
+    each really is. It needs a sample of ground that the model was not trained on.
+
+    The intervals of the paper hold for pixels drawn one by one. Pixels of a patch are right or
+    wrong together, so a matrix per patch gives the same values and the errors of a sample of
+    patches, which are many times as large.
+
+    A class that the map lacks has the weight 0; its area is what other classes hide. A mapped
+    class without a sample has no estimate, and its ground is left out of all others, which are
+    of ``assessed_share`` of the map. A class that is nowhere the truth has no producer's
+    accuracy. Errors that depend on a mapped class with a single sample (or in a single patch)
+    are unknown. All these are None.
+
+    Args:
+        matrix: (K, K) counts of sampled pixels, rows are truth (in the paper they are the map);
+            or (P, K, K), one for each patch.
+        map_pixels: (K,) pixels of each class over the whole map.
+        pixel_area: Square metres of a pixel; None gives shares alone. Where pixels differ in
+            area, give square metres for ``map_pixels`` and 1 here.
+
+    Returns:
+        ``overall_accuracy``, ``assessed_share`` and ``per_class``. An estimate is a dict of
+        ``value``, ``standard_error`` and ``interval_95``, which ends at what is possible.
+    """
+    patches = np.asarray(matrix, np.float64).swapaxes(-2, -1)  # rows are the map
+    counts = patches if patches.ndim == 2 else patches.sum(axis=0)
+    mapped = np.asarray(map_pixels, np.float64)
+    unknown = (mapped > 0) & (counts.sum(axis=1) == 0)
+    assessed = np.where(unknown, 0, mapped)
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is undefined is NaN
+        weights, mapped_share = assessed / assessed.sum(), mapped / mapped.sum()
+        values = _stratified(counts, weights)
+        if patches.ndim == 2:
+            variances, width = _pixel_variances(counts, weights, values), Z_95
+        else:
+            variances = _patch_variances(patches, weights, values)
+            width = _student(len(patches))
+    for name in ("share", "producers_accuracy"):
+        values[name][unknown] = np.nan
+    estimates = {
+        name: [_estimate(*pair, width) for pair in zip(values[name], variances[name])]
+        for name in values
+    }
+    (overall,) = estimates.pop("overall_accuracy")
+    per_class = []
+    for k in range(len(counts)):
+        entry = {"class": k, "mapped_share": _plain(mapped_share[k])}
+        entry |= {name: column[k] for name, column in estimates.items()}
+        if pixel_area is not None:
+            entry["mapped_ha"] = float(mapped[k] * pixel_area / 1e4)
+            total = float(assessed.sum() * pixel_area / 1e4)
+            entry["area_ha"] = _estimate_in(total, entry["share"])
+        per_class.append(entry)
+    return {
+        "overall_accuracy": overall,
+        "assessed_share": _plain(mapped_share[~unknown].sum()),
+        "per_class": per_class,
+    }
+
+
+def _weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(..., K, K) rows times the weights of their classes; 0 where those are, even times NaN."""
+    weights = weights[:, None]
+    return np.where(weights == 0, 0, weights * values)
+
+
+def _stratified(counts: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The measures of Olofsson et al. 2014, NaN where undefined.
+
+    Args:
+        counts: (K, K) of the sample, rows are the map.
+        weights: (K,) shares of the map's classes.
+    """
+    rates = counts / counts.sum(axis=1, keepdims=True)
+    shares = _weighted(weights, rates)  # eq. 4
+    return {
+        "overall_accuracy": np.trace(shares)[None],  # eq. 1
+        "share": shares.sum(axis=0),  # eq. 9
+        "users_accuracy": np.diag(rates).copy(),  # eq. 2
+        "producers_accuracy": np.diag(shares) / shares.sum(axis=0),  # eq. 3
+    }
+
+
+def _pixel_variances(counts: np.ndarray, weights: np.ndarray, values: dict) -> dict:
+    """Variances of the measures for pixels drawn at random within the map's classes."""
+    sampled = counts.sum(axis=1, keepdims=True)
+    rates, producer = counts / sampled, values["producers_accuracy"]
+    variances = rates * (1 - rates) / (sampled - 1)
+    spread = _weighted(weights**2, variances)
+    own = np.eye(len(counts), dtype=bool)
+    factor = np.where(own, (1 - producer) ** 2, producer**2)
+    missed = (factor * spread).sum(axis=0)
+    return {
+        "overall_accuracy": np.trace(spread)[None],  # eq. 5
+        "share": spread.sum(axis=0),  # eq. 10
+        "users_accuracy": np.diag(variances),  # eq. 6
+        "producers_accuracy": missed / values["share"] ** 2,  # eq. 7
+    }
+
+
+def _patch_variances(patches: np.ndarray, weights: np.ndarray, values: dict) -> dict:
+    """Variances of the measures for patches drawn at random: ratios, linearized.
+
+    Särndal, Swensson and Wretman 1992, Model assisted survey sampling, section 5.5: how far
+    each patch moves a ratio stands for the patch.
+
+    Args:
+        patches: (P, K, K), rows are the map.
+        weights: (K,) shares of the map's classes.
+        values: The measures of all patches together.
+    """
+    counts = patches.sum(axis=0)
+    sampled = counts.sum(axis=1, keepdims=True)
+    expected = patches.sum(axis=2, keepdims=True) * counts / sampled
+    moved = (patches - expected) / sampled  # (P, K, K)
+    moved[:, (patches.sum(axis=2) > 0).sum(axis=0) < 2] = np.nan
+    weighted = _weighted(weights, moved)
+    right, share = np.diagonal(weighted, axis1=1, axis2=2), weighted.sum(axis=1)
+    missed = right - values["producers_accuracy"] * share
+    each = {
+        "overall_accuracy": right.sum(axis=1, keepdims=True),
+        "share": share,
+        "users_accuracy": np.diagonal(moved, axis1=1, axis2=2),
+        "producers_accuracy": missed / values["share"],
+    }
+    scale = len(patches) / max(len(patches) - 1, 1)
+    return {name: scale * (part**2).sum(axis=0) for name, part in each.items()}
+
+
+def _student(count: int) -> float:
+    """Half a 95 % interval in standard errors that are known from so many patches."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, max(count - 1, 1)))
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _estimate(value: float, variance: float, width: float) -> dict:
+    """An estimated share; NaN is what is undefined."""
+    value = _plain(value)
+    error = None if value is None else _plain(np.sqrt(variance))
+    interval = None
+    if error is not None:
+        interval = [max(0.0, value - width * error), min(1.0, value + width * error)]
+    return {"value": value, "standard_error": error, "interval_95": interval}
+
+
+def _estimate_in(total: float, share: dict) -> dict:
+    """An estimated share in the unit of the total."""
+    value, error, interval = share.values()
+    return {
+        "value": None if value is None else value * total,
+        "standard_error": None if error is None else error * total,
+        "interval_95": interval and [end * total for end in interval],
+    }
+
+
+class Calibration:
+    """Whether pixels are right as often as the model is sure of them.
+
+    Counts per bin of confidence, so that memory does not grow with the pixels. Confidence is the
+    probability of the chosen class; a binary model chooses the foreground from 0.5 on.
+    """
+
+    BINS = 15  # of equal width between 0 and 1
+
+    def __init__(self):
+        self.pixels = np.zeros(self.BINS, np.int64)
+        self.hits = np.zeros(self.BINS, np.int64)
+        self.confidence = np.zeros(self.BINS)  # summed
+
+    def add(self, logits, target, temperature: float = 1.0) -> None:
+        """Count more pixels.
+
+        Args:
+            logits: (N, K, ...) array or tensor.
+            target: (N, ...) class ids; pixels of no class are not counted.
+            temperature: What the logits are divided by; the chosen class stays.
+        """
+        import torch
+
+        logits, target = torch.as_tensor(logits), torch.as_tensor(target)
+        probabilities = class_probabilities(logits.float() / temperature)
+        if logits.shape[1] == 1:
+            probabilities = torch.cat([1 - probabilities, probabilities], dim=1)
+        confidence, hits = probabilities.amax(1), predict_classes(logits) == target
+        labelled = (target >= 0) & (target < probabilities.shape[1])
+        confidence = confidence[labelled].cpu().numpy().astype(np.float64)
+        hits = hits[labelled].cpu().numpy()
+        bins = np.minimum((confidence * self.BINS).astype(np.int64), self.BINS - 1)
+        self.pixels += np.bincount(bins, minlength=self.BINS)
+        self.hits += np.bincount(bins[hits], minlength=self.BINS)
+        self.confidence += np.bincount(bins, confidence, minlength=self.BINS)
+
+    def report(self) -> dict:
+        """Pixels, mean confidence and accuracy per bin, as plain numbers for JSON."""
+        with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+            confidence = self.confidence / self.pixels
+            accuracy = self.hits / self.pixels
+        return {
+            "expected_calibration_error": expected_calibration_error(self),
+            "pixels": self.pixels.tolist(),
+            "confidence": [_plain(value) for value in confidence],
+            "accuracy": [_plain(value) for value in accuracy],
+        }
+
+
+def expected_calibration_error(calibration: Calibration) -> float | None:
+    """Mean distance of confidence and accuracy over the bins, weighted by their pixels.
+
+    Naeini et al. 2015, Guo et al. 2017. None without a pixel.
+    """
+    total = int(calibration.pixels.sum())
+    gaps = np.abs(calibration.hits - calibration.confidence)
+    return float(gaps.sum()) / total if total else None
+
+
+class LogitSample:
+    """Labelled pixels drawn at random from batches, each with the same chance.
+
+    Every labelled pixel gets a random number, and those with the smallest are kept; so the
+    sample depends on the seed and the order of the pixels, not on the batch size.
+    """
+
+    def __init__(self, size: int = 200_000, seed: int = 0):
+        self.size = size
+        self.rng = np.random.default_rng(seed)
+        self.keys = np.empty(0)
+        self.logits = np.empty((0, 1), np.float32)  # (M, K)
+        self.target = np.empty(0, np.int64)
+
+    def add(self, logits: Tensor, mask: Tensor) -> None:
+        """Draw from a batch: logits (N, K, H, W), mask (N, H, W)."""
+        import torch
+
+        classes = max(2, logits.shape[1])
+        places = ((mask >= 0) & (mask < classes)).nonzero()
+        keys = self.rng.random(len(places))
+        full = len(self.keys) == self.size
+        kept = keys < (self.keys.max(initial=0) if full else np.inf)
+        n, y, x = places[torch.from_numpy(kept).to(places.device)].T
+        keys = np.concatenate([self.keys, keys[kept]])
+        more = logits.detach()[n, :, y, x].float().cpu().numpy()  # (M, K)
+        more = np.concatenate([self.logits.reshape(-1, more.shape[1]), more])
+        target = np.concatenate([self.target, mask[n, y, x].cpu().numpy()])
+        best = slice(None)
+        if len(keys) > self.size:
+            best = np.sort(np.argpartition(keys, self.size)[: self.size])
+        self.keys, self.logits, self.target = keys[best], more[best], target[best]
+
+
+def sample_logits(
+    batches: Iterable[tuple[Tensor, Tensor]], size: int = 200_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``size`` labelled pixels of all batches, each with the same chance.
+
+    Args:
+        batches: Pairs of logits (N, K, H, W) and mask (N, H, W), on any device; pixels of no
+            class (``ignore_index``) are not labelled.
+        size: How many.
+        seed: Of the draw.
+
+    Returns:
+        logits (M, K) float32 and target (M,) int64.
+    """
+    sample = LogitSample(size, seed)
+    for logits, mask in batches:
+        sample.add(logits, mask)
+    return sample.logits, sample.target
+
+
+def negative_log_likelihood(logits: np.ndarray, target: np.ndarray) -> float:
+    """Mean over pixels of -log of the true class's probability.
+
+    Args:
+        logits: (M, K); K = 1 is the foreground alone.
+        target: (M,) int64 in 0..K-1 (0..1 for K = 1).
+    """
+    if logits.shape[1] == 1:
+        foreground = logits[:, 0]
+        losses = np.logaddexp(0, foreground) - target * foreground
+    else:
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        truth = shifted[np.arange(len(target)), target]
+        losses = np.log(np.exp(shifted).sum(axis=1)) - truth
+    return float(losses.mean(dtype=np.float64))
+
+
+def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
+    """The temperature that logits are divided by to give the likeliest probabilities.
+
+    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks): above 1 the
+    model was too sure of itself. The chosen class of a pixel stays; for a binary model as long
+    as its threshold is 0.5.
+
+    Args:
+        logits: (M, K) float32 of pixels that the model was not trained on; K = 1 is binary.
+        target: (M,) int64, their classes.
+
+    Returns:
+        A temperature within ``TEMPERATURES``; 1 where none is better, or without pixels.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if len(target) == 0:
+        return 1.0
+
+    def loss(power: float) -> float:  # convex in 1 / T, so there is one minimum
+        return negative_log_likelihood(logits / math.exp(power), target)
+
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
+    return math.exp(found.x) if found.fun < loss(0.0) else 1.0
+
+
+def patch_accuracy(
+    prediction: np.ndarray, mask: np.ndarray, num_classes: int
+) -> float | None:
+    """The share of a patch's labelled pixels that are right; None without any.
+
+    What examples are ranked by, since it is what their error maps show. A mean of IoU over the
+    patch's classes would call those the worst where a class has a handful of pixels.
+    """
+    labelled = (mask >= 0) & (mask < num_classes)
+    return float((prediction == mask)[labelled].mean()) if labelled.any() else None
+
+
+def worth_showing(counts: np.ndarray) -> np.ndarray:
+    """Patches with at least half the labelled pixels of the median patch, (patches,) bool.
+
+    All others would be the best and the worst by the luck of a few pixels.
+
+    Args:
+        counts: (patches, classes) labelled pixels.
+    """
+    labelled = counts.sum(axis=1)
+    usual = np.median(labelled[labelled > 0]) if labelled.any() else 0
+    return (labelled > 0) & (labelled >= usual / 2)
+
+
+class Examples:
+    """The worst and the best of all patches seen, with their predictions."""
+
+    def __init__(self, each: int = 3):
+        self.each = each
+        self.seen = 0
+        self.entries = []  # (score, PatchPair, prediction), from worst to best
+
+    def add(self, score: float | None, pair: rasters.PatchPair, prediction) -> None:
+        """Keep a prediction (H, W) if it is among them; a score of None is left out."""
+        if score is None:
+            return
+        self.seen += 1
+        place = bisect.bisect([entry[0] for entry in self.entries], score)
+        full = len(self.entries) == 2 * self.each
+        if full and place == self.each:
+            return  # in the middle
+        # a copy, since a part of a batch would keep the whole of it
+        self.entries.insert(place, (score, pair, np.array(prediction)))
+        if full:
+            del self.entries[self.each]
+
+
+def draw_examples(
+    target: Path,
+    examples: Examples,
+    names: Sequence[str],
+    ignore_index: int = rasters.UNLABELLED,
+    source: str = "test",
+) -> None:
+    """Draw image, truth, prediction and errors of the worst and the best patches, a row each.
+
+    Nothing is drawn where there is no example.
+
+    Args:
+        target: The PNG to write.
+        examples: What to draw, from worst to best.
+        names: K class names.
+        ignore_index: Label value of unlabelled pixels, which are white.
+        source: Where the patches are from.
+    """
+    panels, present = [], set()
+    for score, pair, prediction in examples.entries:
+        picture, valid, mask = _read_example(pair, ignore_index)
+        labelled = (mask >= 0) & (mask < len(names))
+        prediction = np.where(valid, prediction, -1)
+        wrong = np.where(labelled, prediction != mask, -1)  # two classes: grey and red
+        present |= {*np.unique(mask[labelled]), *np.unique(prediction[valid])}
+        panels += [
+            {"title": _short(pair.name), "picture": picture},
+            {"title": "truth", "picture": rasters.colour_map(mask, len(names))},
+            {"title": "prediction", "picture": rasters.colour_map(prediction, len(names))},
+            {"title": f"{1 - score:.1%} wrong (red)", "picture": rasters.colour_map(wrong, 2)},
+        ]  # fmt: skip
+    if not panels:
+        return
+    each, seen = examples.each, examples.seen
+    title = f"{source}: the {each} worst (above) and the {each} best of {seen} patches"
+    if seen <= 2 * each:
+        title = f"{source}: all patches, from the worst to the best"
+    colours = rasters.class_colours(len(names))
+    legend = [(names[k], colours[k]) for k in sorted(present)]
+    figure = rasters.draw_panels(panels, legend, title, columns=4)
+    rasters.save_figure(figure, target)
+
+
+def _read_example(pair: rasters.PatchPair, ignore_index: int):
+    """Picture (H, W, 3), valid and mask of a patch."""
+    image, valid, mask = rasters.read_patch(pair, ignore_index)
+    with rasters.open_raster(pair.image) as file:
+        bands = [band - 1 for band in rasters.image_bands(file)]
+        shown = rasters.rgb_bands(
+            [file.descriptions[band] for band in bands],
+            [file.colorinterp[band] for band in bands],
+        )
+    return rasters.stretch(image[[band - 1 for band in shown]], valid), valid, mask
+
+
+def _short(name: str, longest: int = 40) -> str:
+    """A name that fits above a panel."""
+    half = (longest - 3) // 2
+    return name if len(name) <= longest else f"{name[:half]}...{name[-half:]}"
+
+
 # --- checkpoints ----------------------------------------------------------------------------
 
 BINARY_NAMES = ["background", "foreground"]
@@ -1090,6 +1540,7 @@ class Checkpoint:
     config: ModelConfig
     normalization: Normalization
     metadata: dict
+    temperature: float = 1.0  # logits are divided by it
 
     @property
     def class_names(self) -> list[str]:
@@ -1203,13 +1654,14 @@ def load_checkpoint(
         config = _read_config(path, metadata, state)
         _check_options(path, config, given)
         normalization = _read_normalization(path, metadata, config)
+        temperature = _read_temperature(path, metadata)
         metadata["class_names"] = _read_class_names(path, metadata, config)
         model = build_model(config)
     except OptionError as error:  # of what the file says
         raise CheckpointError(f"{path}: {error}") from error
     _load_weights(path, model, config, state)
     model.to(torch.device(device)).eval()
-    return Checkpoint(model, config, normalization, metadata)
+    return Checkpoint(model, config, normalization, metadata, temperature)
 
 
 def registered_name(text: str) -> str:
@@ -1352,6 +1804,16 @@ def _read_normalization(path, metadata: dict, config: ModelConfig) -> Normalizat
         raise CheckpointError(f"{path} describes itself wrongly: {error}") from error
     _check_statistics(path, normalization, config)
     return normalization
+
+
+def _read_temperature(path, metadata: dict) -> float:
+    value = metadata.get("temperature", 1.0)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise CheckpointError(
+            f"{path} has the temperature {value!r}; expected a number more than 0"
+        )
+    return float(value)
 
 
 def _read_class_names(path, metadata: dict, config: ModelConfig) -> list[str]:
@@ -1549,7 +2011,8 @@ class Predictor:
             if compile_batch:
                 options = {"freezing": True}
                 network = torch.compile(network, dynamic=False, options=options)
-            self.members.append((network, checkpoint.normalization))
+            member = network, checkpoint.normalization, checkpoint.temperature
+            self.members.append(member)
         if precision == "fp32" and device.type == "cuda":
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # not TF32
         self.classes = checkpoints[0].config.num_classes
@@ -1626,14 +2089,14 @@ class Predictor:
         with torch.inference_mode():
             mean = own_entropy = 0.0
             scaled, rule = None, None
-            for network, normalization in self.members:
+            for network, normalization, temperature in self.members:
                 if normalization != rule:
                     scaled, rule = (
                         normalize(images, valid, normalization),
                         normalization,
                     )
                     scaled = scaled.contiguous(memory_format=torch.channels_last)
-                probabilities = self._average_views(network, scaled)
+                probabilities = self._average_views(network, scaled, temperature)
                 if self.disagreement:
                     own_entropy = own_entropy + entropy(probabilities, 1)
                 mean = mean + probabilities if len(self.members) > 1 else probabilities
@@ -1643,7 +2106,7 @@ class Predictor:
                 mean = torch.cat([mean, (own_entropy / number)[:, None]], dim=1)
         return mean[:count]
 
-    def _average_views(self, network, scaled: Tensor) -> Tensor:
+    def _average_views(self, network, scaled: Tensor, temperature: float) -> Tensor:
         import torch
 
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
@@ -1654,7 +2117,10 @@ class Predictor:
             view = view.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 logits = network(view)
-            probabilities = class_probabilities(logits.float())
+            logits = (
+                logits.float() if temperature == 1 else logits.float() / temperature
+            )
+            probabilities = class_probabilities(logits)
             probabilities = (
                 probabilities.rot90(-turns, (-2, -1)) if turns else probabilities
             )
@@ -1741,8 +2207,13 @@ def finite_loss(value: float, kind: str) -> float:
     return value
 
 
-def evaluate(model, loader, loss, device, num_classes: int) -> tuple[float, np.ndarray]:
-    """Mean loss and confusion matrix (K, K) of a model over a loader."""
+def evaluate(
+    model, loader, loss, device, num_classes: int, watch: Callable | None = None
+) -> tuple[float, np.ndarray]:
+    """Mean loss and confusion matrix (K, K) of a model over a loader.
+
+    ``watch`` is called with the logits and masks of each batch.
+    """
     import torch
 
     model.eval()
@@ -1755,6 +2226,8 @@ def evaluate(model, loader, loss, device, num_classes: int) -> tuple[float, np.n
             total += loss(logits, masks).item() * len(images)
             count += len(images)
             matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
+            if watch:
+                watch(logits, masks)
     return finite_loss(total / count, "validation"), matrix.cpu().numpy()
 
 
@@ -1785,6 +2258,8 @@ class Run:
     normalization: Normalization = None
     loss: Callable = None
     history: History = field(default_factory=History)
+    sample: LogitSample = None  # of the validation patches
+    temperature: float | None = None  # None: not calibrated
 
     def loader(self, survey: Survey, training: bool = False):
         config = self.config
@@ -1815,6 +2290,8 @@ class Run:
             },
             "performance_metrics": metrics,
         }
+        if name == "final_model" and self.temperature is not None:
+            metadata["temperature"] = self.temperature
         save_checkpoint(
             path, self.model, self.model_config, self.normalization, metadata
         )
@@ -1954,6 +2431,13 @@ def run_experiment(config: TrainingConfig) -> dict:
     device = pick_device(config.device)
     check_architecture(config.model_config(config.in_channels or 1), config.weights)
     rasters.require_folder("--save_dir", config.save_dir)
+    if config.area_estimation and not rasters.list_pairs(
+        config.dataset_root, "test", required=False
+    ):
+        raise DatasetError(
+            f"--area_estimation: {config.dataset_root} has no test split to learn the map's "
+            "errors from; leave it out, or extract with a --test_ratio"
+        )
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
     try:
@@ -2034,9 +2518,10 @@ def finish(run: Run, test: Survey | None) -> dict:
         "best_epoch": dict(run.history.best_epoch),
         "best": dict(run.history.best),
     }
-    for name, survey in (("validation", run.validation), ("test", test)):
-        if survey:
-            report[name] = examine(run, survey)
+    run.sample = LogitSample(seed=run.config.seed)
+    report["validation"] = examine(run, run.validation, run.sample.add)
+    calibrate(run, [run.sample])
+    report |= examine_test(run, test)
     metrics = {key: report[key] for key in ("validation", "test") if key in report}
     run.save("final_model", metrics)
     report["history"] = run.history.rows
@@ -2046,16 +2531,118 @@ def finish(run: Run, test: Survey | None) -> dict:
     return report
 
 
-def examine(run: Run, survey: Survey) -> dict:
-    """Loss and scores of a run's model on surveyed patches."""
+def examine(run: Run, survey: Survey, watch: Callable | None = None) -> dict:
+    """Loss and scores of a run's model on surveyed patches; ``watch`` as in ``evaluate``."""
     loss, matrix = evaluate(
         run.model,
         run.loader(survey),
         run.loss,
         run.device,
         run.model_config.label_classes,
+        watch,
     )
     return {"loss": loss} | scores(matrix, run.names, run.config.mode == "binary")
+
+
+def calibrate(run: Run, samples: Sequence[LogitSample]) -> None:
+    """Fit a run's temperature on pixels that its model, or those of its folds, did not learn."""
+    if run.config.no_calibration:
+        return
+    logits = np.concatenate([sample.logits for sample in samples])
+    target = np.concatenate([sample.target for sample in samples])
+    run.temperature = fit_temperature(logits, target)
+    log.info(
+        "temperature %.3f, from %d validation pixels", run.temperature, len(target)
+    )
+
+
+class Inspection:
+    """Looks on while test patches are evaluated, one after the other."""
+
+    def __init__(self, run: Run, test: Survey):
+        self.pairs, self.worth = test.pairs, worth_showing(test.counts)
+        self.classes = run.model_config.label_classes
+        self.temperature = run.temperature or 1.0
+        self.before, self.after = Calibration(), Calibration()
+        self.examples = Examples()
+        self.matrices = []  # (K, K) of each patch
+
+    def __call__(self, logits: Tensor, masks: Tensor) -> None:
+        self.before.add(logits, masks)
+        self.after.add(logits, masks, self.temperature)
+        for guess, mask in zip(predict_classes(logits), masks):
+            number = len(self.matrices)
+            matrix = confusion_matrix(guess, mask, self.classes)
+            self.matrices.append(matrix.cpu().numpy())
+            if self.worth[number]:
+                guess, mask = guess.cpu().numpy(), mask.cpu().numpy()
+                score = patch_accuracy(guess, mask, self.classes)
+                self.examples.add(score, self.pairs[number], guess)
+
+    def calibration(self) -> dict:
+        """Temperature, errors of calibration and their bins, as plain numbers for JSON."""
+        before, after = self.before.report(), self.after.report()
+        return {
+            "temperature": self.temperature,
+            "ece_before": before["expected_calibration_error"],
+            "ece_after": after["expected_calibration_error"],
+            "before": before,
+            "after": after,
+        }
+
+
+def examine_test(run: Run, test: Survey | None) -> dict:
+    """Examine a run's model on test/: scores, calibration, areas if asked for, two pictures.
+
+    Returns:
+        The keys ``test``, ``calibration`` and ``areas`` of a report; nothing without patches.
+    """
+    curve = run.save_dir / "model_reliability.png"
+    pictures = run.save_dir / "model_test_examples.png"
+    for stale in (curve, pictures):  # of a former run
+        stale.unlink(missing_ok=True)
+    if not test:
+        return {}
+    seen = Inspection(run, test)
+    report = {"test": examine(run, test, seen), "calibration": seen.calibration()}
+    if run.config.area_estimation:
+        surveys = [survey for survey in (run.train, run.validation, test) if survey]
+        ground, in_metres = map_patches(run, [p for s in surveys for p in s.pairs])
+        area = 1.0 if in_metres else None
+        areas = estimate_areas(np.stack(seen.matrices), ground, area)
+        for entry in areas["per_class"]:
+            entry["name"] = run.names[entry["class"]]
+        report["areas"] = areas
+    draw_calibration(curve, report["calibration"])
+    draw_examples(pictures, seen.examples, run.names, run.config.ignore_index)
+    return report
+
+
+def map_patches(
+    run: Run, pairs: Sequence[rasters.PatchPair]
+) -> tuple[np.ndarray, bool]:
+    """How much ground each class has in a run's map of patches, labelled or not.
+
+    Returns:
+        (K,) square metres and True; pixels and False where the CRS of a patch does not tell.
+    """
+    import torch
+
+    classes = run.model_config.label_classes
+    pixels, sizes = [], []
+    run.model.eval()
+    for pair in pairs:
+        image, valid, _ = rasters.read_patch(pair, run.config.ignore_index)
+        image = normalize(image, valid, run.normalization)[None].to(run.device)
+        with torch.inference_mode():
+            guess = predict_classes(run.model(image))[0].cpu().numpy()
+        pixels.append(np.bincount(guess[valid], minlength=classes))
+        with rasters.open_raster(pair.image) as file:
+            areas = rasters.pixel_areas(file)
+        sizes.append(None if areas is None else areas.mean())
+    if None in sizes:
+        return np.sum(pixels, axis=0), False
+    return np.array(sizes) @ np.array(pixels), True
 
 
 def cross_validate(config: TrainingConfig, device) -> dict:
@@ -2083,7 +2670,7 @@ def cross_validate(config: TrainingConfig, device) -> dict:
             raise DatasetError(
                 f"Fold {number} has no labelled pixel to train on; lower --n_splits"
             )
-    reports = []
+    reports, samples = [], []
     for number, (inner, outer) in enumerate(folds, start=1):
         log.info("fold %d of %d", number, config.n_splits)
         run = Run(
@@ -2093,6 +2680,7 @@ def cross_validate(config: TrainingConfig, device) -> dict:
         prepare(run)
         fit(run)
         reports.append(finish(run, None))
+        samples.append(run.sample)
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
     log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
     final = Run(config, pooled, None, save_dir, names, epochs, device)
@@ -2110,8 +2698,8 @@ def cross_validate(config: TrainingConfig, device) -> dict:
         "final_epochs": epochs,
         "history": final.history.rows,
     }
-    if test:
-        report["test"] = examine(final, test)
+    calibrate(final, samples)
+    report |= examine_test(final, test)
     for stale in save_dir.glob("model_best_*.pth"):  # of a former run without folds
         stale.unlink()
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
@@ -2156,22 +2744,63 @@ def write_log(target: Path, rows: Sequence[dict]) -> None:
 
 
 def score_table(result: dict) -> str:
-    """The scores of one examination as aligned text, a line per class."""
+    """The scores of one examination as aligned text, a line per class.
+
+    User's accuracy is precision, producer's accuracy recall.
+    """
 
     def number(value: float | None) -> str:
-        return f"{value:7.3f}" if value is not None else "      -"
+        return "-" if value is None else f"{value:.3f}"
 
-    columns = ("iou", "f1", "precision", "recall")
-    width = max(len(entry["name"]) for entry in result["per_class"]) + 2
-    lines = [f"{'':{width}}" + "".join(f"{c:>11}" for c in columns) + f"{'pixels':>12}"]
+    columns = {
+        "precision": "user's acc.",
+        "recall": "producer's acc.",
+        "f1": "F1",
+        "iou": "IoU",
+    }
+    width = max(6, *(len(entry["name"]) + 2 for entry in result["per_class"]))
+    sizes = {key: max(9, len(head) + 3) for key, head in columns.items()}
+    heads = "".join(f"{head:>{sizes[key]}}" for key, head in columns.items())
+    lines = [f"{'':{width}}{'pixels':>14}{heads}"]
     for entry in result["per_class"]:
-        values = "".join(f"{number(entry[c]):>11}" for c in columns)
-        lines.append(f"{entry['name']:{width}}{values}{entry['pixels']:>12,}")
-    means = "".join(f"{number(result[f'mean_{c}']):>11}" for c in columns)
-    lines.append(f"{'mean':{width}}{means}")
+        values = "".join(f"{number(entry[key]):>{sizes[key]}}" for key in columns)
+        lines.append(f"{entry['name']:{width}}{entry['pixels']:>14,}{values}")
+    pixels = sum(entry["pixels"] for entry in result["per_class"])
+    means = "".join(f"{number(result[f'mean_{key}']):>{sizes[key]}}" for key in columns)
+    lines.append(f"{'mean':{width}}{pixels:>14,}{means}")
     accuracy, kappa = number(result["overall_accuracy"]), number(result["kappa"])
+    return "\n".join([*lines, f"overall accuracy {accuracy}, kappa {kappa}"])
+
+
+def area_table(areas: dict) -> str:
+    """Estimated areas and accuracies with their 95 % intervals as aligned text."""
+
+    def cell(estimate: dict, form: str) -> str:
+        if estimate["value"] is None:
+            return "-"
+        interval = estimate["interval_95"]
+        ends = [format(end, form) for end in interval] if interval else ["-", "-"]
+        return f"{estimate['value']:{form}} [{', '.join(ends)}]"
+
+    in_metres = "area_ha" in areas["per_class"][0]
+    mapped, area = ("mapped_ha", "area_ha") if in_metres else ("mapped_share", "share")
+    form = ",.1f" if in_metres else ".3f"
+    heads = [mapped.replace("_", " "), area.replace("_", " ")]
+    rows = [["", *heads, "user's acc.", "producer's acc."]]
+    for entry in areas["per_class"]:
+        known = entry[mapped]
+        row = [entry["name"], "-" if known is None else format(known, form)]
+        row.append(cell(entry[area], form))
+        for key in ("users_accuracy", "producers_accuracy"):
+            row.append(cell(entry[key], ".3f"))
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in rows
+    ]
     return "\n".join(
-        [*lines, f"overall accuracy {accuracy.strip()}, kappa {kappa.strip()}"]
+        [*lines, f"overall accuracy {cell(areas['overall_accuracy'], '.3f')}"]
     )
 
 
@@ -2217,6 +2846,50 @@ def plot_training(target: Path, report: dict) -> None:
         axes.legend(frameon=False)
     _draw_bars(bars, result, source)
     _draw_matrix(figure, table, result, source)
+    rasters.save_figure(figure, target)
+
+
+def plot_reliability(
+    axes, curves: Mapping[str, dict], title: str = "Reliability"
+) -> None:
+    """Draw accuracy over confidence, and which share of the pixels has that confidence.
+
+    Bins with less than a ten-thousandth of the pixels are noise and left out.
+
+    Args:
+        axes: Where.
+        curves: Reports of ``Calibration`` by what they are called in the legend.
+        title: Above.
+    """
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as sure as right")
+    for number, (name, report) in enumerate(curves.items()):
+        pixels = np.array(report["pixels"])
+        filled = pixels > 1e-4 * pixels.sum()
+        if not filled.any():
+            continue
+        confidence = np.array(report["confidence"], float)[filled]
+        accuracy = np.array(report["accuracy"], float)[filled]
+        error = report["expected_calibration_error"]
+        label, colour = f"{name}: ECE {error:.3f}", f"C{number}"
+        axes.plot(confidence, accuracy, color=colour, marker=".", label=label)
+        edges = np.linspace(0, 1, len(pixels) + 1)
+        axes.stairs(pixels / pixels.sum(), edges, color=colour, alpha=0.25, fill=True)
+    axes.set(xlabel="confidence", ylabel="accuracy; share of pixels (filled)")
+    axes.set(title=title, xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def draw_calibration(target: Path, calibration: dict) -> None:
+    """Draw the reliability before and after the temperature, where there is one."""
+    from matplotlib.figure import Figure
+
+    curves = {"network": calibration["before"]}
+    if calibration["temperature"] != 1:
+        name = f"temperature {calibration['temperature']:.2f}"
+        curves[name] = calibration["after"]
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    plot_reliability(figure.subplots(), curves, "Reliability, test")
     rasters.save_figure(figure, target)
 
 

@@ -277,7 +277,8 @@ def test_the_scripts_understand_the_commands_of_the_demo(tmp_path, scene, monkey
     extraction, training, prediction = parsed
     assert extraction.output == training.dataset_root
     assert (extraction.seed, training.seed, training.epochs) == (5, 5, 3)
-    assert Path(str(prediction.model)).parent == Path(training.save_dir)
+    (model,) = prediction.model
+    assert Path(model).parent == Path(training.save_dir)
     rasters.settings_from(extraction.config_class, extraction)
 
 

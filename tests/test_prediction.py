@@ -486,8 +486,8 @@ def test_rows_are_given_as_soon_as_no_further_window_adds_to_them():
     axes = make_axis(320, 32, 8), make_axis(32, 32, 8)
     region = Region(0, 320, 0, 32)
     for done, _, _ in blended_rows(source(), in_torch(identity), axes, region, 1):
-        # one batch, which is a row here, is cut ahead
-        assert reached[-1] == min(done.top + 24 + 32, 320)
+        # two batches, which are rows here, are cut ahead
+        assert reached[-1] == min(done.top + 2 * 24 + 32, 320)
         assert done.bottom == min(done.top + 24, 320) or done.bottom == 320
 
 
@@ -571,7 +571,8 @@ def test_only_the_rows_that_windows_look_at_stay_in_memory():
     for _, part, _ in blended_rows(source(), in_torch(identity), axes, region, 2):
         assert part.all()
         stores.add(part.untyped_storage().nbytes())
-    assert most <= 64 + 3 * 32  # a window, and the chunks that begin and end beside it
+    # a window, the chunks that begin and end beside it, and the next row of batches
+    assert most <= 64 + 4 * 32
     assert stores == {2 * 64 * 256 * 4}
 
 

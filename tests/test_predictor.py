@@ -316,6 +316,47 @@ def test_views_of_several_models_with_uncertainty(spatial, land, tmp_path):
     np.testing.assert_allclose(found[3], helpers.entropy_share(mean), atol=1e-5)
 
 
+# --- temperature ----------------------------------------------------------------------------
+
+
+def test_logits_are_divided_by_the_temperature_of_their_model(tmp_path):
+    rng = np.random.default_rng(2)
+    low, high = np.zeros(3), np.full(3, 10_000.0)
+    sure = make_model(
+        tmp_path / "sure.pth", rng.normal(0, 5, (3, 3)), np.zeros(3), low, high,
+        temperature=2.0,
+    )  # fmt: skip
+    plain = make_model(
+        tmp_path / "plain.pth", rng.normal(0, 5, (3, 3)), np.zeros(3), low, high
+    )
+    halved = PixelModel(sure.path, sure.weights / 2, sure.bias / 2, low, high)
+    pixels = noise(70, 90)
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    assert run(sure.path, scene, tmp_path / "map.tif", "--save_confidence") == 0
+    expected = halved.probabilities(pixels)
+    np.testing.assert_allclose(confidence_of(tmp_path), expected.max(axis=0), atol=3e-6)
+    both = [sure.path, plain.path]
+    assert run(both, scene, tmp_path / "map.tif", "--save_confidence") == 0
+    mean = (expected + plain.probabilities(pixels)) / 2
+    np.testing.assert_allclose(confidence_of(tmp_path), mean.max(axis=0), atol=3e-6)
+
+
+def test_the_threshold_of_a_binary_model_is_a_calibrated_probability(tmp_path):
+    low, high = np.zeros(3), np.full(3, 10_000.0)
+    weights, bias = [[6.0, -5.0, 1.0]], [-1.0]
+    sure = make_model(tmp_path / "sure.pth", weights, bias, low, high, temperature=2.0)
+    halved = PixelModel(sure.path, sure.weights / 2, sure.bias / 2, low, high)
+    pixels = noise(64, 64)
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    for threshold in (0.3, 0.5):
+        option = ("--threshold", str(threshold))
+        assert run(sure.path, scene, tmp_path / "map.tif", *option) == 0
+        found = read_map(tmp_path / "map.tif")
+        foreground = halved.probabilities(pixels)[0]
+        clear = abs(foreground - threshold) > 1e-5
+        np.testing.assert_array_equal(found[clear], foreground[clear] >= threshold)
+
+
 # --- precision ------------------------------------------------------------------------------
 
 
@@ -471,10 +512,10 @@ def test_a_run_goes_on_in_smaller_batches(
     assert run(spatial, scene, expected, "--batch_size", "1") == 0
     average = Predictor._average_views
 
-    def greedy(self, network, scaled):
+    def greedy(self, network, scaled, temperature):
         if len(scaled) > 1:
             raise SCARCE[0]
-        return average(self, network, scaled)
+        return average(self, network, scaled, temperature)
 
     monkeypatch.setattr(Predictor, "_average_views", greedy)
     capsys.readouterr()
@@ -490,7 +531,7 @@ def test_a_window_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
     with pytest.raises(rasters.SegmentationError, match="--patch_size"):
         predict(torch.rand(4, 3, 32, 32), None)
 
-    def greedy(self, network, scaled):
+    def greedy(self, network, scaled, temperature):
         raise SCARCE[1]
 
     monkeypatch.setattr(Predictor, "_average_views", greedy)
