@@ -131,7 +131,16 @@ class TrainingConfig:
         "cosine",
         "how the learning rate falls",
         "training",
-        choices=("cosine", "plateau", "none"),
+        choices=("cosine", "plateau", "onecycle", "none"),
+    )
+    warmup_epochs: int = setting(
+        0, "first epochs in which the learning rate rises to its value", "training"
+    )
+    freeze_encoder_epochs: int = setting(
+        0, "first epochs in which the encoder stays as it is", "training"
+    )
+    clip_grad: float = setting(
+        0.0, "largest norm of the gradients of a step; 0 is no limit", "training"
     )
     patience: int = setting(
         20,
@@ -188,9 +197,29 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             require(value >= 1, f"--{name}", value, "at least 1")
-        for name in ("num_workers", "patience"):
+        for name in (
+            "num_workers", "patience", "warmup_epochs", "freeze_encoder_epochs",
+            "clip_grad",
+        ):  # fmt: skip
             value = getattr(self, name)
-            require(value >= 0, f"--{name}", value, "0 or more")
+            require(0 <= value < math.inf, f"--{name}", value, "0 or more")
+        for name in ("warmup_epochs", "freeze_encoder_epochs"):
+            value = getattr(self, name)
+            fewer = f"fewer than --epochs {self.epochs}"
+            require(value < self.epochs, f"--{name}", value, fewer)
+        require(
+            not self.warmup_epochs or self.scheduler != "onecycle",
+            "--warmup_epochs",
+            self.warmup_epochs,
+            "another --scheduler: onecycle has a rise of its own",
+        )
+        entry = MODELS[self.model]
+        require(
+            not self.freeze_encoder_epochs or entry.has_encoder or entry.fixed_encoder,
+            "--freeze_encoder_epochs",
+            self.freeze_encoder_epochs,
+            f"a model with an encoder, which {self.model} has not",
+        )
         require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
         require(self.n_splits >= 2, "--n_splits", self.n_splits, "at least 2")
         rate, decay = self.learning_rate, self.weight_decay
@@ -2171,13 +2200,29 @@ def make_loader(dataset: PatchDataset, config: TrainingConfig, shuffle: bool):
     )
 
 
-def train_one_epoch(model, loader, loss, optimizer, device) -> float:
+def train_one_epoch(
+    model, loader, loss, optimizer, device, clip_grad=0.0, scheduler=None, frozen=None
+) -> float:
     """One pass over the training patches; the mean loss.
+
+    Args:
+        model: As ``build_model`` makes it.
+        loader: Batches of images and masks.
+        loss: See ``build_loss``.
+        optimizer: Of the parameters that have gradients.
+        device: Of the model.
+        clip_grad: Largest norm of all gradients of a step; 0 is no limit.
+        scheduler: To be stepped after each batch, or None.
+        frozen: A part of the model that is not trained, its normalization neither.
 
     Raises:
         SegmentationError: The loss is no longer a number, or the batch is too small.
     """
+    from torch.nn.utils import clip_grad_norm_
+
     model.train()
+    if frozen:
+        frozen.eval()
     total, count = 0.0, 0
     for images, masks in loader:
         images, masks = images.to(device), masks.to(device)
@@ -2192,7 +2237,11 @@ def train_one_epoch(model, loader, loss, optimizer, device) -> float:
                 "use --batch_size 2 or more, and at least 2 training patches"
             ) from error
         value.backward()
+        if clip_grad:
+            clip_grad_norm_(model.parameters(), clip_grad)
         optimizer.step()
+        if scheduler:
+            scheduler.step()
         total += value.item() * len(images)
         count += len(images)
     return finite_loss(total / count, "training")
@@ -2231,15 +2280,40 @@ def evaluate(
     return finite_loss(total / count, "validation"), matrix.cpu().numpy()
 
 
-def make_scheduler(optimizer, config: TrainingConfig, epochs: int):
-    """The learning-rate schedule, stepped once per epoch; None for ``none``."""
+def make_scheduler(optimizer, config: TrainingConfig, epochs: int, steps: int = 1):
+    """The learning-rate schedule after the warm-up; None for ``none``.
+
+    It is stepped once per epoch, ``onecycle`` (Smith and Topin 2018) after each of the ``steps`` of
+    an epoch.
+    """
     from torch.optim import lr_scheduler
 
+    rate, epochs = config.learning_rate, epochs - config.warmup_epochs
     if config.scheduler == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=0)
     if config.scheduler == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+    if config.scheduler == "onecycle":
+        return lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
     return None
+
+
+def warm_up(optimizer, config: TrainingConfig, epoch: int) -> None:
+    """Set the learning rate of the first epochs: even steps up to its value after them."""
+    last = config.warmup_epochs + 1
+    if config.warmup_epochs and epoch <= last:
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * epoch / last
+
+
+def freeze_encoder(model: nn.Module, config: TrainingConfig, epoch: int):
+    """Take the encoder out of the training of an epoch, or into it; the encoder if it is out."""
+    if not config.freeze_encoder_epochs:
+        return None
+    encoder = getattr(model.network, "encoder", None) or model.network.backbone
+    frozen = epoch <= config.freeze_encoder_epochs
+    encoder.requires_grad_(not frozen)
+    return encoder if frozen else None
 
 
 @dataclass
@@ -2347,18 +2421,30 @@ def fit(run: Run) -> History:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    scheduler = make_scheduler(optimizer, config, run.epochs)
     training = run.loader(run.train, training=True)
+    scheduler = make_scheduler(optimizer, config, run.epochs, len(training))
+    per_step = scheduler if config.scheduler == "onecycle" else None
     validation = run.loader(run.validation) if run.validation else None
     waited = 0
     for epoch in range(1, run.epochs + 1):
         started = time.perf_counter()
         training.dataset.epoch = epoch
+        warm_up(optimizer, config, epoch)
+        frozen = freeze_encoder(model, config, epoch)
         bar = tqdm(
             training, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None
         )
         row = {"epoch": epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
-        row["train_loss"] = train_one_epoch(model, bar, run.loss, optimizer, run.device)
+        row["train_loss"] = train_one_epoch(
+            model,
+            bar,
+            run.loss,
+            optimizer,
+            run.device,
+            config.clip_grad,
+            per_step,
+            frozen,
+        )
         history.rows.append(row)
         marks = []
         if validation:
@@ -2372,9 +2458,11 @@ def fit(run: Run) -> History:
             marks = save_best(run, row, result)
             waited = 0 if "combined" in marks else waited + 1
         row["seconds"] = time.perf_counter() - started
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if epoch <= config.warmup_epochs or per_step or not scheduler:
+            pass
+        elif config.scheduler == "plateau":
             scheduler.step(row.get("val_loss", row["train_loss"]))
-        elif scheduler:
+        else:
             scheduler.step()
         log.info(epoch_line(row, run.epochs, marks))
         write_log(run.save_dir / "model_training_log.csv", history.rows)

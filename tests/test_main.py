@@ -785,6 +785,99 @@ def test_the_log_tells_the_learning_rates(small_data, tmp_path, scheduler, expec
     assert rates == pytest.approx(expected)
 
 
+def test_the_learning_rate_rises_in_the_first_epochs(small_data, tmp_path):
+    options = ("--epochs", 5, "--learning_rate", 0.03, "--warmup_epochs", 2)
+    rates = [
+        [float(row["learning_rate"]) for row in done.log]
+        for name in ("cosine", "none")
+        for done in [train(small_data, tmp_path / name, *options, "--scheduler", name)]
+    ]
+    assert rates[0] == pytest.approx([0.01, 0.02, 0.03, 0.0225, 0.0075])
+    assert rates[1] == pytest.approx([0.01, 0.02, 0.03, 0.03, 0.03])
+
+
+def test_onecycle_rises_to_the_rate_and_falls_in_every_step(
+    small_data, tmp_path, monkeypatch
+):
+    rates, plain = [], torch.optim.AdamW.step
+
+    def step(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    options = ("--scheduler", "onecycle", "--epochs", 5, "--learning_rate", 0.01)
+    options = (*options, "--batch_size", 2)
+    done = train(small_data, tmp_path, *options)
+    expected = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        expected, 0.01, total_steps=len(rates)
+    )
+    assert len(rates) % 5 == 0 and len(rates) > 5
+    for rate in rates:
+        assert rate == pytest.approx(expected.param_groups[0]["lr"])
+        expected.step()
+        schedule.step() if rate is not rates[-1] else None
+    assert 0.009 < max(rates) <= 0.01
+    first = [float(row["learning_rate"]) for row in done.log]
+    assert first == pytest.approx(rates[:: len(rates) // 5])
+
+
+def test_a_frozen_encoder_keeps_weights_and_normalization_then_learns(
+    small_data, tmp_path, monkeypatch
+):
+    seen, plain = [], mt.train_one_epoch
+
+    def epoch(model, *arguments, **options):
+        before = {k: v.clone() for k, v in model.network.state_dict().items()}
+        result = plain(model, *arguments, **options)
+        after = model.network.state_dict()
+        seen.append({k for k in before if not torch.equal(before[k], after[k])})
+        return result
+
+    monkeypatch.setattr(mt, "train_one_epoch", epoch)
+    options = ("--model", "unet", "--encoder_name", "resnet18", "--epochs", 3)
+    train(small_data, tmp_path, *options, "--freeze_encoder_epochs", 2)
+    for changed in seen[:2]:
+        assert changed and not any(key.startswith("encoder.") for key in changed)
+    assert any(key.startswith("encoder.") and "running" in key for key in seen[2])
+    assert any(key.startswith("encoder.") and "conv1.weight" in key for key in seen[2])
+
+
+def test_gradients_are_clipped_to_the_norm_that_was_asked_for(
+    small_data, tmp_path, monkeypatch
+):
+    norms, plain = [], torch.optim.AdamW.step
+
+    def step(self, *arguments, **options):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    train(small_data, tmp_path / "free", "--epochs", 1)
+    free = max(norms)
+    norms.clear()
+    train(small_data, tmp_path / "clipped", "--epochs", 1, "--clip_grad", free / 10)
+    assert max(norms) == pytest.approx(free / 10, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--warmup_epochs", "2"),
+        ("--warmup_epochs", "-1"),
+        ("--warmup_epochs", "1", "--scheduler", "onecycle"),
+        ("--freeze_encoder_epochs", "1", "--model", "unet-dropout"),  # it has none
+        ("--clip_grad", "nan"),
+    ],
+)
+def test_schedules_that_cannot_be_are_wrong_command_lines(small_data, tmp_path, wrong):
+    options = ("--dataset_root", small_data, "--save_dir", tmp_path, *QUICK)
+    status, _, err = run_main(*options, "--epochs", 2, *wrong)
+    assert status == 2 and wrong[0] in err.splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def saturating_data(tmp_path_factory):
     """Hardly a second class: once everything is predicted right, no epoch can be better."""
