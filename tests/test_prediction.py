@@ -386,7 +386,7 @@ def whole_scene(image, predict, patch_size, overlap, form="hann"):
     for top in offsets(height, tall, stride):
         for left in offsets(width, wide, stride):
             inside = (slice(top, top + tall), slice(left, left + wide))
-            part = image[:, *inside]
+            part = image[(slice(None), *inside)]
             result = predict(part[None])[0].astype(np.float64) * weight
             if isinstance(sums, int):
                 sums = np.zeros((len(result), *image.shape[1:]))
