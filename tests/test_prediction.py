@@ -390,7 +390,7 @@ def whole_scene(image, predict, patch_size, overlap, form="hann"):
             result = predict(part[None])[0].astype(np.float64) * weight
             if isinstance(sums, int):
                 sums = np.zeros((len(result), *image.shape[1:]))
-            sums[:, *inside] += result
+            sums[(slice(None), *inside)] += result
             total[inside] += weight
     return (sums / total)[:, :height, :width]
 
@@ -851,7 +851,7 @@ def test_chunks_follow_each_other_and_begin_where_blocks_do(tmp_path, layout):
             image = np.concatenate([chunk.image.numpy() for chunk in chunks], axis=1)
             valid = np.concatenate([chunk.valid for chunk in chunks])
             inside = slice(part.top, part.bottom), slice(part.left, part.right)
-            np.testing.assert_array_equal(image, pixels[[2, 0]][:, *inside])
+            np.testing.assert_array_equal(image, pixels[[2, 0]][(slice(None), *inside)])
             np.testing.assert_array_equal(valid, pixels[0][inside] > 0)
 
 
