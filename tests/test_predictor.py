@@ -285,7 +285,7 @@ def test_the_views_of_d4_are_eight_different_ones_and_flip_four_of_them():
 def test_d4_maps_a_turned_scene_as_the_turned_map(spatial, views):
     checkpoint = model_training.load_checkpoint(spatial)
     predict = Predictor([checkpoint], CPU, tta=views)
-    image = torch.from_numpy(noise(64, 64))[None]
+    image = torch.from_numpy(noise(64, 64)).float()[None]
     valid = torch.rand(1, 64, 64) > 0.1
     straight = predict(image, valid)
     turned = predict(
