@@ -1044,7 +1044,7 @@ def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
     count, scenes = len(footprints), np.asarray(scenes)
     pairs = footprints.sindex.query(footprints, predicate="intersects").T
     pairs = pairs[scenes[pairs[:, 0]] != scenes[pairs[:, 1]]]
-    shared = common_ground(footprints, pairs)
+    shared = rasters.common_ground(footprints, pairs)
     pairs, shared = pairs[shared > 0.5], shared[shared > 0.5]
     # of each patch, the best partner in each other scene
     order = np.argsort(-shared, kind="stable")
@@ -1059,74 +1059,6 @@ def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
     left, right = np.array(links, int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(left)), (left, right)), (count, count))
     return connected_components(graph, directed=False)[1]
-
-
-def common_ground(footprints: GeoSeries, pairs: np.ndarray) -> np.ndarray:
-    """The share of the smaller patch's ground that lies in the other, per pair (M, 2)."""
-    import shapely
-
-    shapes, areas = footprints.to_numpy(), footprints.area.to_numpy()
-    left, right = pairs.T
-    common = shapely.area(shapely.intersection(shapes[left], shapes[right]))
-    return common / np.minimum(areas[left], areas[right])
-
-
-def near_pairs(footprints: GeoSeries, splits: Sequence[str], distance: float):
-    """Pairs of patches of different splits that lie nearer than a distance to each other.
-
-    Args:
-        footprints: In a CRS of metres.
-        splits: The split of each.
-        distance: Metres. At 0 they share ground; what only touches does not count.
-
-    Returns:
-        (M, 2) indices, the first of the earlier split (training, validation, test).
-    """
-    rank = np.array([rasters.SPLITS.index(split) for split in splits])
-    index = footprints.sindex
-    if distance:
-        reach = distance - 1e-6 * side_of(footprints)
-        pairs = index.query(footprints, predicate="dwithin", distance=reach).T
-    else:
-        pairs = index.query(footprints, predicate="intersects").T
-    pairs = pairs[rank[pairs[:, 0]] < rank[pairs[:, 1]]]
-    # a ten-thousandth is what projections leave between neighbours
-    return pairs if distance else pairs[common_ground(footprints, pairs) > 1e-4]
-
-
-def side_of(footprints: GeoSeries) -> float:
-    """The side of a usual patch."""
-    return float(np.sqrt(footprints.area.median()))
-
-
-def footprint(transform: Affine, height: int, width: int) -> Geometry:
-    """The ground of a patch as a polygon."""
-    import shapely
-
-    corners = [(0, 0), (width, 0), (width, height), (0, height)]
-    return shapely.Polygon([transform * corner for corner in corners])
-
-
-def on_the_ground(footprints: Sequence[Geometry], systems: Sequence) -> GeoSeries:
-    """Footprints of several CRS in one of metres: their own, or an equal-area one around them.
-
-    Args:
-        footprints: The ground of each patch.
-        systems: The CRS of each.
-    """
-    import geopandas
-    import pandas
-
-    texts = pandas.Series([crs.to_wkt() for crs in systems])
-    if texts.nunique() == 1 and rasters.in_true_metres(systems[0]):
-        return geopandas.GeoSeries(list(footprints), crs=systems[0])
-    degrees = geopandas.GeoSeries(list(footprints), crs="EPSG:4326")
-    for text, rows in texts.groupby(texts).groups.items():
-        part = geopandas.GeoSeries(degrees[rows].to_numpy(), crs=text)
-        degrees[rows] = part.to_crs("EPSG:4326").to_numpy()
-    west, south, east, north = degrees.total_bounds
-    middle = f"+lat_0={(south + north) / 2} +lon_0={(west + east) / 2}"
-    return degrees.to_crs(f"+proj=laea {middle} +datum=WGS84 +units=m")
 
 
 def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig):
@@ -1148,11 +1080,12 @@ def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig)
     else:
         splits = _block_splits(records, ground, config)
     dropped: dict[int, str] = {}
-    overlapping = near_pairs(ground, splits, 0)
+    parts = [rasters.SPLITS.index(split) for split in splits]
+    overlapping = rasters.near_pairs(ground, parts, 0)
     if config.split_by == "block":
         dropped |= {int(i): "shares ground with another split" for i, _ in overlapping}
     elif config.buffer == 0:
-        touching = near_pairs(ground, splits, 1e-3 * side_of(ground))
+        touching = rasters.near_pairs(ground, parts, 1e-3 * rasters.side_of(ground))
         if len(touching):
             log.warning(
                 "%d of %d patches touch or overlap a patch of another split, so scores will be too "
@@ -1163,20 +1096,15 @@ def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig)
     if config.buffer:
         reason = f"nearer than {config.buffer:g} m to another split"
         dropped |= {
-            int(i): reason for i, _ in near_pairs(ground, splits, config.buffer)
+            int(i): reason for i, _ in rasters.near_pairs(ground, parts, config.buffer)
         }
     return splits, dropped
 
 
 def _block_splits(records, ground: GeoSeries, config: CuttingConfig) -> list[str]:
     """Splits by square blocks; a patch belongs where its centre lies."""
-    side = side_of(ground)
-    size = config.block_size or 4 * side
-    centres = np.stack([ground.centroid.x, ground.centroid.y], axis=1)
-    origin = centres.min(axis=0) - side / 2
-    blocks = np.floor((centres - origin) / size).astype(int)
-    _, numbers = np.unique(blocks, axis=0, return_inverse=True)
-    numbers = numbers.ravel()
+    size = config.block_size or 4 * rasters.side_of(ground)
+    numbers = rasters.block_numbers(ground, size)
     classes = max(len(record["class_pixels"]) for record in records)
     content = np.zeros((numbers.max() + 1, 1 + classes))
     for number, record in zip(numbers, records):
@@ -1311,8 +1239,8 @@ def assemble(
             f"None of the {len(names)} cells gives a patch ({_first_reason(skipped)})"
         )
     size = config.patch_size
-    shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
-    ground = on_the_ground(shapes, [plan.crs for plan, _ in found])
+    shapes = [rasters.footprint(Affine(*r["transform"]), size, size) for _, r in found]
+    ground = rasters.on_the_ground(shapes, [plan.crs for plan, _ in found])
     splits, dropped = share_out([record for _, record in found], ground, config)
     records = []
     for index, ((_, record), split) in enumerate(zip(found, splits)):
@@ -1734,7 +1662,7 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[Place]]:
         for pair in tqdm(pairs, desc=split, unit="patch", leave=False, disable=None):
             kinds[rasters.patch_header(pair.image)] += 1
             with rasters.open_raster(pair.image) as file:
-                shape = footprint(file.transform, file.height, file.width)
+                shape = rasters.footprint(file.transform, file.height, file.width)
                 places.append(Place(split, pair.name, shape, file.crs))
             with rasters.open_raster(pair.label) as file:
                 rasters.require_one_band(file)
@@ -1774,7 +1702,9 @@ def split_overlaps(places: Sequence[Place]) -> list[dict] | None:
     if any(place.crs is None for place in places):
         return None
     splits, names, shapes, systems = zip(*places)
-    pairs = near_pairs(on_the_ground(shapes, systems), splits, 0)
+    parts = [rasters.SPLITS.index(split) for split in splits]
+    ground = rasters.on_the_ground(shapes, systems)
+    pairs = rasters.near_pairs(ground, parts, 0)
     found: dict[tuple[str, str], list] = {}
     for first, second in pairs:
         found.setdefault((splits[first], splits[second]), []).append((first, second))
@@ -1794,7 +1724,9 @@ def draw_splits(places: Sequence[Place], target: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch as Key
 
-    ground = on_the_ground([p.footprint for p in places], [p.crs for p in places])
+    ground = rasters.on_the_ground(
+        [p.footprint for p in places], [p.crs for p in places]
+    )
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     axes = figure.add_subplot()
     keys = []

@@ -78,7 +78,13 @@ def print_report(report: dict, save_dir: str) -> None:
         if values["interval_95"]:  # not when a single fold has the score
             low, high = values["interval_95"]
             line += f" +- {values['std']:.3f}  [{low:.3f}, {high:.3f}]"
+        if interval := report.get("intervals", {}).get(key):
+            low, high = interval
+            line += f"  pooled {report['pooled'][key]:.3f}  [{low:.3f}, {high:.3f}]"
         print(line)
+    if "optimism" in report:
+        gap = {key: entry["interval_95"] for key, entry in report["optimism"].items()}
+        print(f"\n{model_training.side_by_side(report['random'], report, gap)}")
     print(f"\nFinal model: {Path(save_dir) / 'model_final_model.pth'}")
 
 

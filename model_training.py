@@ -1,7 +1,7 @@
 """Tensors: from patches to a trained model and back from its checkpoint.
 
 Contents, in order: settings, normalization, patches, augmentation, models, losses, metrics,
-assessment, checkpoints, inference, training, experiments (split, k-fold), reports.
+assessment, checkpoints, inference, training, folds, experiments (split, k-fold), reports.
 
 Conventions: images (C, H, W) as rasterio reads them, masks (H, W) int64 with ``ignore_index``
 where unlabelled, models return logits (N, K, H, W). A binary model has K = 1 and a sigmoid, a
@@ -21,6 +21,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from rasters import DatasetError, OptionError, SegmentationError, require, setti
 
 if TYPE_CHECKING:
     import torch
+    from geopandas import GeoSeries
     from torch import Tensor, nn
 
 log = logging.getLogger("semanticseg4eo")
@@ -163,6 +165,21 @@ class TrainingConfig:
         choices=("split", "kfold"),
     )
     n_splits: int = setting(5, "folds of kfold", "training")
+    fold_by: str = setting(
+        "random",
+        "draw the folds of kfold patch by patch, in square blocks, or as one upright strip of the "
+        "area each; both trains random and block, and tells how much too good random is",
+        "training",
+        choices=("random", "block", "column", "both"),
+    )
+    block_size: float | None = setting(
+        None, "side of a block in metres", "training", shown="four patches"
+    )
+    buffer: float = setting(
+        0.0,
+        "metres; patches nearer than that to a fold of blocks or strips do not train for it",
+        "training",
+    )
     seed: int = setting(42, "seed of every random choice", "training")
     device: str | None = setting(
         None,
@@ -222,6 +239,16 @@ class TrainingConfig:
         )
         require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
         require(self.n_splits >= 2, "--n_splits", self.n_splits, "at least 2")
+        fine = self.fold_by == "random" or self.val_strategy == "kfold"
+        require(fine, "--fold_by", self.fold_by, "--val_strategy kfold with it")
+        size, spatial = self.block_size, self.fold_by != "random"
+        fine = size is None or 0 < size < math.inf
+        require(fine, "--block_size", size, "more than 0 metres")
+        fine = 0 <= self.buffer < math.inf
+        require(fine, "--buffer", self.buffer, "0 metres or more")
+        wanted = "--val_strategy kfold and --fold_by block, column or both with it"
+        require(size is None or spatial, "--block_size", size, wanted)
+        require(not self.buffer or spatial, "--buffer", self.buffer, wanted)
         rate, decay = self.learning_rate, self.weight_decay
         require(finite(rate) and rate > 0, "--learning_rate", rate, "more than 0")
         require(finite(decay) and decay >= 0, "--weight_decay", decay, "0 or more")
@@ -2504,6 +2531,296 @@ def epoch_line(row: dict, epochs: int, marks: Sequence[str]) -> str:
     return "  ".join(parts) + (f"  * best {', '.join(marks)}" if marks else "")
 
 
+# --- folds ---------------------------------------------------------------------------------
+
+# the scores of a confusion matrix that are told with an interval
+HEADLINES = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
+
+
+def fold_statistics(values: Sequence[float]) -> dict:
+    """Mean, standard deviation (n - 1) and 95 % t-interval of one score over folds."""
+    from scipy import stats
+
+    mean, count = float(np.mean(values)), len(values)
+    deviation = interval = None
+    if count > 1:
+        deviation = float(np.std(values, ddof=1))
+        half = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+        interval = [mean - half, mean + half]
+    return {
+        "mean": mean,
+        "std": deviation,
+        "interval_95": interval,
+        "values": list(values),
+    }
+
+
+def fold_summary(results: Sequence[dict]) -> dict:
+    """``fold_statistics`` of each score that at least one fold has."""
+    known = {
+        key: [result[key] for result in results if result[key] is not None]
+        for key in HEADLINES
+    }
+    return {key: fold_statistics(values) for key, values in known.items() if values}
+
+
+def block_bootstrap(
+    matrices: np.ndarray, measure: Callable, seed: int, repeats: int = 1000
+) -> dict:
+    """95 % percentile interval of each score of summed matrices, by resampling blocks.
+
+    Blocks are drawn with replacement, as many as there are; pixels and patches are not, since
+    neighbours tell the same. A draw may lack a class that few blocks hold; its means are then over
+    the others.
+
+    Args:
+        matrices: (G, ..., K, K) confusion matrices of G blocks.
+        measure: Gives the scores of a sum of them by name, such as ``scores`` does.
+        seed: Of the draws; the same blocks are drawn for the same G and seed.
+        repeats: Number of draws.
+
+    Returns:
+        [low, high] for each of ``HEADLINES``; None where there is but one block or no draw has the
+        score.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    matrices, count = np.asarray(matrices, np.float64), len(matrices)
+    if count < 2:
+        return dict.fromkeys(HEADLINES)
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(count, np.full(count, 1 / count), repeats)  # (repeats, G)
+    results = [
+        measure(total) for total in np.tensordot(times.astype(float), matrices, 1)
+    ]
+    found = {
+        key: [result[key] for result in results if result[key] is not None]
+        for key in HEADLINES
+    }
+    return {
+        key: np.percentile(values, [2.5, 97.5]).tolist() if values else None
+        for key, values in found.items()
+    }
+
+
+def score_gap(random: dict, blocked: dict) -> dict:
+    """By how much each score of the first is better; None where one of them is missing."""
+    return {
+        key: random[key] - blocked[key]
+        if None not in (random[key], blocked[key])
+        else None
+        for key in HEADLINES
+    }
+
+
+# pixels of a class that stand for it where folds are drawn
+DRAWN_PIXELS = 1000
+
+
+def spatial_groups(
+    footprints: GeoSeries, fold_by: str, block_size: float | None, n_splits: int
+) -> np.ndarray:
+    """The number, 0, 1..., of the group that each patch belongs to; a group is in one fold.
+
+    Args:
+        footprints: Of the patches, in metres.
+        fold_by: "block" for square blocks, "column" for one upright strip of the area per fold,
+            all of about as many patches.
+        block_size: Side of the blocks in metres; None for four times that of a patch.
+        n_splits: Number of strips.
+
+    Raises:
+        DatasetError: Fewer eastings than strips.
+    """
+    if fold_by == "column":
+        return _strips(footprints.centroid.x.to_numpy(), n_splits)
+    size = block_size or 4 * rasters.side_of(footprints)
+    groups = rasters.block_numbers(footprints, size)
+    origin = "" if block_size else ", four times the side of a patch (--block_size)"
+    log.info("%d blocks of %.6g m%s", groups.max() + 1, size, origin)
+    return groups
+
+
+def _strips(eastings: np.ndarray, count: int) -> np.ndarray:
+    """Contiguous strips, by the middle rank of each easting, so that equal ones stay together."""
+    from scipy.stats import rankdata
+
+    places = (rankdata(eastings) - 0.5) / len(eastings)
+    found, strips = np.unique((places * count).astype(int), return_inverse=True)
+    if len(found) < count:
+        raise DatasetError(
+            f"The patches lie in too few columns for {count} strips; lower --n_splits, or give "
+            "--fold_by block"
+        )
+    return strips
+
+
+def make_folds(
+    groups: np.ndarray, class_counts: np.ndarray, n_splits: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds of whole groups, alike in number of patches and in shares of each class.
+
+    StratifiedGroupKFold wants one class per sample, but a patch holds several: it is given pixels
+    instead, some of each class drawn at random, so that rare classes count as much as others. Of
+    several draws the most balanced folds are kept.
+
+    Args:
+        groups: (P,) the group of each patch.
+        class_counts: (P, K) labelled pixels.
+        n_splits: Number of folds.
+        seed: Of the draws.
+
+    Returns:
+        Per fold the indices of the other patches, and of its own.
+
+    Raises:
+        DatasetError: Fewer groups than folds.
+    """
+    names, groups = np.unique(groups, return_inverse=True)
+    if len(names) < n_splits:
+        raise DatasetError(
+            f"{len(names)} groups of patches cannot make {n_splits} folds; give a smaller "
+            "--block_size, or lower --n_splits"
+        )
+    content = _content(groups, class_counts)
+    rng = np.random.default_rng(seed)
+    draws = min(20, max(1, 4_000 // len(content)))
+    drawn = [_draw_folds(content, n_splits, rng) for _ in range(draws)]
+    best = min(drawn, key=lambda folds: imbalance(content, folds, n_splits))[groups]
+    return [
+        (np.flatnonzero(best != fold), np.flatnonzero(best == fold))
+        for fold in range(n_splits)
+    ]
+
+
+def _content(parts: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+    """What each part 0, 1... holds, (parts, 1 + K) int64: patches, then pixels of each class."""
+    content = np.zeros((parts.max() + 1, 1 + class_counts.shape[1]), np.int64)
+    np.add.at(content[:, 0], parts, 1)
+    np.add.at(content[:, 1:], parts, class_counts)
+    return content
+
+
+def _draw_folds(content: np.ndarray, n_splits: int, rng) -> np.ndarray:
+    """A fold per group of a ``_content``, balanced by pixels drawn of each class."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    # in an order of ours: up to scikit-learn 1.7 its shuffle=True undoes the stratification
+    order = rng.permutation(len(content))
+    samples = content[order]
+    for column in samples.T[1:]:
+        total = column.sum()
+        if total:
+            column[:] = rng.multinomial(min(total, DRAWN_PIXELS), column / total)
+    group, label = np.nonzero(samples)
+    group, label = (np.repeat(ids, samples[group, label]) for ids in (group, label))
+    folds = np.empty(len(content), int)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # a class of fewer pixels than folds
+        splits = StratifiedGroupKFold(n_splits).split(label, label, group)
+        for number, (_, held_out) in enumerate(splits):
+            folds[order[group[held_out]]] = number
+    return folds
+
+
+def imbalance(content: np.ndarray, folds: np.ndarray, n_splits: int) -> float:
+    """How unlike folds are: 0 where all have equal shares of patches and of every class.
+
+    Args:
+        content: (G, 1 + K) of each group: patches, then pixels of each class.
+        folds: (G,) the fold of each.
+        n_splits: Number of folds.
+
+    Returns:
+        The sum of deviations from equal shares, patches weighing as much as all classes together;
+        and 10 for each fold without a class that enough groups hold.
+    """
+    present = content.any(axis=0)
+    content = content[:, present]
+    shares = np.zeros((n_splits, content.shape[1]))
+    np.add.at(shares, folds, content / content.sum(axis=0))
+    weights = np.ones(content.shape[1])
+    weights[0] = max(1, len(weights) - 1)
+    missing = (shares == 0) & ((content > 0).sum(axis=0) >= n_splits)
+    gaps = np.abs(shares - 1 / n_splits) * weights
+    return float(gaps.sum() + 10 * missing.sum())
+
+
+def drop_near(
+    inner: np.ndarray, outer: np.ndarray, footprints: GeoSeries, buffer: float
+) -> np.ndarray:
+    """Those of the patches to train on that keep their distance from patches to be examined.
+
+    Args:
+        inner: Indices of the training patches.
+        outer: Indices of the others.
+        footprints: Of all patches, in metres.
+        buffer: What is nearer, in metres, leaves; at 0 what shares ground.
+
+    Raises:
+        DatasetError: None is left.
+    """
+    both = np.concatenate([inner, outer])
+    parts = np.repeat([0, 1], [len(inner), len(outer)])
+    near = rasters.near_pairs(footprints.iloc[both], parts, buffer)[:, 0]
+    kept = np.delete(inner, np.unique(near))
+    if not len(kept):
+        raise DatasetError(
+            f"All {len(inner)} training patches of a fold share ground with a patch that it is "
+            f"examined on, or lie nearer than --buffer {buffer:g} m to one; lower --buffer, or give "
+            "a larger --block_size"
+        )
+    return kept
+
+
+def inner_split(
+    inner: np.ndarray,
+    groups: np.ndarray,
+    class_counts: np.ndarray,
+    seed: int,
+    share: float = 0.15,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Part a fold's training patches into those to learn from, and whole groups to stop early by.
+
+    The training is parted into folds of about ``share`` of its patches, and the one that is most
+    like the whole is taken.
+
+    Args:
+        inner: Indices of the training patches.
+        groups: (P,) the group of every patch, also of those outside.
+        class_counts: (P, K) labelled pixels, likewise.
+        seed: Of the draws.
+        share: Of the patches that go to validation.
+
+    Returns:
+        Indices for training and for validation.
+
+    Raises:
+        DatasetError: One of the two would have no labelled pixel.
+    """
+    counts = class_counts[inner]
+    parts = min(round(1 / share), len(np.unique(groups[inner])))
+    halves = make_folds(groups[inner], counts, parts, seed) if parts > 1 else []
+    halves = [pair for pair in halves if all(counts[part].any() for part in pair)]
+    if not halves:
+        raise DatasetError(
+            f"The labelled pixels of a fold's {len(inner)} training patches all lie in one place, "
+            "so none can be set aside for early stopping; lower --n_splits, --block_size or "
+            "--buffer, or label more patches"
+        )
+
+    def cost(pair) -> float:
+        sums = np.stack([np.r_[len(part), counts[part].sum(axis=0)] for part in pair])
+        sums = sums[:, sums.any(axis=0)]
+        gaps = np.abs(sums[1] / sums.sum(axis=0) - share)
+        return gaps[0] * (len(gaps) - 1) + gaps[1:].sum() + 10 * (sums[0] == 0).sum()
+
+    train, validation = min(halves, key=cost)
+    return inner[train], inner[validation]
+
+
 # --- experiments ----------------------------------------------------------------------------
 
 
@@ -2519,6 +2836,13 @@ def run_experiment(config: TrainingConfig) -> dict:
     device = pick_device(config.device)
     check_architecture(config.model_config(config.in_channels or 1), config.weights)
     rasters.require_folder("--save_dir", config.save_dir)
+    former = [file.resolve() for file in former_files(Path(config.save_dir))]
+    require(
+        not config.weights or Path(config.weights).resolve() not in former,
+        "--encoder_weights",
+        config.weights,
+        "another --save_dir: this run would replace the file",
+    )
     if config.area_estimation and not rasters.list_pairs(
         config.dataset_root, "test", required=False
     ):
@@ -2569,6 +2893,32 @@ def require_several_classes(survey: Survey) -> None:
         )
 
 
+# what a run writes; that of an earlier one is removed, since its folds would be taken for new ones
+RUN_FILES = (
+    "model_best_loss.pth", "model_best_iou.pth", "model_best_combined.pth",
+    "model_final_model.pth", "model_metrics.json", "model_training_log.csv",
+    "model_training_plot.png", "model_reliability.png", "model_test_examples.png",
+)  # fmt: skip
+
+
+def former_files(save_dir: Path) -> list[Path]:
+    """The files of an earlier run in a folder, those of its folds too."""
+    folders = [save_dir]
+    for kind in ("", "random/", "block/"):
+        folders += save_dir.glob(f"{kind}fold_*")
+    return [f / name for f in folders for name in RUN_FILES if (f / name).is_file()]
+
+
+def clear_former_run(save_dir: Path) -> None:
+    """Remove the files of an earlier run, and the folders of its folds where nothing else lies."""
+    for file in former_files(save_dir):
+        file.unlink()
+    for kind in ("random/", "block/", ""):
+        for folder in [*save_dir.glob(f"{kind}fold_*"), save_dir / kind]:
+            if folder != save_dir and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
 def names_for(config: TrainingConfig, survey: Survey) -> list[str]:
     """Class names: given, else stored with the labels, else numbers."""
     if config.class_names:
@@ -2585,6 +2935,7 @@ def train_split(config: TrainingConfig, device) -> dict:
     validation = survey_split(config, "validation", train)
     test = survey_split(config, "test", train, required=False)
     require_several_classes(train)
+    clear_former_run(Path(config.save_dir))
     run = Run(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device,
@@ -2594,8 +2945,13 @@ def train_split(config: TrainingConfig, device) -> dict:
     return finish(run, test)
 
 
-def finish(run: Run, test: Survey | None) -> dict:
+def finish(run: Run, test: Survey | None, held_out: HeldOut | None = None) -> dict:
     """Take the best weights, examine them, write the final model and the picture.
+
+    Args:
+        run: A run that was fitted.
+        test: Patches to examine with all that there is to know.
+        held_out: Those of a fold, which get scores alone.
 
     Returns:
         The report of the run: history, best epochs and the scores of the final model.
@@ -2609,9 +2965,11 @@ def finish(run: Run, test: Survey | None) -> dict:
     run.sample = LogitSample(seed=run.config.seed)
     report["validation"] = examine(run, run.validation, run.sample.add)
     calibrate(run, [run.sample])
+    if held_out:
+        report["held_out"] = examine(run, held_out.survey, held_out)
     report |= examine_test(run, test)
-    metrics = {key: report[key] for key in ("validation", "test") if key in report}
-    run.save("final_model", metrics)
+    kinds = ("validation", "held_out", "test")
+    run.save("final_model", {key: report[key] for key in kinds if key in report})
     report["history"] = run.history.rows
     report["class_names"] = run.names
     rasters.write_json(run.save_dir / "model_metrics.json", report)
@@ -2685,10 +3043,6 @@ def examine_test(run: Run, test: Survey | None) -> dict:
     Returns:
         The keys ``test``, ``calibration`` and ``areas`` of a report; nothing without patches.
     """
-    curve = run.save_dir / "model_reliability.png"
-    pictures = run.save_dir / "model_test_examples.png"
-    for stale in (curve, pictures):  # of a former run
-        stale.unlink(missing_ok=True)
     if not test:
         return {}
     seen = Inspection(run, test)
@@ -2701,7 +3055,8 @@ def examine_test(run: Run, test: Survey | None) -> dict:
         for entry in areas["per_class"]:
             entry["name"] = run.names[entry["class"]]
         report["areas"] = areas
-    draw_calibration(curve, report["calibration"])
+    draw_calibration(run.save_dir / "model_reliability.png", report["calibration"])
+    pictures = run.save_dir / "model_test_examples.png"
     draw_examples(pictures, seen.examples, run.names, run.config.ignore_index)
     return report
 
@@ -2733,14 +3088,116 @@ def map_patches(
     return np.array(sizes) @ np.array(pixels), True
 
 
+class HeldOut:
+    """Looks on while the patches that a fold holds out are evaluated, one after the other."""
+
+    def __init__(self, survey: Survey, classes: int, seed: int):
+        self.survey, self.classes = survey, classes
+        self.sample = LogitSample(seed=seed)
+        self.matrices = []  # (K, K) of each patch
+
+    def __call__(self, logits: Tensor, masks: Tensor) -> None:
+        self.sample.add(logits, masks)
+        for guess, mask in zip(predict_classes(logits), masks):
+            matrix = confusion_matrix(guess, mask, self.classes)
+            self.matrices.append(matrix.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Indices of the patches that a fold learns from, stops early by, and is reported for."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    held_out: np.ndarray
+
+
+def plan_folds(
+    config: TrainingConfig,
+    fold_by: str,
+    pooled: Survey,
+    footprints: GeoSeries | None,
+    blocks: np.ndarray | None,
+) -> list[Fold]:
+    """Folds by "random", "block" or "column", each with validation patches of its own.
+
+    Args:
+        config: How many folds, the buffer and the seed.
+        fold_by: By what.
+        pooled: All patches.
+        footprints: Where they lie, in metres; not needed at random.
+        blocks: (P,) the block of each; likewise.
+
+    Raises:
+        DatasetError: Too few groups, or nothing left to train on.
+    """
+    counts, n_splits = pooled.counts, config.n_splits
+    groups = units = np.arange(len(pooled.pairs))
+    if fold_by != "random":
+        groups = units = blocks
+    if fold_by == "column":
+        groups = spatial_groups(footprints, fold_by, None, n_splits)
+    folds = []
+    for inner, outer in make_folds(groups, counts, n_splits, config.seed):
+        near = len(inner)
+        if fold_by != "random":
+            inner = drop_near(inner, outer, footprints, config.buffer)
+        train, validation = inner_split(inner, units, counts, config.seed)
+        if fold_by != "random":
+            train = drop_near(train, validation, footprints, config.buffer)
+        near -= len(train) + len(validation)
+        if not counts[train].any():
+            raise DatasetError(
+                f"Fold {len(folds) + 1} has no labelled pixel to train on; lower --n_splits or "
+                "--buffer"
+            )
+        folds.append(Fold(train, validation, outer))
+        log.info(
+            "%s fold %d: %d patches held out, %d to train on, %d to stop early by, %d too near",
+            *(fold_by, len(folds), len(outer), len(train), len(validation), near),
+        )
+    return folds
+
+
+def train_folds(
+    config: TrainingConfig,
+    pooled: Survey,
+    folds: Sequence[Fold],
+    save_dir: Path,
+    names,
+    device,
+) -> tuple[list[dict], np.ndarray, list[LogitSample]]:
+    """Train a model per fold and examine it, once, on the patches that it is held out from.
+
+    Returns:
+        A report per fold, the confusion matrix of each patch (P, K, K) by the model that did not
+        see it, and logits of such patches per fold.
+    """
+    classes = config.label_classes
+    matrices = np.zeros((len(pooled.pairs), classes, classes), np.int64)
+    reports, samples = [], []
+    for number, fold in enumerate(folds, start=1):
+        log.info("fold %d of %d", number, len(folds))
+        train, validation = pooled.subset(fold.train), pooled.subset(fold.validation)
+        place = save_dir / f"fold_{number}"
+        run = Run(config, train, validation, place, names, config.epochs, device)
+        prepare(run)
+        fit(run)
+        held_out = HeldOut(pooled.subset(fold.held_out), classes, config.seed)
+        reports.append(finish(run, None, held_out))
+        matrices[fold.held_out] = held_out.matrices
+        samples.append(held_out.sample)
+    return reports, matrices, samples
+
+
 def cross_validate(config: TrainingConfig, device) -> dict:
     """K-fold cross-validation over train/ and validation/, then a final model on all of it.
 
-    Folds are drawn at random with the seed. The final model is trained for the median of the
-    epochs that the folds found best; test/, when there, is the examination of that model alone.
+    Each fold chooses its best epoch by validation patches of its own and is examined, once, on
+    what it holds out. With ``--fold_by both`` the folds at random come first, for comparison. The
+    final model is trained for the median of the epochs that the (other) folds found best; test/,
+    when there, is the examination of that model alone.
     """
-    from sklearn.model_selection import KFold
-
     pooled = survey_split(config, "train", None)
     more = survey_split(config, "validation", pooled, required=False)
     pooled = pooled + more if more else pooled
@@ -2751,24 +3208,37 @@ def cross_validate(config: TrainingConfig, device) -> dict:
         )
     require_several_classes(pooled)
     names, save_dir = names_for(config, pooled), Path(config.save_dir)
-    splitter = KFold(config.n_splits, shuffle=True, random_state=config.seed)
-    folds = list(splitter.split(pooled.pairs))
-    for number, (inner, _) in enumerate(folds, start=1):
-        if pooled.subset(inner).counts.sum() == 0:
-            raise DatasetError(
-                f"Fold {number} has no labelled pixel to train on; lower --n_splits"
-            )
-    reports, samples = [], []
-    for number, (inner, outer) in enumerate(folds, start=1):
-        log.info("fold %d of %d", number, config.n_splits)
-        run = Run(
-            config, pooled.subset(inner), pooled.subset(outer), save_dir / f"fold_{number}",
-            names, config.epochs, device,
-        )  # fmt: skip
-        prepare(run)
-        fit(run)
-        reports.append(finish(run, None))
-        samples.append(run.sample)
+    footprints, blocks = None, np.arange(len(pooled.pairs))
+    if config.fold_by != "random":
+        footprints = rasters.patch_footprints(pooled.pairs)
+        blocks = spatial_groups(footprints, "block", config.block_size, config.n_splits)
+    both = config.fold_by == "both"
+    kinds = ("random", "block") if both else (config.fold_by,)
+    plans = {
+        kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
+    }
+
+    clear_former_run(save_dir)
+
+    def measure(matrix: np.ndarray) -> dict:
+        return scores(matrix, names, config.mode == "binary")
+
+    results, per_block = {}, {}
+    for kind, folds in plans.items():
+        place = save_dir / kind if both else save_dir
+        # the samples that stay are those of the last kind
+        reports, matrices, samples = train_folds(
+            config, pooled, folds, place, names, device
+        )
+        sums = np.zeros((blocks.max() + 1, *matrices.shape[1:]), np.int64)
+        np.add.at(sums, blocks, matrices)
+        per_block[kind] = sums
+        results[kind] = {
+            "folds": reports,
+            "summary": fold_summary([r["held_out"] for r in reports]),
+            "pooled": measure(matrices.sum(axis=0)),
+            "intervals": block_bootstrap(sums, measure, config.seed),
+        }
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
     log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
     final = Run(config, pooled, None, save_dir, names, epochs, device)
@@ -2777,47 +3247,49 @@ def cross_validate(config: TrainingConfig, device) -> dict:
     for criterion in ("loss", "iou"):  # what the checkpoint tells of its validation
         best = [r["best"][criterion] for r in reports]
         final.history.best[criterion] = float(np.mean(best))
-    matrix = sum(np.array(r["validation"]["confusion_matrix"]) for r in reports)
     report = {
         "class_names": names,
-        "folds": reports,
-        "summary": fold_summary([r["validation"] for r in reports]),
-        "pooled": scores(matrix, names, config.mode == "binary"),
+        **results[kinds[-1]],
+        "blocks": None if footprints is None else len(sums),
         "final_epochs": epochs,
         "history": final.history.rows,
     }
+    if both:
+        report["random"] = results["random"]
+        report["optimism"] = optimism(results, per_block, measure, config.seed)
     calibrate(final, samples)
     report |= examine_test(final, test)
-    for stale in save_dir.glob("model_best_*.pth"):  # of a former run without folds
-        stale.unlink()
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
     final.save("final_model", kept)
     plot_training(save_dir / "model_training_plot.png", report)
     return report
 
 
-def fold_summary(results: Sequence[dict]) -> dict:
-    """Mean, standard deviation (n - 1) and 95 % t-interval over folds of each score."""
-    from scipy import stats
+def optimism(
+    results: Mapping[str, dict],
+    per_block: Mapping[str, np.ndarray],
+    measure: Callable,
+    seed: int,
+) -> dict:
+    """By how much the pooled scores of folds at random are better than those by block.
 
-    summary = {}
-    for key in ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa"):
-        values = [result[key] for result in results if result[key] is not None]
-        if not values:
-            continue
-        mean, count = float(np.mean(values)), len(values)
-        deviation = float(np.std(values, ddof=1)) if count > 1 else None
-        interval = None
-        if count > 1:
-            half = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-            interval = [mean - half, mean + half]
-        summary[key] = {
-            "mean": mean,
-            "std": deviation,
-            "interval_95": interval,
-            "values": values,
-        }
-    return summary
+    Args:
+        results: The "pooled" scores of "random" and "block".
+        per_block: Their confusion matrices by block of the ground, (G, K, K).
+        measure: See ``block_bootstrap``.
+        seed: Likewise.
+
+    Returns:
+        "value" and "interval_95" of each score; the same blocks are drawn for both.
+    """
+    pairs = np.stack([per_block["random"], per_block["block"]], axis=1)
+    gaps = score_gap(results["random"]["pooled"], results["block"]["pooled"])
+    intervals = block_bootstrap(
+        pairs, lambda pair: score_gap(*map(measure, pair)), seed
+    )
+    return {
+        key: {"value": gaps[key], "interval_95": intervals[key]} for key in HEADLINES
+    }
 
 
 # --- reports --------------------------------------------------------------------------------
@@ -2860,6 +3332,42 @@ def score_table(result: dict) -> str:
     return "\n".join([*lines, f"overall accuracy {accuracy}, kappa {kappa}"])
 
 
+def side_by_side(random: dict, blocked: dict, gap: dict | None = None) -> str:
+    """The scores of folds at random and by block as aligned text, and what lies between them.
+
+    Args:
+        random: "pooled" scores and their "intervals" by ``block_bootstrap``.
+        blocked: Likewise.
+        gap: The interval of the difference by name, from the same blocks for both.
+    """
+
+    def cell(value: float | None, interval) -> str:
+        if value is None:
+            return "-"
+        limits = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        return f"{value:.3f}{limits}"
+
+    runs = (random, blocked)
+    lines = [f"{'':18}{'folds at random':24}folds by block"]
+    for key in HEADLINES:
+        first, second = (
+            cell(run["pooled"][key], run["intervals"][key]) for run in runs
+        )
+        lines.append(f"{key.replace('_', ' '):18}{first:24}{second}")
+    difference = score_gap(random["pooled"], blocked["pooled"])["iou"]
+    if difference is None:
+        return "\n".join(lines)
+    interval = (gap or {}).get("iou")
+    verdict = "what random folds gain from neighbours, and a new place will not give"
+    if difference <= 0:
+        verdict = "random folds are not better here"
+    elif interval and interval[0] <= 0:
+        verdict = "too few blocks to tell it from chance"
+    return "\n".join(
+        [*lines, f"optimism of iou   {cell(difference, interval)}: {verdict}"]
+    )
+
+
 def area_table(areas: dict) -> str:
     """Estimated areas and accuracies with their 95 % intervals as aligned text."""
 
@@ -2895,11 +3403,14 @@ def area_table(areas: dict) -> str:
 def plot_training(target: Path, report: dict) -> None:
     """Draw a report: loss and score curves, bars per class, confusion matrix.
 
-    Bars and matrix are those of the test split, else pooled over the folds, else validation.
+    Bars and matrix are those of the test split, else pooled over the folds, else those that a fold
+    holds out, else validation.
     """
     from matplotlib.figure import Figure
 
-    source = next(key for key in ("test", "pooled", "validation") if key in report)
+    source = next(
+        key for key in ("test", "pooled", "held_out", "validation") if key in report
+    )
     result = report[source]
     runs = [r["history"] for r in report.get("folds", [])] or [report["history"]]
     figure = Figure(figsize=(14, 10), layout="constrained")

@@ -1,7 +1,7 @@
 """Rasters and patch folders: what extraction, training and prediction share, without torch.
 
 Contents, in order: errors, settings, opening, valid pixels, windows, bands, labels, patch folders,
-files that appear whole, polygons, colours and pictures.
+footprints, files that appear whole, polygons, colours and pictures.
 
 Conventions: images are (C, H, W) as rasterio reads them, masks and validity (H, W); bands count
 from 1; a window is a ``rasterio.windows.Window`` in pixels (col_off, row_off, width, height).
@@ -35,7 +35,10 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 if TYPE_CHECKING:
+    from affine import Affine
+    from geopandas import GeoSeries
     from matplotlib.figure import Figure
+    from shapely import Geometry
 
 VERSION = "1.0.0"
 UNLABELLED = 255  # the default --ignore_index, and what extraction writes
@@ -700,6 +703,118 @@ def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
         return None  # another program's tag
     fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if fine and names else None
+
+
+# --- footprints -----------------------------------------------------------------------------
+
+
+def footprint(transform: Affine, height: int, width: int) -> Geometry:
+    """The ground of a patch as a polygon."""
+    import shapely
+
+    corners = [(0, 0), (width, 0), (width, height), (0, height)]
+    return shapely.Polygon([transform * corner for corner in corners])
+
+
+def on_the_ground(footprints: Sequence[Geometry], systems: Sequence) -> GeoSeries:
+    """Footprints of several CRS in one of metres: their own, or an equal-area one around them.
+
+    Args:
+        footprints: The ground of each patch.
+        systems: The CRS of each.
+    """
+    import geopandas
+    import pandas
+
+    texts = pandas.Series([crs.to_wkt() for crs in systems])
+    if texts.nunique() == 1 and in_true_metres(systems[0]):
+        return geopandas.GeoSeries(list(footprints), crs=systems[0])
+    degrees = geopandas.GeoSeries(list(footprints), crs="EPSG:4326")
+    for text, rows in texts.groupby(texts).groups.items():
+        part = geopandas.GeoSeries(degrees[rows].to_numpy(), crs=text)
+        degrees[rows] = part.to_crs("EPSG:4326").to_numpy()
+    west, south, east, north = degrees.total_bounds
+    middle = f"+lat_0={(south + north) / 2} +lon_0={(west + east) / 2}"
+    return degrees.to_crs(f"+proj=laea {middle} +datum=WGS84 +units=m")
+
+
+def side_of(footprints: GeoSeries) -> float:
+    """The side of a usual patch."""
+    return float(np.sqrt(footprints.area.median()))
+
+
+def block_numbers(footprints: GeoSeries, size: float) -> np.ndarray:
+    """A number per patch, 0, 1...: the square block of ``size`` metres that its centre lies in."""
+    centres = np.stack([footprints.centroid.x, footprints.centroid.y], axis=1)
+    origin = centres.min(axis=0) - side_of(footprints) / 2
+    blocks = np.floor((centres - origin) / size).astype(int)
+    return np.unique(blocks, axis=0, return_inverse=True)[1].ravel()
+
+
+def common_ground(footprints: GeoSeries, pairs: np.ndarray) -> np.ndarray:
+    """The share of the smaller patch's ground that lies in the other, per pair (M, 2)."""
+    import shapely
+
+    shapes, areas = footprints.to_numpy(), footprints.area.to_numpy()
+    left, right = pairs.T
+    common = shapely.area(shapely.intersection(shapes[left], shapes[right]))
+    return common / np.minimum(areas[left], areas[right])
+
+
+def near_pairs(footprints: GeoSeries, parts: Sequence[int], distance: float):
+    """Pairs of patches of different parts that lie nearer than a distance to each other.
+
+    Args:
+        footprints: In a CRS of metres.
+        parts: A whole number per patch.
+        distance: Metres. At 0 they share ground; what only touches does not count.
+
+    Returns:
+        (M, 2) indices, the first of the part with the lower number.
+    """
+    parts, index = np.asarray(parts), footprints.sindex
+    if distance:
+        reach = max(0.0, distance - 1e-6 * side_of(footprints))
+        pairs = index.query(footprints, predicate="dwithin", distance=reach).T
+    else:
+        pairs = index.query(footprints, predicate="intersects").T
+    pairs = pairs[parts[pairs[:, 0]] < parts[pairs[:, 1]]]
+    # a ten-thousandth is what projections leave between neighbours
+    return pairs if distance else pairs[common_ground(footprints, pairs) > 1e-4]
+
+
+def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:
+    """Where patches lie: their outlines in one CRS of metres, from the headers of the images.
+
+    Raises:
+        DatasetError: A patch without a CRS, or without a place on the Earth.
+    """
+    from pyproj.exceptions import ProjError
+    from tqdm import tqdm
+
+    shapes, systems = [], []
+    bar = {"leave": False, "disable": None, "delay": 2}
+    for pair in tqdm(pairs, desc="reading places", unit="patch", **bar):
+        with open_raster(pair.image) as file:
+            crs = file.crs
+            if crs is None or not (crs.is_projected or crs.is_geographic):
+                raise DatasetError(
+                    f"{pair.image} has no CRS, and --fold_by block and column need to know where "
+                    "patches lie; give --fold_by random, or extract from a georeferenced scene"
+                )
+            shapes.append(footprint(file.transform, file.height, file.width))
+            systems.append(crs)
+    try:
+        ground = on_the_ground(shapes, systems)
+        known = np.isfinite(ground.bounds.to_numpy()).all()
+    except ProjError:
+        known = False
+    if not known:
+        raise DatasetError(
+            f"Patches like {pairs[0].image} do not all lie on the Earth: a transform does not fit "
+            "its CRS; mend it, or give --fold_by random"
+        )
+    return ground
 
 
 # --- files that appear whole ----------------------------------------------------------------

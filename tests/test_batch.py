@@ -29,7 +29,7 @@ from shapely.affinity import affine_transform
 
 import Patch_extraction
 import rasters
-from Patch_extraction import BatchConfig, Journal, assign_blocks, near_pairs
+from Patch_extraction import BatchConfig, Journal, assign_blocks
 from rasters import SPLITS, DatasetError
 
 SIDE = 8
@@ -458,7 +458,7 @@ def test_footprints_of_several_crs_come_together_in_one_of_metres():
     x, y = project("EPSG:32631", "EPSG:32632", here, there)
     systems = [rasterio.CRS.from_epsg(code) for code in (32631, 32632)]
     shapes = [box(here[0], there[0], here[1], there[1]), box(x[0], y[0], x[1], y[1])]
-    ground = Patch_extraction.on_the_ground(shapes, systems)
+    ground = rasters.on_the_ground(shapes, systems)
     assert ground.crs.axis_info[0].unit_name == "metre"
     assert ground[0].area == pytest.approx(80 * 80, rel=2e-3)
     assert ground[1].centroid.distance(ground[0].centroid) < 1
@@ -472,7 +472,7 @@ def test_footprints_of_several_crs_come_together_in_one_of_metres():
     ],
 )
 def test_footprints_in_degrees_or_feet_become_metres(code, shape):
-    ground = Patch_extraction.on_the_ground([shape], [rasterio.CRS.from_epsg(code)])
+    ground = rasters.on_the_ground([shape], [rasterio.CRS.from_epsg(code)])
     assert ground.crs.axis_info[0].unit_name == "metre"
     expected = 100**2 if code == 2263 else 82.6 * 111.1
     assert ground.area[0] == pytest.approx(expected, rel=0.003)
@@ -480,8 +480,8 @@ def test_footprints_in_degrees_or_feet_become_metres(code, shape):
 
 def test_a_footprint_is_the_ground_of_all_pixels():
     turned = Affine(0, 2, 100, -3, 0, 50)  # columns run south, rows east
-    assert Patch_extraction.footprint(turned, 4, 5).equals(box(100, 35, 108, 50))
-    assert Patch_extraction.footprint(TRANSFORM, 8, 8).bounds == (
+    assert rasters.footprint(turned, 4, 5).equals(box(100, 35, 108, 50))
+    assert rasters.footprint(TRANSFORM, 8, 8).bounds == (
         *(ORIGIN[0], ORIGIN[1] - 80),
         *(ORIGIN[0] + 80, ORIGIN[1]),
     )
@@ -498,7 +498,7 @@ def test_overlapping_cells_of_two_dates_can_be_split_by_block(batch):
 def test_footprints_of_far_continents_keep_their_size():
     zones = [rasterio.CRS.from_epsg(code) for code in (32631, 32756)]
     shapes = [box(5e5, 5e6, 5.001e5, 5.0001e6), box(5e5, 6.3e6, 5.001e5, 6.3001e6)]
-    areas = Patch_extraction.on_the_ground(shapes, zones).area.tolist()
+    areas = rasters.on_the_ground(shapes, zones).area.tolist()
     assert areas == pytest.approx([100**2] * 2, rel=0.02)
 
 
@@ -833,33 +833,33 @@ def test_exactly_the_cells_within_the_buffer_are_dropped(batch, split_by, distan
 
 def test_pairs_that_share_ground_are_found_and_those_that_touch_are_not():
     shapes = [box(0, 0, 80, 80), box(80, 0, 160, 80), box(150, 70, 230, 150)]
-    pairs = near_pairs(metric(shapes), ["test", "train", "validation"], 0)
+    pairs = rasters.near_pairs(metric(shapes), [2, 0, 1], 0)
     assert pairs.tolist() == [[1, 2]]
-    assert near_pairs(metric(shapes), ["train"] * 3, 0).tolist() == []
+    assert rasters.near_pairs(metric(shapes), [0] * 3, 0).tolist() == []
 
 
 def test_pairs_within_a_distance_come_with_the_earlier_split_first():
     shapes = [box(0, 0, 80, 80), box(100, 0, 180, 80), box(500, 0, 580, 80)]
-    splits = ["test", "train", "validation"]
-    assert near_pairs(metric(shapes), splits, 19).tolist() == []
-    assert near_pairs(metric(shapes), splits, 21).tolist() == [[1, 0]]
-    found = near_pairs(metric(shapes), splits, 330).tolist()
+    splits = [2, 0, 1]  # test, training, validation
+    assert rasters.near_pairs(metric(shapes), splits, 19).tolist() == []
+    assert rasters.near_pairs(metric(shapes), splits, 21).tolist() == [[1, 0]]
+    found = rasters.near_pairs(metric(shapes), splits, 330).tolist()
     assert sorted(found) == [[1, 0], [1, 2]]
 
 
 def test_large_cells_within_the_buffer_are_found():
     shapes = metric([box(0, 0, 3000, 3000), box(3995, 0, 6995, 3000)])
-    assert len(near_pairs(shapes, ["train", "test"], 1000)) == 1
+    assert len(rasters.near_pairs(shapes, [0, 2], 1000)) == 1
 
 
 def test_a_small_buffer_drops_large_neighbours():
     shapes = metric([box(0, 0, 2240, 2240), box(2240, 0, 4480, 2240)])
-    assert len(near_pairs(shapes, ["train", "test"], 5)) == 1
+    assert len(rasters.near_pairs(shapes, [0, 2], 5)) == 1
 
 
 def test_one_pixel_that_large_cells_share_is_found():
     shapes = metric([box(0, 0, 600, 600), box(599, 0, 1199, 600)])
-    assert len(near_pairs(shapes, ["train", "test"], 0)) == 1
+    assert len(rasters.near_pairs(shapes, [0, 2], 0)) == 1
 
 
 def test_a_buffer_is_in_metres_on_the_ground_also_in_mercator(batch):

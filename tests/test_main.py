@@ -19,7 +19,6 @@ import pytest
 import torch
 from conftest import ROOT, SENTINEL, make_patch, write_dataset, write_raster
 from sklearn import metrics as reference
-from sklearn.model_selection import KFold
 
 import main
 import model_training as mt
@@ -160,12 +159,12 @@ def kfold_run(request):
     return request.getfixturevalue(request.param)
 
 
-def count_pixels(checkpoint: Path, root: Path, split: str) -> np.ndarray:
-    """The confusion matrix of a model on a split, counted by scikit-learn."""
+def count_pixels(checkpoint: Path, pairs) -> np.ndarray:
+    """The confusion matrix of a model on patches, counted by scikit-learn."""
     loaded = mt.load_checkpoint(checkpoint)
     classes = loaded.config.label_classes
     matrix = np.zeros((classes, classes), int)
-    for pair in rasters.list_pairs(root, split):
+    for pair in pairs:
         image, valid, mask = rasters.read_patch(pair)
         image = mt.normalize(image, valid, loaded.normalization)
         with torch.inference_mode():
@@ -330,7 +329,9 @@ def test_the_final_model_holds_the_best_weights(split_run):
 def test_reported_scores_are_those_of_the_final_model(mode, split, request):
     run = request.getfixturevalue(f"{mode}_run")
     root = request.getfixturevalue(f"{mode}_data")
-    matrix = count_pixels(run.save_dir / "model_final_model.pth", root, split)
+    matrix = count_pixels(
+        run.save_dir / "model_final_model.pth", rasters.list_pairs(root, split)
+    )
     assert run.report[split]["confusion_matrix"] == matrix.tolist()
     assert run.metadata()["performance_metrics"][split] == run.report[split]
 
@@ -428,16 +429,11 @@ def test_the_final_model_alone_holds_the_temperature_of_the_validation(mode, req
 def test_the_temperature_of_kfold_is_that_of_the_pooled_folds(
     binary_kfold, binary_data
 ):
-    pairs = [
-        pair
-        for split in ("train", "validation")
-        for pair in rasters.list_pairs(binary_data, split)
-    ]
+    pairs, folds = drawn_folds(binary_kfold, binary_data)
     batches = []
-    folds = KFold(3, shuffle=True, random_state=42).split(pairs)
-    for number, (_, outer) in enumerate(folds, start=1):
+    for number, fold in enumerate(folds, start=1):
         file = binary_kfold.save_dir / f"fold_{number}" / "model_final_model.pth"
-        batches += logits_of(file, [pairs[i] for i in outer])
+        batches += logits_of(file, [pairs[i] for i in fold.held_out])
     expected = mt.fit_temperature(*mt.sample_logits(batches))
     found = binary_kfold.metadata()["temperature"]
     assert found == pytest.approx(expected, rel=1e-3)
@@ -478,6 +474,27 @@ def test_pictures_of_a_former_run_do_not_outlive_it(small_data, tmp_path):
     assert "calibration" not in done.report
     assert 0 < done.metadata()["temperature"] < math.inf
     assert not [name for name in OF_THE_TEST if (tmp_path / name).exists()]
+
+
+def test_folds_of_a_former_run_do_not_outlive_it(small_data, tmp_path):
+    stale = [tmp_path / f"{kind}fold_9" for kind in ("", "random/", "block/")]
+    for folder in stale:
+        folder.mkdir(parents=True)
+        (folder / "model_final_model.pth").touch()
+    note = stale[0] / "note.txt"
+    note.touch()
+    train(small_data, tmp_path)
+    assert list(tmp_path.rglob("*fold_*")) == [stale[0]]
+    assert list(stale[0].iterdir()) == [note]
+
+
+def test_a_run_does_not_replace_the_weights_that_it_starts_from(small_data, tmp_path):
+    file = tmp_path / "model_final_model.pth"
+    file.write_bytes(b"weights")
+    options = ("--save_dir", tmp_path, "--encoder_weights", file)
+    status, _, err = run_main("--dataset_root", small_data, *QUICK, *options)
+    assert status == 2 and "another --save_dir: this run would replace" in err
+    assert file.read_bytes() == b"weights"
 
 
 @pytest.fixture(scope="module")
@@ -584,9 +601,17 @@ def fold_reports(run: Outcome) -> list[dict]:
     ]
 
 
+def drawn_folds(run: Outcome, root: Path) -> tuple[list, list]:
+    """All patches of a dataset, and the folds at random that a run drew of them."""
+    pairs = rasters.list_pairs(root, "train") + rasters.list_pairs(root, "validation")
+    config = mt.TrainingConfig(**run.report["settings"])
+    survey = mt.survey_patches(pairs, config.label_classes, config.ignore_index)
+    return pairs, mt.plan_folds(config, "random", survey, None, None)
+
+
 def test_pooled_scores_count_every_pixel_once(kfold_run):
     report = kfold_run.report
-    matrices = [fold["validation"]["confusion_matrix"] for fold in report["folds"]]
+    matrices = [fold["held_out"]["confusion_matrix"] for fold in report["folds"]]
     assert report["pooled"]["confusion_matrix"] == np.sum(matrices, axis=0).tolist()
     rows = 32 if report["settings"]["mode"] == "binary" else 25
     assert np.sum(matrices) == 9 * rows * 32
@@ -596,12 +621,29 @@ def test_each_fold_reports_as_its_own_file_does(kfold_run):
     assert kfold_run.report["folds"] == fold_reports(kfold_run)
 
 
+@pytest.mark.parametrize("mode", ["binary", "multiclass"])
+def test_a_fold_is_reported_for_what_it_never_saw(mode, request):
+    run = request.getfixturevalue(f"{mode}_kfold")
+    root = request.getfixturevalue(f"{mode}_data")
+    pairs, folds = drawn_folds(run, root)
+    seen = []
+    for number, (fold, report) in enumerate(zip(folds, fold_reports(run)), start=1):
+        parts = (fold.train, fold.validation, fold.held_out)
+        assert np.array_equal(np.sort(np.concatenate(parts)), range(9))
+        file = run.save_dir / f"fold_{number}" / "model_final_model.pth"
+        for key, part in (("held_out", fold.held_out), ("validation", fold.validation)):
+            matrix = count_pixels(file, [pairs[i] for i in part])
+            assert report[key]["confusion_matrix"] == matrix.tolist()
+        seen += fold.held_out.tolist()
+    assert sorted(seen) == list(range(9))
+
+
 def test_the_summary_is_that_of_the_folds(kfold_run):
     from scipy import stats
 
     report = kfold_run.report
     for key, found in report["summary"].items():
-        values = [fold["validation"][key] for fold in report["folds"]]
+        values = [fold["held_out"][key] for fold in report["folds"]]
         assert found["values"] == values
         assert found["mean"] == pytest.approx(np.mean(values))
         assert found["std"] == pytest.approx(np.std(values, ddof=1))
@@ -621,15 +663,12 @@ def test_the_final_model_is_trained_for_the_epochs_that_the_folds_found_best(kfo
 
 
 def test_folds_are_normalized_by_their_own_training_patches(binary_kfold, binary_data):
-    patches = [
-        pooled_pixels_of(pair)
-        for split in ("train", "validation")
-        for pair in rasters.list_pairs(binary_data, split)
-    ]
-    folds = KFold(3, shuffle=True, random_state=42).split(patches)
-    for number, (inner, _) in enumerate(folds, start=1):
+    pairs, folds = drawn_folds(binary_kfold, binary_data)
+    patches = [pooled_pixels_of(pair) for pair in pairs]
+    for number, fold in enumerate(folds, start=1):
         file = binary_kfold.save_dir / f"fold_{number}" / "model_best_loss.pth"
-        expected = np.percentile(np.concatenate([patches[i] for i in inner]), 1, axis=0)
+        pixels = np.concatenate([patches[i] for i in fold.train])
+        expected = np.percentile(pixels, 1, axis=0)
         assert mt.load_checkpoint(file).normalization.low == pytest.approx(expected)
 
 
@@ -650,26 +689,29 @@ def test_the_final_model_of_kfold_sees_train_and_validation_but_never_test(
 def test_test_scores_of_kfold_are_those_of_the_final_model(mode, request):
     run = request.getfixturevalue(f"{mode}_kfold")
     root = request.getfixturevalue(f"{mode}_data")
-    matrix = count_pixels(run.save_dir / "model_final_model.pth", root, "test")
+    matrix = count_pixels(
+        run.save_dir / "model_final_model.pth", rasters.list_pairs(root, "test")
+    )
     assert run.report["test"]["confusion_matrix"] == matrix.tolist()
 
 
 def test_kfold_needs_train_alone(tmp_path):
-    root = write_dataset(tmp_path / "data", 4, 0, 0)
+    root = write_dataset(tmp_path / "data", 6, 0, 0)
     done = train(root, tmp_path / "out", "--val_strategy", "kfold", "--n_splits", 2)
     assert len(done.report["folds"]) == 2 and "test" not in done.report
 
 
 def test_a_fold_without_a_label_has_no_score_and_breaks_nothing(tmp_path):
-    root = write_dataset(tmp_path / "data", 3, 0, 0, bands=3)
+    root = write_dataset(tmp_path / "data", 4, 0, 0, bands=3)
     file = min(root.rglob("labels/*.tif"))
     write_raster(file, np.full((32, 32), 255, np.uint8), origin=origin_of(file))
-    done = train(root, tmp_path / "out", *KFOLD)
-    scores = [fold["validation"]["mean_iou"] for fold in done.report["folds"]]
+    folds = ("--val_strategy", "kfold", "--n_splits", 4)
+    done = train(root, tmp_path / "out", *folds)
+    scores = [fold["held_out"]["mean_iou"] for fold in done.report["folds"]]
     assert scores.count(None) == 1
     known = [value for value in scores if value is not None]
     assert done.report["summary"]["mean_iou"]["values"] == known
-    assert np.sum(done.report["pooled"]["confusion_matrix"]) == 2 * 32 * 32
+    assert np.sum(done.report["pooled"]["confusion_matrix"]) == 3 * 32 * 32
 
 
 def test_more_folds_than_patches_is_an_error(tmp_path):
@@ -770,7 +812,9 @@ def test_the_model_options_choose_the_model(small_data, tmp_path):
 def test_image_normalization_is_recorded_and_followed(small_data, tmp_path):
     done = train(small_data, tmp_path, "--normalization", "image")
     assert done.metadata()["normalization_statistics"]["rule"] == "image"
-    matrix = count_pixels(tmp_path / "model_final_model.pth", small_data, "validation")
+    matrix = count_pixels(
+        tmp_path / "model_final_model.pth", rasters.list_pairs(small_data, "validation")
+    )
     assert done.report["validation"]["confusion_matrix"] == matrix.tolist()
 
 
