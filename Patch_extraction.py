@@ -1910,7 +1910,7 @@ def main(argv: list[str] | None = None) -> int:
     rasters.show_messages()
     try:
         config = rasters.settings_from(arguments.config_class, arguments)
-        with rasterio.Env(**rasters.GDAL_OPTIONS):
+        with rasters.ending_as_ctrl_c(), rasterio.Env(**rasters.GDAL_OPTIONS):
             return int(arguments.run(config))
     except OptionError as error:
         if arguments.debug:

@@ -20,7 +20,6 @@ import logging
 import math
 import os
 import shutil
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -1206,60 +1205,6 @@ def add_categories(path: Path, names: Sequence[str]) -> None:
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
-# --- processes ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Team:
-    """The processes that torchrun started, or this one alone."""
-
-    rank: int = 0
-    size: int = 1
-
-    def share(self, make: Callable[[], object]):
-        """What ``make`` gives in the first process, in all of them."""
-        if self.size == 1:
-            return make()
-        import torch.distributed as dist
-
-        box = [make() if self.rank == 0 else None]
-        self._together(lambda: dist.broadcast_object_list(box))
-        return box[0]
-
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            self._together(dist.barrier)
-
-    def _together(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except RuntimeError as error:
-            raise SegmentationError(
-                "Another process of this run has ended, and so nothing is written; the same "
-                "command with --resume goes on"
-            ) from error
-
-
-@contextmanager
-def join_team() -> Iterator[Team]:
-    """Meet the other processes that torchrun started, if it did."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield Team()
-        return
-    import datetime
-
-    import torch.distributed as dist
-
-    # one process can work for hours while the others wait; one that dies is noticed at once
-    dist.init_process_group("gloo", timeout=datetime.timedelta(days=30))
-    yield Team(dist.get_rank(), size)
-    dist.destroy_process_group()
-
-
 # --- prediction of a scene ------------------------------------------------------------------
 
 
@@ -1310,20 +1255,13 @@ def _fold_number(path: Path) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 0), number
 
 
-def load_models(config: PredictionConfig, team: Team) -> Models:
+def load_models(config: PredictionConfig, team: model_training.Team) -> Models:
     """Open all checkpoints of a run.
 
     Raises:
         CheckpointError: One cannot be used, contradicts an option, or does not go with the first.
     """
-    name = config.device
-    if team.size > 1 and name in (None, "cuda"):
-        import torch
-
-        local = os.environ.get("LOCAL_RANK", "0")
-        if name or torch.cuda.is_available():
-            name = f"cuda:{local}"
-    device = model_training.pick_device(name)
+    device = model_training.own_device(config.device)
     files = list_models(config.model)
     checkpoints = [
         model_training.load_checkpoint(file, device, config.described) for file in files
@@ -1514,17 +1452,7 @@ def free_memory(device) -> int:
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(li.split()[1]) << 10 for li in lines if "MemAvailable" in li)
-        group = Path("/sys/fs/cgroup")
-        most = (group / "memory.max").read_text().strip()
-        if most != "max":
-            used = int((group / "memory.current").read_text())
-            free = min(free, max(int(most) - used, 0))
-    except (OSError, StopIteration):
-        free = 4 << 30  # neither told: another system
-    return free
+    return rasters.free_memory()
 
 
 def count_pieces(job: Job) -> int:
@@ -1682,7 +1610,9 @@ def former_run(job: Job, asked: dict) -> tuple[dict, bool] | None:
     return run, finished
 
 
-def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) -> dict:
+def map_scene(
+    task: Task, config: PredictionConfig, models: Models, team: model_training.Team
+) -> dict:
     """Map one scene and write all that was asked for.
 
     Returns:
@@ -1721,7 +1651,7 @@ def finish(job: Job, statistics: Statistics) -> dict:
     return report
 
 
-def compute(job: Job, team: Team) -> Statistics:
+def compute(job: Job, team: model_training.Team) -> Statistics:
     """Predict what is not there yet of a scene, and write its maps (the first process does)."""
     task, folder, shape = job.task, job.task.partial, job.scene.shape
 
@@ -1898,10 +1828,10 @@ def predict_scenes(config: PredictionConfig) -> int:
     if len(tasks) == 1:
         rasters.open_raster(tasks[0].scene).close()  # before the model is loaded
     model_training.keep_memory()
-    with join_team() as team:
+    with model_training.join_team() as team:
         models = load_models(config, team)
         if 1 < team.size <= len(tasks):
-            tasks, helpers = tasks[team.rank :: team.size], Team()
+            tasks, helpers = tasks[team.rank :: team.size], model_training.Team()
         else:
             helpers = team
         failed = 0
@@ -1922,11 +1852,6 @@ def predict_scenes(config: PredictionConfig) -> int:
     return failed
 
 
-def terminate(*_) -> None:
-    """End as Ctrl-C does: files are left whole, and what is finished can be resumed."""
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 could not be done, 2 wrong command line, 130 interrupted."""
     parser = build_parser()
@@ -1936,12 +1861,8 @@ def main(argv: list[str] | None = None) -> int:
         log.setLevel(logging.ERROR)  # the first process tells for all
     try:
         config = rasters.settings_from(PredictionConfig, arguments)
-        former = signal.signal(signal.SIGTERM, terminate)
-        try:
-            with rasterio.Env(**GDAL_OPTIONS):
-                return 1 if predict_scenes(config) else 0
-        finally:
-            signal.signal(signal.SIGTERM, former)
+        with rasters.ending_as_ctrl_c(), rasterio.Env(**GDAL_OPTIONS):
+            return 1 if predict_scenes(config) else 0
     except OptionError as error:
         if arguments.debug:
             raise

@@ -10,6 +10,8 @@ beside the best checkpoints, the scores (JSON, CSV) and a plot.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -93,9 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     rasters.show_messages()
+    leads = os.environ.get("RANK", "0") == "0"  # the first process tells for all
+    if not leads:
+        logging.getLogger("semanticseg4eo").setLevel(logging.ERROR)
     try:
         config = rasters.settings_from(model_training.TrainingConfig, arguments)
-        print_report(model_training.run_experiment(config), config.save_dir)
+        with rasters.ending_as_ctrl_c():
+            report = model_training.run_experiment(config)
+        if leads:
+            print_report(report, config.save_dir)
     except OptionError as error:
         if arguments.debug:
             raise

@@ -1,7 +1,7 @@
 """Tensors: from patches to a trained model and back from its checkpoint.
 
 Contents, in order: settings, normalization, patches, augmentation, models, losses, metrics,
-assessment, checkpoints, inference, training, folds, experiments (split, k-fold), reports.
+assessment, checkpoints, inference, processes, training, folds, experiments (split, k-fold), reports.
 
 Conventions: images (C, H, W) as rasterio reads them, masks (H, W) int64 with ``ignore_index``
 where unlabelled, models return logits (N, K, H, W). A binary model has K = 1 and a sigmoid, a
@@ -19,13 +19,15 @@ import contextlib
 import csv
 import logging
 import math
+import multiprocessing
+import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -105,7 +107,18 @@ class TrainingConfig:
         "vary the training patches: symmetries, brightness and contrast, noise, band dropout",
         "data",
     )
-    num_workers: int = setting(2, "processes that read patches ahead", "data")
+    num_workers: str = setting(
+        "auto",
+        "processes that prepare batches ahead; auto is none where patches are in memory and the "
+        "CPU trains",
+        "data",
+    )
+    cache: str = setting(
+        "auto",
+        "keep decoded patches in memory: as many as fit in a quarter of what is free, all, or none",
+        "data",
+        choices=("auto", "ram", "off"),
+    )
     encoder_name: str = setting(
         ModelConfig.encoder_name, "encoder (see --list_encoders)", "model"
     )
@@ -126,7 +139,14 @@ class TrainingConfig:
         ModelConfig.dropout_rate, "dropout of unet-dropout, 0 to 1", "model"
     )
     epochs: int = setting(100, "passes over the training patches", "training")
-    batch_size: int = setting(4, "patches per step", "training")
+    batch_size: int = setting(4, "patches per batch, and process", "training")
+    accumulate: int = setting(1, "batches per step of the weights", "training")
+    amp: str = setting(
+        "auto",
+        "autocast while training; auto is what the hardware computes natively",
+        "training",
+        choices=("auto", "off", "bf16", "fp16"),
+    )
     learning_rate: float = setting(1e-3, "initial step size of AdamW", "training")
     weight_decay: float = setting(1e-4, "weight decay of AdamW", "training")
     scheduler: str = setting(
@@ -211,15 +231,15 @@ class TrainingConfig:
             self.classes,
             "2 with --mode binary; --mode multiclass takes more",
         )
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             value = getattr(self, name)
             require(value >= 1, f"--{name}", value, "at least 1")
-        for name in (
-            "num_workers", "patience", "warmup_epochs", "freeze_encoder_epochs",
-            "clip_grad",
-        ):  # fmt: skip
+        for name in ("patience", "warmup_epochs", "freeze_encoder_epochs", "clip_grad"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"--{name}", value, "0 or more")
+        workers = self.num_workers
+        fine = workers == "auto" or workers.isdecimal()
+        require(fine, "--num_workers", workers, "a number from 0, or auto")
         for name in ("warmup_epochs", "freeze_encoder_epochs"):
             value = getattr(self, name)
             fewer = f"fewer than --epochs {self.epochs}"
@@ -395,6 +415,51 @@ def dataset_normalization(samples: Sequence[np.ndarray]) -> Normalization:
 # --- patches --------------------------------------------------------------------------------
 
 
+class Patch(NamedTuple):
+    """A decoded pair of files."""
+
+    image: np.ndarray  # (C, H, W) in the file's dtype
+    valid: np.ndarray  # (H, W) bool
+    mask: np.ndarray  # (H, W) of the smallest dtype that holds it
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + self.valid.nbytes + self.mask.nbytes
+
+
+class Cache:
+    """Decides which decoded patches stay in memory: the first that fit in ``limit`` bytes."""
+
+    def __init__(self, limit: float, whole: bool = False):
+        self.left, self.whole = limit, whole
+
+    def keep(self, image, valid, mask) -> Patch | None:
+        """The patch as it is kept, or None.
+
+        Raises:
+            DatasetError: It does not fit, and the cache must be ``whole``.
+        """
+        kinds = map(np.min_scalar_type, (mask.min(), mask.max()))
+        patch = Patch(image, valid, mask.astype(np.result_type(*kinds)))
+        if patch.nbytes <= self.left:
+            self.left -= patch.nbytes
+            return patch
+        if self.whole:
+            raise DatasetError(
+                "The patches do not fit in memory; leave --cache ram out, or take --cache off"
+            )
+        self.left = 0
+        return None
+
+
+def open_cache(config: TrainingConfig) -> Cache:
+    """The cache of a run, for the share of the memory that is this process's."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = rasters.free_memory() / processes
+    share = {"auto": 0.25, "ram": 0.8, "off": 0}[config.cache]
+    return Cache(share * free, whole=config.cache == "ram")
+
+
 @dataclass(frozen=True)
 class Survey:
     """What one reading of a list of patches tells; ``subset`` gives the same for some of them."""
@@ -405,6 +470,7 @@ class Survey:
     shape: tuple[int, int, int]  # (C, H, W)
     descriptions: tuple[str | None, ...]
     class_names: list[str] | None
+    decoded: list[Patch | None]  # those that stay in memory
 
     def subset(self, indices: Iterable[int]) -> Survey:
         chosen = list(indices)
@@ -413,6 +479,7 @@ class Survey:
             pairs=[self.pairs[i] for i in chosen],
             counts=self.counts[chosen],
             samples=[self.samples[i] for i in chosen],
+            decoded=[self.decoded[i] for i in chosen],
         )
 
     def __add__(self, other: Survey) -> Survey:
@@ -421,6 +488,7 @@ class Survey:
             pairs=self.pairs + other.pairs,
             counts=np.concatenate([self.counts, other.counts]),
             samples=self.samples + other.samples,
+            decoded=self.decoded + other.decoded,
         )
 
 
@@ -429,14 +497,16 @@ def survey_patches(
     num_classes: int,
     ignore_index: int,
     like: Survey | None = None,
+    cache: Cache | None = None,
 ) -> Survey:
-    """Read every patch once: check it, count its classes and sample its pixels.
+    """Read every patch once: check it, count its classes, sample its pixels, keep it if it fits.
 
     Args:
         pairs: Patches of one split.
         num_classes: Classes that labels may hold, 0..num_classes-1.
         ignore_index: The other value that they may hold.
         like: A survey whose size, bands and band order these patches must have too.
+        cache: What decides which of them stay in memory; None for none.
 
     Raises:
         DatasetError: A patch that is unreadable, of another size or with other bands than the
@@ -447,8 +517,8 @@ def survey_patches(
     for pair in pairs:
         rasters.patch_header(pair.image)  # a file that is cut off stops the run at once
         rasters.patch_header(pair.label)
-    counts, samples = [], []
-    rng = np.random.default_rng(0)
+    counts, samples, decoded = [], [], []
+    rng, cache = np.random.default_rng(0), cache or Cache(0)
     first = like
     for pair in tqdm(
         pairs, desc="reading patches", unit="patch", leave=False, disable=None
@@ -459,7 +529,7 @@ def survey_patches(
                 names = rasters.class_names_of(file)
             descriptions = band_descriptions(pair.image)
             first = Survey(
-                list(pairs), np.empty(0), [], image.shape, descriptions, names
+                list(pairs), np.empty(0), [], image.shape, descriptions, names, []
             )
         if image.shape != first.shape:
             raise DatasetError(
@@ -490,7 +560,14 @@ def survey_patches(
         share = SAMPLE_VALUES / (len(pairs) * image.size)
         kept = rng.random(len(pixels)) < share if share < 1 else slice(None)
         samples.append(pixels[kept].copy())
-    return replace(first, pairs=list(pairs), counts=np.stack(counts), samples=samples)
+        decoded.append(cache.keep(image, valid, mask))
+    return replace(
+        first,
+        pairs=list(pairs),
+        counts=np.stack(counts),
+        samples=samples,
+        decoded=decoded,
+    )
 
 
 def band_descriptions(image: Path) -> tuple[str | None, ...]:
@@ -499,38 +576,83 @@ def band_descriptions(image: Path) -> tuple[str | None, ...]:
         return tuple(file.descriptions[b - 1] for b in rasters.image_bands(file))
 
 
+class Draw(NamedTuple):
+    """A patch to train on, and the how-many-eth draw of the whole run it is."""
+
+    index: int
+    turn: int
+
+
 class PatchDataset:
     """Patches as network input: a map-style dataset for ``torch.utils.data.DataLoader``.
 
-    An item is (image (C, H, W) float32 in [0, 1], mask (H, W) int64). With ``augment`` its
-    variation depends on (seed, epoch, index) alone, so workers do not change it.
+    An item is (image (C, H, W) float32 in [0, 1], mask (H, W) int64). It is asked for by index, or
+    by a ``Draw``, which is varied if the dataset is to ``augment``; the variation depends on the
+    seed and the draw alone, so worker processes do not change it.
     """
 
     def __init__(
         self,
-        pairs: Sequence[rasters.PatchPair],
+        survey: Survey,
         normalization: Normalization,
         ignore_index: int,
         augment: bool = False,
         seed: int = 0,
     ):
-        self.pairs = list(pairs)
+        self.pairs, self.decoded = survey.pairs, survey.decoded
         self.normalization = normalization
         self.ignore_index = ignore_index
         self.augment = augment
         self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image, valid, mask = rasters.read_patch(self.pairs[index], self.ignore_index)
+    @property
+    def in_memory(self) -> bool:
+        """Whether no item needs a file."""
+        return None not in self.decoded
+
+    def __getitem__(self, item: int | Draw) -> tuple[np.ndarray, np.ndarray]:
+        index, turn = item if isinstance(item, Draw) else (item, None)
+        image, valid, mask = self.decoded[index] or rasters.read_patch(
+            self.pairs[index], self.ignore_index
+        )
         image = normalize(image, valid, self.normalization).numpy()
-        if self.augment:
-            rng = np.random.default_rng([self.seed, self.epoch, index])
+        if self.augment and turn is not None:
+            rng = np.random.default_rng([self.seed, turn])
             image, valid, mask = augment_patch(image, valid, mask, rng)
-        return image, mask
+        return image, mask.astype(np.int64, copy=False)
+
+
+class Shuffle:
+    """Batches of ``Draw`` in an order that depends on seed and epoch alone.
+
+    Each process gets its part of every batch. A last patch that would be alone in its batch is left
+    out, since normalization layers after global pooling cannot train on it, and so is what cannot be
+    shared evenly among the processes.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, team: Team):
+        self.count, self.seed, self.team = count, seed, team
+        self.whole = batch_size * team.size  # a batch of all processes
+        rest = count % self.whole
+        left_out = rest % team.size
+        if rest == 1 and count > self.whole > 1:
+            left_out = 1
+        self.used = count - left_out
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return math.ceil(self.used / self.whole)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        before = self.epoch * self.count
+        draws = [Draw(int(i), before + turn) for turn, i in enumerate(order)]
+        for start in range(0, self.used, self.whole):
+            batch = draws[start : min(start + self.whole, self.used)]
+            yield batch[self.team.rank :: self.team.size]
 
 
 # --- augmentation ---------------------------------------------------------------------------
@@ -1082,8 +1204,14 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
         (K, K) int64; rows are truth. Sums over batches are valid.
     """
     known = (target >= 0) & (target < num_classes)
-    flat = target[known] * num_classes + prediction[known]
-    return flat.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
+    if target.device.type == "cpu":
+        flat = target[known] * num_classes + prediction[known]
+        return flat.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
+    # selecting and bincount would wait for the device: the others go to a last, unused place
+    flat = (target * num_classes + prediction).where(known, num_classes**2).flatten()
+    counts = flat.new_zeros(num_classes**2 + 1)
+    counts.scatter_add_(0, flat, flat.new_ones(()).expand_as(flat))
+    return counts[:-1].reshape(num_classes, num_classes)
 
 
 def scores(matrix: np.ndarray, names: Sequence[str], binary: bool) -> dict:
@@ -1137,6 +1265,10 @@ def scores(matrix: np.ndarray, names: Sequence[str], binary: bool) -> dict:
         ],
         "confusion_matrix": matrix.astype(int).tolist(),
     }
+
+
+# the scores that are told of every epoch and, over folds, with an interval
+HEADLINES = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
 
 
 def combined_score(result: dict) -> float:
@@ -2185,6 +2317,164 @@ class Predictor:
         return total / len(self.views) if len(self.views) > 1 else total
 
 
+# --- processes ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that torchrun started, or this one alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files and tells for all."""
+        return self.rank == 0
+
+    def share(self, make: Callable, *arguments):
+        """What ``make`` gives in the first process, in all of them."""
+        if self.size == 1:
+            return make(*arguments)
+        import torch.distributed as dist
+
+        box = [make(*arguments) if self.leads else None]
+        self._together(dist.broadcast_object_list, box)
+        return box[0]
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Add up tensors over all processes, in place."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for tensor in tensors:
+                self._together(dist.all_reduce, tensor)
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """The parts (N, ...) of all processes, one after the other; gradients find their way."""
+        if self.size == 1:
+            return tensor
+        import torch
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(tensor.contiguous()))
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            self._together(dist.barrier)
+
+    def _together(self, action: Callable, *arguments) -> None:
+        try:
+            action(*arguments)
+        except RuntimeError as error:
+            raise SegmentationError(
+                "Another process of this run has ended, and so nothing is written; the same "
+                "command with --resume goes on"
+            ) from error
+
+
+@contextlib.contextmanager
+def join_team(backend: str = "gloo") -> Iterator[Team]:
+    """Meet the other processes that torchrun started, if it did."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Team()
+        return
+    import datetime
+
+    import torch.distributed as dist
+
+    # one process can work for hours while the others wait; one that dies is noticed at once
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=30))
+    yield Team(dist.get_rank(), size)
+    dist.destroy_process_group()
+
+
+def own_device(name: str | None) -> torch.device:
+    """``pick_device`` for one of the processes of torchrun: each takes a GPU of its own."""
+    import torch
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and (name == "cuda" or name is None and torch.cuda.is_available()):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return pick_device(name)
+
+
+def distribute(model: nn.Module, device: torch.device, team: Team) -> nn.Module:
+    """A model whose gradients are averaged over the processes of a team; alone, the model itself.
+
+    Raises no error for parameters without a gradient: some decoders leave encoder layers unused.
+    """
+    if team.size == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    warnings.filterwarnings("ignore", "find_unused_parameters=True")
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # they are the same everywhere
+        find_unused_parameters=True,
+    )
+
+
+def share_normalization(model: nn.Module, device: torch.device, team: Team) -> None:
+    """Have batch normalization count the parts of all processes, in place.
+
+    PyTorch's own layers do that on GPUs only; on the CPU ours take their place.
+    """
+    if team.size == 1:
+        return
+    if device.type != "cpu":
+        from timm.layers import convert_sync_batchnorm
+
+        model.network = convert_sync_batchnorm(model.network)
+        return
+    from torch import nn
+
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.BatchNorm2d):
+                setattr(module, name, _shared_batch_norm(layer, team))
+
+
+def _shared_batch_norm(layer: nn.BatchNorm2d, team: Team) -> nn.Module:
+    """A layer with the parameters and buffers of one of torch's or timm's."""
+    import torch
+    from torch import nn
+    from torch.distributed.nn.functional import all_reduce
+
+    class SharedBatchNorm(nn.BatchNorm2d):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.after(
+                super().forward(images)
+                if not self.training
+                else self.normalized(images)
+            )
+
+        def normalized(self, images: Tensor) -> Tensor:
+            count = images.numel() // images.shape[1] * team.size
+            mean = all_reduce(images.sum((0, 2, 3))) / count
+            apart = images - mean[:, None, None]
+            variance = all_reduce((apart * apart).sum((0, 2, 3))) / count
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            scale = self.weight * torch.rsqrt(variance + self.eps)
+            return apart * scale[:, None, None] + self.bias[:, None, None]
+
+    shared = SharedBatchNorm(layer.num_features, layer.eps, layer.momentum)
+    shared.load_state_dict(layer.state_dict())
+    # timm's layers drop and activate too
+    tail = [getattr(layer, name, None) for name in ("drop", "act")]
+    shared.after = nn.Sequential(*[part for part in tail if part is not None])
+    return shared
+
+
 # --- training -------------------------------------------------------------------------------
 
 
@@ -2206,72 +2496,177 @@ class History:
         return better and math.isfinite(value)
 
 
-def make_loader(dataset: PatchDataset, config: TrainingConfig, shuffle: bool):
-    """A DataLoader whose order depends on the seed alone.
+def make_loader(
+    dataset: PatchDataset, config: TrainingConfig, team: Team, training: bool = False
+):
+    """A DataLoader of batches: shuffled to train on, or in order.
 
-    While shuffling, a last batch of a single patch is left out: normalization layers after global
-    pooling cannot train on it.
+    Several processes share each batch of ``training``, and take every so-many-eth batch of the
+    others.
     """
     import torch
     from torch.utils.data import DataLoader
 
-    lone = len(dataset) % config.batch_size == 1 and len(dataset) > config.batch_size
+    count, size = len(dataset), config.batch_size
+    if training:
+        batches = Shuffle(count, size, config.seed, team)
+        if not len(batches):
+            raise DatasetError(
+                f"{count} training patches are too few for {team.size} processes"
+            )
+    else:
+        batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        batches = batches[team.rank :: team.size]
+    gpu = torch.cuda.is_available()
+    workers = count_workers(config.num_workers, dataset, len(batches), gpu)
+    ahead = {}
+    if workers:
+        # forked processes see the patches in memory without a copy
+        forks = "fork" in multiprocessing.get_all_start_methods()
+        context = "fork" if forks else None
+        ahead = {"prefetch_factor": 4, "multiprocessing_context": context}
     return DataLoader(
         dataset,
-        batch_size=config.batch_size,
-        shuffle=shuffle,
-        drop_last=shuffle and lone and config.batch_size > 1,
-        num_workers=min(config.num_workers, len(dataset)),
-        generator=torch.Generator().manual_seed(config.seed),
-        pin_memory=torch.cuda.is_available(),
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=gpu,
+        **ahead,
     )
 
 
+def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) -> int:
+    """How many processes are to prepare batches."""
+    if asked != "auto":
+        return min(int(asked), batches)
+    if not gpu:
+        return 0 if dataset.in_memory else min(1, batches)
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(1, cores - 1), batches)
+
+
+def training_precision(amp: str, device: torch.device) -> str:
+    """What ``--amp`` means on a device: "fp32", "bf16" or "fp16".
+
+    Raises:
+        OptionError: fp16 on the CPU.
+    """
+    if amp == "auto":
+        return native_precision(device)
+    require(
+        amp != "fp16" or device.type != "cpu",
+        "--amp",
+        amp,
+        "auto, bf16 or off on the CPU",
+    )
+    return "fp32" if amp == "off" else amp
+
+
+def autocast(device: torch.device, precision: str):
+    """A context in which a model computes in a precision."""
+    import torch
+
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def load_batches(loader: Iterable, device: torch.device):
+    """The batches of a loader on a device, the images channels-last."""
+    import torch
+
+    for images, masks in loader:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        yield images, masks.to(device, non_blocking=True)
+
+
+@dataclass
+class Stepper:
+    """Turns gradients into steps of the weights."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    clip_grad: float = 0.0  # largest norm of all gradients; 0 is no limit
+    scheduler: object = None  # stepped with each step
+    accumulate: int = 1  # batches per step
+
+    def step(self) -> None:
+        """One step; the gradients are gone after it."""
+        from torch.nn.utils import clip_grad_norm_
+
+        if self.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            groups = self.optimizer.param_groups
+            clip_grad_norm_([p for g in groups for p in g["params"]], self.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler:
+            self.scheduler.step()
+
+
 def train_one_epoch(
-    model, loader, loss, optimizer, device, clip_grad=0.0, scheduler=None, frozen=None
+    model,
+    loader,
+    loss,
+    stepper: Stepper,
+    device,
+    precision: str = "fp32",
+    team: Team | None = None,
+    frozen=None,
 ) -> float:
     """One pass over the training patches; the mean loss.
 
+    The loss of a batch is that of the parts of all processes together, so that it does not matter
+    how many they are.
+
     Args:
-        model: As ``build_model`` makes it.
-        loader: Batches of images and masks.
+        model: As ``build_model`` makes it, or wrapped by ``distribute``.
+        loader: Batches of images and masks, with a length.
         loss: See ``build_loss``.
-        optimizer: Of the parameters that have gradients.
+        stepper: What takes the steps.
         device: Of the model.
-        clip_grad: Largest norm of all gradients of a step; 0 is no limit.
-        scheduler: To be stepped after each batch, or None.
+        precision: "fp32", "bf16" or "fp16".
+        team: The processes that train.
         frozen: A part of the model that is not trained, its normalization neither.
 
     Raises:
         SegmentationError: The loss is no longer a number, or the batch is too small.
     """
-    from torch.nn.utils import clip_grad_norm_
+    import torch
 
+    team = team or Team()
     model.train()
     if frozen:
         frozen.eval()
-    total, count = 0.0, 0
-    for images, masks in loader:
-        images, masks = images.to(device), masks.to(device)
-        optimizer.zero_grad(set_to_none=True)
-        try:
-            value = loss(model(images), masks)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise SegmentationError(
-                "This model normalizes over the batch and cannot train on a single patch; "
-                "use --batch_size 2 or more, and at least 2 training patches"
-            ) from error
-        value.backward()
-        if clip_grad:
-            clip_grad_norm_(model.parameters(), clip_grad)
-        optimizer.step()
-        if scheduler:
-            scheduler.step()
-        total += value.item() * len(images)
-        count += len(images)
-    return finite_loss(total / count, "training")
+    total, count = torch.zeros((), device=device), 0
+    batches, group = len(loader), stepper.accumulate
+    for number, (images, masks) in enumerate(load_batches(loader, device)):
+        last_of_group = (number + 1) % group == 0 or number + 1 == batches
+        in_group = min(group, batches - number // group * group)
+        # gradients are exchanged once per step
+        apart = team.size > 1 and not last_of_group
+        with model.no_sync() if apart else contextlib.nullcontext():
+            try:
+                with autocast(device, precision):
+                    logits = model(images)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise SegmentationError(
+                    "This model normalizes over the batch and cannot train on a single patch; "
+                    "use --batch_size 2 or more, and at least 2 training patches"
+                ) from error
+            value = loss(team.join(logits.float()), team.join(masks))
+            stepper.scaler.scale(value / in_group).backward()
+        if last_of_group:
+            stepper.step()
+        patches = len(images) * team.size
+        total += value.detach() * patches  # no .item(): it would wait for the device
+        count += patches
+    return finite_loss(total.item() / count, "training")
 
 
 def finite_loss(value: float, kind: str) -> float:
@@ -2284,26 +2679,37 @@ def finite_loss(value: float, kind: str) -> float:
 
 
 def evaluate(
-    model, loader, loss, device, num_classes: int, watch: Callable | None = None
+    model,
+    loader,
+    loss,
+    device,
+    num_classes: int,
+    watch: Callable | None = None,
+    precision: str = "fp32",
+    team: Team | None = None,
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion matrix (K, K) of a model over a loader.
 
-    ``watch`` is called with the logits and masks of each batch.
+    ``watch`` is called with the logits and masks of each batch. A ``team`` adds up what its
+    processes find in loaders of their own.
     """
     import torch
 
     model.eval()
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    total, count = 0.0, 0
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, patches
     with torch.inference_mode():
-        for images, masks in loader:
-            images, masks = images.to(device), masks.to(device)
-            logits = model(images)
-            total += loss(logits, masks).item() * len(images)
-            count += len(images)
+        for images, masks in load_batches(loader, device):
+            with autocast(device, precision):
+                logits = model(images)
+            logits = logits.float()
+            sums[0] += loss(logits, masks) * len(images)
+            sums[1] += len(images)
             matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
             if watch:
                 watch(logits, masks)
+    (team or Team()).sum(sums, matrix)
+    total, count = sums.tolist()
     return finite_loss(total / count, "validation"), matrix.cpu().numpy()
 
 
@@ -2354,7 +2760,9 @@ class Run:
     names: list[str]
     epochs: int
     device: torch.device
+    team: Team = field(default_factory=Team)
     model: nn.Module = None
+    precision: str = "fp32"
     model_config: ModelConfig = None
     normalization: Normalization = None
     loss: Callable = None
@@ -2362,16 +2770,16 @@ class Run:
     sample: LogitSample = None  # of the validation patches
     temperature: float | None = None  # None: not calibrated
 
-    def loader(self, survey: Survey, training: bool = False):
+    def loader(self, survey: Survey, training: bool = False, team: Team | None = None):
         config = self.config
         dataset = PatchDataset(
-            survey.pairs,
+            survey,
             self.normalization,
             config.ignore_index,
-            augment=training and config.data_augmentation,
+            augment=config.data_augmentation,
             seed=config.seed,
         )
-        return make_loader(dataset, config, shuffle=training)
+        return make_loader(dataset, config, team or self.team, training)
 
     def save(self, name: str, metrics: dict) -> Path:
         """Write ``model_<name>.pth`` with what is known so far."""
@@ -2413,7 +2821,9 @@ def prepare(run: Run) -> None:
     run.model_config = config.model_config(survey.shape[0])
     colours = rgb_channels(config, survey)
     run.model = build_model(run.model_config, config.weights, colours)
-    run.model.to(run.device)
+    share_normalization(run.model, run.device, run.team)
+    run.model.to(run.device, memory_format=torch.channels_last)
+    run.precision = training_precision(config.amp, run.device)
     class_weights = None
     if config.use_class_weights:
         class_weights = torch.from_numpy(balanced_weights(survey.counts.sum(axis=0)))
@@ -2441,62 +2851,98 @@ def fit(run: Run) -> History:
 
     Without validation patches all epochs are run and no best checkpoint is written.
     """
-    import torch
     from tqdm import tqdm
 
-    config, model, history = run.config, run.model, run.history
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    config, model, team, history = run.config, run.model, run.team, run.history
     training = run.loader(run.train, training=True)
-    scheduler = make_scheduler(optimizer, config, run.epochs, len(training))
-    per_step = scheduler if config.scheduler == "onecycle" else None
     validation = run.loader(run.validation) if run.validation else None
-    waited = 0
+    stepper, scheduler = make_stepper(run, len(training))
+    waited, wrapped, was_frozen = 0, None, None
     for epoch in range(1, run.epochs + 1):
         started = time.perf_counter()
-        training.dataset.epoch = epoch
-        warm_up(optimizer, config, epoch)
+        training.batch_sampler.epoch = epoch
+        seed_epoch(config.seed, epoch, team)
+        warm_up(stepper.optimizer, config, epoch)
         frozen = freeze_encoder(model, config, epoch)
+        if wrapped is None or frozen is not was_frozen:
+            wrapped, was_frozen = distribute(model, run.device, team), frozen
         bar = tqdm(
-            training, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None
+            training,
+            desc=f"epoch {epoch}",
+            unit="batch",
+            leave=False,
+            disable=None if team.leads else True,
         )
-        row = {"epoch": epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
+        row = {
+            "epoch": epoch,
+            "learning_rate": stepper.optimizer.param_groups[0]["lr"],
+        }
         row["train_loss"] = train_one_epoch(
-            model,
-            bar,
-            run.loss,
-            optimizer,
-            run.device,
-            config.clip_grad,
-            per_step,
-            frozen,
+            wrapped, bar, run.loss, stepper, run.device, run.precision, team, frozen
         )
         history.rows.append(row)
         marks = []
         if validation:
             row["val_loss"], matrix = evaluate(
-                model, validation, run.loss, run.device, run.model_config.label_classes
+                model,
+                validation,
+                run.loss,
+                run.device,
+                run.model_config.label_classes,
+                precision=run.precision,
+                team=team,
             )
             result = scores(matrix, run.names, config.mode == "binary")
-            keys = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
-            row |= {f"val_{key}": result[key] for key in keys}
+            row |= {f"val_{key}": result[key] for key in HEADLINES}
             row["val_combined"] = combined_score(result)
             marks = save_best(run, row, result)
             waited = 0 if "combined" in marks else waited + 1
         row["seconds"] = time.perf_counter() - started
-        if epoch <= config.warmup_epochs or per_step or not scheduler:
+        if epoch <= config.warmup_epochs or stepper.scheduler or not scheduler:
             pass
         elif config.scheduler == "plateau":
             scheduler.step(row.get("val_loss", row["train_loss"]))
         else:
             scheduler.step()
         log.info(epoch_line(row, run.epochs, marks))
-        write_log(run.save_dir / "model_training_log.csv", history.rows)
+        if team.leads:
+            write_log(run.save_dir / "model_training_log.csv", history.rows)
         if config.patience and waited >= config.patience:
             log.info("no better combined score for %d epochs: stopping", waited)
             break
     return history
+
+
+def make_stepper(run: Run, batches: int) -> tuple[Stepper, object]:
+    """What takes the steps of a run, and its schedule (of epochs, if the stepper has none)."""
+    import torch
+
+    config = run.config
+    optimizer = torch.optim.AdamW(
+        run.model.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    steps = math.ceil(batches / config.accumulate)
+    scheduler = make_scheduler(optimizer, config, run.epochs, steps)
+    fp16 = run.precision == "fp16"
+    stepper = Stepper(
+        optimizer,
+        torch.amp.GradScaler(run.device.type, enabled=fp16),
+        config.clip_grad,
+        scheduler if config.scheduler == "onecycle" else None,
+        config.accumulate,
+    )
+    return stepper, scheduler
+
+
+def seed_epoch(seed: int, epoch: int, team: Team) -> None:
+    """Start the generators of an epoch, so that it does not matter where a run began."""
+    import torch
+
+    numbers = np.random.SeedSequence([seed, epoch, team.rank]).generate_state(1)
+    torch.manual_seed(int(numbers[0]))
 
 
 def save_best(run: Run, row: dict, result: dict) -> list[str]:
@@ -2512,7 +2958,7 @@ def save_best(run: Run, row: dict, result: dict) -> list[str]:
         for name, value in values.items()
         if history.improve(name, value, higher=name != "loss")
     ]
-    for name in better:
+    for name in better if run.team.leads else ():
         run.save(f"best_{name}", {"epoch": row["epoch"], "validation": result})
     return better
 
@@ -2532,9 +2978,6 @@ def epoch_line(row: dict, epochs: int, marks: Sequence[str]) -> str:
 
 
 # --- folds ---------------------------------------------------------------------------------
-
-# the scores of a confusion matrix that are told with an interval
-HEADLINES = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
 
 
 def fold_statistics(values: Sequence[float]) -> dict:
@@ -2833,7 +3276,7 @@ def run_experiment(config: TrainingConfig) -> dict:
     """
     import torch
 
-    device = pick_device(config.device)
+    device = own_device(config.device)
     check_architecture(config.model_config(config.in_channels or 1), config.weights)
     rasters.require_folder("--save_dir", config.save_dir)
     former = [file.resolve() for file in former_files(Path(config.save_dir))]
@@ -2852,24 +3295,44 @@ def run_experiment(config: TrainingConfig) -> dict:
         )
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
-    try:
-        report |= run_kind(config, device)
-    except torch.OutOfMemoryError as error:
-        raise SegmentationError(
-            f"The memory of {device} does not hold {config.batch_size} patches; lower --batch_size"
-        ) from error
-    rasters.write_json(Path(config.save_dir) / "model_metrics.json", report)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_memory()
+    with join_team("nccl" if device.type == "cuda" else "gloo") as team:
+        try:
+            report |= run_kind(config, device, team)
+        except torch.OutOfMemoryError as error:
+            raise SegmentationError(
+                f"The memory of {device} does not hold {config.batch_size} patches; lower "
+                "--batch_size"
+            ) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise SegmentationError(
+                "A process that prepares batches was ended from outside, often for lack of "
+                "memory; lower --num_workers (0 is none)"
+            ) from error
+        if team.leads:
+            rasters.write_json(Path(config.save_dir) / "model_metrics.json", report)
     return report
 
 
 def survey_split(
-    config: TrainingConfig, split: str, like: Survey | None, required=True
+    config: TrainingConfig,
+    split: str,
+    like: Survey | None,
+    cache: Cache | None = None,
+    required=True,
 ):
     """The survey of a split, or None when it is not required and has no patches."""
     pairs = rasters.list_pairs(config.dataset_root, split, required)
     if not pairs:
         return None
-    survey = survey_patches(pairs, config.label_classes, config.ignore_index, like)
+    survey = survey_patches(
+        pairs, config.label_classes, config.ignore_index, like, cache
+    )
     bands = survey.shape[0]
     if config.in_channels not in (None, bands):
         raise DatasetError(
@@ -2929,20 +3392,21 @@ def names_for(config: TrainingConfig, survey: Survey) -> list[str]:
     return default_class_names(1 if config.mode == "binary" else config.classes)
 
 
-def train_split(config: TrainingConfig, device) -> dict:
+def train_split(config: TrainingConfig, device, team: Team) -> dict:
     """Train on train/, choose on validation/, examine the final model on test/."""
-    train = survey_split(config, "train", None)
-    validation = survey_split(config, "validation", train)
+    cache = open_cache(config)
+    train = survey_split(config, "train", None, cache)
+    validation = survey_split(config, "validation", train, cache)
     test = survey_split(config, "test", train, required=False)
     require_several_classes(train)
-    clear_former_run(Path(config.save_dir))
+    team.share(clear_former_run, Path(config.save_dir))
     run = Run(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
-        device,
+        device, team,
     )  # fmt: skip
     prepare(run)
     fit(run)
-    return finish(run, test)
+    return team.share(finish, run, test)
 
 
 def finish(run: Run, test: Survey | None, held_out: HeldOut | None = None) -> dict:
@@ -2978,10 +3442,13 @@ def finish(run: Run, test: Survey | None, held_out: HeldOut | None = None) -> di
 
 
 def examine(run: Run, survey: Survey, watch: Callable | None = None) -> dict:
-    """Loss and scores of a run's model on surveyed patches; ``watch`` as in ``evaluate``."""
+    """Loss and scores of a run's model on surveyed patches, in float32, by this process alone.
+
+    ``watch`` is that of ``evaluate``.
+    """
     loss, matrix = evaluate(
         run.model,
-        run.loader(survey),
+        run.loader(survey, team=Team()),
         run.loss,
         run.device,
         run.model_config.label_classes,
@@ -3096,6 +3563,10 @@ class HeldOut:
         self.sample = LogitSample(seed=seed)
         self.matrices = []  # (K, K) of each patch
 
+    def found(self) -> list[np.ndarray]:
+        """The confusion matrix (K, K) of each patch."""
+        return self.matrices
+
     def __call__(self, logits: Tensor, masks: Tensor) -> None:
         self.sample.add(logits, masks)
         for guess, mask in zip(predict_classes(logits), masks):
@@ -3166,6 +3637,7 @@ def train_folds(
     save_dir: Path,
     names,
     device,
+    team: Team,
 ) -> tuple[list[dict], np.ndarray, list[LogitSample]]:
     """Train a model per fold and examine it, once, on the patches that it is held out from.
 
@@ -3180,17 +3652,17 @@ def train_folds(
         log.info("fold %d of %d", number, len(folds))
         train, validation = pooled.subset(fold.train), pooled.subset(fold.validation)
         place = save_dir / f"fold_{number}"
-        run = Run(config, train, validation, place, names, config.epochs, device)
+        run = Run(config, train, validation, place, names, config.epochs, device, team)
         prepare(run)
         fit(run)
         held_out = HeldOut(pooled.subset(fold.held_out), classes, config.seed)
-        reports.append(finish(run, None, held_out))
-        matrices[fold.held_out] = held_out.matrices
+        reports.append(team.share(finish, run, None, held_out))
+        matrices[fold.held_out] = team.share(held_out.found)
         samples.append(held_out.sample)
     return reports, matrices, samples
 
 
-def cross_validate(config: TrainingConfig, device) -> dict:
+def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     """K-fold cross-validation over train/ and validation/, then a final model on all of it.
 
     Each fold chooses its best epoch by validation patches of its own and is examined, once, on
@@ -3198,8 +3670,9 @@ def cross_validate(config: TrainingConfig, device) -> dict:
     final model is trained for the median of the epochs that the (other) folds found best; test/,
     when there, is the examination of that model alone.
     """
-    pooled = survey_split(config, "train", None)
-    more = survey_split(config, "validation", pooled, required=False)
+    cache = open_cache(config)
+    pooled = survey_split(config, "train", None, cache)
+    more = survey_split(config, "validation", pooled, cache, required=False)
     pooled = pooled + more if more else pooled
     test = survey_split(config, "test", pooled, required=False)
     if len(pooled.pairs) < config.n_splits:
@@ -3217,8 +3690,7 @@ def cross_validate(config: TrainingConfig, device) -> dict:
     plans = {
         kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
     }
-
-    clear_former_run(save_dir)
+    team.share(clear_former_run, save_dir)
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")
@@ -3228,7 +3700,7 @@ def cross_validate(config: TrainingConfig, device) -> dict:
         place = save_dir / kind if both else save_dir
         # the samples that stay are those of the last kind
         reports, matrices, samples = train_folds(
-            config, pooled, folds, place, names, device
+            config, pooled, folds, place, names, device, team
         )
         sums = np.zeros((blocks.max() + 1, *matrices.shape[1:]), np.int64)
         np.add.at(sums, blocks, matrices)
@@ -3241,12 +3713,9 @@ def cross_validate(config: TrainingConfig, device) -> dict:
         }
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
     log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
-    final = Run(config, pooled, None, save_dir, names, epochs, device)
+    final = Run(config, pooled, None, save_dir, names, epochs, device, team)
     prepare(final)
     fit(final)
-    for criterion in ("loss", "iou"):  # what the checkpoint tells of its validation
-        best = [r["best"][criterion] for r in reports]
-        final.history.best[criterion] = float(np.mean(best))
     report = {
         "class_names": names,
         **results[kinds[-1]],
@@ -3257,11 +3726,21 @@ def cross_validate(config: TrainingConfig, device) -> dict:
     if both:
         report["random"] = results["random"]
         report["optimism"] = optimism(results, per_block, measure, config.seed)
+    return team.share(finish_folds, final, report, samples, test)
+
+
+def finish_folds(
+    final: Run, report: dict, samples: Sequence[LogitSample], test: Survey | None
+) -> dict:
+    """Calibrate the final model of k-fold, examine it, write it and the picture; its report."""
+    for criterion in ("loss", "iou"):  # what the checkpoint tells of its validation
+        best = [fold["best"][criterion] for fold in report["folds"]]
+        final.history.best[criterion] = float(np.mean(best))
     calibrate(final, samples)
-    report |= examine_test(final, test)
+    report = report | examine_test(final, test)
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
     final.save("final_model", kept)
-    plot_training(save_dir / "model_training_plot.png", report)
+    plot_training(final.save_dir / "model_training_plot.png", report)
     return report
 
 

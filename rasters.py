@@ -1,7 +1,7 @@
 """Rasters and patch folders: what extraction, training and prediction share, without torch.
 
-Contents, in order: errors, settings, opening, valid pixels, windows, bands, labels, patch folders,
-footprints, files that appear whole, polygons, colours and pictures.
+Contents, in order: errors, settings, the machine, opening, valid pixels, windows, bands, labels,
+patch folders, footprints, files that appear whole, polygons, colours and pictures.
 
 Conventions: images are (C, H, W) as rasterio reads them, masks and validity (H, W); bands count
 from 1; a window is a ``rasterio.windows.Window`` in pixels (col_off, row_off, width, height).
@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import signal
 import struct
 import sys
 import tempfile
@@ -163,6 +164,38 @@ def require(condition: bool, option: str, value, expected: str) -> None:
     """Raise OptionError naming an option, its value and what was expected."""
     if not condition:
         raise OptionError(f"{option} {value}: expected {expected}")
+
+
+# --- the machine ----------------------------------------------------------------------------
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process can still take, by the system and its container."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(li.split()[1]) << 10 for li in lines if "MemAvailable" in li)
+        group = Path("/sys/fs/cgroup")
+        most = (group / "memory.max").read_text().strip()
+        if most != "max":
+            used = int((group / "memory.current").read_text())
+            free = min(free, max(int(most) - used, 0))
+    except (OSError, StopIteration):
+        free = 4 << 30  # neither told: another system
+    return free
+
+
+@contextmanager
+def ending_as_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM end a program as Ctrl-C does, so that what is open can be closed."""
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 # --- opening --------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def test_the_report_stores_the_settings_of_the_command_line(binary_run, binary_d
         epochs=4,
         learning_rate=0.01,
         seed=3,
-        num_workers=0,
+        num_workers="0",
         device="cpu",
         save_dir=str(binary_run.save_dir),
     )

@@ -28,6 +28,7 @@ from model_training import (
     ModelConfig,
     Normalization,
     PatchDataset,
+    Team,
     TrainingConfig,
 )
 from rasters import DatasetError, OptionError, SegmentationError
@@ -119,7 +120,7 @@ def test_defaults_are_the_documented_ones(name, default):
         ({"classes": 6}, "--mode multiclass"),
         ({"epochs": 0}, "--epochs 0"),
         ({"batch_size": 0}, "--batch_size 0"),
-        ({"num_workers": -1}, "--num_workers -1"),
+        ({"num_workers": "-1"}, "--num_workers -1"),
         ({"patience": -1}, "--patience -1"),
         ({"seed": -1}, "--seed -1"),
         ({"n_splits": 1}, "--n_splits 1"),
@@ -460,8 +461,9 @@ def test_thinned_samples_weigh_valid_pixels_alike(tmp_path, monkeypatch):
 
 def test_an_item_is_the_normalized_patch(make_dataset):
     pairs = rasters.list_pairs(make_dataset(2, nodata=0, invalid_rows=4), "train")
-    stats = mt.dataset_normalization(mt.survey_patches(pairs, 2, IGNORE).samples)
-    dataset = PatchDataset(pairs, stats, IGNORE)
+    found = mt.survey_patches(pairs, 2, IGNORE)
+    stats = mt.dataset_normalization(found.samples)
+    dataset = PatchDataset(found, stats, IGNORE)
     image, mask = dataset[1]
     raw, valid, label = rasters.read_patch(pairs[1])
     assert len(dataset) == 2
@@ -475,59 +477,181 @@ def test_an_item_is_the_normalized_patch(make_dataset):
 @pytest.mark.parametrize("ignore", [255, -1, 99])
 def test_declared_label_nodata_becomes_the_ignore_index(make_dataset, ignore):
     root = make_dataset(1, label_nodata=200, unlabelled_rows=6)
-    (pair,) = rasters.list_pairs(root, "train")
-    _, mask = PatchDataset([pair], statistics(10), ignore)[0]
+    found = mt.survey_patches(rasters.list_pairs(root, "train"), 2, ignore)
+    _, mask = PatchDataset(found, statistics(10), ignore)[0]
     assert (mask[-6:] == ignore).all()
     assert set(np.unique(mask[:-6])) == {0, 1}
 
 
-def augmented(root: Path, seed: int = 5, epoch: int = 0) -> PatchDataset:
+def augmented(root: Path, seed: int = 5, cache: float = 0) -> PatchDataset:
     pairs = rasters.list_pairs(root, "train")
-    dataset = PatchDataset(pairs, Normalization("image"), IGNORE, True, seed)
-    dataset.epoch = epoch
-    return dataset
+    found = mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(cache))
+    return PatchDataset(found, Normalization("image"), IGNORE, True, seed)
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone(make_dataset):
+def test_augmentation_depends_on_seed_and_draw_alone(make_dataset):
     root = make_dataset(6)
     one, other = augmented(root), augmented(root)
-    forwards = [one[index] for index in range(6)]
-    backwards = [other[index] for index in reversed(range(6))][::-1]
+    draws = [mt.Draw(index, 10 + index) for index in range(6)]
+    forwards = [one[draw] for draw in draws]
+    backwards = [other[draw] for draw in reversed(draws)][::-1]
     for a, b in zip(forwards, backwards):
         np.testing.assert_array_equal(a[0], b[0])
         np.testing.assert_array_equal(a[1], b[1])
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"epoch": 1}])
-def test_another_seed_or_epoch_varies_the_patches_otherwise(make_dataset, change):
+@pytest.mark.parametrize(("seed", "turn"), [(6, 10), (5, 11)])
+def test_another_seed_or_draw_varies_the_patches_otherwise(make_dataset, seed, turn):
     root = make_dataset(6)
-    one, other = augmented(root), augmented(root, **change)
-    same = [np.array_equal(one[i][0], other[i][0]) for i in range(6)]
+    one, other = augmented(root), augmented(root, seed)
+    same = [
+        np.array_equal(one[mt.Draw(i, 10 * i)][0], other[mt.Draw(i, turn * i)][0])
+        for i in range(1, 6)
+    ]
     assert not all(same)
 
 
-def test_worker_processes_do_not_change_the_batches(make_dataset):
-    dataset = augmented(make_dataset(5))
+def test_an_index_alone_is_never_varied(make_dataset):
+    dataset = augmented(make_dataset(1))
+    plain = rasters.read_patch(dataset.pairs[0])
+    np.testing.assert_array_equal(dataset[0][1], plain[2])
+
+
+@pytest.mark.parametrize("cache", [0, math.inf])
+def test_worker_processes_do_not_change_the_batches(make_dataset, cache):
+    dataset = augmented(make_dataset(5), cache=cache)
     batches = []
-    for workers in (0, 2):
+    for workers in ("0", "2"):
         config = settings(batch_size=2, num_workers=workers)
-        batches.append(list(mt.make_loader(dataset, config, shuffle=True)))
-    assert len(batches[0]) == len(batches[1]) == 2  # the lone last patch is left out
-    for (images, masks), (others, labels) in zip(*batches):
-        assert torch.equal(images, others) and torch.equal(masks, labels)
+        loader = mt.make_loader(dataset, config, Team(), training=True)
+        loader.batch_sampler.epoch = 1
+        first = list(loader)
+        loader.batch_sampler.epoch = 2  # workers that stay must follow
+        batches.append((first, list(loader)))
+    for epoch in range(2):
+        one, other = batches[0][epoch], batches[1][epoch]
+        assert len(one) == len(other) == 2  # the lone last patch is left out
+        for (images, masks), (others, labels) in zip(one, other):
+            assert torch.equal(images, others) and torch.equal(masks, labels)
+    assert not torch.equal(batches[0][0][0][0], batches[0][1][0][0])
 
 
 @pytest.mark.parametrize(
     ("patches", "batch_size", "sizes"),
     [(5, 4, [4]), (5, 2, [2, 2]), (6, 4, [4, 2]), (1, 4, [1]), (3, 1, [1, 1, 1])],
 )
-def test_only_a_lone_last_training_patch_is_left_out(patches, batch_size, sizes):
-    dataset = [(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.int64))] * patches
-    config = settings(batch_size=batch_size, num_workers=0)
-    loader = mt.make_loader(dataset, config, shuffle=True)
+def test_only_a_lone_last_training_patch_is_left_out(
+    make_dataset, patches, batch_size, sizes
+):
+    dataset = augmented(make_dataset(patches))
+    config = settings(batch_size=batch_size, num_workers="0")
+    loader = mt.make_loader(dataset, config, Team(), training=True)
     assert [len(images) for images, _ in loader] == sizes
-    whole = mt.make_loader(dataset, config, shuffle=False)
+    assert len(loader) == len(sizes)
+    whole = mt.make_loader(dataset, config, Team())
     assert sum(len(images) for images, _ in whole) == patches
+
+
+@pytest.mark.parametrize("count", [2, 7, 8, 9, 30])
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_batches_of_one(count, size):
+    """Together they draw what a single process with the whole batch draws, in that order."""
+    if count < size:
+        return
+    parts = [list(mt.Shuffle(count, 2, 7, Team(rank, size))) for rank in range(size)]
+    single = list(mt.Shuffle(count, 2 * size, 7, Team()))
+    assert {len(part) for part in parts} == {
+        len(mt.Shuffle(count, 2, 7, Team(0, size)))
+    }
+    seen = []
+    for batch, *shares in zip(single, *parts):
+        assert len({len(share) for share in shares}) == 1  # none waits for another
+        joined = {draw for share in shares for draw in share}
+        assert joined <= set(batch)
+        seen += [draw.index for draw in joined]
+    assert len(seen) == len(set(seen)) == count - count % size
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    order = mt.Shuffle(20, 4, 3, Team())
+    orders = []
+    for epoch in (1, 2, 1):
+        order.epoch = epoch
+        orders.append(list(order))
+    assert orders[0] == orders[2] != orders[1]
+    turns = [draw.turn for epoch in orders[:2] for batch in epoch for draw in batch]
+    assert len(set(turns)) == 40
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_validation_batches_are_parted_without_duplicates(make_dataset, size):
+    dataset = augmented(make_dataset(7))
+    config = settings(batch_size=2, num_workers="0")
+    loaders = [mt.make_loader(dataset, config, Team(r, size)) for r in range(size)]
+    found = sum(len(images) for loader in loaders for images, _ in loader)
+    assert found == 7
+
+
+def test_the_cache_holds_the_first_patches_that_fit(make_dataset):
+    pairs = rasters.list_pairs(make_dataset(4), "train")
+    one = mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(math.inf)).decoded[0]
+    found = mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(2.5 * one.nbytes))
+    assert [patch is not None for patch in found.decoded] == [True, True, False, False]
+    assert one.mask.dtype == np.uint8
+    dataset = PatchDataset(found, statistics(10), IGNORE)
+    plain = PatchDataset(mt.survey_patches(pairs, 2, IGNORE), statistics(10), IGNORE)
+    assert not dataset.in_memory and plain.decoded == [None] * 4
+    for index in range(4):
+        for a, b in zip(dataset[index], plain[index]):
+            np.testing.assert_array_equal(a, b)
+            assert a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("ignore", [-1, 255, 999, -9999])
+def test_cached_masks_keep_every_value(make_dataset, ignore):
+    root = make_dataset(1, label_nodata=200, unlabelled_rows=6)
+    pairs = rasters.list_pairs(root, "train")
+    found = mt.survey_patches(pairs, 2, ignore, cache=mt.Cache(math.inf))
+    _, mask = PatchDataset(found, statistics(10), ignore)[0]
+    np.testing.assert_array_equal(mask, rasters.read_patch(pairs[0], ignore)[2])
+
+
+def test_a_cached_patch_needs_no_file(make_dataset):
+    dataset = augmented(make_dataset(2), cache=math.inf)
+    for pair in dataset.pairs:
+        pair.image.unlink()
+    assert dataset.in_memory and len(list(map(dataset.__getitem__, range(2)))) == 2
+
+
+def test_patches_that_must_all_fit_but_do_not_are_an_error(make_dataset):
+    pairs = rasters.list_pairs(make_dataset(3), "train")
+    with pytest.raises(DatasetError, match="--cache ram"):
+        mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(30_000, whole=True))
+
+
+@pytest.mark.parametrize(
+    ("cache", "share", "whole"), [("auto", 0.25, False), ("ram", 0.8, True)]
+)
+def test_the_cache_takes_a_share_of_the_free_memory(monkeypatch, cache, share, whole):
+    monkeypatch.setattr(rasters, "free_memory", lambda: 1000)
+    found = mt.open_cache(settings(cache=cache))
+    assert (found.left, found.whole) == (1000 * share, whole)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert mt.open_cache(settings(cache=cache)).left == 500 * share
+    assert mt.open_cache(settings(cache="off")).left == 0
+
+
+def test_workers_are_as_many_as_it_takes(make_dataset, monkeypatch):
+    root = make_dataset(2)
+    read, kept = augmented(root), augmented(root, cache=math.inf)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    assert mt.count_workers("auto", kept, 50, gpu=False) == 0
+    assert mt.count_workers("auto", read, 50, gpu=False) == 1
+    assert mt.count_workers("auto", kept, 50, gpu=True) == 5
+    assert mt.count_workers("auto", kept, 3, gpu=True) == 3
+    assert mt.count_workers("4", kept, 50, gpu=False) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert mt.count_workers("auto", kept, 50, gpu=True) == 1
 
 
 # --- augmentation ---------------------------------------------------------------------------
@@ -899,7 +1023,7 @@ def test_weights_made_for_the_same_bands_are_left_as_they_are(tmp_path):
 )
 def test_colours_are_found_by_option_or_description(descriptions, option, expected):
     found = mt.Survey(
-        [], np.empty(0), [], (len(descriptions), 8, 8), descriptions, None
+        [], np.empty(0), [], (len(descriptions), 8, 8), descriptions, None, []
     )
     assert (
         mt.rgb_channels(settings(rgb_bands=option, pretrained=True), found) == expected
@@ -910,7 +1034,7 @@ def test_colours_are_found_by_option_or_description(descriptions, option, expect
     "option", ["1,2", "0,1,2", "1,2,11", "red,green,blue", "1,2,3,4"]
 )
 def test_rgb_bands_must_be_three_bands_of_the_data(option):
-    found = mt.Survey([], np.empty(0), [], (10, 8, 8), SENTINEL, None)
+    found = mt.Survey([], np.empty(0), [], (10, 8, 8), SENTINEL, None, [])
     with pytest.raises(OptionError, match="--rgb_bands"):
         mt.rgb_channels(settings(rgb_bands=option, pretrained=True), found)
 
@@ -1804,6 +1928,11 @@ def test_without_a_scheduler_the_rate_stays():
     assert rates("none", 5, range(5)) == [0.1] * 5
 
 
+def stepper(optimizer, **options) -> mt.Stepper:
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return mt.Stepper(optimizer, scaler, **options)
+
+
 @pytest.mark.parametrize("model", ["pan", "deeplabv3", "deeplabv3_resnet50"])
 def test_a_batch_of_one_that_cannot_be_normalized_says_what_to_do(model):
     network = mt.build_model(ModelConfig(model, 2, 1, encoder_for(model)))
@@ -1811,7 +1940,9 @@ def test_a_batch_of_one_that_cannot_be_normalized_says_what_to_do(model):
     batch = [(torch.rand(1, 2, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64))]
     loss = mt.build_loss("ce", "binary", IGNORE)
     with pytest.raises(SegmentationError, match="--batch_size 2"):
-        mt.train_one_epoch(network, batch, loss, optimizer, torch.device("cpu"))
+        mt.train_one_epoch(
+            network, batch, loss, stepper(optimizer), torch.device("cpu")
+        )
 
 
 def test_a_loss_that_is_no_number_stops_training():
@@ -1821,7 +1952,9 @@ def test_a_loss_that_is_no_number_stops_training():
     batch = [(images, torch.zeros(2, 4, 4, dtype=torch.int64))]
     loss = mt.build_loss("ce", "binary", IGNORE)
     with pytest.raises(SegmentationError, match="--learning_rate"):
-        mt.train_one_epoch(network, batch, loss, optimizer, torch.device("cpu"))
+        mt.train_one_epoch(
+            network, batch, loss, stepper(optimizer), torch.device("cpu")
+        )
 
 
 def test_an_unlabelled_batch_moves_no_weight():
@@ -1830,7 +1963,7 @@ def test_an_unlabelled_batch_moves_no_weight():
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     batch = [(torch.rand(2, 1, 4, 4), torch.full((2, 4, 4), IGNORE))]
     loss = mt.build_loss("dice+ce", "binary", IGNORE)
-    mt.train_one_epoch(network, batch, loss, optimizer, torch.device("cpu"))
+    mt.train_one_epoch(network, batch, loss, stepper(optimizer), torch.device("cpu"))
     assert torch.equal(network.weight, before)
 
 
