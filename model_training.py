@@ -17,6 +17,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import csv
+import hashlib
 import logging
 import math
 import multiprocessing
@@ -219,6 +220,11 @@ class TrainingConfig:
         "output",
     )
     save_dir: str = setting("trained_models", "folder for models and reports", "output")
+    resume: bool = setting(
+        False,
+        "go on with the run in --save_dir, from its last whole epoch to the same models",
+        "output",
+    )
 
     def __post_init__(self):
         check_model_name(self.model)
@@ -1156,12 +1162,15 @@ def build_loss(
     chosen = [(weight, terms[name]) for name, weight in parse_loss(text).items()]
 
     def loss(logits: Tensor, mask: Tensor) -> Tensor:
-        labelled = mask != ignore_index
-        # (N, K, H, W) -> (1, K, M, 1): the labelled pixels as one tall picture
-        logits = logits.float().movedim(1, -1)[labelled].T[None, ..., None]
-        target = mask[labelled][None, :, None]
-        if target.numel() == 0:
+        logits, target = logits.float(), mask
+        places = (mask.flatten() != ignore_index).nonzero()[:, 0]
+        if len(places) == 0:
             return logits.sum() * 0
+        if len(places) < mask.numel():
+            # (N, K, H, W) -> (1, K, M, 1): the labelled pixels as one tall picture
+            pixels = logits.movedim(1, -1).flatten(0, 2).index_select(0, places)
+            logits = pixels.T.contiguous()[None, ..., None]
+            target = mask.flatten()[places][None, :, None]
         return sum(weight * term(logits, target) for weight, term in chosen)
 
     return loss
@@ -1750,6 +1759,7 @@ def save_checkpoint(
     config: ModelConfig,
     normalization: Normalization,
     metadata: dict,
+    training_state: dict | None = None,
 ) -> None:
     """Write a checkpoint whole: weights and the documented ``metadata``, plain numbers only.
 
@@ -1759,9 +1769,11 @@ def save_checkpoint(
         config: What rebuilds it.
         normalization: What its input needs.
         metadata: Further keys (input_size, class_names, training_params, performance_metrics...).
+        training_state: What a run needs to go on from here.
     """
     import torch
 
+    more = {"training_state": training_state} if training_state else {}
     content = {
         "model_state_dict": {
             key: value.detach().cpu().contiguous()
@@ -1779,7 +1791,10 @@ def save_checkpoint(
             "version": rasters.VERSION,
             **metadata,
         },
+        **more,
     }
+    # sums of a file that the next epoch replaces would take as long as writing it
+    torch.serialization.set_crc32_options(training_state is None)
     with rasters.whole_file(target) as part:
         torch.save(content, part)
 
@@ -2781,7 +2796,9 @@ class Run:
         )
         return make_loader(dataset, config, team or self.team, training)
 
-    def save(self, name: str, metrics: dict) -> Path:
+    def save(
+        self, name: str, metrics: dict, training_state: dict | None = None
+    ) -> Path:
         """Write ``model_<name>.pth`` with what is known so far."""
         path = self.save_dir / f"model_{name}.pth"
         best = self.history.best
@@ -2802,7 +2819,12 @@ class Run:
         if name == "final_model" and self.temperature is not None:
             metadata["temperature"] = self.temperature
         save_checkpoint(
-            path, self.model, self.model_config, self.normalization, metadata
+            path,
+            self.model,
+            self.model_config,
+            self.normalization,
+            metadata,
+            training_state,
         )
         return path
 
@@ -2856,10 +2878,18 @@ def fit(run: Run) -> History:
     config, model, team, history = run.config, run.model, run.team, run.history
     training = run.loader(run.train, training=True)
     validation = run.loader(run.validation) if run.validation else None
-    stepper, scheduler = make_stepper(run, len(training))
-    waited, wrapped, was_frozen = 0, None, None
-    for epoch in range(1, run.epochs + 1):
-        started = time.perf_counter()
+    progress = Progress(run, *make_stepper(run, len(training)))
+    stepper, scheduler = progress.stepper, progress.scheduler
+    if config.resume:
+        progress.restore()
+    wrapped, was_frozen, told = None, None, time.perf_counter()
+    first = len(history.rows) + 1
+    for epoch in range(first, run.epochs + 1):
+        if config.patience and progress.waited >= config.patience:
+            log.info(
+                "no better combined score for %d epochs: stopping", progress.waited
+            )
+            break
         training.batch_sampler.epoch = epoch
         seed_epoch(config.seed, epoch, team)
         warm_up(stepper.optimizer, config, epoch)
@@ -2873,10 +2903,8 @@ def fit(run: Run) -> History:
             leave=False,
             disable=None if team.leads else True,
         )
-        row = {
-            "epoch": epoch,
-            "learning_rate": stepper.optimizer.param_groups[0]["lr"],
-        }
+        rate = stepper.optimizer.param_groups[0]["lr"]
+        row = {"epoch": epoch, "learning_rate": rate}
         row["train_loss"] = train_one_epoch(
             wrapped, bar, run.loss, stepper, run.device, run.precision, team, frozen
         )
@@ -2896,21 +2924,112 @@ def fit(run: Run) -> History:
             row |= {f"val_{key}": result[key] for key in HEADLINES}
             row["val_combined"] = combined_score(result)
             marks = save_best(run, row, result)
-            waited = 0 if "combined" in marks else waited + 1
-        row["seconds"] = time.perf_counter() - started
+            progress.waited = 0 if "combined" in marks else progress.waited + 1
+        # from line to line, so that what the last epoch wrote is counted too
+        row["seconds"], told = time.perf_counter() - told, time.perf_counter()
         if epoch <= config.warmup_epochs or stepper.scheduler or not scheduler:
             pass
         elif config.scheduler == "plateau":
             scheduler.step(row.get("val_loss", row["train_loss"]))
         else:
             scheduler.step()
-        log.info(epoch_line(row, run.epochs, marks))
+        log.info(epoch_line(history.rows[first - 1 :], run.epochs, marks))
         if team.leads:
+            progress.save()
             write_log(run.save_dir / "model_training_log.csv", history.rows)
-        if config.patience and waited >= config.patience:
-            log.info("no better combined score for %d epochs: stopping", waited)
-            break
+            picture = run.save_dir / "model_training_plot.png"
+            plot_training(picture, {"history": history.rows})
+        team.wait()  # nobody goes on without what is needed to resume
     return history
+
+
+# settings that a resumed run may change, since weights do not depend on them
+FREE_SETTINGS = (
+    "dataset_root", "save_dir", "num_workers", "cache", "device", "patience", "resume",
+    "no_calibration", "area_estimation",
+)  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """How far a run has come: with its weights and history, all that it needs to go on.
+
+    The generators are not part of it: order, variation and dropout of an epoch depend on the seed
+    and the epoch alone (``Shuffle``, ``PatchDataset``, ``seed_epoch``).
+    """
+
+    run: Run
+    stepper: Stepper
+    scheduler: object
+    waited: int = 0  # epochs without a better combined score
+
+    def save(self) -> None:
+        """Write ``model_last.pth``."""
+        history = self.run.history
+        metrics = {"epoch": len(history.rows)}
+        self.run.save("last", metrics, {
+            "rows": history.rows,
+            "best": history.best,
+            "best_epoch": history.best_epoch,
+            "waited": self.waited,
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "belongs_to": self.origin(),
+        })  # fmt: skip
+
+    def origin(self) -> dict:
+        """What must be the same when a run goes on: settings, patches, processes, precision."""
+        run = self.run
+        settings = asdict(run.config)
+        fixed = {k: v for k, v in settings.items() if k not in FREE_SETTINGS}
+        if run.config.scheduler in ("plateau", "none"):
+            del fixed["epochs"]  # no learning rate depends on them
+        else:
+            fixed["epochs"] = run.epochs
+        surveys = [survey for survey in (run.train, run.validation) if survey]
+        digest = hashlib.sha256()
+        for survey in surveys:
+            digest.update("\n".join(pair.name for pair in survey.pairs).encode())
+            digest.update(survey.counts.tobytes())
+        return fixed | {
+            "patches": digest.hexdigest(),
+            "processes": run.team.size,
+            "precision": run.precision,
+        }
+
+    def restore(self) -> None:
+        """Go on from ``model_last.pth``, where there is one.
+
+        Raises:
+            CheckpointError: It cannot be read, or is of another run.
+        """
+        run, path = self.run, self.run.save_dir / "model_last.pth"
+        if not path.exists():
+            log.info("no run to resume in %s: starting", run.save_dir)
+            return
+        stored = _load_safely(path)
+        state = stored.get("training_state") if isinstance(stored, dict) else None
+        if not state:
+            raise CheckpointError(
+                f"{path} does not hold the state of a run; leave --resume out to start anew"
+            )
+        now, before = self.origin(), state["belongs_to"]
+        for name in sorted(now.keys() | before.keys()):
+            if now.get(name) != before.get(name):
+                raise CheckpointError(
+                    f"{path} is of a run with another {name} ({before.get(name)}, now "
+                    f"{now.get(name)}); give the same, or leave --resume out to start anew"
+                )
+        run.model.network.load_state_dict(stored["model_state_dict"])
+        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.scaler.load_state_dict(state["scaler"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler"])
+        history = run.history
+        history.rows, self.waited = state["rows"], state["waited"]
+        history.best, history.best_epoch = state["best"], state["best_epoch"]
+        log.info("going on after epoch %d of %d", len(history.rows), run.epochs)
 
 
 def make_stepper(run: Run, batches: int) -> tuple[Stepper, object]:
@@ -2958,13 +3077,17 @@ def save_best(run: Run, row: dict, result: dict) -> list[str]:
         for name, value in values.items()
         if history.improve(name, value, higher=name != "loss")
     ]
-    for name in better if run.team.leads else ():
-        run.save(f"best_{name}", {"epoch": row["epoch"], "validation": result})
+    if better and run.team.leads:
+        metrics = {"epoch": row["epoch"], "validation": result}
+        written = run.save(f"best_{better[0]}", metrics)
+        for name in better[1:]:  # the same in all
+            rasters.copy_whole(written, run.save_dir / f"model_best_{name}.pth")
     return better
 
 
-def epoch_line(row: dict, epochs: int, marks: Sequence[str]) -> str:
-    """One aligned line that tells an epoch."""
+def epoch_line(rows: Sequence[dict], epochs: int, marks: Sequence[str]) -> str:
+    """One aligned line that tells an epoch, the last of those run since the start."""
+    row = rows[-1]
 
     def number(key: str) -> str:
         return "    -" if row.get(key) is None else f"{row[key]:.3f}"
@@ -2974,7 +3097,17 @@ def epoch_line(row: dict, epochs: int, marks: Sequence[str]) -> str:
         parts += [f"val {row['val_loss']:.4f}", f"IoU {number('val_iou')}"]
         parts += [f"F1 {number('val_f1')}", f"kappa {number('val_kappa')}"]
     parts += [f"lr {row['learning_rate']:.1e}", f"{row['seconds']:.1f} s"]
+    # the first epoch of several takes longer than others
+    usual = np.mean([row["seconds"] for row in (rows[1:] or rows)])
+    parts.append(f"left {_duration((epochs - row['epoch']) * usual)}")
     return "  ".join(parts) + (f"  * best {', '.join(marks)}" if marks else "")
+
+
+def _duration(seconds: float) -> str:
+    """As 0:45 or 2:03:10."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 # --- folds ---------------------------------------------------------------------------------
@@ -3359,7 +3492,7 @@ def require_several_classes(survey: Survey) -> None:
 # what a run writes; that of an earlier one is removed, since its folds would be taken for new ones
 RUN_FILES = (
     "model_best_loss.pth", "model_best_iou.pth", "model_best_combined.pth",
-    "model_final_model.pth", "model_metrics.json", "model_training_log.csv",
+    "model_final_model.pth", "model_last.pth", "model_metrics.json", "model_training_log.csv",
     "model_training_plot.png", "model_reliability.png", "model_test_examples.png",
 )  # fmt: skip
 
@@ -3372,8 +3505,14 @@ def former_files(save_dir: Path) -> list[Path]:
     return [f / name for f in folders for name in RUN_FILES if (f / name).is_file()]
 
 
-def clear_former_run(save_dir: Path) -> None:
-    """Remove the files of an earlier run, and the folders of its folds where nothing else lies."""
+def clear_former_run(config: TrainingConfig) -> None:
+    """Remove the files of an earlier run, and the folders of its folds where nothing else lies.
+
+    With ``--resume`` they stay: the run goes on with them.
+    """
+    save_dir = Path(config.save_dir)
+    if config.resume:
+        return
     for file in former_files(save_dir):
         file.unlink()
     for kind in ("random/", "block/", ""):
@@ -3399,7 +3538,7 @@ def train_split(config: TrainingConfig, device, team: Team) -> dict:
     validation = survey_split(config, "validation", train, cache)
     test = survey_split(config, "test", train, required=False)
     require_several_classes(train)
-    team.share(clear_former_run, Path(config.save_dir))
+    team.share(clear_former_run, config)
     run = Run(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device, team,
@@ -3690,7 +3829,7 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     plans = {
         kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
     }
-    team.share(clear_former_run, save_dir)
+    team.share(clear_former_run, config)
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")
@@ -3883,17 +4022,16 @@ def plot_training(target: Path, report: dict) -> None:
     """Draw a report: loss and score curves, bars per class, confusion matrix.
 
     Bars and matrix are those of the test split, else pooled over the folds, else those that a fold
-    holds out, else validation.
+    holds out, else validation; a run that is not finished has only curves.
     """
     from matplotlib.figure import Figure
 
-    source = next(
-        key for key in ("test", "pooled", "held_out", "validation") if key in report
-    )
-    result = report[source]
+    sources = ("test", "pooled", "held_out", "validation")
+    source = next((key for key in sources if key in report), None)
     runs = [r["history"] for r in report.get("folds", [])] or [report["history"]]
-    figure = Figure(figsize=(14, 10), layout="constrained")
-    losses, curves, bars, table = figure.subplots(2, 2).ravel()
+    rows = 2 if source else 1
+    figure = Figure(figsize=(14, 5 * rows), layout="constrained")
+    losses, curves, *below = figure.subplots(rows, 2).ravel()
     for index, rows in enumerate(runs):
         epochs = [row["epoch"] for row in rows]
         faint = 1.0 if len(runs) == 1 else 0.6
@@ -3921,9 +4059,12 @@ def plot_training(target: Path, report: dict) -> None:
     curves.set(title=title, xlabel="epoch", ylim=(0, 1.02))
     for axes in (losses, curves):
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    _draw_bars(bars, result, source)
-    _draw_matrix(figure, table, result, source)
+        if axes.has_data():
+            axes.legend(frameon=False)
+    if source:
+        bars, table = below
+        _draw_bars(bars, report[source], source)
+        _draw_matrix(figure, table, report[source], source)
     rasters.save_figure(figure, target)
 
 

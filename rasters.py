@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import struct
 import sys
@@ -887,6 +888,16 @@ def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Give a finished file of the toolkit a second name, which appears whole; a copy if need be."""
+    with whole_file(target) as part:
+        part.unlink()
+        try:
+            os.link(source, part)
+        except OSError:  # a disk without links
+            shutil.copyfile(source, part)
 
 
 @contextmanager

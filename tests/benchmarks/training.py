@@ -1,0 +1,179 @@
+"""How near an epoch of training comes to the bare passes over data that is in memory already.
+
+    python tests/benchmarks/training.py
+
+cuts the demo's scene into patches of 224 pixels and 10 bands, and trains a U-Net (resnet18, batches
+of 4) on them for a few epochs, validation included, in several ways, each in a process of its own:
+the toolkit as a user runs it, a bare loop at the same precision (normalized tensors in memory,
+channels-last, nothing but passes, loss and steps), and the plain float32 loop that people write
+first. What counts are the ratios of patches per second; the first epoch, in which libraries warm
+up, does not. A GPU is used when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+SIDE, BANDS, CLASSES, BATCH = 224, 10, 6, 4
+WAYS = ("toolkit", "bare", "plain")
+
+
+def make_patches(folder: Path, train: int, validation: int) -> None:
+    """Patches out of the demo's scene, at random places."""
+    import rasterio
+    from affine import Affine
+
+    from examples.demo import synthesize_scene
+
+    scene = synthesize_scene(folder / "scene", size=1400, seed=1)
+    with rasterio.open(scene.image) as image, rasterio.open(scene.label) as label:
+        pixels, truth, profile = image.read(), label.read(1), image.profile
+        nodata = label.nodata
+    profile |= {"height": SIDE, "width": SIDE, "tiled": False, "compress": "deflate"}
+    profile.pop("blockxsize", None), profile.pop("blockysize", None)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("validation", validation)):
+        for kind in ("images", "labels"):
+            (folder / "Patch" / split / kind).mkdir(parents=True)
+        for number in range(count):
+            row, column = (int(v) for v in rng.integers(0, 1400 - SIDE, 2))
+            cut = (..., slice(row, row + SIDE), slice(column, column + SIDE))
+            place = Affine.translation(column, row) * Affine.scale(1)
+            where = {"transform": profile["transform"] * place}
+            name = f"patch_{number}.tif"
+            target = folder / "Patch" / split / "images" / name
+            with rasterio.open(target, "w", **profile | where) as file:
+                file.write(pixels[cut])
+            one = {"count": 1, "dtype": "uint8", "nodata": nodata}
+            target = folder / "Patch" / split / "labels" / name
+            with rasterio.open(target, "w", **profile | where | one) as file:
+                file.write(truth[cut].astype(np.uint8), 1)
+
+
+def toolkit_epochs(folder: Path, epochs: int, options: list[str]) -> list[float]:
+    """Seconds of each epoch of main.py, all that it writes included."""
+    command = [
+        *(sys.executable, ROOT / "main.py", "--mode", "multiclass"),
+        *("--classes", CLASSES, "--model", "unet", "--encoder_name", "resnet18"),
+        *("--batch_size", BATCH, "--epochs", epochs, "--patience", 0),
+        *("--dataset_root", folder, "--save_dir", folder / "models", *options),
+    ]
+    subprocess.run([str(word) for word in command], check=True)
+    with open(folder / "models" / "model_training_log.csv", newline="") as file:
+        return [float(row["seconds"]) for row in csv.DictReader(file)]
+
+
+def loop_epochs(folder: Path, epochs: int, bare: bool) -> list[float]:
+    """Seconds of each epoch of a loop over tensors in memory."""
+    import segmentation_models_pytorch as smp
+    import torch
+
+    import model_training as mt
+    import rasters
+
+    device = mt.pick_device(None)
+    precision = mt.native_precision(device) if bare else "fp32"
+    layout = torch.channels_last if bare else torch.contiguous_format
+    data = {}
+    for split in ("train", "validation"):
+        survey = mt.survey_patches(rasters.list_pairs(folder, split), CLASSES, 255)
+        if split == "train":
+            scale = mt.dataset_normalization(survey.samples)
+        dataset = mt.PatchDataset(survey, scale, 255)
+        images, masks = zip(*(dataset[i] for i in range(len(dataset))))
+        images = torch.from_numpy(np.stack(images)).to(device, memory_format=layout)
+        data[split] = images, torch.from_numpy(np.stack(masks)).to(device)
+    torch.manual_seed(0)
+    model = smp.Unet(
+        "resnet18", encoder_weights=None, in_channels=BANDS, classes=CLASSES
+    )
+    model.to(device, memory_format=layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    dice = smp.losses.DiceLoss("multiclass", ignore_index=255)
+    entropy = torch.nn.CrossEntropyLoss(ignore_index=255)
+
+    def loss(images, masks):
+        with mt.autocast(device, precision):
+            logits = model(images)
+        logits = logits.float()
+        return dice(logits, masks) + entropy(logits, masks)
+
+    def parts(split: str, shuffled: bool):
+        images, masks = data[split]
+        order = torch.randperm(len(images)) if shuffled else torch.arange(len(images))
+        for part in order.to(device).split(BATCH):
+            yield images[part], masks[part]
+
+    seconds = []
+    for _ in range(epochs):
+        started = time.perf_counter()
+        model.train()
+        total = 0.0
+        for images, masks in parts("train", True):
+            optimizer.zero_grad()
+            value = loss(images, masks)
+            value.backward()
+            optimizer.step()
+            total += value.item()
+        model.eval()
+        with torch.inference_mode():
+            total += sum(loss(*batch).item() for batch in parts("validation", False))
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def measure(folder: Path, way: str, epochs: int, options: list[str]) -> list[float]:
+    """Seconds of each epoch of one way, but for the first."""
+    if way == "toolkit":
+        return toolkit_epochs(folder, epochs, options)[1:]
+    command = [sys.executable, __file__, "--way", way, "--folder", folder]
+    command = [str(word) for word in (*command, "--epochs", epochs)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train", type=int, default=240, help="training patches")
+    parser.add_argument("--validation", type=int, default=60, help="validation patches")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of each way")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="times that all is measured"
+    )
+    parser.add_argument("--options", default="", help="more options of main.py")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=WAYS[1:], help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.way:
+        print(json.dumps(loop_epochs(given.folder, given.epochs, given.way == "bare")))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_patches(folder, given.train, given.validation)
+        found = {way: [] for way in WAYS}
+        for _ in range(given.rounds):
+            for way in WAYS:
+                options = given.options.split()
+                found[way] += measure(folder, way, given.epochs, options)
+    patches = given.train + given.validation
+    speed = {way: patches / statistics.median(times) for way, times in found.items()}
+    print("| way | patches/s | toolkit / this |\n|---|---|---|")
+    for way in WAYS:
+        print(f"| {way} | {speed[way]:.1f} | {speed['toolkit'] / speed[way]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
