@@ -17,6 +17,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import csv
+import functools
 import hashlib
 import logging
 import math
@@ -2367,12 +2368,7 @@ class Team:
 
     def join(self, tensor: Tensor) -> Tensor:
         """The parts (N, ...) of all processes, one after the other; gradients find their way."""
-        if self.size == 1:
-            return tensor
-        import torch
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(tensor.contiguous()))
+        return tensor if self.size == 1 else _collectives()[1](tensor, self)
 
     def wait(self) -> None:
         """Go on when all processes are here."""
@@ -2389,6 +2385,47 @@ class Team:
                 "Another process of this run has ended, and so nothing is written; the same "
                 "command with --resume goes on"
             ) from error
+
+
+@functools.cache
+def _collectives() -> tuple[Callable, Callable]:
+    """The sum over processes, and their parts joined, as functions with a gradient.
+
+    The gradient is that of the sum of what all processes compute, as PyTorch's own synchronized
+    layers have it; ``DistributedDataParallel`` makes it a mean.
+    """
+    import torch
+    import torch.distributed as dist
+
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, tensor):
+            total = tensor.clone()
+            dist.all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(ctx, gradient):
+            total = gradient.clone()
+            dist.all_reduce(total)
+            return total
+
+    class Join(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, tensor, team):
+            ctx.own = slice(team.rank * len(tensor), (team.rank + 1) * len(tensor))
+            tensor = tensor.contiguous()
+            parts = [torch.empty_like(tensor) for _ in range(team.size)]
+            dist.all_gather(parts, tensor)
+            return torch.cat(parts)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            total = gradient.contiguous()
+            dist.all_reduce(total)
+            return total[ctx.own], None
+
+    return Sum.apply, Join.apply
 
 
 @contextlib.contextmanager
@@ -2418,22 +2455,32 @@ def own_device(name: str | None) -> torch.device:
     return pick_device(name)
 
 
-def distribute(model: nn.Module, device: torch.device, team: Team) -> nn.Module:
+def distribute(model: nn.Module, device: torch.device, team: Team, in_channels: int):
     """A model whose gradients are averaged over the processes of a team; alone, the model itself.
 
-    Raises no error for parameters without a gradient: some decoders leave encoder layers unused.
+    Parameters that no logit depends on (some decoders leave encoder layers unused) are taken out
+    of the training first, since PyTorch would wait for their gradients.
     """
     if team.size == 1:
         return model
+    import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    warnings.filterwarnings("ignore", "find_unused_parameters=True")
-    return DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # they are the same everywhere
-        find_unused_parameters=True,
-    )
+    model.eval()
+    logits = model(torch.zeros(1, in_channels, 64, 64, device=device))
+    used, seen, found = set(), set(), [logits.grad_fn]
+    while found:
+        node = found.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        used.add(id(getattr(node, "variable", None)))
+        found += [before for before, _ in node.next_functions]
+    for parameter in model.parameters():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
+    gpu = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=gpu)
 
 
 def share_normalization(model: nn.Module, device: torch.device, team: Team) -> None:
@@ -2460,7 +2507,8 @@ def _shared_batch_norm(layer: nn.BatchNorm2d, team: Team) -> nn.Module:
     """A layer with the parameters and buffers of one of torch's or timm's."""
     import torch
     from torch import nn
-    from torch.distributed.nn.functional import all_reduce
+
+    all_reduce = _collectives()[0]
 
     class SharedBatchNorm(nn.BatchNorm2d):
         def forward(self, images: Tensor) -> Tensor:
@@ -2895,7 +2943,8 @@ def fit(run: Run) -> History:
         warm_up(stepper.optimizer, config, epoch)
         frozen = freeze_encoder(model, config, epoch)
         if wrapped is None or frozen is not was_frozen:
-            wrapped, was_frozen = distribute(model, run.device, team), frozen
+            wrapped = distribute(model, run.device, team, run.model_config.in_channels)
+            was_frozen = frozen
         bar = tqdm(
             training,
             desc=f"epoch {epoch}",
