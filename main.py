@@ -114,7 +114,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        best = Path(arguments.save_dir) / "model_best_combined.pth"
+        so_far = f"the best model so far is {best}; " if best.exists() else ""
+        if leads:
+            print(f"interrupted; {so_far}--resume goes on", file=sys.stderr)
         return 130
     return 0
 

@@ -188,17 +188,18 @@ def same_weights(one: dict, other: dict) -> bool:
 
 
 def test_a_split_run_leaves_the_documented_files(split_run):
-    expected = {f"model_{name}.pth" for name in CHECKPOINTS} | {*REPORTS, *OF_THE_TEST}
+    expected = {f"model_{name}.pth" for name in (*CHECKPOINTS, "last")}
+    expected |= {*REPORTS, *OF_THE_TEST}
     assert {path.name for path in split_run.save_dir.iterdir()} == expected
 
 
 def test_a_kfold_run_leaves_the_same_files_per_fold_and_a_final_model(kfold_run):
-    expected = {f"model_{name}.pth" for name in CHECKPOINTS} | {*REPORTS}
+    expected = {f"model_{name}.pth" for name in (*CHECKPOINTS, "last")} | {*REPORTS}
     for number in (1, 2, 3):
         folder = kfold_run.save_dir / f"fold_{number}"
         assert {path.name for path in folder.iterdir()} == expected
     top = {path.name for path in kfold_run.save_dir.iterdir()}
-    files = {"model_final_model.pth", *REPORTS, *OF_THE_TEST}
+    files = {"model_final_model.pth", "model_last.pth", *REPORTS, *OF_THE_TEST}
     assert top == {"fold_1", "fold_2", "fold_3", *files}
 
 

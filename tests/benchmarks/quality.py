@@ -1,0 +1,465 @@
+"""How good the maps are that the toolkit's defaults give, beside simpler ways to make them.
+
+    python tests/benchmarks/quality.py --seeds 3 --threads 2
+    python tests/benchmarks/quality.py --ablate --datasets nc --seeds 5
+
+Each dataset is cut with each seed into splits by block, and three methods learn from the same
+training patches and are examined on the same test patches:
+
+- toolkit: ``main.py`` with its defaults (a U-Net with resnet18) and what ``--options`` adds;
+- plain loop: the same network as people train it by hand, for as long as the toolkit took:
+  bands less their mean and over their deviation, cross-entropy, Adam, random flips, and the epoch
+  that is best on the validation split. Its patches lie in memory and its libraries are loaded
+  before the clock starts, which the toolkit's time includes;
+- random forest: single pixels, by the bands and their 5 x 5 means, 200 trees.
+
+Test and training share no ground. The blocks are squares of 2 x 2 cells in the scenes: 7.7 km of
+zion (cells of 128 pixels, 3.8 km), 3.6 km of nc (64 pixels, 1.8 km). The chips of amazon are 5 km
+wide and lie 30 km or more apart; they are cut into four patches of 256 pixels each, blocks are
+100 km, and the buffer drops a part of the few chips that lie on the border of two, so that all
+patches of a chip are in one split.
+
+``--ablate`` changes one default at a time instead; differences are paired by seed. A seed draws
+the splits and all that is random in the training. Where blocks are few several seeds find the same
+best splits, and the deviation over seeds is that of the training alone: the tables tell how many
+patches were tested before.
+
+Every result is kept in ``--folder`` and not computed again, so that a run that is interrupted goes on.
+Results of other options, settings or threads are other ones; after a change of the toolkit's code
+give another folder. ``--threads`` holds for the arithmetic; the toolkit's two reading processes
+come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import main as training
+import model_training as mt
+import rasters
+
+
+class Source(NamedTuple):
+    """A dataset: where it lies, how it is cut and how long it is trained."""
+
+    folder: str
+    cut: str  # command of Patch_extraction.py
+    classes: int  # 2 is trained as binary
+    epochs: int
+
+
+SCENE = "extract --image {0}/image.tif --label {0}/label.tif"
+SOURCES = {
+    "zion": Source(
+        "zion-landsat8",
+        f"{SCENE} --grid {{0}}/grid_wgs84.gpkg --patch_size 128 "
+        "--label_values 1,2,3,4,5,6,7,8 --block_size 7680",
+        8,
+        40,
+    ),
+    "nc": Source(
+        "nc-landsat7",
+        f"{SCENE} --grid {{0}}/grid.shp --patch_size 64 "
+        "--label_values 1,2,3,4,5,6,7 --block_size 3648",
+        7,
+        100,
+    ),
+    "amazon": Source(
+        "amazon-forest-s2rgb",
+        "batch --data_dir {0} --patch_size 256 --block_size 100000 --buffer 1000",
+        2,
+        12,
+    ),
+}
+SPLITS = "--split_by block --train_ratio 0.6 --val_ratio 0.2 --test_ratio 0.2"
+MODEL = "--model unet --encoder_name resnet18"
+VARIANTS = {  # each changes one default
+    "defaults": "",
+    "normalization image": "--normalization image",
+    "loss ce": "--loss ce",
+    "loss dice": "--loss dice",
+    "class weights": "--use_class_weights",
+    "augmentation": "--data_augmentation",
+    "scheduler none": "--scheduler none",
+    "scheduler plateau": "--scheduler plateau",
+    "scheduler onecycle": "--scheduler onecycle",
+    "learning rate 3e-4": "--learning_rate 3e-4",
+    "weight decay 1e-2": "--weight_decay 1e-2",
+    "batch size 8": "--batch_size 8",
+    "encoder resnet34": "--encoder_name resnet34",
+}
+TREES, FOREST_PIXELS = 200, 100_000  # of the training split, drawn at random
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A dataset cut with a seed: what every method needs to know."""
+
+    name: str
+    seed: int
+    patches: Path
+    folder: Path  # for results
+    threads: int
+
+    @property
+    def source(self) -> Source:
+        return SOURCES[self.name]
+
+    @property
+    def binary(self) -> bool:
+        return self.source.classes == 2
+
+
+# --- data -----------------------------------------------------------------------------------
+
+
+class Pixels(NamedTuple):
+    """The patches of a split in memory."""
+
+    images: np.ndarray  # (N, C, H, W)
+    valid: np.ndarray  # (N, H, W) bool
+    masks: np.ndarray  # (N, H, W) int64
+
+
+def read_split(patches: Path, split: str) -> Pixels:
+    pairs = rasters.list_pairs(patches, split)
+    return Pixels(*map(np.stack, zip(*map(rasters.read_patch, pairs))))
+
+
+def count_classes(masks: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(masks[masks < classes], minlength=classes)
+
+
+def run_script(script: str, *words) -> None:
+    """Run a script of the toolkit as a user does; its own words when it fails."""
+    command = [sys.executable, ROOT / script, *words]
+    done = subprocess.run(
+        list(map(str, command)), check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{shlex.join(map(str, command))}\n{done.stderr}")
+
+
+def link_chips(chips: Path, target: Path) -> Path:
+    """A folder in which chips and labels have the names that ``batch`` pairs them by."""
+    target.mkdir(parents=True, exist_ok=True)
+    for kind, prefix in (("images", "Image"), ("labels", "Label")):
+        for chip in (chips / kind).iterdir():
+            link = target / f"{prefix}_{chip.name}"
+            if not link.is_symlink():
+                link.symlink_to(chip.resolve())
+    return target
+
+
+def make_trial(name: str, seed: int, data: Path, folder: Path, threads: int) -> Trial:
+    """Cut a dataset with a seed, unless that was done before."""
+    source, place = SOURCES[name], data / SOURCES[name].folder
+    mark = hashlib.sha1(f"{source.cut} {SPLITS}".encode()).hexdigest()[:8]
+    target = folder / "patches" / f"{name}-{seed}-{mark}"
+    if not target.is_dir():
+        if (place / "chips").is_dir():
+            place = link_chips(place / "chips", folder / "chips" / name)
+        words = [word.format(place) for word in f"{source.cut} {SPLITS}".split()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as part:
+            output = Path(part) / "dataset"
+            run_script(
+                "Patch_extraction.py", *words, "--seed", seed, "--output", output
+            )
+            output.rename(target)
+    return Trial(name, seed, target, folder, threads)
+
+
+def print_splits(trials: list[Trial]) -> None:
+    """Patches and class shares of each seed's splits, as a Markdown table."""
+    classes = trials[0].source.classes
+    heads = " | ".join(f"class {number}" for number in range(classes))
+    print(f"\n| seed | split | patches | {heads} |\n|---|---|{'---|' * (1 + classes)}")
+    tested, again = set(), []
+    for trial in trials:
+        for split in rasters.SPLITS:
+            masks = read_split(trial.patches, split).masks
+            counts = count_classes(masks, classes)
+            shares = [f"{n / counts.sum():.2%}" if n else "-" for n in counts]
+            cells = [trial.seed, split, len(masks), *shares]
+            print(f"| {' | '.join(map(str, cells))} |")
+        names = {pair.name for pair in rasters.list_pairs(trial.patches, "test")}
+        again.append(f"{len(names & tested)} of {len(names)}")
+        tested |= names
+    print(f"\nTest patches that an earlier seed tests too: {', '.join(again)}\n")
+
+
+# --- results --------------------------------------------------------------------------------
+
+
+def remembered(trial: Trial, method: str, key: dict, compute: Callable[[], dict]):
+    """A result that is computed once and kept as a file, named after all it depends on."""
+    cut = f"{trial.source.cut} {SPLITS}"
+    key = {"method": method, "threads": trial.threads, "cut": cut} | key
+    mark = hashlib.sha1(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{trial.name}-{trial.seed}-{method.replace(' ', '_')}-{mark}.json"
+    file = trial.folder / "results" / name
+    if file.exists():
+        return json.loads(file.read_text())
+    result = {"dataset": trial.name, "seed": trial.seed, "key": key} | compute()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rasters.write_json(file, result)
+    print(
+        f"{trial.name}, seed {trial.seed}, {method}: mean IoU {result['mean_iou']:.3f} "
+        f"in {result['seconds']:.0f} s",
+        file=sys.stderr,
+    )
+    return result
+
+
+def measure(trial: Trial, matrix: np.ndarray, seconds: float, **more) -> dict:
+    """Scores of a confusion matrix of the test split, once its pixels are found to be all there."""
+    masks = read_split(trial.patches, "test").masks
+    truth, counted = count_classes(masks, trial.source.classes), matrix.sum(axis=1)
+    if not np.array_equal(truth, counted):
+        sys.exit(
+            f"{trial.patches}: {truth} test pixels by class, but {counted} counted"
+        )
+    names = mt.default_class_names(1 if trial.binary else trial.source.classes)
+    result = mt.scores(matrix, names, trial.binary)
+    return {
+        "seconds": seconds,
+        "shares": (truth / truth.sum()).tolist(),
+        **more,
+    } | result
+
+
+def count(prediction, masks, classes: int) -> np.ndarray:
+    import torch
+
+    pair = torch.as_tensor(prediction), torch.as_tensor(masks)
+    return mt.confusion_matrix(*pair, classes).numpy()
+
+
+# --- methods --------------------------------------------------------------------------------
+
+
+def toolkit(trial: Trial, options: str, epochs: int | None) -> dict:
+    """``main.py`` as a process of its own, from its start to its reports."""
+    words = [*MODEL.split(), "--epochs", str(epochs or trial.source.epochs)]
+    mode = f"--mode multiclass --classes {trial.source.classes}"
+    words += ("--mode binary" if trial.binary else mode).split()
+    words += ["--seed", str(trial.seed), *shlex.split(options)]
+    parsed = training.build_parser().parse_args([*words, "--dataset_root", "-"])
+    config = rasters.settings_from(mt.TrainingConfig, parsed)
+
+    def train() -> dict:
+        with tempfile.TemporaryDirectory(dir=trial.folder) as place:
+            clock = time.perf_counter()
+            where = ("--dataset_root", trial.patches, "--save_dir", place)
+            run_script("main.py", *words, *where)
+            seconds = time.perf_counter() - clock
+            report = json.loads((Path(place) / "model_metrics.json").read_text())
+        test = report["test"]
+        kept = {key: report[key] for key in ("best_epoch", "history")}
+        result = measure(trial, np.array(test["confusion_matrix"]), seconds, **kept)
+        for key in ("mean_iou", "overall_accuracy", "kappa"):
+            if result[key] != test[key]:
+                sys.exit(f"main.py reports {key} {test[key]}, but it is {result[key]}")
+        return result
+
+    settings = asdict(replace(config, dataset_root="", save_dir=""))
+    return remembered(trial, "toolkit", {"settings": settings}, train)
+
+
+def features(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Bands and their 5 x 5 means over the valid pixels inside the patch, (H * W, 2 C)."""
+    from scipy.ndimage import uniform_filter
+
+    image = np.where(valid, image, 0).astype(np.float32)
+    share = uniform_filter(valid.astype(np.float32), 5, mode="constant")
+    means = uniform_filter(image, (0, 5, 5), mode="constant") / np.maximum(share, 0.02)
+    return np.concatenate([image, means]).reshape(2 * len(image), -1).T
+
+
+def random_forest(trial: Trial) -> dict:
+    """Trees on single pixels of the training patches."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    clock, classes = time.perf_counter(), trial.source.classes
+    train, test = (read_split(trial.patches, split) for split in ("train", "test"))
+    values = np.concatenate(list(map(features, train.images, train.valid)))
+    labels = train.masks.ravel()
+    known = np.flatnonzero(labels < classes)
+    rng = np.random.default_rng(trial.seed)
+    chosen = rng.permutation(known)[:FOREST_PIXELS]
+    forest = RandomForestClassifier(
+        TREES, n_jobs=trial.threads, random_state=trial.seed
+    )
+    forest.fit(values[chosen], labels[chosen])
+    matrix = np.zeros((classes, classes), np.int64)
+    for image, valid, mask in zip(*test):
+        matrix += count(forest.predict(features(image, valid)), mask.ravel(), classes)
+    return measure(trial, matrix, time.perf_counter() - clock)
+
+
+def plain_loop(trial: Trial, seconds: float) -> dict:
+    """A training loop as it is often written; it stops after the epoch in which time is up."""
+    import segmentation_models_pytorch as smp
+    import torch
+
+    clock, classes, size = time.perf_counter(), trial.source.classes, 4
+    torch.manual_seed(trial.seed)
+    device = mt.pick_device(None)
+    splits = [read_split(trial.patches, split) for split in rasters.SPLITS]
+    seen = splits[0].images.swapaxes(0, 1)[:, splits[0].valid]  # (C, pixels)
+    mean, std = (f(seen, axis=1)[:, None, None] for f in (np.mean, np.std))
+
+    def tensors(split: Pixels):
+        scaled = np.where(split.valid[:, None], (split.images - mean) / std, 0)
+        return torch.from_numpy(scaled.astype(np.float32)), torch.from_numpy(
+            split.masks
+        )
+
+    def flip(image, mask):
+        sides = [side for side in (-2, -1) if torch.rand(()) < 0.5]
+        return image.flip(sides), mask.flip(sides)
+
+    def examine(images, masks) -> np.ndarray:
+        model.eval()
+        with torch.inference_mode():
+            parts = [model(part.to(device)).argmax(1) for part in images.split(size)]
+        return count(torch.cat(parts).cpu(), masks, classes)
+
+    (images, masks), validation, test = map(tensors, splits)
+    channels = images.shape[1]
+    model = smp.Unet("resnet18", encoder_weights=None, in_channels=channels,
+                     classes=classes).to(device)  # fmt: skip
+    loss = torch.nn.CrossEntropyLoss(ignore_index=rasters.UNLABELLED)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    names, best, weights, epochs, best_epoch = [""] * classes, -1.0, None, 0, 0
+    while not epochs or time.perf_counter() - clock < seconds:
+        model.train()
+        for rows in torch.randperm(len(images)).split(size):
+            flipped = [flip(images[row], masks[row]) for row in rows]
+            batch, target = map(torch.stack, zip(*flipped))
+            optimizer.zero_grad()
+            loss(model(batch.to(device)), target.to(device)).backward()
+            optimizer.step()
+        epochs += 1
+        score = mt.scores(examine(*validation), names, False)["mean_iou"]
+        if score > best:
+            best, best_epoch = score, epochs
+            weights = copy.deepcopy(model.state_dict())
+    model.load_state_dict(weights)
+    matrix, taken = examine(*test), time.perf_counter() - clock
+    return measure(trial, matrix, taken, epochs=epochs, best_epoch=best_epoch)
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+
+def compare(trial: Trial, options: str, epochs: int | None) -> dict[str, dict]:
+    """The three methods on one trial."""
+    ours = toolkit(trial, options, epochs)
+    loop = lambda: plain_loop(trial, ours["seconds"])
+    settings = {"settings": ours["key"]["settings"]}
+    return {
+        "toolkit": ours,
+        "plain loop": remembered(trial, "plain loop", settings, loop),
+        "random forest": remembered(
+            trial, "random forest", {}, lambda: random_forest(trial)
+        ),
+    }
+
+
+def ablate(trial: Trial, options: str, epochs: int | None, variants) -> dict[str, dict]:
+    """The toolkit alone, in several variants."""
+    return {
+        name: toolkit(trial, f"{options} {VARIANTS[name]}", epochs) for name in variants
+    }
+
+
+def cell(values: list[float], form: str = ".3f") -> str:
+    """Mean and standard deviation over the seeds."""
+    found = mt.fold_statistics(values)
+    deviation = "" if found["std"] is None else f" ± {found['std']:{form.lstrip('+')}}"
+    return f"{found['mean']:{form}}{deviation}"
+
+
+def print_table(results: list[dict[str, dict]], paired: bool) -> dict:
+    """Print a Markdown table, a row per method, and return its numbers.
+
+    Args:
+        results: Of each seed, by method.
+        paired: Compare with the first method, seed by seed.
+    """
+    heads = ["", "mean IoU", *(["difference"] if paired else []), "accuracy", "seconds"]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    first, table = next(iter(results[0])), {}
+    for method in results[0]:
+        columns = {
+            key: [result[method][key] for result in results]
+            for key in ("mean_iou", "overall_accuracy", "kappa", "seconds")
+        }
+        if paired:
+            own = zip(columns["mean_iou"], (result[first] for result in results))
+            columns["difference"] = [iou - base["mean_iou"] for iou, base in own]
+        cells = [method, cell(columns["mean_iou"])]
+        if paired:
+            cells.append(cell(columns["difference"], "+.3f"))
+        cells += [cell(columns["overall_accuracy"]), cell(columns["seconds"], ".0f")]
+        print(f"| {' | '.join(cells)} |", flush=True)
+        table[method] = {k: mt.fold_statistics(v) for k, v in columns.items()}
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    shared = ROOT.parent / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=shared, help="folder of datasets")
+    parser.add_argument("--folder", type=Path, default=Path("benchmark_data/quality"))
+    parser.add_argument("--datasets", nargs="+", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--epochs", type=int, help="default: a number per dataset")
+    parser.add_argument(
+        "--options", default="", help='of main.py, as --options="--loss ce"'
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--ablate", action="store_true", help="change single defaults")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS),
+                        help="of --ablate; the first is what others are compared with")  # fmt: skip
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # before torch is imported
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    tables, more = {}, (arguments.options, arguments.epochs)
+    for name in arguments.datasets:
+        where = arguments.data, arguments.folder, arguments.threads
+        trials = [make_trial(name, seed, *where) for seed in range(arguments.seeds)]
+        print(f"\n## {name}")
+        print_splits(trials)
+        if arguments.ablate:
+            results = [ablate(trial, *more, arguments.variants) for trial in trials]
+        else:
+            results = [compare(trial, *more) for trial in trials]
+        tables[name] = print_table(results, arguments.ablate)
+    kind = "ablation" if arguments.ablate else "quality"
+    rasters.write_json(arguments.folder / f"{kind}.json", tables)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
