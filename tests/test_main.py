@@ -1286,7 +1286,7 @@ def test_an_interrupted_run_ends_with_130(monkeypatch):
 
     monkeypatch.setattr(mt, "run_experiment", interrupt)
     status, out, err = run_main("--dataset_root", "data", *QUICK)
-    assert (status, out, err) == (130, "", "interrupted\n")
+    assert (status, out, err) == (130, "", "interrupted; --resume goes on\n")
 
 
 def test_debug_shows_the_traceback():
