@@ -326,7 +326,7 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     """
     folder = Path(config.data_dir)
     if not folder.is_dir():
-        raise DatasetError(f"No folder {folder}")
+        raise DatasetError(f"No folder {folder}; give that of the scenes as --data_dir")
     paths = folder.rglob("*") if config.recursive else folder.iterdir()
     paths = sorted(path for path in paths if path.is_file())
     images = find_ids(paths, config.image_pattern)
@@ -630,6 +630,7 @@ def open_label(source: str, config: CuttingConfig, image) -> Iterator[Label]:
         return
     with ExitStack() as stack:
         raster = stack.enter_context(rasters.open_raster(source))
+        rasters.require_whole(source)
         rasters.require_one_band(raster)
         rasters.require_georeference(raster)
         if not rasters.same_pixel_grid(image, raster):
@@ -686,7 +687,14 @@ def _require_overlap(image, label) -> None:
         low, high = sorted(theirs[axis::2])
         first, last = sorted(image.bounds[axis::2])
         if low >= last or high <= first:
-            raise DatasetError(f"{label.name} does not overlap {image.name}")
+            raise _no_overlap(label.name, label.crs, image)
+
+
+def _no_overlap(source: str, crs, image) -> DatasetError:
+    return DatasetError(
+        f"{source} does not overlap {image.name}; check the CRS of both: {crs.to_string()} and "
+        f"{image.crs.to_string()}"
+    )
 
 
 def _vector_label(source: str, config: CuttingConfig, image, names) -> Label:
@@ -731,7 +739,7 @@ def _vector_label(source: str, config: CuttingConfig, image, names) -> Label:
     outlines, codes = outlines[usable].reset_index(drop=True), codes[usable]
     index = outlines.sindex
     if not len(index.intersection((0, 0, image.width, image.height))):
-        raise DatasetError(f"{source} does not overlap {image.name}")
+        raise _no_overlap(source, table.crs, image)
     # GDAL burns 32-bit numbers, so it burns row numbers that stand for the codes
     codes = np.concatenate([[fill], codes])
 
@@ -1196,6 +1204,7 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
     if target.exists() and not target.is_dir():
         raise DatasetError(f"{target} is a file; choose another --output")
     former = former_settings(target) if config.resume else {}
+    rasters.require_folder("--output", config.output)
     overwrite = config.overwrite or former.get("overwrite", False)
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise DatasetError(
@@ -1236,7 +1245,8 @@ def assemble(
     found = [(plan, record) for plan, record in found if record]
     if not found:
         raise DatasetError(
-            f"None of the {len(names)} cells gives a patch ({_first_reason(skipped)})"
+            f"None of the {len(names)} cells gives a patch ({_first_reason(skipped)}); look at the "
+            f"nodata of {plans[0].scene.image} and of its label, or lower --min_valid"
         )
     size = config.patch_size
     shapes = [rasters.footprint(Affine(*r["transform"]), size, size) for _, r in found]
@@ -1322,6 +1332,7 @@ def plan_scenes(config: ExtractionConfig | BatchConfig, skipped: dict) -> list[P
 def plan_scene(scene: SceneFiles, config: CuttingConfig) -> tuple[Plan, dict[str, str]]:
     """Open a scene and its label, find its cells; {name: reason} of those that are of no use."""
     with rasters.open_raster(scene.image) as image:
+        rasters.require_whole(scene.image)
         rasters.require_georeference(image)
         bands = rasters.select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):

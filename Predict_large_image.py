@@ -282,7 +282,7 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
             raise RasterError(
                 f"{other} and {task.scene} would both be mapped to {task.output}"
             )
-    inputs = {Path(scene).resolve() for scene in scenes}
+    inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
     for task in tasks:
         for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):
             path = task.beside(ending)
@@ -1517,6 +1517,7 @@ def frame_job(task: Task, config: PredictionConfig, models: Models, scene) -> Jo
     Raises:
         RasterError: The scene does not fit the model, or would be written over.
     """
+    rasters.require_whole(task.scene)
     bands = match_bands(scene, config, models)
     layers = list_layers(config, models.first.class_names, len(models.files))
     outputs = {
@@ -1825,8 +1826,14 @@ def predict_scenes(config: PredictionConfig) -> int:
         How many scenes failed.
     """
     tasks = list_tasks(config)
+    for task in tasks:
+        rasters.require_folder("--output", task.output.parent)
+        if task.polygons:
+            rasters.require_folder("--polygons", task.polygons.parent)
     if len(tasks) == 1:
-        rasters.open_raster(tasks[0].scene).close()  # before the model is loaded
+        # before the model is loaded
+        rasters.open_raster(tasks[0].scene).close()
+        rasters.require_whole(tasks[0].scene)
     model_training.keep_memory()
     with model_training.join_team() as team:
         models = load_models(config, team)

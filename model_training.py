@@ -3522,7 +3522,10 @@ def survey_split(
             f"{bands} bands"
         )
     if survey.counts.sum() == 0:
-        raise DatasetError(f"No patch of the {split} split has a labelled pixel")
+        raise DatasetError(
+            f"No patch of the {split} split has a labelled pixel that is valid in the image; look "
+            "at the nodata of both, and at --ignore_index"
+        )
     log.info("%-10s %5d patches of %d x %d pixels, %d bands", split, len(pairs), *survey.shape[1:],
              bands)  # fmt: skip
     return survey

@@ -83,7 +83,9 @@ def require_folder(option: str, folder: str | Path) -> None:
     path = Path(folder).absolute()
     existing = next(p for p in (path, *path.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise SegmentationError(f"{option} {folder}: {existing} cannot be written to")
+        raise SegmentationError(
+            f"{option} {folder}: {existing} cannot be written to; choose another folder"
+        )
 
 
 def show_messages() -> None:
@@ -217,7 +219,8 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             tiff = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
             dataset = rasterio.open(path, **tiff)
     except rasterio.errors.RasterioIOError as error:
-        raise RasterError(f"Cannot read {path}: {reason(error)}") from error
+        there = "; is it a whole raster? copy or write it again" * os.path.isfile(path)
+        raise RasterError(f"Cannot read {path}: {reason(error)}{there}") from error
     fault = _fault_of(dataset, suffix)
     if fault:
         dataset.close()
@@ -237,6 +240,30 @@ def _fault_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
     if any("complex" in dtype for dtype in dataset.dtypes):
         return "holds complex numbers; convert it to amplitude or dB"
     return None
+
+
+def require_whole(path: str | Path) -> None:
+    """Raise RasterError where a TIFF points at pixels beyond its end: it was cut off.
+
+    GDAL opens such a file, and fails at the first block that is not there.
+    """
+    import tifffile
+
+    if Path(path).suffix.lower() not in TIFF_SUFFIXES or not os.path.isfile(path):
+        return
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            end = last_byte(tiff.pages.first)
+    except (tifffile.TiffFileError, IndexError, ValueError, struct.error):
+        return  # GDAL knows more kinds of TIFF
+    if end > os.path.getsize(path):
+        raise RasterError(f"{path} is cut off; copy or download it again")
+
+
+def last_byte(page) -> int:
+    """Where the pixels of tifffile's page end in the file; 0 when there are none."""
+    ends = np.add(page.dataoffsets, page.databytecounts)
+    return int(ends.max(initial=0))
 
 
 def require_georeference(dataset: rasterio.DatasetReader) -> None:
@@ -423,7 +450,9 @@ def _read(dataset: rasterio.DatasetReader, bands: Sequence[int], **where):
         for band in known.alphas:
             seen &= dataset.read(band, **where) > 0
     except rasterio.errors.RasterioIOError as error:
-        raise RasterError(f"Cannot read {dataset.name}: {reason(error)}") from error
+        raise RasterError(
+            f"Cannot read {dataset.name}: {reason(error).rstrip('.')}; copy or write it again"
+        ) from error
     return pixels.astype(known.dtype, copy=False), seen
 
 
@@ -683,14 +712,13 @@ def patch_header(path: Path) -> PatchHeader:
             layout = tiff.tiff
             count = tiff.filehandle.read(layout.tagnosize)
             (tags,) = struct.unpack(layout.tagnoformat, count)
-            ends = np.add(page.dataoffsets, page.databytecounts)
+            end = last_byte(page)
             header = PatchHeader(
                 page.samplesperpixel, page.imagelength, page.imagewidth, str(page.dtype)
             )
     except (tifffile.TiffFileError, IndexError, ValueError, struct.error) as error:
         raise DatasetError(f"{path} is not a readable TIFF; write it again") from error
-    whole = len(ends) and ends.max() <= path.stat().st_size and len(page.tags) == tags
-    if not whole:
+    if not 0 < end <= path.stat().st_size or len(page.tags) != tags:
         raise DatasetError(f"{path} is cut off; write it again")
     return header
 
@@ -717,7 +745,9 @@ def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
             and label_file.crs
             and not same_pixel_grid(image_file, label_file, 0.5)
         ):
-            raise DatasetError(f"{pair.image} and its label lie on different ground")
+            raise DatasetError(
+                f"{pair.image} and its label lie on different ground; extract them again"
+            )
         window = Window(0, 0, image_file.width, image_file.height)
         image, valid = read_image(image_file, window, image_bands(image_file))
         mask = read_label(label_file, window, ignore_index)

@@ -1,0 +1,503 @@
+"""Faults that users meet, in one place: each row of a table is one of them.
+
+``pytest -k faults`` runs all. A row damages one thing in a folder where all scripts work, runs a
+script there as a user does, and asks what ``assert_fault`` asks of every error: the status, one
+line that says where and what to do, no trace of the run, and nothing long before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from functools import partial
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from conftest import CRS, ORIGIN, PIXEL, ROOT, make_patch, write_dataset, write_raster
+from shapely import affinity
+from shapely.geometry import LineString, Polygon, box
+
+import main
+import model_training
+import Patch_extraction
+import Predict_large_image
+import rasters
+
+SIDE = 64
+ENCODER = "timm-mobilenetv3_small_minimal_100"  # the smallest there is
+TRAIN = "--mode binary --model pspnet --batch_size 2 --epochs 1 --device cpu"
+COMMANDS = {
+    "extract": (
+        "Patch_extraction",
+        "extract --image scene.tif --label label.tif --grid grid.gpkg --output out "
+        "--patch_size 32 --workers 1",
+    ),
+    "batch": (
+        "Patch_extraction",
+        "batch --data_dir scenes --output out --patch_size 32 --workers 1",
+    ),
+    "train": (
+        "main",
+        f"--dataset_root data --save_dir models --num_workers 0 {TRAIN} "
+        f"--encoder_name {ENCODER}",
+    ),
+    "predict": (
+        "Predict_large_image",
+        "--model model.pth --input scene.tif --output map.tif --patch_size 32 --overlap 8 "
+        "--device cpu",
+    ),
+}
+MODULES = {
+    "Patch_extraction": Patch_extraction,
+    "main": main,
+    "Predict_large_image": Predict_large_image,
+}
+# where the work of a script begins, which takes long with a user's data
+WORK = {
+    "extract": (Patch_extraction, "cut_scene"),
+    "batch": (Patch_extraction, "cut_scene"),
+    "train": (model_training, "fit"),
+    "predict": (Predict_large_image, "compute"),
+}
+# what may stand on stderr beside the error
+MESSAGES = re.compile(
+    r"usage: | {4,}|(train|validation|test) +\d+ patches|no GPU found|memory ran out|warning: |"
+    r"\S+ is warped onto|without the files|left out|(random|block|column) fold|fold \d|"
+    r"skipped \d+ of| {2}\S"
+)
+
+
+# --- the folder and its scripts -------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """A folder in which all commands succeed."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, label in (("scene", "label"), ("scenes/Image_1", "scenes/Label_1")):
+        image, mask = make_patch(np.random.default_rng(1), 3, 2, (SIDE, SIDE))
+        write_raster(folder / f"{name}.tif", image)
+        write_raster(folder / f"{label}.tif", mask)
+    for name in ("grid.gpkg", "grid.shp"):
+        grid().to_file(folder / name)
+    write_dataset(folder / "data", 4, 2, 1, bands=3)
+    write_model(folder / "model.pth")
+    return folder
+
+
+@pytest.fixture
+def place(whole, tmp_path, monkeypatch) -> Path:
+    """A copy of that folder, which is the working directory too."""
+    folder = tmp_path / "place"
+    shutil.copytree(whole, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(os, "sync", lambda: None)  # of all disks: slow on a busy machine
+    return folder
+
+
+def cell(column: float, row: float, side: float = 32) -> Polygon:
+    """A square in pixels of the scene, on the ground."""
+    left, top = ORIGIN[0] + column * PIXEL, ORIGIN[1] - row * PIXEL
+    return box(left, top - side * PIXEL, left + side * PIXEL, top)
+
+
+def grid(cells=None, crs=CRS, **columns) -> geopandas.GeoDataFrame:
+    """A grid of cells; by default four that tile the scene."""
+    cells = cells or [cell(x, y) for y in (0, 32) for x in (0, 32)]
+    columns = columns or {"id": list(range(1, len(cells) + 1))}
+    return geopandas.GeoDataFrame(columns, geometry=cells, crs=crs)
+
+
+def write_model(path: Path, bands: int = 3, change=lambda state: None, **metadata):
+    """Write a checkpoint of random weights; ``change`` is called with them."""
+    torch.manual_seed(0)
+    config = model_training.ModelConfig("pspnet", bands, 1, ENCODER)
+    model = model_training.build_model(config)
+    with torch.no_grad():
+        change(model.network.state_dict())
+    numbers = model_training.Normalization("dataset", (0.0,) * bands, (1e4,) * bands)
+    model_training.save_checkpoint(path, model, config, numbers, metadata)
+
+
+def words(script: str, options: str) -> list[str]:
+    """The command line; options of a row stand last and so count."""
+    return shlex.split(f"{COMMANDS[script][1]} {options}")
+
+
+def run(script: str, options: str = "") -> int:
+    try:
+        return MODULES[COMMANDS[script][0]].main(words(script, options))
+    except SystemExit as ended:
+        return ended.code
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """All files of a folder, hidden ones too, with their bytes; None for folders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def assert_one_line(err: str, error: str, status: int) -> None:
+    """Exactly one line of stderr is an error, which fits; all others are the toolkit's own."""
+    lines = err.splitlines()
+    start = "error: " if status == 1 else r"[\w.]+( \w+)?: error: "
+    errors = [line for line in lines if re.match(start, line)]
+    assert len(errors) == 1 and errors == lines[-1:], err
+    assert re.search(error, errors[0]), f"{error!r} is not in {errors[0]!r}"
+    others = [line for line in lines[:-1] if line and not MESSAGES.match(line)]
+    assert not others, err
+
+
+def assert_fault(capfd, monkeypatch, script, options, error, status=1, late=False):
+    """Run a script that must fail, before its long work unless ``late``, and leave no trace."""
+    if not late:
+        monkeypatch.setattr(*WORK[script], unexpected_work)
+    before = snapshot(Path.cwd())
+    capfd.readouterr()
+    ended = run(script, options)
+    out, err = capfd.readouterr()
+    assert ended == status, err
+    assert_one_line(err, error, status)
+    assert out == ""
+    after = snapshot(Path.cwd())
+    assert after.keys() == before.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+def unexpected_work(*_):
+    raise AssertionError("the work began before the fault was seen")
+
+
+def nothing() -> None:
+    """Damage nothing: the command line alone is at fault."""
+
+
+def row(script, name, damage, error, options="", status=1, late=False):
+    """A row of a table; ``damage`` is called in the folder, maybe with ``monkeypatch``."""
+    return pytest.param(
+        script, damage, options, error, status, late, id=f"{script}: {name}"
+    )
+
+
+def check(capfd, monkeypatch, script, damage, options, error, status, late):
+    """What all tables ask of their rows."""
+    takes = getattr(damage, "takes_monkeypatch", False)
+    damage(monkeypatch) if takes else damage()
+    assert_fault(capfd, monkeypatch, script, options, error, status, late)
+
+
+def table(*rows):
+    names = ("script", "damage", "options", "error", "status", "late")
+    return pytest.mark.parametrize(names, rows)
+
+
+def simulated(damage: Callable) -> Callable:
+    """Mark a damage that is done to the process, not to a file."""
+    damage.takes_monkeypatch = True
+    return damage
+
+
+# --- rasters --------------------------------------------------------------------------------
+
+
+def read(path: str) -> tuple[np.ndarray, dict]:
+    with rasterio.open(path) as file:
+        return file.read(), file.profile
+
+
+def rewrite(path: str, change=None, **profile) -> None:
+    """Write a raster again with other pixels or another profile."""
+    pixels, former = read(path)
+    pixels = change(pixels) if change else pixels
+    shape = dict(zip(("count", "height", "width"), pixels.shape), dtype=pixels.dtype)
+    os.unlink(path)
+    with rasterio.open(path, "w", **former | shape | profile) as file:
+        file.write(pixels)
+
+
+def missing(path: str) -> None:
+    os.unlink(path)
+
+
+def empty(path: str) -> None:
+    Path(path).write_bytes(b"")
+
+
+def text(path: str) -> None:
+    Path(path).write_text("Dear reader, this is no raster.\n")
+
+
+def cut_off(path: str) -> None:
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
+
+
+def cut_off_behind_the_header(path: str) -> None:
+    from rasterio.shutil import copy
+
+    os.rename(path, f"{path}.whole")
+    copy(f"{path}.whole", path, driver="COG", blocksize=16)
+    cut_off(path)
+
+
+def bad_block(path: str) -> None:
+    """Overwrite a compressed block in the middle of the file."""
+    rewrite(path, compress="deflate", tiled=True, blockxsize=16, blockysize=16)
+    content = bytearray(Path(path).read_bytes())
+    with rasterio.open(path) as file:
+        offset = int(file.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+    content[offset : offset + 40] = bytes(40)
+    Path(path).write_bytes(content)
+
+
+def no_crs(path: str) -> None:
+    rewrite(path, crs=None)
+
+
+def nowhere(path: str) -> None:
+    rewrite(path, crs=None, transform=Affine.identity())
+
+
+def elsewhere(path: str) -> None:
+    rewrite(path, transform=Affine(PIXEL, 0, 100_000, 0, -PIXEL, 200_000))
+
+
+def all_nodata(path: str) -> None:
+    rewrite(path, np.zeros_like, nodata=0)
+
+
+def all_nan(path: str) -> None:
+    rewrite(path, lambda pixels: np.full(pixels.shape, np.nan, "float32"))
+
+
+def complex_numbers(path: str) -> None:
+    rewrite(path, lambda pixels: pixels.astype("complex64"))
+
+
+def disguised(path: str) -> None:
+    """A VRT under the name of a TIFF."""
+    from rasterio.shutil import copy
+
+    os.rename(path, f"{path}.real")
+    copy(f"{path}.real", path, driver="VRT")
+
+
+UNREADABLE = [
+    ("missing", missing, "{path}: .*No such file"),
+    ("empty file", empty, "{path}.*(copy or write|; write) it again"),
+    ("not a raster", text, "{path}.*(copy or write|; write) it again"),
+    ("cut off", cut_off, "{path}.*(copy or write|; write) it again"),
+    (
+        "cut off behind its header",
+        cut_off_behind_the_header,
+        "{path} is cut off; (copy or download|write) it again",
+    ),
+    ("complex numbers", complex_numbers, "{path} holds complex .* convert it"),
+    ("a VRT named .tif", disguised, "{path}.*(copy or write|; write) it again"),
+]
+PLACES = [
+    ("extract", "scene.tif"),
+    ("extract", "label.tif"),
+    ("batch", "scenes/Image_1.tif"),
+    ("batch", "scenes/Label_1.tif"),
+    ("train", "data/Patch/train/images/patch_002.tif"),
+    ("train", "data/Patch/validation/labels/patch_005.tif"),
+    ("predict", "scene.tif"),
+]
+
+
+@table(
+    *(
+        row(
+            script,
+            f"{Path(path).parent.name}/{Path(path).stem} {name}",
+            partial(damage, path),
+            # a patch that is not there is an image or label without a partner
+            r"patch_\d+.tif has no (label|image).*; add it or remove"
+            if script == "train" and damage is missing
+            else r"No file in scenes is called|without the files that belong to them: .*; add"
+            if script == "batch" and damage is missing
+            else error.format(path=re.escape(path)),
+        )
+        for script, path in PLACES
+        for name, damage, error in UNREADABLE
+    )
+)
+def test_faults_of_rasters_that_cannot_be_read(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+def no_bands_alike(path: str) -> None:
+    rewrite(path, lambda pixels: np.concatenate([pixels, pixels])[:4])
+
+
+def rotated(path: str) -> None:
+    _, profile = read(path)
+    rewrite(path, transform=profile["transform"] * Affine.rotation(30))
+
+
+def other_crs(path: str) -> None:
+    """The same numbers in a CRS of another continent."""
+    rewrite(path, crs="EPSG:32733")
+
+
+@table(
+    row("extract", "scene without CRS", partial(no_crs, "scene.tif"),
+        r"scene.tif has no CRS; assign one"),
+    row("extract", "label without CRS", partial(no_crs, "label.tif"),
+        r"label.tif has no CRS; assign one"),
+    row("batch", "scene without CRS", partial(no_crs, "scenes/Image_1.tif"),
+        r"Image_1.tif has no CRS; assign one"),
+    row("extract", "scene without georeferencing", partial(nowhere, "scene.tif"),
+        r"scene.tif has no CRS; assign one"),
+    row("extract", "label elsewhere", partial(elsewhere, "label.tif"),
+        r"label.tif does not overlap scene.tif; .*CRS"),
+    row("extract", "scene elsewhere", partial(elsewhere, "scene.tif"),
+        r"No cell of grid.gpkg lies on scene.tif .*; check the CRS"),
+    row("extract", "scene in the CRS of another continent", partial(other_crs, "scene.tif"),
+        r"No cell of grid.gpkg lies on scene.tif .*; check the CRS"),
+    row("extract", "label in the CRS of another continent", partial(other_crs, "label.tif"),
+        r"label.tif does not overlap scene.tif; .*CRS"),
+    row("extract", "wrong band count", nothing,
+        r"--image_channels 4, but scene.tif gives 3 bands; select them", "--image_channels 4"),
+    row("extract", "band that is not there", nothing,
+        r"--bands 4: scene.tif has bands 1 to 3", "--bands 1,4"),
+    row("extract", "band of no such name", nothing,
+        r"--bands 'B08': 0 bands of scene.tif have that description", "--bands B08"),
+    row("batch", "scenes of other bands",
+        lambda: (shutil.copy("scenes/Label_1.tif", "scenes/Label_2.tif"),
+                 shutil.copy("scenes/Label_1.tif", "scenes/Image_2.tif")),
+        r"Image_2.tif gives 1 bands, but scenes/Image_1.tif 3; select them with --bands"),
+    row("extract", "scene all nodata", partial(all_nodata, "scene.tif"),
+        r"None of the 4 cells .*no valid pixel.*; look at the nodata of scene.tif", late=True),
+    row("extract", "scene all NaN", partial(all_nan, "scene.tif"),
+        r"None of the 4 cells .*no valid pixel.*; look at the nodata of scene.tif", late=True),
+    row("extract", "unreadable block", partial(bad_block, "scene.tif"),
+        r"Cannot read scene.tif: .*; copy or write it again", late=True),
+    row("extract", "unreadable block of the label", partial(bad_block, "label.tif"),
+        r"Cannot read label.tif: .*; copy or write it again", late=True),
+    row("predict", "wrong band count", partial(no_bands_alike, "scene.tif"),
+        r"scene.tif gives 4 bands, but model.pth takes 3; select them with --bands"),
+    row("predict", "unreadable block", partial(bad_block, "scene.tif"),
+        r"Cannot read scene.tif: .*; copy or write it again", late=True),
+    row("train", "patches of other bands",
+        partial(no_bands_alike, "data/Patch/train/images/patch_002.tif"),
+        r"patch_002.tif has \(bands, height, width\) \(4, 32, 32\).*; all patches need"),
+    row("train", "label elsewhere",
+        partial(elsewhere, "data/Patch/train/labels/patch_002.tif"),
+        r"patch_002.tif and its label lie on different ground; "),
+    row("train", "patch all nodata",
+        lambda: [all_nodata(f"data/Patch/train/images/patch_00{n}.tif") for n in range(4)],
+        r"No patch of the train split has a labelled pixel.*valid"),
+    row("train", "unreadable block",
+        partial(bad_block, "data/Patch/train/images/patch_002.tif"),
+        r"Cannot read .*patch_002.tif: .*; copy or write it again"),
+)  # fmt: skip
+def test_faults_of_rasters_that_do_not_fit(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+# --- outputs --------------------------------------------------------------------------------
+
+
+@simulated
+def read_only(monkeypatch) -> None:
+    """Let nothing be made, as on a read-only disk (root may write anywhere else)."""
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    allowed = os.access
+    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not mode & os.W_OK and allowed(path, mode)
+    )
+
+
+def file_in_the_way(name: str) -> Callable:
+    return lambda: Path(name).write_text("something else")
+
+
+@table(
+    *(
+        row(script, "read-only folder", read_only, error)
+        for script, error in (
+            ("extract", r"--output out: \S+ cannot be written to; .*another"),
+            ("batch", r"--output out: \S+ cannot be written to; .*another"),
+            ("train", r"--save_dir models: \S+ cannot be written to; .*another"),
+            ("predict", r"--output .: \S+ cannot be written to; .*another"),
+        )
+    ),
+    *(
+        row(script, "folder under a file", file_in_the_way("blocked"),
+            rf"{option} blocked/new: .*blocked cannot be written to; .*another",
+            f"{option} blocked/new{ending}")
+        for script, option, ending in (
+            ("extract", "--output", ""), ("batch", "--output", ""),
+            ("train", "--save_dir", ""), ("predict", "--output", "/map.tif"),
+        )
+    ),
+    row("extract", "Patch is a file", lambda: (Path("out").mkdir(),
+        Path("out/Patch").write_text("x")), r"out/Patch is a file; choose another --output"),
+    row("extract", "patches are there", lambda: shutil.copytree("data", "out"),
+        r"out/Patch already holds patches; choose another --output, or give --overwrite"),
+    row("predict", "output is the input", nothing,
+        r"--output scene.tif: expected not an input", "--output scene.tif", 2),
+    row("predict", "output is the input by another way", nothing,
+        r"--output data/../scene.tif: expected not an input", "--output data/../scene.tif", 2),
+    row("predict", "output is a link to the input", lambda: os.symlink("scene.tif", "map.tif"),
+        r"--output map.tif: expected not an input", "", 2),
+    row("predict", "confidence is the input", lambda: os.rename("scene.tif", "a_confidence.tif"),
+        r"--output a_confidence.tif: expected not an input",
+        "--input a_confidence.tif --output a.tif --save_confidence", 2),
+    row("predict", "output is the model", lambda: os.rename("model.pth", "model.tif"),
+        r"--output model.tif: expected not an input", "--model model.tif --output model.tif", 2),
+    row("predict", "output of another suffix", nothing,
+        r"--output map.png: expected a name that ends in .tif", "--output map.png", 2),
+    row("predict", "one output for two scenes", nothing,
+        r"--output map.tif: expected a folder for several scenes",
+        "--input scene.tif label.tif", 2),
+    row("predict", "two scenes of one name", lambda: (Path("more").mkdir(),
+        shutil.copy("scene.tif", "more")), r"scene.tif and more/scene.tif would both be mapped",
+        "--input scene.tif more/scene.tif --output maps"),
+    row("predict", "folder without scenes", lambda: Path("none").mkdir(),
+        r"No scenes in none \(looked for .tif", "--input none --output maps"),
+    row("predict", "polygons under a file", file_in_the_way("blocked"),
+        r"--polygons blocked: .*blocked cannot be written to",
+        "--polygons blocked/a.gpkg"),
+    row("predict", "polygons of another suffix", nothing,
+        r"--polygons a.shp: expected a name that ends in .gpkg", "--polygons a.shp", 2),
+    row("batch", "no such folder", nothing, r"No folder nowhere; .*--data_dir",
+        "--data_dir nowhere"),
+    row("train", "no such folder", nothing, r"No folder nowhere; give the --output",
+        "--dataset_root nowhere"),
+)  # fmt: skip
+def test_faults_of_outputs(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
