@@ -60,6 +60,7 @@ VECTOR_SUFFIXES = (
     ".shp", ".gpkg", ".geojson", ".json", ".fgb", ".kml", ".gml", ".parquet", ".zip",
 )  # fmt: skip
 ID_COLUMNS = ("id", "fid", "cell_id", "cellid", "grid_id", "gridid", "patch_id", "name")
+LONGEST_NAME = 200  # bytes; file systems allow 255, and others put endings behind it
 LARGEST_CELL = 16  # times the patch size, per side
 
 
@@ -459,12 +460,13 @@ def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[s
         names = Counter(_file_names(ids, prefix))
         twice = [text for text in ids if not text]
         twice += [text for text in names if names[text] > 1]
+        twice += [text for text in names if len(os.fsencode(text)) > LONGEST_NAME]
         if not twice:
             break
         if column:
             raise DatasetError(
-                f"--id_column {column}: {len(twice)} ids are not unique or empty, as "
-                f"{twice[0]!r}; name another column"
+                f"--id_column {column}: {len(twice)} ids are not unique, empty or too long, as "
+                f"{twice[0][:80]!r}; name another column"
             )
     else:
         ids = [str(row) for row in range(1, len(grid) + 1)]

@@ -69,6 +69,7 @@ OPEN_ROWS = (
     5e8  # bytes of the rows in work on the CPU, unless --max_memory says another
 )
 BATCH_SIZES = {"cpu": 1, "cuda": 16}  # of --batch_size auto
+LONGEST_NAME = 255  # bytes of a file's name that file systems allow
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
 
 
@@ -282,6 +283,11 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
             raise RasterError(
                 f"{other} and {task.scene} would both be mapped to {task.output}"
             )
+    for task in tasks:
+        name = task.output.name
+        longest = os.fsencode(task.beside("_probabilities.tif").name)
+        fine = len(longest) <= LONGEST_NAME
+        require(fine, "--output", name, "a shorter name, which the maps beside it begin with")
     inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
     for task in tasks:
         for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):
@@ -1642,6 +1648,11 @@ def finish(job: Job, statistics: Statistics) -> dict:
     """Write what is made of the finished maps, the statistics last; these."""
     task, config = job.task, job.config
     report = {"scene": task.scene, "output": str(task.output)}
+    if not statistics.pixels.any():
+        log.warning(
+            "warning: %s has no valid pixel, so its map is nodata alone; is its nodata value right?",
+            task.scene,
+        )
     report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
     if task.polygons:
         rasters.write_polygons(task.output, task.polygons, job.names, config.min_area)

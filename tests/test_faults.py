@@ -501,3 +501,223 @@ def test_faults_of_outputs(
     place, capfd, monkeypatch, script, damage, options, error, status, late
 ):
     check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+# --- what looks like a fault and is legal ---------------------------------------------------
+
+
+def cast(dtype: str, scale: float = 1, **profile) -> Callable:
+    return lambda path: rewrite(
+        path, lambda p: (p * scale).astype(dtype), dtype=dtype, **profile
+    )
+
+
+def bits(path: str) -> None:
+    """One bit a pixel."""
+    rewrite(path, lambda p: (p > np.median(p)).astype("uint8"), nbits=1)
+
+
+def sparse(path: str) -> None:
+    """Blocks of zeros that are not in the file."""
+    rewrite(
+        path, lambda p: p * (np.arange(p.shape[-1]) < 16), sparse_ok=True, tiled=True,
+        blockxsize=16, blockysize=16,
+    )  # fmt: skip
+
+
+def paletted(path: str) -> None:
+    rewrite(path, lambda p: (p[:1] // 64).astype("uint8"))
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {n: (n, 255 - n, 0, 255) for n in range(256)})
+
+
+def holes(path: str) -> None:
+    def change(pixels):
+        pixels = pixels.astype("float32")
+        pixels[0, :5, :7], pixels[1, 9, 9], pixels[2, 40:, 60] = np.nan, np.inf, -np.inf
+        return pixels
+
+    rewrite(path, change)
+
+
+LEGAL = {
+    "64-bit": cast("int64"),
+    "unsigned 64-bit": cast("uint64"),
+    "unsigned 32-bit": cast("uint32"),
+    "8-bit with sign": cast("int8", 1 / 100),
+    "double": cast("float64"),
+    "1-bit": bits,
+    "sparse": sparse,
+    "paletted": paletted,
+    "NaN and infinite pixels": holes,
+    "some nodata": lambda path: rewrite(path, nodata=read(path)[0][0, 0, 0]),
+    "rotated": rotated,
+}
+
+
+def valid_pixels(pixels: np.ndarray, nodata) -> np.ndarray:
+    """By other means than the toolkit's: finite, and nodata in no band."""
+    valid = np.isfinite(pixels.astype(float)).all(axis=0)
+    return valid & (pixels != nodata).all(axis=0) if nodata is not None else valid
+
+
+@pytest.mark.parametrize("kind", LEGAL)
+def test_no_faults_of_legal_scenes_in_extraction(place, kind):
+    LEGAL[kind]("scene.tif")
+    pixels, profile = read("scene.tif")
+    if kind == "rotated":  # then label and cells lie on the same pixels
+        transform = profile["transform"]
+        rewrite("label.tif", transform=transform)
+        a, b, c, d, e, f = transform[:6]
+        corners = [box(x, y, x + 32, y + 32) for y in (0, 32) for x in (0, 32)]
+        cells = [affinity.affine_transform(s, (a, b, d, e, c, f)) for s in corners]
+        grid(cells).to_file("grid.gpkg")
+    assert run("extract", "--min_valid 0") == 0
+    valid = valid_pixels(pixels, profile["nodata"])
+    patches = list(Path().glob("out/Patch/*/images/*.tif"))
+    assert patches
+    for patch in patches:
+        with rasterio.open(patch) as file:
+            place = ~profile["transform"] * file.transform
+            column, row = round(place.c), round(place.f)
+            assert (column, row) == pytest.approx((place.c, place.f), abs=1e-6)
+            assert place.a == pytest.approx(1) and place.b == pytest.approx(0, abs=1e-9)
+            padded = np.pad(pixels, [(0, 0), (SIDE, SIDE), (SIDE, SIDE)])
+            inside = np.pad(valid, SIDE)
+            window = (slice(row + SIDE, row + SIDE + 32),) + (
+                slice(column + SIDE, column + SIDE + 32),
+            )
+            mask = file.dataset_mask() > 0
+            seen = valid_pixels(file.read(), file.nodata) & mask
+            np.testing.assert_array_equal(seen, inside[window])
+            np.testing.assert_array_equal(
+                file.read()[:, seen], padded[(slice(None), *window)][:, seen]
+            )
+            assert file.dtypes[0] == pixels.dtype.name
+
+
+@pytest.mark.parametrize("kind", LEGAL)
+def test_no_faults_of_legal_scenes_in_prediction(place, kind):
+    LEGAL[kind]("scene.tif")
+    pixels, profile = read("scene.tif")
+    write_model(Path("model.pth"), len(pixels))
+    assert run("predict", "--patch_size 64 --overlap 0") == 0
+    valid = valid_pixels(pixels, profile["nodata"])
+    checkpoint = model_training.load_checkpoint("model.pth")
+    image = torch.from_numpy(np.where(valid, pixels, 0).astype("float32") / 1e4)
+    with torch.inference_mode():
+        logits = checkpoint.model(image.clamp(0, 1)[None])
+    classes, written = read("map.tif")
+    assert written["transform"] == profile["transform"]
+    expected = np.where(valid, (logits[0, 0] >= 0).numpy(), 255)
+    differ = (classes[0] != expected) & (np.abs(logits[0, 0].numpy()) > 1e-3)
+    assert not differ.any()
+    assert set(np.unique(classes)) <= {0, 1, 255}
+
+
+@pytest.mark.parametrize("kind", ["64-bit", "sparse", "holes"])
+def test_no_faults_of_legal_patches_in_training(place, kind, capfd):
+    for path in Path("data").rglob("images/*.tif"):
+        {"holes": holes_of_patches}.get(kind, LEGAL.get(kind, sparse))(str(path))
+    assert run("train") == 0
+    assert "error" not in capfd.readouterr().err
+    metadata = torch.load("models/model_final_model.pth", weights_only=True)["metadata"]
+    statistics = metadata["normalization_statistics"]
+    stacked = [read(str(p))[0] for p in Path("data/Patch/train/images").iterdir()]
+    pixels = np.concatenate([p[:, np.isfinite(p).all(axis=0)].T for p in stacked])
+    np.testing.assert_allclose(statistics["low"], np.percentile(pixels, 1, axis=0))
+
+
+def holes_of_patches(path: str) -> None:
+    def change(pixels):
+        pixels = pixels.astype("float32")
+        pixels[0, :5, :7], pixels[1, 9, 9] = np.nan, np.inf
+        return pixels
+
+    rewrite(path, change)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("it's $HOME; #1 Überschwemmung 洪水", id="any letters"),
+        pytest.param("x" * 246, id="250 characters"),
+    ],
+)
+def test_no_faults_of_names_of_files(place, name, capfd):
+    """Spaces, letters of any script, and 250 characters with the suffix."""
+    for path in ("scene.tif", "label.tif", "grid.gpkg", "model.pth", "data"):
+        os.makedirs(name, exist_ok=True)
+        os.rename(path, Path(name, path))
+    os.rename(Path(name, "scene.tif"), Path(name, f"{name}.tif"))
+    folder = shlex.quote(name)
+    scene = shlex.quote(f"{name}/{name}.tif")
+    assert run(
+        "extract",
+        f"--image {scene} --label {folder}/label.tif --grid {folder}/grid.gpkg "
+        f"--output {folder}/out",
+    ) == 0  # fmt: skip
+    assert len(list(Path(name, "out").rglob("images/*.tif"))) == 4
+    assert run("train", f"--dataset_root {folder}/out --save_dir {folder}/models") == 0
+    model = f"--model {folder}/models/model_final_model.pth --input {scene}"
+    assert run("predict", f"{model} --output {folder}/map.tif --quicklook") == 0
+    plain, _ = read(f"{name}/map.tif")
+    capfd.readouterr()
+    target = f"{name}/{name[:-1]}_.tif"
+    ended = run("predict", f"{model} --output {shlex.quote(target)}")
+    err = capfd.readouterr().err
+    if ended:  # a name that leaves no room for those of the files beside it
+        assert_one_line(err, r"--output x+_.tif: expected a shorter name", 2)
+    else:
+        np.testing.assert_array_equal(read(target)[0], plain)
+    assert [p for p in Path(name).iterdir() if p.name.startswith(".")] == []
+
+
+def test_no_faults_of_a_scene_without_a_place(place, capfd):
+    """A map needs no CRS; it says that it has none."""
+    nowhere("scene.tif")
+    assert run("predict") == 0
+    assert "warning: scene.tif has no CRS" in capfd.readouterr().err
+    with rasterio.open("map.tif") as file:
+        assert file.crs is None
+
+
+def test_no_faults_of_a_scene_of_nodata(place, capfd):
+    """Its map is nodata, and a message says so."""
+    all_nodata("scene.tif")
+    assert run("predict") == 0
+    assert "warning: scene.tif has no valid pixel" in capfd.readouterr().err
+    assert (read("map.tif")[0] == 255).all()
+
+
+def test_no_faults_of_a_label_on_another_pixel_grid(place):
+    """It is warped, nearest neighbour."""
+    expected, profile = read("label.tif")
+    finer = profile["transform"] * Affine.scale(0.5)
+    rewrite("label.tif", lambda p: p.repeat(2, axis=1).repeat(2, axis=2), transform=finer)
+    assert run("extract") == 0
+    for path in Path("out").rglob("labels/*.tif"):
+        with rasterio.open(path) as file:
+            place = ~profile["transform"] * file.transform
+            rows, columns = (slice(round(v), round(v) + 32) for v in (place.f, place.c))
+            np.testing.assert_array_equal(file.read(1), expected[0, rows, columns])
+
+
+def test_no_faults_of_bands_of_several_dtypes(place):
+    """A VRT may mix them; the patch holds all."""
+    band = '<VRTRasterBand dataType="{}" band="{}"><SimpleSource><SourceFilename relativeToVRT="1">scene.tif</SourceFilename><SourceBand>{}</SourceBand></SimpleSource></VRTRasterBand>'
+    with rasterio.open("scene.tif") as file:
+        head = f"<SRS>{CRS}</SRS><GeoTransform>{str(file.transform.to_gdal())[1:-1]}</GeoTransform>"
+    bands = "".join(
+        band.format(t, n, n) for n, t in enumerate(("UInt16", "Float32", "Int16"), 1)
+    )
+    size = f'rasterXSize="{SIDE}" rasterYSize="{SIDE}"'
+    Path("scene.vrt").write_text(f"<VRTDataset {size}>{head}{bands}</VRTDataset>")
+    assert run("extract", "--image scene.vrt") == 0
+    assert run("extract", "--image scene.tif --output plain") == 0
+    for path in Path("plain").rglob("images/*.tif"):
+        same = str(path).replace("plain", "out", 1)
+        np.testing.assert_array_equal(read(same)[0], read(str(path))[0])
+    assert run("predict", "--input scene.vrt") == 0
+    assert run("predict", "--output plain.tif") == 0
+    np.testing.assert_array_equal(read("map.tif")[0], read("plain.tif")[0])
