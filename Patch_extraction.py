@@ -414,10 +414,11 @@ def read_vector(path: str) -> GeoDataFrame:
         table = read(path)
     except Exception as error:  # every driver raises its own kinds
         raise DatasetError(
-            f"{path} cannot be read as a vector file: {rasters.reason(error)}"
+            f"{path} cannot be read as a vector file: {rasters.reason(error):.100}; give a whole "
+            "GeoPackage, GeoJSON, or shapefile with its .shx and .dbf beside it"
         ) from error
     if not isinstance(table, geopandas.GeoDataFrame) or table.geometry.isna().all():
-        raise DatasetError(f"{path} has no geometries")
+        raise DatasetError(f"{path} has no geometries; draw polygons into it")
     if table.crs is None:
         raise DatasetError(
             f"{path} has no CRS; add it (a shapefile keeps it in a .prj file beside it)"
@@ -457,7 +458,7 @@ def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[s
         if name not in columns:
             continue
         ids = [_id_text(value) for value in grid[columns[name]]]
-        names = Counter(_file_names(ids, prefix))
+        names = Counter(_file_names([text for text in ids if text], prefix))
         twice = [text for text in ids if not text]
         twice += [text for text in names if names[text] > 1]
         twice += [text for text in names if len(os.fsencode(text)) > LONGEST_NAME]
@@ -627,6 +628,12 @@ def open_label(source: str, config: CuttingConfig, image) -> Iterator[Label]:
     """
     suffix = Path(source).suffix.lower()
     names = split_list(config.class_names) or None
+    require(
+        not config.label_column or suffix not in rasters.SCENE_SUFFIXES,
+        "--label_column",
+        config.label_column,
+        f"a vector label with it, but {source} is a raster",
+    )
     if config.label_column or suffix in VECTOR_SUFFIXES:
         yield _vector_label(source, config, image, names)
         return

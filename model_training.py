@@ -521,9 +521,6 @@ def survey_patches(
     """
     from tqdm import tqdm
 
-    for pair in pairs:
-        rasters.patch_header(pair.image)  # a file that is cut off stops the run at once
-        rasters.patch_header(pair.label)
     counts, samples, decoded = [], [], []
     rng, cache = np.random.default_rng(0), cache or Cache(0)
     first = like
@@ -3475,6 +3472,7 @@ def run_experiment(config: TrainingConfig) -> dict:
             f"--area_estimation: {config.dataset_root} has no test split to learn the map's "
             "errors from; leave it out, or extract with a --test_ratio"
         )
+    require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
     if device.type == "cuda":
@@ -3499,6 +3497,19 @@ def run_experiment(config: TrainingConfig) -> dict:
         if team.leads:
             rasters.write_json(Path(config.save_dir) / "model_metrics.json", report)
     return report
+
+
+def require_patches(config: TrainingConfig) -> None:
+    """Look at all splits before any patch is read, which takes long.
+
+    Raises:
+        DatasetError: A split without patches, a patch without its partner, or one that is cut off.
+    """
+    needed = ("train", "validation") if config.val_strategy == "split" else ("train",)
+    for split in rasters.SPLITS:
+        for pair in rasters.list_pairs(config.dataset_root, split, split in needed):
+            rasters.patch_header(pair.image)
+            rasters.patch_header(pair.label)
 
 
 def survey_split(
@@ -3590,12 +3601,12 @@ def train_split(config: TrainingConfig, device, team: Team) -> dict:
     validation = survey_split(config, "validation", train, cache)
     test = survey_split(config, "test", train, required=False)
     require_several_classes(train)
-    team.share(clear_former_run, config)
     run = Run(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device, team,
     )  # fmt: skip
     prepare(run)
+    team.share(clear_former_run, config)
     fit(run)
     return team.share(finish, run, test)
 
@@ -3881,6 +3892,9 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     plans = {
         kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
     }
+
+    # what cannot be built is an error before the former run is gone
+    prepare(Run(config, pooled, None, save_dir, names, config.epochs, device))
     team.share(clear_former_run, config)
 
     def measure(matrix: np.ndarray) -> dict:

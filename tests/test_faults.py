@@ -721,3 +721,347 @@ def test_no_faults_of_bands_of_several_dtypes(place):
     assert run("predict", "--input scene.vrt") == 0
     assert run("predict", "--output plain.tif") == 0
     np.testing.assert_array_equal(read("map.tif")[0], read("plain.tif")[0])
+
+
+# --- labels ---------------------------------------------------------------------------------
+
+
+def label_of(value, dtype="uint8") -> Callable:
+    """A label of one value; where ``value`` is two, the second stands in a corner."""
+
+    def damage(path="label.tif") -> None:
+        def change(pixels):
+            first, *rest = np.atleast_1d(value)
+            changed = np.full(pixels.shape, first, dtype)
+            if rest:
+                changed[:, :4, :4] = rest[0]
+            return changed
+
+        rewrite(path, change)
+
+    return damage
+
+
+def of_all(damage: Callable, pattern: str) -> Callable:
+    """The same damage to all files of a pattern."""
+    return lambda: [damage(str(path)) for path in Path().glob(pattern)]
+
+
+LABELS = "data/Patch/*/labels/*.tif"
+FIRST_LABEL = "data/Patch/train/labels/patch_000.tif"
+
+
+@table(
+    row("extract", "several bands", lambda: rewrite("label.tif", lambda p: p.repeat(3, 0)),
+        r"label.tif has 3 bands; a label has one"),
+    row("batch", "several bands",
+        lambda: rewrite("scenes/Label_1.tif", lambda p: p.repeat(3, 0)),
+        r"Label_1.tif has 3 bands; a label has one"),
+    row("extract", "fractions", label_of([0, 1.5], "float32"),
+        r"label.tif holds 1.5, which is no class; labels are whole numbers", late=True),
+    row("extract", "negative", label_of([0, -3], "int16"),
+        r"label.tif holds -3: classes are 0 to 254.*; name .* with --label_values", late=True),
+    row("extract", "too large", label_of([0, 1000], "int16"),
+        r"label.tif holds 1000: classes are 0 to 254.*--label_values", late=True),
+    row("extract", "all unlabelled", label_of(255),
+        r"None of the 4 cells .*no labelled pixel.*; look at the nodata", late=True),
+    row("extract", "no such value", nothing, r"None of .* gives a patch .*no labelled pixel",
+        "--label_values 7,8", late=True),
+    row("extract", "more classes than names", label_of([0, 2]),
+        r"--class_names names 2 classes, but label.tif holds class 2", "--class_names a,b",
+        late=True),
+    row("extract", "values of a label that are no numbers", nothing,
+        r"--label_values a,b: expected whole numbers", "--label_values a,b", 2),
+    row("extract", "a value twice", nothing,
+        r"--label_values 1,1: expected at least two different", "--label_values 1,1", 2),
+    row("extract", "column of a raster", nothing,
+        r"--label_column class: expected a vector label .*label.tif is a raster",
+        "--label_column class", 2),
+    row("extract", "no such column of a vector label", lambda: grid().to_file("label.gpkg"),
+        r"Unknown --label_column 'idd'; did you mean 'id'",
+        "--label label.gpkg --label_column idd", 2),
+    row("extract", "values without a column", nothing,
+        r"--label_values 1,2: expected --label_column with it",
+        "--label grid.gpkg --label_values 1,2", 2),
+    row("extract", "vector label elsewhere",
+        lambda: grid([cell(1000, 1000)]).to_file("label.gpkg"),
+        r"label.gpkg does not overlap scene.tif; check the CRS", "--label label.gpkg"),
+    row("train", "several bands", lambda: rewrite(FIRST_LABEL, lambda p: p.repeat(3, 0)),
+        r"patch_000.tif has 3 bands; a label has one"),
+    row("train", "fractions", lambda: label_of([0, 1.5], "float32")(FIRST_LABEL),
+        r"patch_000.tif holds 1.5, which is no class; labels are whole numbers"),
+    row("train", "negative", lambda: label_of([0, -3], "int16")(FIRST_LABEL),
+        r"patch_000.tif holds -3: labels are 0..1, or 255"),
+    row("train", "outside the classes", lambda: label_of([0, 2])(FIRST_LABEL),
+        r"patch_000.tif holds 2: labels are 0..1, or 255.*see --classes"),
+    row("train", "outside many classes", lambda: label_of([0, 6])(FIRST_LABEL),
+        r"patch_000.tif holds 6: labels are 0..5, or 255.*see --classes",
+        "--mode multiclass --classes 6"),
+    row("train", "one class", of_all(label_of(1), LABELS),
+        r"All labelled training pixels are class 1: .*--label_values"),
+    row("train", "all unlabelled", of_all(label_of(255), LABELS),
+        r"No patch of the train split has a labelled pixel.*; look at"),
+    row("train", "validation unlabelled",
+        of_all(label_of(255), LABELS.replace("*", "validation", 1)),
+        r"No patch of the validation split has a labelled pixel.*; look at"),
+    row("train", "one class in all folds", of_all(label_of(1), LABELS),
+        r"All labelled training pixels are class 1: ", "--val_strategy kfold --n_splits 2"),
+)  # fmt: skip
+def test_faults_of_labels(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+def test_faults_of_a_label_of_one_class_are_told(place, capfd):
+    label_of(1)()
+    assert run("extract") == 0
+    assert "all labelled pixels are class 1" in capfd.readouterr().err
+
+
+# --- grids ----------------------------------------------------------------------------------
+
+
+def drawn(cells, path="grid.gpkg", crs=CRS, **columns) -> Callable:
+    def damage() -> None:
+        Path(path).unlink(missing_ok=True)
+        grid(cells, crs, **columns).to_file(path)
+
+    return damage
+
+
+def no_cells() -> None:
+    grid().iloc[:0].to_file("grid.gpkg")
+
+
+def no_geometry() -> None:
+    Path("grid.csv").write_text("id,name\n1,a\n")
+
+
+def without(suffix: str) -> Callable:
+    return lambda: Path(f"grid.{suffix}").unlink()
+
+
+@table(
+    row("extract", "missing", lambda: os.unlink("grid.gpkg"),
+        r"grid.gpkg cannot be read as a vector file: .*No such file"),
+    row("extract", "empty file", lambda: empty("grid.gpkg"),
+        r"grid.gpkg cannot be read as a vector file: .*; give"),
+    row("extract", "text", lambda: text("grid.gpkg"),
+        r"grid.gpkg cannot be read as a vector file: .*; give"),
+    row("extract", "cut off", lambda: cut_off("grid.gpkg"),
+        r"grid.gpkg cannot be read as a vector file: .*; give"),
+    row("extract", "a raster", nothing,
+        r"scene.tif cannot be read as a vector file: .*; give", "--grid scene.tif"),
+    row("extract", "no cells", no_cells, r"grid.gpkg has no geometries; draw"),
+    row("extract", "no geometry", no_geometry, r"grid.csv has no geometries; draw",
+        "--grid grid.csv"),
+    row("extract", "lines", drawn([LineString([(ORIGIN[0], ORIGIN[1]), (5e5, 4.6e6)])]),
+        r"No cell of grid.gpkg lies on .*no polygon"),
+    row("extract", "outside the scene", drawn([cell(500, 500)]),
+        r"No cell of grid.gpkg lies on scene.tif .*outside the image.*; check the CRS"),
+    row("extract", "in degrees without saying so", drawn([box(3, 41, 4, 42)]),
+        r"No cell of grid.gpkg lies on scene.tif .*; check the CRS"),
+    row("extract", "no CRS", drawn(None, "nocrs.gpkg", crs=None),
+        r"nocrs.gpkg has no CRS; add it", "--grid nocrs.gpkg"),
+    row("extract", "absurdly large cell", drawn([cell(0, 0, 5000)]),
+        r"patch_001 of grid.gpkg covers 5000 x 5000 pixels.*; use a finer grid"),
+    row("extract", "cells smaller than a pixel", drawn([cell(3.6, 3.6, 0.3)]),
+        r"No cell of grid.gpkg lies on .*smaller than a pixel"),
+    row("extract", "no .shx", without("shx"),
+        r"grid.shp cannot be read as a vector file: .*grid\.shx.*; give .*beside it",
+        "--grid grid.shp"),
+    row("extract", "no .prj", without("prj"), r"grid.shp has no CRS; add it .*\.prj",
+        "--grid grid.shp"),
+    row("extract", "no column of ids", nothing,
+        r"Unknown --id_column 'idd'; did you mean 'id'", "--id_column idd", 2),
+    row("extract", "duplicate ids", drawn(None, id=[1, 2, 2, 3]),
+        r"--id_column id: 1 ids are not unique, .* as 'patch_002'; name another",
+        "--id_column id"),
+    row("extract", "empty id", drawn(None, id=["a", "b", "", None]),
+        r"--id_column id: 2 ids are not unique, empty.*; name another", "--id_column id"),
+    row("extract", "ids too long", drawn(None, id=["n" * 300 + c for c in "abcd"]),
+        r"--id_column id: 4 ids .* too long.*; name another", "--id_column id"),
+    row("batch", "no grid of a scene", nothing,
+        r"without the files that belong to them: .*Image_1.tif.*; add them",
+        "--use_per_image_grid"),
+    row("batch", "grid missing", nothing, r"none.gpkg cannot be read as a vector file",
+        "--grid none.gpkg"),
+)  # fmt: skip
+def test_faults_of_grids(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+def patches(folder="out") -> list[Path]:
+    return sorted(Path(folder).rglob("images/*.tif"))
+
+
+def test_faults_of_ids_never_lead_out_of_the_output(place):
+    before = snapshot(place)
+    drawn(None, id=["../../../evil", "/tmp/evil", "a/b\\c", "..\x00.."[:2]])()
+    assert run("extract") == 0
+    (place / "grid.gpkg").write_bytes(before["grid.gpkg"])
+    after = snapshot(place)
+    assert all(name.startswith("out") for name in after.keys() - before.keys())
+    assert all(after[name] == before[name] for name in before)
+    assert len(patches()) == 4
+    assert all(re.fullmatch(r"[\w.-]+", path.name) for path in patches())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(without("dbf"), id="no .dbf"),
+        pytest.param(
+            drawn(None, "grid.shp", id=[7, 7, None, 1]), id="duplicate ids by default"
+        ),
+    ],
+)
+def test_no_faults_of_ids_that_can_be_done_without(place, damage):
+    damage()
+    assert run("extract", "--grid grid.shp") == 0
+    assert [p.stem for p in sorted(patches(), key=lambda p: p.name)] == [
+        f"patch_{number:03}" for number in (1, 2, 3, 4)
+    ]
+
+
+def test_no_faults_of_a_bow_tie_cell_whose_label_is_that_of_its_polygons(place):
+    left, bottom, right, top = cell(0, 0).bounds
+    bow_tie = Polygon([(left, top), (right, bottom), (right, top), (left, bottom)])
+    drawn([bow_tie, cell(32, 32)])()
+    assert run("extract") == 0
+    (path,) = Path("out").rglob("labels/patch_001.tif")
+    label = read(str(path))[0][0]
+    assert 0.45 < (label == 255).mean() < 0.55
+
+
+def test_no_faults_of_rotated_cells(place):
+    turned = affinity.rotate(cell(16, 16), 45)
+    drawn([turned, cell(0, 0)])()
+    assert run("extract", "--patch_size 45 --min_valid 0") == 0
+    (path,) = Path("out").rglob("labels/patch_001.tif")
+    label = read(str(path))[0][0]
+    assert 0.45 < (label == 255).mean() < 0.55
+
+
+def test_no_faults_of_a_hundred_thousand_cells(place):
+    """Cells outside are passed over quickly, and so are the names of all."""
+    x, y = np.meshgrid(np.arange(400) * 32, np.arange(250) * 32)
+    import shapely
+
+    left, top = ORIGIN[0] + x.ravel() * PIXEL, ORIGIN[1] - y.ravel() * PIXEL
+    cells = shapely.box(left, top - 320, left + 320, top)
+    geopandas.GeoDataFrame(geometry=cells, crs=CRS).to_file("many.fgb")
+    started = time.process_time()
+    assert run("extract", "--grid many.fgb") == 0
+    assert time.process_time() - started < 40
+    assert len(patches()) == 4
+
+
+# --- datasets -------------------------------------------------------------------------------
+
+
+def split(name: str) -> Path:
+    return Path("data/Patch", name)
+
+
+def drop(*names: str) -> Callable:
+    return lambda: [shutil.rmtree(split(name)) for name in names]
+
+
+def both_kinds(change: Callable, name="train", number="002") -> Callable:
+    """Change the image and the label of a patch."""
+    return lambda: [
+        rewrite(str(split(name) / kind / f"patch_{number}.tif"), change)
+        for kind in ("images", "labels")
+    ]
+
+
+def fewer_patches(train: int, validation: int = 1, test: int = 0) -> Callable:
+    def damage() -> None:
+        shutil.rmtree("data")
+        write_dataset(Path("data"), train, validation, test, bands=3)
+
+    return damage
+
+
+def patch_path(name: str, kind: str = "images", number: int = 0) -> str:
+    return str(split(name) / kind / f"patch_{number:03}.tif")
+
+
+@table(
+    row("train", "no training", drop("train"),
+        r"No images found in data/Patch/train/images \(looked for .tif"),
+    row("train", "no validation", drop("validation"),
+        r"No images found in data/Patch/validation/images"),
+    row("train", "empty folder", lambda: (shutil.rmtree("data"), Path("data").mkdir()),
+        r"No images found in data/train/images"),
+    row("train", "labels alone", lambda: shutil.rmtree(split("test") / "images"),
+        r"No images found in data/Patch/test/images"),
+    row("train", "unmatched", lambda: os.unlink(patch_path("validation", "labels", 4)),
+        r"validation/images/patch_004.tif has no label of the same name.*; add it or remove"),
+    row("train", "unmatched label", lambda: os.unlink(patch_path("validation", number=5)),
+        r"validation/labels/patch_005.tif has no image of the same name.*; add it or remove"),
+    row("train", "duplicate stems", lambda: shutil.copy(patch_path("train"),
+        patch_path("train").replace(".tif", ".tiff")),
+        r"patch_000.tiff and patch_000.tif have the same stem; remove one"),
+    row("train", "sizes of the label", lambda: rewrite(patch_path("train", "labels", 2),
+        lambda p: p[:, :16, :16]), r"patch_002.tif is 32 x 32 pixels but its label is 16 x 16"),
+    row("train", "mixed sizes", both_kinds(lambda p: p[:, :16, :16]),
+        r"patch_002.tif has .*\(3, 16, 16\).*(3, 32, 32).*; all patches need one size"),
+    row("train", "mixed sizes of splits",
+        both_kinds(lambda p: p[:, :16, :16], "validation", "005"),
+        r"patch_005.tif has .*\(3, 16, 16\).*; all patches need one size"),
+    row("train", "one unreadable test patch", lambda: text(patch_path("test", number=6)),
+        r"test/images/patch_006.tif is not a readable TIFF; write it again"),
+    row("train", "bands that are expected", nothing,
+        r"--in_channels 4, but the patches in data have 3 bands", "--in_channels 4"),
+    row("train", "one patch in all", fewer_patches(1, 0),
+        r"No images found in data/Patch/validation/images"),
+    row("train", "one patch in all, in folds", fewer_patches(1, 0),
+        r"1 patches cannot make 5 folds; lower --n_splits", "--val_strategy kfold"),
+    row("train", "fewer patches than folds", nothing,
+        r"6 patches cannot make 7 folds; lower --n_splits",
+        "--val_strategy kfold --n_splits 7"),
+    row("train", "a batch of one with batch normalization", nothing,
+        r"cannot train on a single patch; use --batch_size 2 or more", "--batch_size 1",
+        late=True),
+    row("train", "one training patch with batch normalization", fewer_patches(1, 1),
+        r"cannot train on a single patch; .*at least 2 training patches", late=True),
+    row("train", "no test split to estimate areas by", drop("test"),
+        r"--area_estimation: data has no test split.*; leave it out", "--area_estimation"),
+    row("train", "folds by place without places",
+        of_all(no_crs, "data/Patch/*/*/*.tif"),
+        r"patch_000.tif has no CRS, and --fold_by .*; give --fold_by random",
+        "--val_strategy kfold --fold_by block"),
+)  # fmt: skip
+def test_faults_of_datasets(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda: text(patch_path("test", number=6)), "patch_006.tif is not a readable"),
+        (lambda: os.unlink(patch_path("test", "labels", 6)), "has no label"),
+        (drop("validation"), "No images found in data/Patch/validation"),
+    ],
+    ids=["unreadable", "unmatched", "missing split"],
+)
+def test_faults_of_later_splits_are_seen_before_any_patch_is_read(
+    place, capfd, monkeypatch, damage, error
+):
+    damage()
+    monkeypatch.setattr(rasters, "read_patch", unexpected_work)
+    assert_fault(capfd, monkeypatch, "train", "", error)
+
+
+def test_faults_of_mixed_dtypes_are_none(place):
+    """Each patch is scaled by its values, whatever the dtype that holds them."""
+    for path in patches("data")[::2]:
+        cast("float32")(str(path))
+    assert run("train") == 0
