@@ -1065,3 +1065,379 @@ def test_faults_of_mixed_dtypes_are_none(place):
     for path in patches("data")[::2]:
         cast("float32")(str(path))
     assert run("train") == 0
+
+
+# --- checkpoints ----------------------------------------------------------------------------
+
+
+class Malicious:
+    """Leaves a folder ``executed`` when it is unpickled carelessly."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def change_checkpoint(change: Callable) -> Callable:
+    """Write the checkpoint again after ``change`` of its content."""
+
+    def damage() -> None:
+        content = torch.load("model.pth", weights_only=True)
+        torch.save(change(content) or content, "model.pth")
+
+    return damage
+
+
+def described(**metadata) -> Callable:
+    """Let the checkpoint say other things of itself; None takes a key out."""
+
+    def change(content: dict) -> None:
+        content["metadata"].update(metadata)
+        for key in [key for key, value in metadata.items() if value is None]:
+            del content["metadata"][key]
+
+    return change_checkpoint(change)
+
+
+def malicious(where: str, zipped: bool = True) -> Callable:
+    def damage() -> None:
+        content = torch.load("model.pth", weights_only=True)
+        if where == "alone":
+            content = Malicious()
+        else:
+            content[where]["extra"] = Malicious()
+        torch.save(content, "model.pth", _use_new_zipfile_serialization=zipped)
+
+    return damage
+
+
+def not_numbers(content: dict) -> None:
+    next(iter(content["model_state_dict"].values())).view(-1)[0] = math.nan
+
+
+def of_another_library(content: dict) -> dict:
+    """As TorchVision or timm write them: weights alone."""
+    return {f"layer{n}.weight": torch.zeros(2, 2) for n in range(3)}
+
+
+@table(
+    row("predict", "missing", lambda: os.unlink("model.pth"), r"No checkpoint model.pth"),
+    row("predict", "a folder without any", lambda: Path("models").mkdir(),
+        r"No checkpoints \(.pth\) in models", "--model models"),
+    row("predict", "empty file", lambda: empty("model.pth"),
+        r"model.pth cannot be opened safely as a checkpoint: .*; .*main.py"),
+    row("predict", "cut off", lambda: cut_off("model.pth"),
+        r"model.pth cannot be opened safely as a checkpoint: .*; .*main.py"),
+    row("predict", "text", lambda: text("model.pth"),
+        r"model.pth cannot be opened safely as a checkpoint: .*; .*main.py"),
+    row("predict", "a raster", nothing,
+        r"scene.tif cannot be opened safely as a checkpoint: .*; .*main.py",
+        "--model scene.tif --input label.tif"),
+    row("predict", "of another library", change_checkpoint(of_another_library),
+        r"model.pth holds weights without a description; give --model_name, --encoder_name"),
+    row("predict", "no tensors", change_checkpoint(lambda content: {"epoch": 3}),
+        r"model.pth has no model_state_dict with metadata; expected a file written by main"),
+    *(
+        row("predict", f"malicious {where} {'zip' * zipped or 'pickle'}",
+            malicious(where, zipped),
+            r"model.pth cannot be opened safely as a checkpoint: .*; .*main.py")
+        for where in ("alone", "metadata", "model_state_dict") for zipped in (True, False)
+    ),
+    row("predict", "weights that are no numbers", change_checkpoint(not_numbers),
+        r"model.pth holds weights that are not numbers; train it again"),
+    row("predict", "classes contradict the weights",
+        described(num_classes=6, mode="multiclass"),
+        r"The weights in model.pth are not those of pspnet with .*; .*--num_classes"),
+    row("predict", "bands contradict the weights", described(in_channels=5,
+        normalization_statistics=None),
+        r"The weights in model.pth are not those of pspnet with .*; .*--in_channels"),
+    row("predict", "bands contradict the statistics", described(in_channels=5),
+        r"model.pth has statistics of 3 bands for a model of 5; .*again"),
+    row("predict", "bands contradict the option", nothing,
+        r"--in_channels 4, but model.pth takes 3 bands; leave it out", "--in_channels 4"),
+    row("predict", "classes contradict the option", nothing,
+        r"--num_classes 5, but model.pth has 2 classes; leave it out", "--num_classes 5"),
+    row("predict", "model contradicts the option", nothing,
+        r"--model_name unet, but model.pth is a pspnet; leave it out", "--model_name unet"),
+    row("predict", "unknown architecture", described(model_name="psqnet"),
+        r"model.pth: Unknown model 'psqnet'; did you mean 'pspnet'"),
+    row("predict", "unknown encoder", described(encoder_name="resnet34x"),
+        r"model.pth: Unknown encoder 'resnet34x'; did you mean 'resnet34'"),
+    row("predict", "another encoder", described(encoder_name="resnet18"),
+        r"The weights in model.pth are not those of pspnet with resnet18: "),
+    row("predict", "of a newer version", described(version="7.0.0"),
+        r"model.pth is of version 7.0.0, this is \S+; update"),
+    row("predict", "bad temperature", described(temperature=-1.0),
+        r"model.pth has the temperature -1.0; expected a number more than 0"),
+    row("predict", "bad statistics", described(normalization_statistics={
+        "rule": "dataset", "low": [0.0, math.nan, 0.0], "high": [1.0] * 3}),
+        r"model.pth has statistics that are not numbers; .*again"),
+    row("predict", "unknown normalization",
+        described(normalization_statistics={"rule": "zscore"}),
+        r"model.pth normalizes by 'zscore': not known; .*update"),
+    row("predict", "too many names", described(class_names=["a", "b", "c"]),
+        r"model.pth names 3 classes for a model of 2; .*again"),
+    row("predict", "of negative classes", described(num_classes=-3, mode="multiclass"),
+        r"model.pth .*-3.*"),
+    row("predict", "models of other bands", lambda: write_model(Path("other.pth"), 4),
+        r"other.pth has bands 4, but model.pth has 3; they cannot be averaged",
+        "--model model.pth other.pth"),
+    row("predict", "threshold for many classes", lambda: (write_multiclass(Path("many.pth"))),
+        r"--threshold 0.3: many.pth has 3 classes, and a threshold is for binary",
+        "--model many.pth --threshold 0.3", 2),
+    row("train", "encoder weights missing", nothing, r"No weights file none.pth",
+        "--encoder_weights none.pth"),
+    row("train", "encoder weights that are text", lambda: text("encoder.pth"),
+        r"encoder.pth is no file of weights: ", "--encoder_weights encoder.pth"),
+    row("train", "encoder weights of another encoder",
+        lambda: torch.save({"conv.weight": torch.zeros(3, 3, 3, 3)}, "encoder.pth"),
+        rf"encoder.pth does not hold the weights of {ENCODER}",
+        "--encoder_weights encoder.pth"),
+    row("train", "malicious encoder weights",
+        lambda: torch.save(Malicious(), "encoder.pth"),
+        r"encoder.pth is no file of weights: ", "--encoder_weights encoder.pth"),
+)  # fmt: skip
+def test_faults_of_checkpoints(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
+    assert not Path("executed").exists()
+
+
+def write_multiclass(path: Path) -> None:
+    config = model_training.ModelConfig("pspnet", 3, 3, ENCODER)
+    numbers = model_training.Normalization("dataset", (0.0,) * 3, (1e4,) * 3)
+    model = model_training.build_model(config)
+    model_training.save_checkpoint(path, model, config, numbers, {})
+
+
+def test_faults_of_the_malicious_checkpoint_are_real(place):
+    """A careless reader would have run its code."""
+    malicious("metadata")()
+    torch.load("model.pth", weights_only=False)
+    assert Path("executed").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["pretrained", "encoder file", "bands"])
+@pytest.mark.parametrize("strategy", ["split", "kfold"])
+def test_faults_of_a_second_training_leave_the_first(
+    place, capfd, monkeypatch, kind, strategy
+):
+    """What cannot be built is an error before the model of a former run is removed."""
+    Path("models").mkdir()
+    for name in model_training.RUN_FILES:
+        Path("models", name).write_bytes(b"weeks of work")
+    options, status = {
+        "pretrained": ("--encoder_name resnet18 --pretrained", 1),
+        "encoder file": ("--encoder_weights none.pth", 1),
+        "bands": ("--encoder_weights e.pth --rgb_bands 1,2,9", 2),
+    }[kind]
+    error = r"--encoder_weights|No weights file none.pth|--rgb_bands 1,2,9: expected three"
+    options += f" --val_strategy {strategy} --n_splits 2"
+    assert_fault(capfd, monkeypatch, "train", options, error, status)
+
+
+# --- options --------------------------------------------------------------------------------
+
+CONFIGS = {
+    "extract": Patch_extraction.ExtractionConfig,
+    "batch": Patch_extraction.BatchConfig,
+    "visualize": Patch_extraction.SampleConfig,
+    "info": Patch_extraction.InfoConfig,
+    "train": model_training.TrainingConfig,
+    "predict": Predict_large_image.PredictionConfig,
+}
+COMMANDS |= {
+    "visualize": ("Patch_extraction", "visualize --output data"),
+    "info": ("Patch_extraction", "info --output data"),
+}
+EXTREMES = {
+    int: ("0", "-1", "nan", "1.5", "1000000000", "9" * 30),
+    float: ("0", "-1", "nan", "inf", "-inf", "1e300", "1e-320", "much"),
+}
+# the extremes that mean something; all others must be refused
+LEGAL_VALUES = {
+    "batch_size": {"1000000000"},
+    "block_size": set(),
+    "buffer": {"0", "1e-320"},
+    "classes": set(),
+    "clip_grad": {"0", "1e300", "1e-320"},
+    "dropout_rate": {"0", "1e-320"},
+    "epochs": {"1000000000"},
+    "freeze_encoder_epochs": {"0"},
+    "image_channels": set(),
+    "in_channels": set(),
+    "learning_rate": {"1e-320"},
+    "max_memory": {"1e300", "1e-320"},
+    "min_area": {"0", "1e300", "1e-320"},
+    "min_valid": {"0", "1e-320"},
+    "num_classes": set(),
+    "num_workers": {"0"},
+    "patch_size": set(),
+    "patience": {"0", "1000000000", "9" * 30},
+    "sample_index": {"0"},
+    "seed": {"0", "1000000000"},
+    "stride": {"1000000000"},
+    "threshold": {"0", "1e-320"},
+    "warmup_epochs": {"0"},
+    "weight_decay": {"0", "1e-320"},
+    "workers": set(),
+}
+LEGAL_VALUES["ignore_index"] = {"-1", "1000000000"}
+# options that mean something beside others only
+BESIDE = {
+    ("train", "block_size"): "--val_strategy kfold --fold_by block",
+    ("train", "buffer"): "--val_strategy kfold --fold_by block",
+    ("train", "classes"): "--mode multiclass",
+    ("train", "dropout_rate"): "--model unet-dropout --encoder_name resnet34",
+    ("extract", "block_size"): "--split_by block",
+    ("batch", "block_size"): "--split_by block",
+    ("predict", "min_area"): "--polygons a.gpkg",
+}
+
+
+def number_options():
+    """Every option of every script that takes a number, with every extreme."""
+    for script, config in CONFIGS.items():
+        hints = get_type_hints(config)
+        for field in fields(config):
+            kinds = {hints[field.name], *get_args(hints[field.name])}
+            kind = next((k for k in (float, int) if k in kinds), None)
+            if (script, field.name) == ("predict", "batch_size"):
+                kind = int  # a number or "auto"
+            for value in EXTREMES.get(kind, ()):
+                name = "huge" if len(value) > 9 else value
+                name = "larger" if len(value) == 30 else name
+                yield pytest.param(script, field.name, value, id=f"{script}: {field.name} {name}")
+
+
+@pytest.mark.parametrize(("script", "option", "value"), number_options())
+def test_faults_of_numbers(place_of_options, capfd, monkeypatch, script, option, value):
+    """An extreme number is a wrong command line, unless the table says what it means."""
+    beside = BESIDE.get((script, option), "")
+    if option == "stride":  # instead of a grid
+        monkeypatch.setitem(
+            COMMANDS,
+            script,
+            (COMMANDS[script][0], COMMANDS[script][1].replace("--grid grid.gpkg", "")),
+        )
+    ended = run_no_work(monkeypatch, script, f"{beside} --{option}={value}")
+    err = capfd.readouterr().err
+    if value in LEGAL_VALUES[option]:
+        assert ended == 0, err
+        return
+    assert_one_line(err, rf"--{option}\b", 2)
+    assert ended == 2
+
+
+@pytest.fixture(scope="module")
+def place_of_options(whole, tmp_path_factory):
+    """One folder for all rows, since none of them writes."""
+    folder = tmp_path_factory.mktemp("options") / "place"
+    shutil.copytree(whole, folder)
+    former = os.getcwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(former)
+
+
+def run_no_work(monkeypatch, script: str, options: str) -> int:
+    """A script up to the point where it would begin with files."""
+    begin = {
+        "extract": (Patch_extraction, "run_extract"),
+        "batch": (Patch_extraction, "run_extract"),
+        "info": (Patch_extraction, "run_info"),
+        "train": (model_training, "run_experiment"),
+        "predict": (Predict_large_image, "predict_scenes"),
+    }
+    if script in begin:
+        monkeypatch.setattr(*begin[script], lambda config: 0)
+        monkeypatch.setattr(main, "print_report", lambda *_: None)
+    else:
+        monkeypatch.setattr(rasters, "save_figure", lambda *_: None)
+    return run(script, options)
+
+
+@table(
+    row("extract", "ratios that do not sum to one", nothing,
+        r"the three ratios sum to 1.1: expected a sum of 1", "--train_ratio 0.85", 2),
+    row("extract", "ratio above one", nothing, r"--train_ratio 1.2: expected 0 to 1",
+        "--train_ratio 1.2 --val_ratio 0 --test_ratio -0.2", 2),
+    row("extract", "nothing to train on", nothing, r"--train_ratio 0.0: expected more than 0",
+        "--train_ratio 0 --val_ratio 0.5 --test_ratio 0.5", 2),
+    row("extract", "stride beside a grid", nothing, r"--stride with --grid .*one of the two",
+        "--stride 8", 2),
+    row("extract", "overwrite and resume", nothing, r"--overwrite and --resume",
+        "--overwrite --resume", 2),
+    row("extract", "blocks at random", nothing, r"--block_size 100.0: .*--split_by block",
+        "--block_size 100", 2),
+    row("extract", "names and values of other numbers", nothing,
+        r"--class_names a,b,c: expected 2 names", "--label_values 1,2 --class_names a,b,c", 2),
+    row("extract", "unknown interpolation", nothing,
+        r"--interpolation: invalid choice: 'cubik' .*cubic", "--interpolation cubik", 2),
+    row("extract", "unknown option", nothing, r"--patchsize", "--patchsize 8", 2),
+    row("extract", "no value", nothing, r"--seed: expected one argument", "--seed", 2),
+    row("batch", "pattern without an id", nothing,
+        r"--image_pattern \*.tif: expected one <id> in it", "--image_pattern '*.tif'", 2),
+    row("batch", "two kinds of grids", nothing, r"--use_per_image_grid with --grid",
+        "--use_per_image_grid --grid grid.gpkg", 2),
+    row("batch", "patterns that nothing fits", nothing, r"No file in scenes is called S_<id>",
+        "--image_pattern 'S_<id>.tif'"),
+    row("predict", "overlap as large as the window", nothing,
+        r"--overlap 32: expected 0 to 31, less than --patch_size 32", "--overlap 32", 2),
+    row("predict", "overlap larger than the window", nothing,
+        r"--overlap 128: expected 0 to 31, less than --patch_size 32", "--overlap 128", 2),
+    row("predict", "smallest area without polygons", nothing,
+        r"--min_area 5.0: expected --polygons beside it", "--min_area 5", 2),
+    row("predict", "unknown blend", nothing, r"--blend: invalid choice: 'han' .*hann",
+        "--blend han", 2),
+    row("predict", "unknown device", nothing, r"--device gpu: expected cpu, cuda or cuda:N",
+        "--device gpu", 2),
+    row("predict", "half precision on the CPU", nothing,
+        r"--precision fp16: for GPUs; take auto, bf16 or fp32", "--precision fp16", 2),
+    row("predict", "unknown model name", nothing, r"Unknown model 'uunet'; did you mean 'unet'",
+        "--model_name uunet", 2),
+    row("predict", "a batch that is no number", nothing,
+        r"--batch_size many: expected at least 1, or auto", "--batch_size many", 2),
+    row("predict", "bands between commas", nothing,
+        r"--bands '1,,2': expected names or numbers", "--bands 1,,2"),
+    row("train", "unknown model", nothing, r"Unknown model 'pspnett'; did you mean 'pspnet'",
+        "--model pspnett", 2),
+    row("train", "unknown encoder", nothing,
+        r"Unknown encoder 'resnet3'; did you mean 'resnet34'", "--encoder_name resnet3", 2),
+    row("train", "unknown encoder of timm", nothing,
+        r"Unknown encoder 'tu-resnet18x'; did you mean 'tu-resnet18",
+        "--encoder_name tu-resnet18x", 2),
+    row("train", "unknown weights", nothing, r"imagenat.*did you mean 'imagenet'",
+        "--encoder_name resnet18 --encoder_weights imagenat", 2),
+    row("train", "unknown loss", nothing, r"Unknown loss 'dise'; did you mean 'dice'",
+        "--loss dise+ce", 2),
+    row("train", "weight of a loss", nothing, r"--loss -1\*ce: expected weights more than 0",
+        "--loss=-1*ce", 2),
+    row("train", "unknown mode", nothing, r"--mode: invalid choice: 'multi' .*multiclass",
+        "--mode multi", 2),
+    row("train", "classes of a binary model", nothing, r"--classes 6: .*--mode multiclass",
+        "--classes 6", 2),
+    row("train", "ignored class", nothing, r"--ignore_index 1: expected a value outside",
+        "--ignore_index 1", 2),
+    row("train", "names of other numbers", nothing, r"--class_names a,b,c: expected 2 names",
+        "--class_names a,b,c", 2),
+    row("train", "class weights without a loss for them", nothing,
+        r"--use_class_weights with --loss dice: expected", "--use_class_weights --loss dice", 2),
+    row("train", "folds without folds", nothing, r"--fold_by block: .*--val_strategy kfold",
+        "--fold_by block", 2),
+    row("train", "buffer of random folds", nothing, r"--buffer 9.0: .*--fold_by block",
+        "--buffer 9 --val_strategy kfold", 2),
+    row("train", "warm-up as long as the training", nothing,
+        r"--warmup_epochs 1: expected fewer than --epochs 1", "--warmup_epochs 1", 2),
+    row("train", "pretrained without weights", nothing, r"--pretrained with --model",
+        "--model unet-dropout --encoder_name resnet34 --pretrained", 2),
+    row("train", "bands of colours without weights", nothing,
+        r"--rgb_bands 1,2,3: expected --pretrained", "--rgb_bands 1,2,3", 2),
+    row("train", "an encoder for a model of its own", nothing,
+        r"--encoder_name vgg11: .*no exchangeable encoder",
+        "--model unet-dropout --encoder_name vgg11", 2),
+)  # fmt: skip
+def test_faults_of_options(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
