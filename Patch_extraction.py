@@ -61,6 +61,7 @@ VECTOR_SUFFIXES = (
 )  # fmt: skip
 ID_COLUMNS = ("id", "fid", "cell_id", "cellid", "grid_id", "gridid", "patch_id", "name")
 LONGEST_NAME = 200  # bytes; file systems allow 255, and others put endings behind it
+LARGEST_PATCH = 16384  # pixels of a side
 LARGEST_CELL = 16  # times the patch size, per side
 
 
@@ -197,18 +198,22 @@ class CuttingConfig:
     )
 
     def __post_init__(self):
-        require(self.patch_size >= 8, "--patch_size", self.patch_size, "at least 8")
-        for name in ("stride", "workers"):
+        fine = 8 <= self.patch_size <= LARGEST_PATCH
+        expected = f"at least 8, at most {LARGEST_PATCH}"
+        require(fine, "--patch_size", self.patch_size, expected)
+        for name in ("stride", "workers", "image_channels"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name}", value, "at least 1")
+        fine = (self.workers or 1) <= 1024
+        require(fine, "--workers", self.workers, "1 to 1024")
         require(
             self.stride is None or self.grid is None,
             "--stride with --grid",
             self.grid,
             "one of the two",
         )
-        fine = self.block_size is None or 0 < self.block_size < math.inf
-        require(fine, "--block_size", self.block_size, "more than 0 metres")
+        fine = self.block_size is None or 1e-3 <= self.block_size < math.inf
+        require(fine, "--block_size", self.block_size, "more than 0 metres, at least 0.001")
         fine = self.block_size is None or self.split_by == "block"
         require(fine, "--block_size", self.block_size, "--split_by block with it")
         fine = 0 <= self.buffer < math.inf
@@ -227,7 +232,10 @@ class CuttingConfig:
         require(self.train_ratio > 0, "--train_ratio", self.train_ratio, "more than 0")
         total = sum(self.ratios)
         require(
-            abs(total - 1) < 1e-6, "the three ratios", f"sum to {total:g}", "a sum of 1"
+            abs(total - 1) < 1e-6,
+            "--train_ratio, --val_ratio and --test_ratio",
+            f"sum to {total:g}",
+            "a sum of 1",
         )
         values, names = (split_list(v) for v in (self.label_values, self.class_names))
         require(

@@ -192,7 +192,9 @@ class PredictionConfig:
             f"0 to {size - 1}, less than --patch_size {size}",
         )
         number = self.batch_size == "auto" or (
-            self.batch_size.isdecimal() and int(self.batch_size) >= 1
+            self.batch_size.isdecimal()
+            and len(self.batch_size) <= 10
+            and int(self.batch_size) >= 1
         )
         require(number, "--batch_size", self.batch_size, "at least 1, or auto")
         require(0 <= self.threshold <= 1, "--threshold", self.threshold, "0 to 1")
@@ -201,8 +203,12 @@ class PredictionConfig:
         fine = self.polygons or not area
         require(fine, "--min_area", area, "--polygons beside it")
         memory = self.max_memory
-        fine = memory is None or 0 < memory < math.inf
-        require(fine, "--max_memory", memory, "more than 0 GB")
+        fine = memory is None or 1e-6 <= memory < math.inf
+        require(fine, "--max_memory", memory, "more than 0 GB, at least 0.000001")
+        for name in ("in_channels", "num_classes"):
+            value = getattr(self, name)
+            fine = value is None or 1 <= value <= 65535
+            require(fine, f"--{name}", value, "1 to 65535")
 
     @property
     def described(self) -> dict:

@@ -231,7 +231,7 @@ class TrainingConfig:
         check_model_name(self.model)
         multiclass = self.mode == "multiclass"
         finite = math.isfinite
-        require(self.classes >= 2, "--classes", self.classes, "at least 2")
+        require(2 <= self.classes <= 65535, "--classes", self.classes, "2 to 65535")
         require(
             multiclass or self.classes == 2,
             "--classes",
@@ -257,6 +257,10 @@ class TrainingConfig:
             self.warmup_epochs,
             "another --scheduler: onecycle has a rise of its own",
         )
+        bands, workers = self.in_channels, self.num_workers
+        fine = bands is None or 1 <= bands <= 65535
+        require(fine, "--in_channels", bands, "1 to 65535")
+        require(workers <= 1024, "--num_workers", workers, "0 to 1024")
         entry = MODELS[self.model]
         require(
             not self.freeze_encoder_epochs or entry.has_encoder or entry.fixed_encoder,
@@ -269,8 +273,8 @@ class TrainingConfig:
         fine = self.fold_by == "random" or self.val_strategy == "kfold"
         require(fine, "--fold_by", self.fold_by, "--val_strategy kfold with it")
         size, spatial = self.block_size, self.fold_by != "random"
-        fine = size is None or 0 < size < math.inf
-        require(fine, "--block_size", size, "more than 0 metres")
+        fine = size is None or 1e-3 <= size < math.inf
+        require(fine, "--block_size", size, "more than 0 metres, at least 0.001")
         fine = 0 <= self.buffer < math.inf
         require(fine, "--buffer", self.buffer, "0 metres or more")
         wanted = "--val_strategy kfold and --fold_by block, column or both with it"
@@ -1811,9 +1815,12 @@ def _load_safely(path: Path):
     except FileNotFoundError:
         raise CheckpointError(f"No checkpoint {path}") from None
     except Exception as error:  # pickle, zip and torch raise many kinds
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith("Weights only load failed"):  # torch says how to run its code
+            reason = "it holds more than tensors and plain values"
         raise CheckpointError(
-            f"{path} cannot be opened safely as a checkpoint: {reason[0][:160]}"
+            f"{path} cannot be opened safely as a checkpoint: {reason[:100]}; give a whole file "
+            "that main.py wrote"
         ) from error
 
 
@@ -1962,9 +1969,12 @@ def _read_config(path, metadata: dict, state: dict) -> ModelConfig:
         num_classes = int(metadata["num_classes"])
         if mode == "binary" and not _ends_in_two(state, num_classes):
             num_classes = 1
+        in_channels = int(metadata["in_channels"])
+        if min(num_classes, in_channels) < 1:
+            raise ValueError(f"{in_channels} bands and {num_classes} classes")
         return ModelConfig(
             model_name=metadata["model_name"],
-            in_channels=int(metadata["in_channels"]),
+            in_channels=in_channels,
             num_classes=num_classes,
             encoder_name=metadata.get("encoder_name"),
             dropout_rate=float(metadata.get("dropout_rate", ModelConfig.dropout_rate)),
@@ -1990,7 +2000,7 @@ def _check_options(path, config: ModelConfig, given: dict) -> None:
     for key, value in given.items():
         fitting, fact = facts[key]
         if value not in fitting:
-            raise CheckpointError(f"--{key} {value}, but {path} {fact}")
+            raise CheckpointError(f"--{key} {value}, but {path} {fact}; leave it out")
 
 
 def _read_normalization(path, metadata: dict, config: ModelConfig) -> Normalization:
@@ -2023,7 +2033,8 @@ def _read_class_names(path, metadata: dict, config: ModelConfig) -> list[str]:
     names = metadata.get("class_names") or default
     if len(names) != config.label_classes or not all(isinstance(n, str) for n in names):
         raise CheckpointError(
-            f"{path} names {len(names)} classes for a model of {config.label_classes}"
+            f"{path} names {len(names)} classes for a model of {config.label_classes}; train it "
+            "again"
         )
     return list(names)
 
@@ -2032,10 +2043,11 @@ def _load_weights(path, model: nn.Module, config: ModelConfig, state: dict) -> N
     try:
         model.network.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()[:200]
+        detail = str(error).splitlines()[-1].strip().rstrip(".")[:200]
         encoder = f" with {config.encoder_name}" if config.encoder_name else ""
         raise CheckpointError(
-            f"The weights in {path} are not those of {config.model_name}{encoder}: {detail}"
+            f"The weights in {path} are not those of {config.model_name}{encoder}: {detail}; the "
+            "file's description, or the options in its place, say something else"
         ) from error
     if not all(value.isfinite().all() for value in state.values()):
         raise CheckpointError(
@@ -2045,17 +2057,21 @@ def _load_weights(path, model: nn.Module, config: ModelConfig, state: dict) -> N
 
 def _check_statistics(path, normalization: Normalization, config: ModelConfig) -> None:
     if normalization.rule not in ("dataset", "image"):
-        raise CheckpointError(f"{path} normalizes by {normalization.rule!r}: not known")
+        raise CheckpointError(
+            f"{path} normalizes by {normalization.rule!r}: not known; update, or train it again"
+        )
     if normalization.rule == "image":
         return
     for values in (normalization.low, normalization.high):
         if len(values) != config.in_channels:
             raise CheckpointError(
                 f"{path} has statistics of {len(values)} bands for a model of "
-                f"{config.in_channels}"
+                f"{config.in_channels}; train it again"
             )
         if not np.isfinite(values).all():
-            raise CheckpointError(f"{path} has statistics that are not numbers")
+            raise CheckpointError(
+                f"{path} has statistics that are not numbers; train it again"
+            )
 
 
 def _newer(version: str) -> bool:

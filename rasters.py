@@ -150,10 +150,26 @@ def add_settings(parser, config_class) -> None:
             (t for t in get_args(hints[item.name]) if t is not type(None)), None
         )
         kind = kind or hints[item.name]
-        more |= {"action": "store_true"} if kind is bool else {"type": kind}
+        if kind is bool:
+            more["action"] = "store_true"
+        else:
+            more["type"] = whole_number if kind is int else kind
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         groups[group].add_argument(*flags, dest=item.name, help=text, **more)
+
+
+def whole_number(text: str) -> int:
+    """An option's whole number; none needs one that 32 bits do not hold."""
+    from argparse import ArgumentTypeError
+
+    try:
+        value = int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"invalid int value: {text!r:.40}") from None
+    if abs(value) >= 2**32:
+        raise ArgumentTypeError("expected a smaller number")
+    return value
 
 
 def settings_from(config_class, arguments):

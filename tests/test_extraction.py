@@ -1688,7 +1688,7 @@ def test_debug_shows_the_traceback_of_a_refusal(site):
         (["--min_valid", 1.1], "--min_valid 1.1: expected 0 to 1"),
         (["--min_valid", "nan"], "--min_valid nan: expected 0 to 1"),
         (["--seed", -1], "--seed -1: expected 0 to 2^32 - 1"),
-        (["--train_ratio", 0.8], "the three ratios sum to 1.05: expected a sum of 1"),
+        (["--train_ratio", 0.8], "--test_ratio sum to 1.05: expected a sum of 1"),
         (["--train_ratio", 1.2], "--train_ratio 1.2: expected 0 to 1"),
         (["--val_ratio", -0.1], "--val_ratio -0.1: expected 0 to 1"),
         (["--train_ratio", 0, "--val_ratio", 0.9], "--train_ratio 0.0: expected more"),

@@ -1146,10 +1146,10 @@ def of_another_library(content: dict) -> dict:
         r"model.pth holds weights that are not numbers; train it again"),
     row("predict", "classes contradict the weights",
         described(num_classes=6, mode="multiclass"),
-        r"The weights in model.pth are not those of pspnet with .*; .*--num_classes"),
+        r"The weights in model.pth are not those of pspnet with .*; the file's description"),
     row("predict", "bands contradict the weights", described(in_channels=5,
         normalization_statistics=None),
-        r"The weights in model.pth are not those of pspnet with .*; .*--in_channels"),
+        r"The weights in model.pth are not those of pspnet with .*; the file's description"),
     row("predict", "bands contradict the statistics", described(in_channels=5),
         r"model.pth has statistics of 3 bands for a model of 5; .*again"),
     row("predict", "bands contradict the option", nothing,
@@ -1177,7 +1177,7 @@ def of_another_library(content: dict) -> dict:
     row("predict", "too many names", described(class_names=["a", "b", "c"]),
         r"model.pth names 3 classes for a model of 2; .*again"),
     row("predict", "of negative classes", described(num_classes=-3, mode="multiclass"),
-        r"model.pth .*-3.*"),
+        r"model.pth describes itself wrongly: 3 bands and -3 classes"),
     row("predict", "models of other bands", lambda: write_model(Path("other.pth"), 4),
         r"other.pth has bands 4, but model.pth has 3; they cannot be averaged",
         "--model model.pth other.pth"),
@@ -1250,39 +1250,38 @@ COMMANDS |= {
     "visualize": ("Patch_extraction", "visualize --output data"),
     "info": ("Patch_extraction", "info --output data"),
 }
+HUGE = "1000000000"
 EXTREMES = {
-    int: ("0", "-1", "nan", "1.5", "1000000000", "9" * 30),
+    int: ("0", "-1", "nan", "1.5", HUGE, "9" * 30),
     float: ("0", "-1", "nan", "inf", "-inf", "1e300", "1e-320", "much"),
 }
 # the extremes that mean something; all others must be refused
 LEGAL_VALUES = {
-    "batch_size": {"1000000000"},
-    "block_size": set(),
-    "buffer": {"0", "1e-320"},
-    "classes": set(),
+    "batch_size": {HUGE},
+    "block_size": {"1e300"},
+    "buffer": {"0", "1e300", "1e-320"},
     "clip_grad": {"0", "1e300", "1e-320"},
     "dropout_rate": {"0", "1e-320"},
-    "epochs": {"1000000000"},
+    "epochs": {HUGE},
     "freeze_encoder_epochs": {"0"},
-    "image_channels": set(),
-    "in_channels": set(),
-    "learning_rate": {"1e-320"},
-    "max_memory": {"1e300", "1e-320"},
+    "ignore_index": {"-1", HUGE},
+    "image_channels": {HUGE},  # the scene does not have as many
+    "learning_rate": {"1e300", "1e-320"},  # the loss tells
+    "max_memory": {"1e300"},
     "min_area": {"0", "1e300", "1e-320"},
     "min_valid": {"0", "1e-320"},
-    "num_classes": set(),
+    "n_splits": {HUGE},  # the patches do not make as many
     "num_workers": {"0"},
-    "patch_size": set(),
-    "patience": {"0", "1000000000", "9" * 30},
+    "overlap": {"0"},
+    "patience": {"0", HUGE},
     "sample_index": {"0"},
-    "seed": {"0", "1000000000"},
-    "stride": {"1000000000"},
+    "seed": {"0", HUGE},
+    "stride": {HUGE},
     "threshold": {"0", "1e-320"},
     "warmup_epochs": {"0"},
-    "weight_decay": {"0", "1e-320"},
-    "workers": set(),
+    "weight_decay": {"0", "1e300", "1e-320"},
+    ("predict", "patch_size"): {HUGE},  # a window is at most the scene
 }
-LEGAL_VALUES["ignore_index"] = {"-1", "1000000000"}
 # options that mean something beside others only
 BESIDE = {
     ("train", "block_size"): "--val_strategy kfold --fold_by block",
@@ -1322,7 +1321,8 @@ def test_faults_of_numbers(place_of_options, capfd, monkeypatch, script, option,
         )
     ended = run_no_work(monkeypatch, script, f"{beside} --{option}={value}")
     err = capfd.readouterr().err
-    if value in LEGAL_VALUES[option]:
+    legal = LEGAL_VALUES.get((script, option), LEGAL_VALUES.get(option, ()))
+    if value in legal:
         assert ended == 0, err
         return
     assert_one_line(err, rf"--{option}\b", 2)
@@ -1359,7 +1359,7 @@ def run_no_work(monkeypatch, script: str, options: str) -> int:
 
 @table(
     row("extract", "ratios that do not sum to one", nothing,
-        r"the three ratios sum to 1.1: expected a sum of 1", "--train_ratio 0.85", 2),
+        r"--test_ratio sum to 1.1: expected a sum of 1", "--train_ratio 0.85", 2),
     row("extract", "ratio above one", nothing, r"--train_ratio 1.2: expected 0 to 1",
         "--train_ratio 1.2 --val_ratio 0 --test_ratio -0.2", 2),
     row("extract", "nothing to train on", nothing, r"--train_ratio 0.0: expected more than 0",
@@ -1375,7 +1375,7 @@ def run_no_work(monkeypatch, script: str, options: str) -> int:
     row("extract", "unknown interpolation", nothing,
         r"--interpolation: invalid choice: 'cubik' .*cubic", "--interpolation cubik", 2),
     row("extract", "unknown option", nothing, r"--patchsize", "--patchsize 8", 2),
-    row("extract", "no value", nothing, r"--seed: expected one argument", "--seed", 2),
+    row("extract", "no value", nothing, r"--seed\S*: expected one argument", "--seed", 2),
     row("batch", "pattern without an id", nothing,
         r"--image_pattern \*.tif: expected one <id> in it", "--image_pattern '*.tif'", 2),
     row("batch", "two kinds of grids", nothing, r"--use_per_image_grid with --grid",
@@ -1407,7 +1407,7 @@ def run_no_work(monkeypatch, script: str, options: str) -> int:
     row("train", "unknown encoder of timm", nothing,
         r"Unknown encoder 'tu-resnet18x'; did you mean 'tu-resnet18",
         "--encoder_name tu-resnet18x", 2),
-    row("train", "unknown weights", nothing, r"imagenat.*did you mean 'imagenet'",
+    row("train", "unknown weights", nothing, r"imagenat.*Available options are: .*imagenet",
         "--encoder_name resnet18 --encoder_weights imagenat", 2),
     row("train", "unknown loss", nothing, r"Unknown loss 'dise'; did you mean 'dice'",
         "--loss dise+ce", 2),
@@ -1441,3 +1441,234 @@ def test_faults_of_options(
     place, capfd, monkeypatch, script, damage, options, error, status, late
 ):
     check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+# --- surroundings ---------------------------------------------------------------------------
+
+
+@simulated
+def without_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@simulated
+def training_without_memory(monkeypatch) -> None:
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(model_training, "train_one_epoch", exhausted)
+
+
+@simulated
+def cpu_without_memory(monkeypatch) -> None:
+    def exhausted(*_, **__):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: "
+            "you tried to allocate 68719476736 bytes. Error code 12 (Cannot allocate memory)"
+        )
+
+    monkeypatch.setattr(model_training, "train_one_epoch", exhausted)
+
+
+@simulated
+def patches_without_memory(monkeypatch) -> None:
+    def exhausted(*_, **__):
+        raise MemoryError("Unable to allocate 7.45 GiB for an array with shape (10, 10000)")
+
+    monkeypatch.setattr(rasters, "read_image", exhausted)
+
+
+@simulated
+def predictor_without_memory(monkeypatch) -> None:
+    def exhausted(self, images, valid):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(model_training.Predictor, "_predict", exhausted)
+
+
+@simulated
+def full_disk(monkeypatch) -> None:
+    """Every write of a file of our own ends as on a full disk."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(rasterio.io.DatasetWriter, "write", full)
+
+
+@table(
+    row("train", "no GPU", without_gpu,
+        r"--device cuda: this machine has 0 GPUs; use --device cpu", "--device cuda"),
+    row("train", "no such GPU", without_gpu,
+        r"--device cuda:7: this machine has 0 GPUs; use --device cpu", "--device cuda:7"),
+    row("predict", "no GPU", without_gpu,
+        r"--device cuda: this machine has 0 GPUs; use --device cpu", "--device cuda"),
+    row("train", "memory of the GPU", training_without_memory,
+        r"The memory of cpu does not hold 2 patches; lower --batch_size", late=True),
+    row("train", "memory of the machine", cpu_without_memory,
+        r"The memory of cpu does not hold 2 patches; lower --batch_size", late=True),
+    row("extract", "memory of the machine", patches_without_memory,
+        r"The memory .*Unable to allocate 7.45 GiB.*; lower --patch_size or --workers",
+        late=True),
+    row("predict", "memory of the machine", patches_without_memory,
+        r"The memory .*Unable to allocate 7.45 GiB.*; lower --patch_size or --max_memory",
+        late=True),
+    row("train", "memory to read patches", patches_without_memory,
+        r"The memory .*Unable to allocate 7.45 GiB.*; lower --batch_size", late=True),
+    row("predict", "memory for a single window", predictor_without_memory,
+        r"The memory of cpu does not hold a window of 32 x 32 pixels; lower --patch_size",
+        "--batch_size 4", late=True),
+    row("train", "no network", nothing,
+        r"The imagenet weights of resnet18 could not be downloaded \(no network\?\); give",
+        "--encoder_name resnet18 --pretrained"),
+    row("extract", "disk full", full_disk,
+        r"No space left on device; free some, or write elsewhere", late=True),
+    row("batch", "disk full", full_disk,
+        r"No space left on device; free some, or write elsewhere", late=True),
+    row("predict", "disk full", full_disk,
+        r"No space left on device; free some, or write elsewhere", late=True),
+    row("extract", "cells nearer to each other than the buffer", nothing,
+        r"No patch is left: .*; lower --buffer", "--buffer 100000", late=True),
+    row("extract", "one block for three splits", nothing,
+        r"The cells lie in 1 blocks of 1e\+06 m, too few.*; give a smaller --block_size",
+        "--split_by block --block_size 1000000", late=True),
+    row("extract", "a run under way",
+        lambda: Path("out/.Patch-partial/images").mkdir(parents=True),
+        r"A run into out is under way or was interrupted: --resume .*--overwrite"),
+)  # fmt: skip
+def test_faults_of_surroundings(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+def test_faults_of_memory_halve_the_batch(place, capfd, monkeypatch):
+    """As long as fewer windows fit, the map is that of all memory."""
+    options = "--overlap 0 --batch_size 2"
+    assert run("predict", f"{options} --output whole.tif") == 0
+    predict = model_training.Predictor._predict
+
+    def short(self, images, valid):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return predict(self, images, valid)
+
+    monkeypatch.setattr(model_training.Predictor, "_predict", short)
+    capfd.readouterr()
+    assert run("predict", options) == 0
+    assert "memory ran out: batches of 1 from here on" in capfd.readouterr().err
+    np.testing.assert_array_equal(read("map.tif")[0], read("whole.tif")[0])
+
+
+def start(script: str, options: str = "", prelude: str = "", **more) -> subprocess.Popen:
+    """A script in a process of its own; ``prelude`` is Python that runs before it."""
+    module = COMMANDS[script][0]
+    code = f"{prelude}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}\n"
+    code += f"sys.exit({module}.main({words(script, options)!r}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+# a limit on the size of files ends every write as a full disk does, GDAL's and SQLite's too
+SMALL_FILES = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "limit", "error"),
+    [
+        ("extract", 2000, r"was not written whole; is the disk full|File too large; free"),
+        ("predict", 2000, r"was not written whole; is the disk full|File too large; free"),
+        ("train", 300_000, r"disk full|too large; free some, or write elsewhere"),
+    ],
+    ids=["extract", "predict", "train"],
+)
+def test_faults_of_a_disk_without_room(place, script, limit, error):
+    """In a process whose files cannot grow, as on a full disk."""
+    before = snapshot(place)
+    process = start(script, "", SMALL_FILES.format(limit))
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 1, err
+    lines = [line for line in err.splitlines() if not line.startswith("epoch ")]
+    assert_one_line("\n".join(lines), error, 1)
+    after = snapshot(place)
+    made = {name for name in after.keys() - before.keys() if after[name] is not None}
+    assert made <= {"models/model_training_log.csv"}  # of the epoch that was trained
+    assert all(after[name] == before[name] for name in before)
+
+
+def test_faults_of_a_reading_process_that_is_killed(place, capfd, monkeypatch):
+    """The system kills the largest process when memory is scarce."""
+    import signal as signals
+
+    read_patch, main_process = rasters.read_patch, os.getpid()
+
+    def killed(pair, ignore_index):
+        if os.getpid() != main_process:
+            os.kill(os.getpid(), signals.SIGKILL)
+        return read_patch(pair, ignore_index)
+
+    monkeypatch.setattr(rasters, "read_patch", killed)
+    error = r"A process that reads patches was killed.*; .*--num_workers"
+    assert_fault(capfd, monkeypatch, "train", "--num_workers 1", error, late=True)
+
+
+@pytest.mark.parametrize("script", ["extract", "train", "predict"])
+def test_faults_of_two_runs_into_one_output(place, capfd, script):
+    """The second is refused, and the first ends well, as if it had been alone."""
+    pause = """
+import pathlib, time, sys
+sys.path.insert(0, {0!r})
+import {1} as module
+work = module.{2}
+def paused(*a, **k):
+    pathlib.Path("{3}").mkdir(exist_ok=True)
+    while not pathlib.Path("go").exists():
+        time.sleep(0.05)
+    return work(*a, **k)
+module.{2} = paused
+"""
+    module, name = {
+        "extract": ("Patch_extraction", "cut_scene"),
+        "train": ("model_training", "train_one_epoch"),
+        "predict": ("Predict_large_image", "predict_parts"),
+    }[script]
+    first = start(script, "", pause.format(str(ROOT), module, name, "begun"))
+    deadline = time.monotonic() + 100
+    while not Path("begun").exists():
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.05)
+    before = snapshot(place)
+    ended = run(script)
+    err = capfd.readouterr().err
+    assert ended == 1, err
+    assert_one_line(err, r"(A|Another) run into \S+ is under way", 1)
+    assert snapshot(place) == before
+    Path("go").mkdir()
+    _, err = first.communicate(timeout=100)
+    assert first.returncode == 0, err
+    made = {"extract": "out/Patch", "train": "models/model_final_model.pth", "predict": "map.tif"}
+    assert Path(made[script]).exists()
+
+
+@pytest.mark.parametrize("script", ["extract", "train", "predict"])
+def test_faults_seen_from_a_shell(place, script):
+    """The scripts as files: status and streams are those of the function ``main``."""
+    for path in ("scene.tif", patch_path("train")):
+        text(path)
+    command = [sys.executable, ROOT / f"{COMMANDS[script][0]}.py", *words(script, "")]
+    before = snapshot(place)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and done.stdout == ""
+    assert_one_line(done.stderr, r"\.tif.*(copy or write|; write) it again", 1)
+    assert snapshot(place) == before
