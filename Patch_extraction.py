@@ -213,7 +213,9 @@ class CuttingConfig:
             "one of the two",
         )
         fine = self.block_size is None or 1e-3 <= self.block_size < math.inf
-        require(fine, "--block_size", self.block_size, "more than 0 metres, at least 0.001")
+        require(
+            fine, "--block_size", self.block_size, "more than 0 metres, at least 0.001"
+        )
         fine = self.block_size is None or self.split_by == "block"
         require(fine, "--block_size", self.block_size, "--split_by block with it")
         fine = 0 <= self.buffer < math.inf

@@ -293,7 +293,12 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
         name = task.output.name
         longest = os.fsencode(task.beside("_probabilities.tif").name)
         fine = len(longest) <= LONGEST_NAME
-        require(fine, "--output", name, "a shorter name, which the maps beside it begin with")
+        require(
+            fine,
+            "--output",
+            name,
+            "a shorter name, which the maps beside it begin with",
+        )
     inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
     for task in tasks:
         for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):

@@ -245,8 +245,10 @@ class TrainingConfig:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"--{name}", value, "0 or more")
         workers = self.num_workers
-        fine = workers == "auto" or workers.isdecimal()
-        require(fine, "--num_workers", workers, "a number from 0, or auto")
+        fine = workers == "auto" or (
+            workers.isdecimal() and len(workers) <= 4 and int(workers) <= 1024
+        )
+        require(fine, "--num_workers", workers, "0 to 1024, or auto")
         for name in ("warmup_epochs", "freeze_encoder_epochs"):
             value = getattr(self, name)
             fewer = f"fewer than --epochs {self.epochs}"
@@ -257,10 +259,9 @@ class TrainingConfig:
             self.warmup_epochs,
             "another --scheduler: onecycle has a rise of its own",
         )
-        bands, workers = self.in_channels, self.num_workers
+        bands = self.in_channels
         fine = bands is None or 1 <= bands <= 65535
         require(fine, "--in_channels", bands, "1 to 65535")
-        require(workers <= 1024, "--num_workers", workers, "0 to 1024")
         entry = MODELS[self.model]
         require(
             not self.freeze_encoder_epochs or entry.has_encoder or entry.fixed_encoder,
@@ -1816,7 +1817,9 @@ def _load_safely(path: Path):
         raise CheckpointError(f"No checkpoint {path}") from None
     except Exception as error:  # pickle, zip and torch raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if reason.startswith("Weights only load failed"):  # torch says how to run its code
+        if reason.startswith(
+            "Weights only load failed"
+        ):  # torch says how to run its code
             reason = "it holds more than tensors and plain values"
         raise CheckpointError(
             f"{path} cannot be opened safely as a checkpoint: {reason[:100]}; give a whole file "

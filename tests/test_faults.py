@@ -110,7 +110,9 @@ def place(whole, tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "place"
     shutil.copytree(whole, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(os, "sync", lambda: None)  # of all disks: slow on a busy machine
+    monkeypatch.setattr(
+        os, "sync", lambda: None
+    )  # of all disks: slow on a busy machine
     return folder
 
 
@@ -694,7 +696,9 @@ def test_no_faults_of_a_label_on_another_pixel_grid(place):
     """It is warped, nearest neighbour."""
     expected, profile = read("label.tif")
     finer = profile["transform"] * Affine.scale(0.5)
-    rewrite("label.tif", lambda p: p.repeat(2, axis=1).repeat(2, axis=2), transform=finer)
+    rewrite(
+        "label.tif", lambda p: p.repeat(2, axis=1).repeat(2, axis=2), transform=finer
+    )
     assert run("extract") == 0
     for path in Path("out").rglob("labels/*.tif"):
         with rasterio.open(path) as file:
@@ -1231,7 +1235,9 @@ def test_faults_of_a_second_training_leave_the_first(
         "encoder file": ("--encoder_weights none.pth", 1),
         "bands": ("--encoder_weights e.pth --rgb_bands 1,2,9", 2),
     }[kind]
-    error = r"--encoder_weights|No weights file none.pth|--rgb_bands 1,2,9: expected three"
+    error = (
+        r"--encoder_weights|No weights file none.pth|--rgb_bands 1,2,9: expected three"
+    )
     options += f" --val_strategy {strategy} --n_splits 2"
     assert_fault(capfd, monkeypatch, "train", options, error, status)
 
@@ -1306,7 +1312,9 @@ def number_options():
             for value in EXTREMES.get(kind, ()):
                 name = "huge" if len(value) > 9 else value
                 name = "larger" if len(value) == 30 else name
-                yield pytest.param(script, field.name, value, id=f"{script}: {field.name} {name}")
+                yield pytest.param(
+                    script, field.name, value, id=f"{script}: {field.name} {name}"
+                )
 
 
 @pytest.mark.parametrize(("script", "option", "value"), number_options())
@@ -1474,7 +1482,9 @@ def cpu_without_memory(monkeypatch) -> None:
 @simulated
 def patches_without_memory(monkeypatch) -> None:
     def exhausted(*_, **__):
-        raise MemoryError("Unable to allocate 7.45 GiB for an array with shape (10, 10000)")
+        raise MemoryError(
+            "Unable to allocate 7.45 GiB for an array with shape (10, 10000)"
+        )
 
     monkeypatch.setattr(rasters, "read_image", exhausted)
 
@@ -1552,7 +1562,9 @@ def test_faults_of_memory_halve_the_batch(place, capfd, monkeypatch):
 
     def short(self, images, valid):
         if len(images) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB."
+            )
         return predict(self, images, valid)
 
     monkeypatch.setattr(model_training.Predictor, "_predict", short)
@@ -1562,10 +1574,14 @@ def test_faults_of_memory_halve_the_batch(place, capfd, monkeypatch):
     np.testing.assert_array_equal(read("map.tif")[0], read("whole.tif")[0])
 
 
-def start(script: str, options: str = "", prelude: str = "", **more) -> subprocess.Popen:
+def start(
+    script: str, options: str = "", prelude: str = "", **more
+) -> subprocess.Popen:
     """A script in a process of its own; ``prelude`` is Python that runs before it."""
     module = COMMANDS[script][0]
-    code = f"{prelude}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}\n"
+    code = (
+        f"{prelude}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}\n"
+    )
     code += f"sys.exit({module}.main({words(script, options)!r}))"
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -1587,8 +1603,16 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
 @pytest.mark.parametrize(
     ("script", "limit", "error"),
     [
-        ("extract", 2000, r"was not written whole; is the disk full|File too large; free"),
-        ("predict", 2000, r"was not written whole; is the disk full|File too large; free"),
+        (
+            "extract",
+            2000,
+            r"was not written whole; is the disk full|File too large; free",
+        ),
+        (
+            "predict",
+            2000,
+            r"was not written whole; is the disk full|File too large; free",
+        ),
         ("train", 300_000, r"disk full|too large; free some, or write elsewhere"),
     ],
     ids=["extract", "predict", "train"],
@@ -1657,7 +1681,11 @@ module.{2} = paused
     Path("go").mkdir()
     _, err = first.communicate(timeout=100)
     assert first.returncode == 0, err
-    made = {"extract": "out/Patch", "train": "models/model_final_model.pth", "predict": "map.tif"}
+    made = {
+        "extract": "out/Patch",
+        "train": "models/model_final_model.pth",
+        "predict": "map.tif",
+    }
     assert Path(made[script]).exists()
 
 
