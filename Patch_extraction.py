@@ -1280,6 +1280,10 @@ def assemble(
         for kind in ("images", "labels"):
             name = f"{record['name']}.tif"
             (staging / kind / name).rename(staging / split / kind / name)
+    if dropped and not any(record["split"] == "train" for record in records):
+        raise DatasetError(
+            f"No patch is left to train on ({_first_reason(skipped)}); lower --buffer"
+        )
     report = describe(config, plans, records, skipped)
     cells = ground.drop(list(dropped)).to_crs(plans[0].crs)
     write_cells(staging / "cells.gpkg", cells, report)
@@ -1405,27 +1409,35 @@ def staging_folder(target: Path, config: CuttingConfig) -> Iterator[Path]:
     """
     parent, staging = target.parent, target.with_name(STAGING)
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    if config.overwrite and staging.exists():
-        shutil.rmtree(staging)
+    locked = "--output", parent, staging
     if staging.exists():
-        _require_same_run(target, config)
-    for kind in ("images", "labels"):
-        (staging / kind).mkdir(parents=True, exist_ok=True)
-        for split in rasters.SPLITS:
-            folder = staging / split / kind
-            folder.mkdir(parents=True, exist_ok=True)
-            for patch in list(
-                folder.iterdir()
-            ):  # of a run that was interrupted at its end
-                patch.rename(staging / kind / patch.name)
-    if not (staging / "settings.json").exists():
-        rasters.write_json(staging / "settings.json", asdict(config))
+        with rasters.sole_run(*locked):
+            if config.overwrite:
+                shutil.rmtree(staging)
+            else:
+                _require_same_run(target, config)
+    with rasters.sole_run(*locked):
+        yield from _staged(staging, config, made)
+
+
+def _staged(staging: Path, config: CuttingConfig, made: Sequence[Path]):
+    """Make the folders of a dataset in ``staging``, which is locked; see ``staging_folder``."""
     try:
+        for kind in ("images", "labels"):
+            (staging / kind).mkdir(parents=True, exist_ok=True)
+            for split in rasters.SPLITS:
+                folder = staging / split / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                # of a run that was interrupted at its end
+                for patch in list(folder.iterdir()):
+                    patch.rename(staging / kind / patch.name)
+        if not (staging / "settings.json").exists():
+            rasters.write_json(staging / "settings.json", asdict(config))
         yield staging
     except Exception:
         shutil.rmtree(staging, ignore_errors=True)
         for folder in made:
-            if not any(folder.iterdir()):
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
     except BaseException:
@@ -1946,10 +1958,13 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             raise
         arguments.parser.error(str(error))
-    except (SegmentationError, OSError) as error:
+    except (SegmentationError, OSError, MemoryError) as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(
+            f"error: {rasters.explain(error, '--patch_size or --workers')}",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

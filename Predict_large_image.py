@@ -991,8 +991,9 @@ class Unfinished:
         if folder.exists():
             if (folder / "run.json").exists():
                 log.info("the unfinished map in %s is dropped", folder)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+            for path in folder.iterdir():  # the folder itself is locked
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
         pixel = sum(
             np.dtype(layer.dtype).itemsize * len(layer.bands)
             for layer in layers.values()
@@ -1646,13 +1647,17 @@ def map_scene(
         if finished:
             log.info("%s is there already", task.output)
             return json.loads(task.beside("_statistics.json").read_text())
-        try:
-            statistics = compute(job, team)
-            return finish(job, statistics) if team.rank == 0 else {}
-        except Exception:
-            if team.size == 1:
-                shutil.rmtree(task.partial, ignore_errors=True)
-            raise
+        with ExitStack() as stack:
+            if team.rank == 0:
+                sole_run = rasters.sole_run("--output", task.output, task.partial)
+                stack.enter_context(sole_run)
+            try:
+                statistics = compute(job, team)
+                return finish(job, statistics) if team.rank == 0 else {}
+            except Exception:
+                if team.size == 1:
+                    shutil.rmtree(task.partial, ignore_errors=True)
+                raise
 
 
 def finish(job: Job, statistics: Statistics) -> dict:
@@ -1896,10 +1901,13 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             raise
         parser.error(str(error))
-    except (SegmentationError, OSError) as error:
+    except (SegmentationError, OSError, MemoryError) as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(
+            f"error: {rasters.explain(error, '--patch_size or --max_memory')}",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted; --resume goes on with an unfinished map", file=sys.stderr)

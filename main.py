@@ -108,10 +108,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             raise
         parser.error(str(error))
-    except (SegmentationError, OSError) as error:
+    except (SegmentationError, OSError, MemoryError) as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {rasters.explain(error, '--batch_size')}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         best = Path(arguments.save_dir) / "model_best_combined.pth"

@@ -1799,7 +1799,12 @@ def save_checkpoint(
     # sums of a file that the next epoch replaces would take as long as writing it
     torch.serialization.set_crc32_options(training_state is None)
     with rasters.whole_file(target) as part:
-        torch.save(content, part)
+        try:
+            torch.save(content, part)
+        except RuntimeError as error:  # torch's writer has no kinds
+            raise SegmentationError(
+                f"{target} was not written whole; is the disk full? free some, or write elsewhere"
+            ) from error
 
 
 def _load_safely(path: Path):
@@ -3494,28 +3499,46 @@ def run_experiment(config: TrainingConfig) -> dict:
     require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
+    save_dir = Path(config.save_dir)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         keep_memory()
-    with join_team("nccl" if device.type == "cuda" else "gloo") as team:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with join_team(backend) as team, contextlib.ExitStack() as stack:
+        if team.leads:
+            sole_run = rasters.sole_run("--save_dir", save_dir, save_dir)
+            stack.enter_context(sole_run)
         try:
             report |= run_kind(config, device, team)
-        except torch.OutOfMemoryError as error:
-            raise SegmentationError(
-                f"The memory of {device} does not hold {config.batch_size} patches; lower "
-                "--batch_size"
-            ) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise SegmentationError(
-                "A process that prepares batches was ended from outside, often for lack of "
-                "memory; lower --num_workers (0 is none)"
-            ) from error
+        except (RuntimeError, SegmentationError) as error:
+            if known := known_fault(error, config, device):
+                raise known from error
+            raise
         if team.leads:
-            rasters.write_json(Path(config.save_dir) / "model_metrics.json", report)
+            rasters.write_json(save_dir / "model_metrics.json", report)
     return report
+
+
+def known_fault(error: Exception, config: TrainingConfig, device):
+    """What torch reports in its own way, as SegmentationError; None for what is not known."""
+    text = str(error)
+    if "memory" in text and ("out of" in text or "allocate" in text):
+        return SegmentationError(
+            f"The memory of {device} does not hold {config.batch_size} patches; lower --batch_size"
+        )
+    if "Original Traceback" in text and isinstance(error, SegmentationError):
+        return SegmentationError(text.splitlines()[-1].partition(": ")[2])
+    if "DataLoader worker" in text and not isinstance(error, SegmentationError):
+        return SegmentationError(
+            "A process that reads patches was killed (no memory left?); lower --num_workers or "
+            "--batch_size"
+        )
+    if "gloo" in text or "NCCL" in text:
+        return SegmentationError(
+            "Another process of this run has ended; the same command with --resume goes on"
+        )
+    return None
 
 
 def require_patches(config: TrainingConfig) -> None:

@@ -9,6 +9,7 @@ from 1; a window is a ``rasterio.windows.Window`` in pixels (col_off, row_off, w
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -35,6 +36,11 @@ import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -86,6 +92,55 @@ def require_folder(option: str, folder: str | Path) -> None:
         raise SegmentationError(
             f"{option} {folder}: {existing} cannot be written to; choose another folder"
         )
+
+
+@contextmanager
+def sole_run(option: str, name: str | Path, folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made, while this one writes to it.
+
+    The lock ends with the process, however that ends. Where the system or the disk knows none
+    (Windows, some network disks), nobody is kept out. A folder that was made and stays empty is
+    removed.
+
+    Args:
+        option: The option that named the output, and ``name``, what it said.
+        name: See ``option``.
+        folder: To be locked.
+
+    Raises:
+        SegmentationError: Another run is at it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SegmentationError(
+                    f"Another run into {name} is under way; wait for it, or choose another {option}"
+                ) from None
+            except OSError:
+                pass  # a disk that knows none
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def explain(error: BaseException, scarce: str) -> str:
+    """One line for an error that ends a script; ``scarce`` are the options that take memory."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"The memory is too small ({text or 'nothing left'}); lower {scarce}"
+    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno in full:
+        return f"{text}; free some, or write elsewhere"
+    return text
 
 
 def show_messages() -> None:

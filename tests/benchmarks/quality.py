@@ -1,33 +1,32 @@
 """How good the maps are that the toolkit's defaults give, beside simpler ways to make them.
 
-    python tests/benchmarks/quality.py --seeds 3 --threads 2
+    python tests/benchmarks/quality.py --seeds 3
     python tests/benchmarks/quality.py --ablate --datasets nc --seeds 5
 
-Each dataset is cut with each seed into splits by block, and three methods learn from the same
-training patches and are examined on the same test patches:
+Each dataset is cut with each seed into splits by block, three methods learn from the same training
+patches and are examined on the same test patches:
 
 - toolkit: ``main.py`` with its defaults (a U-Net with resnet18) and what ``--options`` adds;
-- plain loop: the same network as people train it by hand, for as long as the toolkit took:
-  bands less their mean and over their deviation, cross-entropy, Adam, random flips, and the epoch
-  that is best on the validation split. Its patches lie in memory and its libraries are loaded
-  before the clock starts, which the toolkit's time includes;
-- random forest: single pixels, by the bands and their 5 x 5 means, 200 trees.
+- plain loop: the same network as people train it by hand, for as long as the toolkit took: bands
+  less their mean and over their deviation, cross-entropy, Adam, random flips, and the epoch that
+  is best on the validation split. Its patches lie in memory, and its libraries are loaded before
+  the clock starts, while the toolkit's time is that of the whole process;
+- random forest: 200 trees on single pixels, their bands and 5 x 5 means.
 
-Test and training share no ground. The blocks are squares of 2 x 2 cells in the scenes: 7.7 km of
-zion (cells of 128 pixels, 3.8 km), 3.6 km of nc (64 pixels, 1.8 km). The chips of amazon are 5 km
-wide and lie 30 km or more apart; they are cut into four patches of 256 pixels each, blocks are
-100 km, and the buffer drops a part of the few chips that lie on the border of two, so that all
-patches of a chip are in one split.
+Blocks are squares of 2 x 2 cells in the scenes: 7.7 km in zion (cells of 128 pixels), 3.6 km in nc
+(64 pixels). The chips of amazon are 5 km wide and 30 km or more apart: each is cut into four patches
+of 256 pixels, blocks are 100 km, and the buffer drops patches of a chip that lies on the border of
+two splits, so that all patches of a chip are in one. Training and test share no ground anywhere.
 
-``--ablate`` changes one default at a time instead; differences are paired by seed. A seed draws
-the splits and all that is random in the training. Where blocks are few several seeds find the same
-best splits, and the deviation over seeds is that of the training alone: the tables tell how many
-patches were tested before.
+``--ablate`` changes one default at a time instead. Differences are paired by seed, which draws the
+splits and all that is random in training. Where blocks are few, several seeds find the same best
+splits, and less than the whole chance is in the deviation: the tables tell which patches are tested
+again.
 
-Every result is kept in ``--folder`` and not computed again, so that a run that is interrupted goes on.
-Results of other options, settings or threads are other ones; after a change of the toolkit's code
-give another folder. ``--threads`` holds for the arithmetic; the toolkit's two reading processes
-come on top.
+Each result is kept in ``--folder``, by dataset, seed, settings and threads, and not computed again:
+a run that was interrupted goes on. After a change of the toolkit's code give another folder. Runs
+side by side can share one when their datasets differ. ``--threads`` is for the arithmetic; the
+toolkit's two processes that read patches come on top.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ SOURCES = {
         f"{SCENE} --grid {{0}}/grid_wgs84.gpkg --patch_size 128 "
         "--label_values 1,2,3,4,5,6,7,8 --block_size 7680",
         8,
-        40,
+        60,
     ),
     "nc": Source(
         "nc-landsat7",
@@ -89,7 +88,7 @@ SOURCES = {
         12,
     ),
 }
-SPLITS = "--split_by block --train_ratio 0.6 --val_ratio 0.2 --test_ratio 0.2"
+SHARES = "--split_by block --train_ratio 0.6 --val_ratio 0.2 --test_ratio 0.2"
 MODEL = "--model unet --encoder_name resnet18"
 VARIANTS = {  # each changes one default
     "defaults": "",
@@ -160,30 +159,26 @@ def run_script(script: str, *words) -> None:
 
 def link_chips(chips: Path, target: Path) -> Path:
     """A folder in which chips and labels have the names that ``batch`` pairs them by."""
-    target.mkdir(parents=True, exist_ok=True)
+    target.mkdir()
     for kind, prefix in (("images", "Image"), ("labels", "Label")):
         for chip in (chips / kind).iterdir():
-            link = target / f"{prefix}_{chip.name}"
-            if not link.is_symlink():
-                link.symlink_to(chip.resolve())
+            (target / f"{prefix}_{chip.name}").symlink_to(chip.resolve())
     return target
 
 
 def make_trial(name: str, seed: int, data: Path, folder: Path, threads: int) -> Trial:
     """Cut a dataset with a seed, unless that was done before."""
     source, place = SOURCES[name], data / SOURCES[name].folder
-    mark = hashlib.sha1(f"{source.cut} {SPLITS}".encode()).hexdigest()[:8]
-    target = folder / "patches" / f"{name}-{seed}-{mark}"
+    command = f"{source.cut} {SHARES} --seed {seed}"
+    target = folder / "patches" / f"{name}-{seed}-{digest(command)}"
     if not target.is_dir():
-        if (place / "chips").is_dir():
-            place = link_chips(place / "chips", folder / "chips" / name)
-        words = [word.format(place) for word in f"{source.cut} {SPLITS}".split()]
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as part:
+            if (place / "chips").is_dir():
+                place = link_chips(place / "chips", Path(part) / "chips")
+            words = [word.format(place) for word in command.split()]
             output = Path(part) / "dataset"
-            run_script(
-                "Patch_extraction.py", *words, "--seed", seed, "--output", output
-            )
+            run_script("Patch_extraction.py", *words, "--output", output)
             output.rename(target)
     return Trial(name, seed, target, folder, threads)
 
@@ -210,23 +205,25 @@ def print_splits(trials: list[Trial]) -> None:
 # --- results --------------------------------------------------------------------------------
 
 
-def remembered(trial: Trial, method: str, key: dict, compute: Callable[[], dict]):
-    """A result that is computed once and kept as a file, named after all it depends on."""
-    cut = f"{trial.source.cut} {SPLITS}"
+def digest(key) -> str:
+    """A short name for what a result depends on."""
+    return hashlib.sha1(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def remembered(trial: Trial, method: str, key: dict, compute: Callable, *words) -> dict:
+    """``compute(trial, *words)``, once: its result is a file named after all it depends on."""
+    cut = f"{trial.source.cut} {SHARES}"
     key = {"method": method, "threads": trial.threads, "cut": cut} | key
-    mark = hashlib.sha1(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{trial.name}-{trial.seed}-{method.replace(' ', '_')}-{mark}.json"
+    name = f"{trial.name}-{trial.seed}-{method.replace(' ', '_')}-{digest(key)}.json"
     file = trial.folder / "results" / name
     if file.exists():
         return json.loads(file.read_text())
-    result = {"dataset": trial.name, "seed": trial.seed, "key": key} | compute()
+    result = {"dataset": trial.name, "seed": trial.seed, "key": key}
+    result |= compute(trial, *words)
     file.parent.mkdir(parents=True, exist_ok=True)
     rasters.write_json(file, result)
-    print(
-        f"{trial.name}, seed {trial.seed}, {method}: mean IoU {result['mean_iou']:.3f} "
-        f"in {result['seconds']:.0f} s",
-        file=sys.stderr,
-    )
+    score, seconds = f"mean IoU {result['mean_iou']:.3f}", f"{result['seconds']:.0f} s"
+    print(f"{name}: {score} in {seconds}", file=sys.stderr)
     return result
 
 
@@ -258,31 +255,34 @@ def count(prediction, masks, classes: int) -> np.ndarray:
 
 
 def toolkit(trial: Trial, options: str, epochs: int | None) -> dict:
-    """``main.py`` as a process of its own, from its start to its reports."""
-    words = [*MODEL.split(), "--epochs", str(epochs or trial.source.epochs)]
+    """``main.py`` with options; ``epochs`` instead of the dataset's."""
     mode = f"--mode multiclass --classes {trial.source.classes}"
-    words += ("--mode binary" if trial.binary else mode).split()
-    words += ["--seed", str(trial.seed), *shlex.split(options)]
-    parsed = training.build_parser().parse_args([*words, "--dataset_root", "-"])
+    words = [
+        *("--mode binary" if trial.binary else mode).split(),
+        *f"{MODEL} --epochs {epochs or trial.source.epochs} --seed {trial.seed}".split(),
+        *shlex.split(options),
+    ]
+    parsed = training.build_parser().parse_args([*words, "--dataset_root", ""])
     config = rasters.settings_from(mt.TrainingConfig, parsed)
+    key = {"settings": asdict(replace(config, save_dir=""))}
+    return remembered(trial, "toolkit", key, run_toolkit, words)
 
-    def train() -> dict:
-        with tempfile.TemporaryDirectory(dir=trial.folder) as place:
-            clock = time.perf_counter()
-            where = ("--dataset_root", trial.patches, "--save_dir", place)
-            run_script("main.py", *words, *where)
-            seconds = time.perf_counter() - clock
-            report = json.loads((Path(place) / "model_metrics.json").read_text())
-        test = report["test"]
-        kept = {key: report[key] for key in ("best_epoch", "history")}
-        result = measure(trial, np.array(test["confusion_matrix"]), seconds, **kept)
-        for key in ("mean_iou", "overall_accuracy", "kappa"):
-            if result[key] != test[key]:
-                sys.exit(f"main.py reports {key} {test[key]}, but it is {result[key]}")
-        return result
 
-    settings = asdict(replace(config, dataset_root="", save_dir=""))
-    return remembered(trial, "toolkit", {"settings": settings}, train)
+def run_toolkit(trial: Trial, words: list[str]) -> dict:
+    """Train in a process of its own; its time is from the start to the last report."""
+    with tempfile.TemporaryDirectory(dir=trial.folder) as place:
+        clock = time.perf_counter()
+        where = ("--dataset_root", trial.patches, "--save_dir", place)
+        run_script("main.py", *words, *where)
+        seconds = time.perf_counter() - clock
+        report = json.loads((Path(place) / "model_metrics.json").read_text())
+    test = report["test"]
+    kept = {key: report[key] for key in ("best_epoch", "history")}
+    result = measure(trial, np.array(test["confusion_matrix"]), seconds, **kept)
+    for key in ("mean_iou", "overall_accuracy", "kappa"):
+        if result[key] != test[key]:
+            sys.exit(f"main.py reports {key} {test[key]}, but it is {result[key]}")
+    return result
 
 
 def features(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -306,9 +306,8 @@ def random_forest(trial: Trial) -> dict:
     known = np.flatnonzero(labels < classes)
     rng = np.random.default_rng(trial.seed)
     chosen = rng.permutation(known)[:FOREST_PIXELS]
-    forest = RandomForestClassifier(
-        TREES, n_jobs=trial.threads, random_state=trial.seed
-    )
+    parameters = {"n_jobs": trial.threads, "random_state": trial.seed}
+    forest = RandomForestClassifier(TREES, **parameters)
     forest.fit(values[chosen], labels[chosen])
     matrix = np.zeros((classes, classes), np.int64)
     for image, valid, mask in zip(*test):
@@ -317,7 +316,7 @@ def random_forest(trial: Trial) -> dict:
 
 
 def plain_loop(trial: Trial, seconds: float) -> dict:
-    """A training loop as it is often written; it stops after the epoch in which time is up."""
+    """A training loop as it is often written, of whole epochs that take about ``seconds``."""
     import segmentation_models_pytorch as smp
     import torch
 
@@ -328,11 +327,12 @@ def plain_loop(trial: Trial, seconds: float) -> dict:
     seen = splits[0].images.swapaxes(0, 1)[:, splits[0].valid]  # (C, pixels)
     mean, std = (f(seen, axis=1)[:, None, None] for f in (np.mean, np.std))
 
+    def spent() -> float:
+        return time.perf_counter() - clock
+
     def tensors(split: Pixels):
         scaled = np.where(split.valid[:, None], (split.images - mean) / std, 0)
-        return torch.from_numpy(scaled.astype(np.float32)), torch.from_numpy(
-            split.masks
-        )
+        return torch.tensor(scaled, dtype=torch.float32), torch.tensor(split.masks)
 
     def flip(image, mask):
         sides = [side for side in (-2, -1) if torch.rand(()) < 0.5]
@@ -345,13 +345,13 @@ def plain_loop(trial: Trial, seconds: float) -> dict:
         return count(torch.cat(parts).cpu(), masks, classes)
 
     (images, masks), validation, test = map(tensors, splits)
-    channels = images.shape[1]
-    model = smp.Unet("resnet18", encoder_weights=None, in_channels=channels,
-                     classes=classes).to(device)  # fmt: skip
+    shape = {"in_channels": images.shape[1], "classes": classes}
+    model = smp.Unet("resnet18", encoder_weights=None, **shape).to(device)
     loss = torch.nn.CrossEntropyLoss(ignore_index=rasters.UNLABELLED)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     names, best, weights, epochs, best_epoch = [""] * classes, -1.0, None, 0, 0
-    while not epochs or time.perf_counter() - clock < seconds:
+    # another epoch where its middle is within the time
+    while not epochs or spent() * (epochs + 0.5) / epochs < seconds:
         model.train()
         for rows in torch.randperm(len(images)).split(size):
             flipped = [flip(images[row], masks[row]) for row in rows]
@@ -365,7 +365,7 @@ def plain_loop(trial: Trial, seconds: float) -> dict:
             best, best_epoch = score, epochs
             weights = copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
-    matrix, taken = examine(*test), time.perf_counter() - clock
+    matrix, taken = examine(*test), spent()
     return measure(trial, matrix, taken, epochs=epochs, best_epoch=best_epoch)
 
 
@@ -375,21 +375,12 @@ def plain_loop(trial: Trial, seconds: float) -> dict:
 def compare(trial: Trial, options: str, epochs: int | None) -> dict[str, dict]:
     """The three methods on one trial."""
     ours = toolkit(trial, options, epochs)
-    loop = lambda: plain_loop(trial, ours["seconds"])
-    settings = {"settings": ours["key"]["settings"]}
+    key = {"settings": ours["key"]["settings"]}  # they set the time
+    seconds = ours["seconds"]
     return {
         "toolkit": ours,
-        "plain loop": remembered(trial, "plain loop", settings, loop),
-        "random forest": remembered(
-            trial, "random forest", {}, lambda: random_forest(trial)
-        ),
-    }
-
-
-def ablate(trial: Trial, options: str, epochs: int | None, variants) -> dict[str, dict]:
-    """The toolkit alone, in several variants."""
-    return {
-        name: toolkit(trial, f"{options} {VARIANTS[name]}", epochs) for name in variants
+        "plain loop": remembered(trial, "plain loop", key, plain_loop, seconds),
+        "random forest": remembered(trial, "random forest", {}, random_forest),
     }
 
 
@@ -400,64 +391,74 @@ def cell(values: list[float], form: str = ".3f") -> str:
     return f"{found['mean']:{form}}{deviation}"
 
 
-def print_table(results: list[dict[str, dict]], paired: bool) -> dict:
-    """Print a Markdown table, a row per method, and return its numbers.
+def print_table(results: list[dict[str, dict]]) -> dict:
+    """Print a Markdown table, a row per method; what it shows, as numbers.
 
     Args:
-        results: Of each seed, by method.
-        paired: Compare with the first method, seed by seed.
+        results: Of each seed, by method. Differences are from the first, seed by seed.
     """
-    heads = ["", "mean IoU", *(["difference"] if paired else []), "accuracy", "seconds"]
-    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-    first, table = next(iter(results[0])), {}
+    print("| | mean IoU | difference | accuracy | seconds |\n|---|---|---|---|---|")
+    base, table = [next(iter(result.values())) for result in results], {}
+    forms = {
+        "mean_iou": ".3f", "difference": "+.3f", "overall_accuracy": ".3f",
+        "seconds": ".0f",
+    }  # fmt: skip
     for method in results[0]:
-        columns = {
-            key: [result[method][key] for result in results]
-            for key in ("mean_iou", "overall_accuracy", "kappa", "seconds")
-        }
-        if paired:
-            own = zip(columns["mean_iou"], (result[first] for result in results))
-            columns["difference"] = [iou - base["mean_iou"] for iou, base in own]
-        cells = [method, cell(columns["mean_iou"])]
-        if paired:
-            cells.append(cell(columns["difference"], "+.3f"))
-        cells += [cell(columns["overall_accuracy"]), cell(columns["seconds"], ".0f")]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        rows = [
+            result[method]
+            | {"difference": result[method]["mean_iou"] - first["mean_iou"]}
+            for result, first in zip(results, base)
+        ]
+        columns = {key: [row[key] for row in rows] for key in (*forms, "kappa")}
+        cells = [cell(columns[key], form) for key, form in forms.items()]
+        print(f"| {method} | {' | '.join(cells)} |", flush=True)
         table[method] = {k: mt.fold_statistics(v) for k, v in columns.items()}
     return table
 
 
-def main() -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
     shared = ROOT.parent / "shared" / "data"
-    parser.add_argument("--data", type=Path, default=shared, help="folder of datasets")
-    parser.add_argument("--folder", type=Path, default=Path("benchmark_data/quality"))
-    parser.add_argument("--datasets", nargs="+", choices=SOURCES, default=list(SOURCES))
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--epochs", type=int, help="default: a number per dataset")
-    parser.add_argument(
-        "--options", default="", help='of main.py, as --options="--loss ce"'
-    )
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--ablate", action="store_true", help="change single defaults")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS),
-                        help="of --ablate; the first is what others are compared with")  # fmt: skip
-    arguments = parser.parse_args()
+    add("--data", type=Path, default=shared, help="folder of the datasets")
+    add("--folder", type=Path, default=Path("benchmark_data/quality"))
+    add("--datasets", nargs="+", choices=SOURCES, default=list(SOURCES))
+    add("--seeds", type=int, default=3, help="how many, from 0")
+    add("--epochs", type=int, help="of the toolkit (default: a number per dataset)")
+    add("--options", default="", help='more of main.py, as --options="--loss ce"')
+    add("--threads", type=int, default=os.cpu_count())
+    add("--ablate", action="store_true", help="variants of the toolkit alone")
+    text = "of --ablate; the others are compared with the first"
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help=text)
+    return parser
+
+
+def main() -> int:
+    arguments = build_parser().parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # before torch is imported
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    tables, more = {}, (arguments.options, arguments.epochs)
+    options, epochs = arguments.options, arguments.epochs
+    kind = "ablation" if arguments.ablate else "quality"
     for name in arguments.datasets:
         where = arguments.data, arguments.folder, arguments.threads
         trials = [make_trial(name, seed, *where) for seed in range(arguments.seeds)]
         print(f"\n## {name}")
         print_splits(trials)
-        if arguments.ablate:
-            results = [ablate(trial, *more, arguments.variants) for trial in trials]
-        else:
-            results = [compare(trial, *more) for trial in trials]
-        tables[name] = print_table(results, arguments.ablate)
-    kind = "ablation" if arguments.ablate else "quality"
-    rasters.write_json(arguments.folder / f"{kind}.json", tables)
+        results = []
+        for trial in trials:
+            if arguments.ablate:
+                results.append(
+                    {
+                        variant: toolkit(
+                            trial, f"{options} {VARIANTS[variant]}", epochs
+                        )
+                        for variant in arguments.variants
+                    }
+                )
+            else:
+                results.append(compare(trial, options, epochs))
+        table = {"options": options, "epochs": epochs, "table": print_table(results)}
+        rasters.write_json(arguments.folder / f"{kind}-{name}.json", table)
     return 0
 
 
