@@ -1252,6 +1252,7 @@ EXTREMES = {
 }
 # the extremes that mean something; all others must be refused
 LEGAL_VALUES = {
+    "accumulate": {HUGE},  # a step per epoch
     "batch_size": {HUGE},
     "block_size": {"1e300"},
     "buffer": {"0", "1e300", "1e-320"},
@@ -1289,6 +1290,9 @@ BESIDE = {
 }
 
 
+AUTOMATIC = (("predict", "batch_size"), ("train", "num_workers"))
+
+
 def number_options():
     """Every option of every script that takes a number, with every extreme."""
     for script, config in CONFIGS.items():
@@ -1296,7 +1300,7 @@ def number_options():
         for field in fields(config):
             kinds = {hints[field.name], *get_args(hints[field.name])}
             kind = next((k for k in (float, int) if k in kinds), None)
-            if (script, field.name) == ("predict", "batch_size"):
+            if (script, field.name) in AUTOMATIC:
                 kind = int  # a number or "auto"
             for value in EXTREMES.get(kind, ()):
                 name = "huge" if len(value) > 9 else value
@@ -1635,7 +1639,8 @@ def test_faults_of_a_reading_process_that_is_killed(place, capfd, monkeypatch):
 
     monkeypatch.setattr(rasters, "read_patch", killed)
     error = r"A process that reads patches was killed.*; .*--num_workers"
-    assert_fault(capfd, monkeypatch, "train", "--num_workers 1", error, late=True)
+    options = "--num_workers 1 --cache off"
+    assert_fault(capfd, monkeypatch, "train", options, error, late=True)
 
 
 @pytest.mark.parametrize("script", ["extract", "train", "predict"])
@@ -1705,7 +1710,7 @@ def test_faults_of_a_patch_that_is_lost_during_training(place, capfd, monkeypatc
 
     monkeypatch.setattr(model_training, "fit", lose)
     former = Path(patch_path("train")).read_bytes()
-    assert run("train", "--num_workers 1") == 1
+    assert run("train", "--num_workers 1 --cache off") == 1
     err = capfd.readouterr().err
     assert_one_line(err, r"error: Cannot read .*patch_000.tif.*; .*write it again", 1)
     Path(patch_path("train")).write_bytes(former)

@@ -72,7 +72,7 @@ SOURCES = {
         f"{SCENE} --grid {{0}}/grid_wgs84.gpkg --patch_size 128 "
         "--label_values 1,2,3,4,5,6,7,8 --block_size 7680",
         8,
-        60,
+        40,
     ),
     "nc": Source(
         "nc-landsat7",
