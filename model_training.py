@@ -1822,9 +1822,8 @@ def _load_safely(path: Path):
         raise CheckpointError(f"No checkpoint {path}") from None
     except Exception as error:  # pickle, zip and torch raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if reason.startswith(
-            "Weights only load failed"
-        ):  # torch says how to run its code
+        # torch goes on with how to run the code of the file
+        if reason.startswith("Weights only load failed"):
             reason = "it holds more than tensors and plain values"
         raise CheckpointError(
             f"{path} cannot be opened safely as a checkpoint: {reason[:100]}; give a whole file "
@@ -3523,13 +3522,14 @@ def run_experiment(config: TrainingConfig) -> dict:
 def known_fault(error: Exception, config: TrainingConfig, device):
     """What torch reports in its own way, as SegmentationError; None for what is not known."""
     text = str(error)
+    if isinstance(error, SegmentationError):  # of a process that reads patches
+        line = text.splitlines()[-1].partition(": ")[2]
+        return SegmentationError(line) if "Original Traceback" in text else None
     if "memory" in text and ("out of" in text or "allocate" in text):
         return SegmentationError(
             f"The memory of {device} does not hold {config.batch_size} patches; lower --batch_size"
         )
-    if "Original Traceback" in text and isinstance(error, SegmentationError):
-        return SegmentationError(text.splitlines()[-1].partition(": ")[2])
-    if "DataLoader worker" in text and not isinstance(error, SegmentationError):
+    if "DataLoader worker" in text:
         return SegmentationError(
             "A process that reads patches was killed (no memory left?); lower --num_workers or "
             "--batch_size"
