@@ -1258,7 +1258,7 @@ def list_models(given: Sequence[str]) -> list[str]:
         found = (
             sorted(folder.glob("fold_*/model_final_model.pth"), key=_fold_number)
             or sorted(folder.glob("model_final_model.pth"))
-            or sorted(folder.glob("*.pth"))
+            or sorted(p for p in folder.glob("*.pth") if p.name != "model_last.pth")
         )
         if not found:
             raise model_training.CheckpointError(

@@ -45,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
             help=f"print the known {name} and end",
         )
     about.add_argument(
+        "--check",
+        action="store_true",
+        help="look at all files and options, measure a batch, tell what stands against the run and "
+        "what it will take, and end",
+    )
+    about.add_argument(
         "--debug", action="store_true", help="show the traceback of any error"
     )
     return parser
@@ -90,6 +96,25 @@ def print_report(report: dict, save_dir: str) -> None:
     print(f"\nFinal model: {Path(save_dir) / 'model_final_model.pth'}")
 
 
+def check(config: model_training.TrainingConfig) -> int:
+    """Tell what stands against a run, or what it will take; the exit status."""
+    problems, outlook = model_training.check_experiment(config)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        return 1
+    patches = ", ".join(f"{n} {split}" for split, n in outlook["patches"].items())
+    print(f"patches       {patches}")
+    print(f"parameters    {outlook['parameters'] / 1e6:.1f} million")
+    print(f"an epoch      {model_training.duration(outlook['epoch_seconds'])}")
+    total = model_training.duration(outlook["total_seconds"])
+    print(f"all epochs    {total} at most, less if training stops early")
+    if outlook["memory"]:
+        print(f"memory        {outlook['memory'] / 1e9:.1f} GB")
+    print("Nothing stands against this run.")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 could not be done, 2 wrong command line, 130 interrupted."""
     parser = build_parser()
@@ -100,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("semanticseg4eo").setLevel(logging.ERROR)
     try:
         config = rasters.settings_from(model_training.TrainingConfig, arguments)
+        if arguments.check:
+            return check(config)
         with rasters.ending_as_ctrl_c():
             report = model_training.run_experiment(config)
         if leads:

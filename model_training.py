@@ -1,7 +1,8 @@
 """Tensors: from patches to a trained model and back from its checkpoint.
 
 Contents, in order: settings, normalization, patches, augmentation, models, losses, metrics,
-assessment, checkpoints, inference, processes, training, folds, experiments (split, k-fold), reports.
+assessment, checkpoints, inference, processes, training, folds, experiments (split, k-fold), looking ahead,
+reports.
 
 Conventions: images (C, H, W) as rasterio reads them, masks (H, W) int64 with ``ignore_index``
 where unlabelled, models return logits (N, K, H, W). A binary model has K = 1 and a sigmoid, a
@@ -3168,11 +3169,11 @@ def epoch_line(rows: Sequence[dict], epochs: int, marks: Sequence[str]) -> str:
     parts += [f"lr {row['learning_rate']:.1e}", f"{row['seconds']:.1f} s"]
     # the first epoch of several takes longer than others
     usual = np.mean([row["seconds"] for row in (rows[1:] or rows)])
-    parts.append(f"left {_duration((epochs - row['epoch']) * usual)}")
+    parts.append(f"left {duration((epochs - row['epoch']) * usual)}")
     return "  ".join(parts) + (f"  * best {', '.join(marks)}" if marks else "")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """As 0:45 or 2:03:10."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -3479,23 +3480,8 @@ def run_experiment(config: TrainingConfig) -> dict:
     import torch
 
     device = own_device(config.device)
-    check_architecture(config.model_config(config.in_channels or 1), config.weights)
-    rasters.require_folder("--save_dir", config.save_dir)
-    former = [file.resolve() for file in former_files(Path(config.save_dir))]
-    require(
-        not config.weights or Path(config.weights).resolve() not in former,
-        "--encoder_weights",
-        config.weights,
-        "another --save_dir: this run would replace the file",
-    )
-    if config.area_estimation and not rasters.list_pairs(
-        config.dataset_root, "test", required=False
-    ):
-        raise DatasetError(
-            f"--area_estimation: {config.dataset_root} has no test split to learn the map's "
-            "errors from; leave it out, or extract with a --test_ratio"
-        )
-    require_patches(config)
+    for require_something in BEFOREHAND:
+        require_something(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
     save_dir = Path(config.save_dir)
@@ -3541,17 +3527,54 @@ def known_fault(error: Exception, config: TrainingConfig, device):
     return None
 
 
+def require_model(config: TrainingConfig) -> None:
+    """Raise OptionError where the model cannot be built at all."""
+    check_architecture(config.model_config(config.in_channels or 1), config.weights)
+
+
+def require_output(config: TrainingConfig) -> None:
+    """Raise SegmentationError where ``--save_dir`` cannot be written to, or should not."""
+    rasters.require_folder("--save_dir", config.save_dir)
+    former = [file.resolve() for file in former_files(Path(config.save_dir))]
+    require(
+        not config.weights or Path(config.weights).resolve() not in former,
+        "--encoder_weights",
+        config.weights,
+        "another --save_dir: this run would replace the file",
+    )
+
+
+def require_test(config: TrainingConfig) -> None:
+    """Raise DatasetError where areas are to be estimated without a test split."""
+    if config.area_estimation and not rasters.list_pairs(
+        config.dataset_root, "test", required=False
+    ):
+        raise DatasetError(
+            f"--area_estimation: {config.dataset_root} has no test split to learn the map's "
+            "errors from; leave it out, or extract with a --test_ratio"
+        )
+
+
+def needed_splits(config: TrainingConfig) -> tuple[str, ...]:
+    """The splits that a run cannot do without."""
+    return ("train", "validation") if config.val_strategy == "split" else ("train",)
+
+
 def require_patches(config: TrainingConfig) -> None:
     """Look at all splits before any patch is read, which takes long.
 
     Raises:
         DatasetError: A split without patches, a patch without its partner, or one that is cut off.
     """
-    needed = ("train", "validation") if config.val_strategy == "split" else ("train",)
     for split in rasters.SPLITS:
-        for pair in rasters.list_pairs(config.dataset_root, split, split in needed):
+        needed = split in needed_splits(config)
+        for pair in rasters.list_pairs(config.dataset_root, split, needed):
             rasters.patch_header(pair.image)
             rasters.patch_header(pair.label)
+
+
+# what is looked at before anything is read or trained
+BEFOREHAND = (require_model, require_output, require_test, require_patches)
 
 
 def survey_split(
@@ -3568,6 +3591,14 @@ def survey_split(
     survey = survey_patches(
         pairs, config.label_classes, config.ignore_index, like, cache
     )
+    require_usable(config, split, survey)
+    log.info("%-10s %5d patches of %d x %d pixels, %d bands", split, len(pairs), *survey.shape[1:],
+             survey.shape[0])  # fmt: skip
+    return survey
+
+
+def require_usable(config: TrainingConfig, split: str, survey: Survey) -> None:
+    """Raise DatasetError where a split has other bands than asked for, or no label."""
     bands = survey.shape[0]
     if config.in_channels not in (None, bands):
         raise DatasetError(
@@ -3579,9 +3610,6 @@ def survey_split(
             f"No patch of the {split} split has a labelled pixel that is valid in the image; look "
             "at the nodata of both, and at --ignore_index"
         )
-    log.info("%-10s %5d patches of %d x %d pixels, %d bands", split, len(pairs), *survey.shape[1:],
-             bands)  # fmt: skip
-    return survey
 
 
 def require_several_classes(survey: Survey) -> None:
@@ -3906,6 +3934,29 @@ def train_folds(
     return reports, matrices, samples
 
 
+def plan_all_folds(
+    config: TrainingConfig, pooled: Survey
+) -> tuple[dict[str, list[Fold]], np.ndarray]:
+    """The folds of ``--fold_by`` by kind, two kinds for ``both``, and the block of each patch.
+
+    Raises:
+        DatasetError: See ``plan_folds``.
+    """
+    if len(pooled.pairs) < config.n_splits:
+        raise DatasetError(
+            f"{len(pooled.pairs)} patches cannot make {config.n_splits} folds; lower --n_splits"
+        )
+    footprints, blocks = None, np.arange(len(pooled.pairs))
+    if config.fold_by != "random":
+        footprints = rasters.patch_footprints(pooled.pairs)
+        blocks = spatial_groups(footprints, "block", config.block_size, config.n_splits)
+    kinds = ("random", "block") if config.fold_by == "both" else (config.fold_by,)
+    plans = {
+        kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
+    }
+    return plans, blocks
+
+
 def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     """K-fold cross-validation over train/ and validation/, then a final model on all of it.
 
@@ -3919,21 +3970,10 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     more = survey_split(config, "validation", pooled, cache, required=False)
     pooled = pooled + more if more else pooled
     test = survey_split(config, "test", pooled, required=False)
-    if len(pooled.pairs) < config.n_splits:
-        raise DatasetError(
-            f"{len(pooled.pairs)} patches cannot make {config.n_splits} folds; lower --n_splits"
-        )
     require_several_classes(pooled)
     names, save_dir = names_for(config, pooled), Path(config.save_dir)
-    footprints, blocks = None, np.arange(len(pooled.pairs))
-    if config.fold_by != "random":
-        footprints = rasters.patch_footprints(pooled.pairs)
-        blocks = spatial_groups(footprints, "block", config.block_size, config.n_splits)
-    both = config.fold_by == "both"
-    kinds = ("random", "block") if both else (config.fold_by,)
-    plans = {
-        kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
-    }
+    plans, blocks = plan_all_folds(config, pooled)
+    both = len(plans) == 2
 
     # what cannot be built is an error before the former run is gone
     prepare(Run(config, pooled, None, save_dir, names, config.epochs, device))
@@ -3965,8 +4005,8 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     fit(final)
     report = {
         "class_names": names,
-        **results[kinds[-1]],
-        "blocks": None if footprints is None else len(sums),
+        **results[kind],
+        "blocks": None if config.fold_by == "random" else len(sums),
         "final_epochs": epochs,
         "history": final.history.rows,
     }
@@ -4015,6 +4055,107 @@ def optimism(
     )
     return {
         key: {"value": gaps[key], "interval_95": intervals[key]} for key in HEADLINES
+    }
+
+
+# --- looking ahead --------------------------------------------------------------------------
+
+
+def check_experiment(config: TrainingConfig) -> tuple[list[str], dict]:
+    """Look at all that a run would look at, and do none of its work.
+
+    Returns:
+        What stands against the run, a line each; and, when nothing does, what it will take:
+        "patches" per split, "parameters", "epoch_seconds" and "total_seconds" at most (measured on
+        a batch), and "memory" in bytes (of the GPU, else of this process).
+    """
+    problems: list[str] = []
+
+    def attempt(action: Callable, *arguments):
+        try:
+            return action(*arguments)
+        except (SegmentationError, OSError) as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+            return None
+
+    device = attempt(own_device, config.device)
+    for require_something in BEFOREHAND:
+        attempt(require_something, config)
+    surveys: dict[str, Survey] = {}
+    like = None
+    for split in rasters.SPLITS:
+        needed = split in needed_splits(config)
+        pairs = attempt(rasters.list_pairs, config.dataset_root, split, needed) or []
+        # one by one, so that each tells its own fault
+        for pair in pairs:
+            given = [pair], config.label_classes, config.ignore_index, like
+            one = attempt(survey_patches, *given)
+            if one:
+                like = like or one
+                surveys[split] = surveys[split] + one if split in surveys else one
+        if split in surveys:
+            attempt(require_usable, config, split, surveys[split])
+    train, validation = surveys.get("train"), surveys.get("validation")
+    if train and config.val_strategy == "kfold":
+        train, validation = train + validation if validation else train, None
+        attempt(plan_all_folds, config, train)
+    if train:
+        attempt(require_several_classes, train)
+    if problems:
+        return problems, {}
+    names = names_for(config, train)
+    place = Path(config.save_dir)
+    run = Run(config, train, validation, place, names, config.epochs, device)
+    try:
+        attempt(prepare, run)
+        took = attempt(measure_batches, run) or {}
+    except RuntimeError as error:
+        took, fault = {}, known_fault(error, config, device)
+        if not fault:
+            raise
+        problems.append(str(fault))
+    patches = {split: len(survey.pairs) for split, survey in surveys.items()}
+    return problems, took | {"patches": patches}
+
+
+def measure_batches(run: Run) -> dict:
+    """Train and evaluate a batch of a prepared run; what the run will take by that.
+
+    Returns:
+        See ``check_experiment``.
+    """
+    import torch
+
+    config, device, seconds = run.config, run.device, []
+    loader = run.loader(run.train, training=True)
+    stepper, _ = make_stepper(run, len(loader))
+    batch = next(iter(loader))
+    options = stepper, device, run.precision
+    for _ in range(2):  # libraries warm up in the first
+        started = time.perf_counter()
+        train_one_epoch(run.model, [batch], run.loss, *options)
+        middle = time.perf_counter()
+        classes = run.model_config.label_classes
+        evaluate(run.model, [batch], run.loss, device, classes, None, run.precision)
+        seconds = [middle - started, time.perf_counter() - middle]
+    checked = len(run.validation.pairs) if run.validation else 0
+    epoch = seconds[0] * len(loader) + seconds[1] * checked / config.batch_size
+    runs = 1.0
+    if config.val_strategy == "kfold":
+        kinds = 2 if config.fold_by == "both" else 1
+        runs += kinds * (
+            config.n_splits - 1
+        )  # each fold sees that share of all patches
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        memory = rasters.peak_memory()
+    return {
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "epoch_seconds": epoch,
+        "total_seconds": epoch * config.epochs * runs,
+        "memory": memory,
     }
 
 

@@ -258,6 +258,16 @@ def free_memory() -> int:
     return free
 
 
+def peak_memory() -> int | None:
+    """Bytes of main memory that this process has held at most; None where nobody counts."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most << 10
+
+
 @contextmanager
 def ending_as_ctrl_c() -> Iterator[None]:
     """Have SIGTERM end a program as Ctrl-C does, so that what is open can be closed."""
