@@ -275,7 +275,7 @@ def test_a_contradiction_says_both_values(tmp_path, given, fact):
     path = write_described(tmp_path, ENCODED)
     with pytest.raises(CheckpointError) as caught:
         mt.load_checkpoint(path, described=given)
-    assert one_line(caught) == fact.format(path)
+    assert one_line(caught) == f"{fact.format(path)}; leave it out"
 
 
 def test_an_option_fills_what_the_file_leaves_open(tmp_path):

@@ -616,7 +616,8 @@ def test_both_trains_both_and_one_final_model(scene, runs):
         whole = found.report["random"] if kind == "random" else found.report
         assert whole["folds"][int(number) - 1] == metrics
         assert (found.save_dir / folder / "model_final_model.pth").exists()
-    assert len(list(found.save_dir.glob("*.pth"))) == 1
+    models = {path.name for path in found.save_dir.glob("*.pth")}
+    assert models == {"model_final_model.pth", "model_last.pth"}
     for kind, done in (("random", found.fitted[:3]), ("block", found.fitted[3:6])):
         for outer, (_, train, _) in zip(held_out_of(scene, found, kind), done):
             assert (common(train, outer) < 1) == (kind == "block")
