@@ -1247,7 +1247,7 @@ def test_a_disk_that_does_not_hold_the_map_is_an_error_before_the_work(
         if status:
             error = capsys.readouterr().err
             assert str(folder) in error and "GB free" in error
-            assert os.listdir(folder) == [] and batches == []
+            assert not folder.exists() and batches == []
 
 
 class Recorder:
