@@ -7,12 +7,16 @@ Weights are never downloaded: the hubs are told to stay offline and get an empty
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# what a shell starts in the background ignores Ctrl-C, and so would the scripts that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

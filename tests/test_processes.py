@@ -215,7 +215,9 @@ def test_an_interrupted_process_says_how_to_go_on(folder, whole, slow, tmp_path,
     output = tmp_path / "map.tif"
     arguments = command(folder, output)[1:]
     run = subprocess.Popen(
-        [sys.executable, str(slow), *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, str(slow), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     journal = tmp_path / ".map.tif-partial" / "done-0.txt"
     wait_for(lambda: journal.exists() and journal.stat().st_size)
