@@ -191,12 +191,8 @@ class PredictionConfig:
             overlap,
             f"0 to {size - 1}, less than --patch_size {size}",
         )
-        number = self.batch_size == "auto" or (
-            self.batch_size.isdecimal()
-            and len(self.batch_size) <= 10
-            and int(self.batch_size) >= 1
-        )
-        require(number, "--batch_size", self.batch_size, "at least 1, or auto")
+        fine = rasters.number_or_auto(self.batch_size, 1)
+        require(fine, "--batch_size", self.batch_size, "at least 1, or auto")
         require(0 <= self.threshold <= 1, "--threshold", self.threshold, "0 to 1")
         area = self.min_area
         require(0 <= area < math.inf, "--min_area", area, "0 or more square metres")
@@ -282,6 +278,12 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
         fine = not polygons or polygons.suffix == ".gpkg"
         require(fine, "--polygons", polygons, "a name that ends in .gpkg")
         tasks = [Task(scenes[0], output, polygons or None)]
+    require_names(tasks, config)
+    return tasks
+
+
+def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
+    """Raise what ``list_tasks`` raises for maps of names that cannot be."""
     written: dict[Path, str] = {}
     for task in tasks:
         other = written.setdefault(task.output, task.scene)
@@ -299,12 +301,12 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
             name,
             "a shorter name, which the maps beside it begin with",
         )
+    scenes = [task.scene for task in tasks]
     inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
     for task in tasks:
         for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):
             path = task.beside(ending)
             require(path.resolve() not in inputs, "--output", path, "not an input")
-    return tasks
 
 
 # --- windows --------------------------------------------------------------------------------
@@ -1648,12 +1650,12 @@ def map_scene(
             log.info("%s is there already", task.output)
             return json.loads(task.beside("_statistics.json").read_text())
         with ExitStack() as stack:
-            if team.rank == 0:
+            if team.leads:
                 sole_run = rasters.sole_run("--output", task.output, task.partial)
                 stack.enter_context(sole_run)
             try:
                 statistics = compute(job, team)
-                return finish(job, statistics) if team.rank == 0 else {}
+                return finish(job, statistics) if team.leads else {}
             except Exception:
                 if team.size == 1:
                     shutil.rmtree(task.partial, ignore_errors=True)
@@ -1700,7 +1702,7 @@ def compute(job: Job, team: model_training.Team) -> Statistics:
         rows = Unfinished(folder, job.layers, shape, team.rank)
         stack.enter_context(rows.opened)
         maps = None
-        if team.rank == 0:
+        if team.leads:
             for part in parts:
                 rows.mark(part)
             outputs = open_outputs(
@@ -1878,7 +1880,7 @@ def predict_scenes(config: PredictionConfig) -> int:
                 failed += 1
                 print(f"error: {error}", file=sys.stderr)
             else:
-                if helpers.rank == 0:
+                if helpers.leads:
                     print(report_text(report), flush=True)
         team.wait()
     if failed:
@@ -1891,8 +1893,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     rasters.show_messages()
-    if os.environ.get("RANK", "0") != "0":
-        log.setLevel(logging.ERROR)  # the first process tells for all
     try:
         config = rasters.settings_from(PredictionConfig, arguments)
         with rasters.ending_as_ctrl_c(), rasterio.Env(**GDAL_OPTIONS):

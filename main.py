@@ -10,8 +10,6 @@ beside the best checkpoints, the scores (JSON, CSV) and a plot.
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 from pathlib import Path
 
@@ -120,16 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     rasters.show_messages()
-    leads = os.environ.get("RANK", "0") == "0"  # the first process tells for all
-    if not leads:
-        logging.getLogger("semanticseg4eo").setLevel(logging.ERROR)
     try:
         config = rasters.settings_from(model_training.TrainingConfig, arguments)
         if arguments.check:
             return check(config)
         with rasters.ending_as_ctrl_c():
             report = model_training.run_experiment(config)
-        if leads:
+        if rasters.leads():
             print_report(report, config.save_dir)
     except OptionError as error:
         if arguments.debug:
@@ -143,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         best = Path(arguments.save_dir) / "model_best_combined.pth"
         so_far = f"the best model so far is {best}; " if best.exists() else ""
-        if leads:
+        if rasters.leads():
             print(f"interrupted; {so_far}--resume goes on", file=sys.stderr)
         return 130
     return 0

@@ -1,8 +1,8 @@
 """Tensors: from patches to a trained model and back from its checkpoint.
 
 Contents, in order: settings, normalization, patches, augmentation, models, losses, metrics,
-assessment, checkpoints, inference, processes, training, folds, experiments (split, k-fold), looking ahead,
-reports.
+assessment, checkpoints, inference, processes, training, folds, experiments (split, k-fold),
+looking ahead, reports.
 
 Conventions: images (C, H, W) as rasterio reads them, masks (H, W) int64 with ``ignore_index``
 where unlabelled, models return logits (N, K, H, W). A binary model has K = 1 and a sigmoid, a
@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -230,47 +231,38 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_model_name(self.model)
-        multiclass = self.mode == "multiclass"
-        finite = math.isfinite
+        self._require_data()
+        self._require_folds()
+        self._require_training()
+        self._require_model()
+
+    def _require_data(self) -> None:
         require(2 <= self.classes <= 65535, "--classes", self.classes, "2 to 65535")
         require(
-            multiclass or self.classes == 2,
+            self.mode == "multiclass" or self.classes == 2,
             "--classes",
             self.classes,
             "2 with --mode binary; --mode multiclass takes more",
         )
-        for name in ("epochs", "batch_size", "accumulate"):
-            value = getattr(self, name)
-            require(value >= 1, f"--{name}", value, "at least 1")
-        for name in ("patience", "warmup_epochs", "freeze_encoder_epochs", "clip_grad"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"--{name}", value, "0 or more")
-        workers = self.num_workers
-        fine = workers == "auto" or (
-            workers.isdecimal() and len(workers) <= 4 and int(workers) <= 1024
-        )
-        require(fine, "--num_workers", workers, "0 to 1024, or auto")
-        for name in ("warmup_epochs", "freeze_encoder_epochs"):
-            value = getattr(self, name)
-            fewer = f"fewer than --epochs {self.epochs}"
-            require(value < self.epochs, f"--{name}", value, fewer)
+        if self.class_names:
+            names = len(self.class_names.split(","))
+            expected = f"{self.label_classes} names"
+            require(
+                names == self.label_classes, "--class_names", self.class_names, expected
+            )
         require(
-            not self.warmup_epochs or self.scheduler != "onecycle",
-            "--warmup_epochs",
-            self.warmup_epochs,
-            "another --scheduler: onecycle has a rise of its own",
+            not 0 <= self.ignore_index < self.label_classes,
+            "--ignore_index",
+            self.ignore_index,
+            f"a value outside the classes 0..{self.label_classes - 1}",
         )
         bands = self.in_channels
         fine = bands is None or 1 <= bands <= 65535
         require(fine, "--in_channels", bands, "1 to 65535")
-        entry = MODELS[self.model]
-        require(
-            not self.freeze_encoder_epochs or entry.has_encoder or entry.fixed_encoder,
-            "--freeze_encoder_epochs",
-            self.freeze_encoder_epochs,
-            f"a model with an encoder, which {self.model} has not",
-        )
-        require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
+        fine = rasters.number_or_auto(self.num_workers, 0, 1024)
+        require(fine, "--num_workers", self.num_workers, "0 to 1024, or auto")
+
+    def _require_folds(self) -> None:
         require(self.n_splits >= 2, "--n_splits", self.n_splits, "at least 2")
         fine = self.fold_by == "random" or self.val_strategy == "kfold"
         require(fine, "--fold_by", self.fold_by, "--val_strategy kfold with it")
@@ -282,18 +274,28 @@ class TrainingConfig:
         wanted = "--val_strategy kfold and --fold_by block, column or both with it"
         require(size is None or spatial, "--block_size", size, wanted)
         require(not self.buffer or spatial, "--buffer", self.buffer, wanted)
+
+    def _require_training(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            value = getattr(self, name)
+            require(value >= 1, f"--{name}", value, "at least 1")
+        for name in ("patience", "warmup_epochs", "freeze_encoder_epochs", "clip_grad"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"--{name}", value, "0 or more")
+        for name in ("warmup_epochs", "freeze_encoder_epochs"):
+            value = getattr(self, name)
+            fewer = f"fewer than --epochs {self.epochs}"
+            require(value < self.epochs, f"--{name}", value, fewer)
+        require(
+            not self.warmup_epochs or self.scheduler != "onecycle",
+            "--warmup_epochs",
+            self.warmup_epochs,
+            "another --scheduler: onecycle has a rise of its own",
+        )
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
         rate, decay = self.learning_rate, self.weight_decay
-        require(finite(rate) and rate > 0, "--learning_rate", rate, "more than 0")
-        require(finite(decay) and decay >= 0, "--weight_decay", decay, "0 or more")
-        require(
-            0 <= self.dropout_rate < 1, "--dropout_rate", self.dropout_rate, "0 to 1"
-        )
-        require(
-            not 0 <= self.ignore_index < self.label_classes,
-            "--ignore_index",
-            self.ignore_index,
-            f"a value outside the classes 0..{self.label_classes - 1}",
-        )
+        require(0 < rate < math.inf, "--learning_rate", rate, "more than 0")
+        require(0 <= decay < math.inf, "--weight_decay", decay, "0 or more")
         terms = parse_loss(self.loss)
         require(
             not self.use_class_weights or "ce" in terms,
@@ -301,9 +303,20 @@ class TrainingConfig:
             self.loss,
             "a loss with a ce term, which is what the weights act on",
         )
-        has_encoder = MODELS[self.model].has_encoder
+
+    def _require_model(self) -> None:
+        entry = MODELS[self.model]
         require(
-            not has_encoder or self.dropout_rate == ModelConfig.dropout_rate,
+            not self.freeze_encoder_epochs or entry.has_encoder or entry.fixed_encoder,
+            "--freeze_encoder_epochs",
+            self.freeze_encoder_epochs,
+            f"a model with an encoder, which {self.model} has not",
+        )
+        require(
+            0 <= self.dropout_rate < 1, "--dropout_rate", self.dropout_rate, "0 to 1"
+        )
+        require(
+            not entry.has_encoder or self.dropout_rate == ModelConfig.dropout_rate,
             "--dropout_rate",
             self.dropout_rate,
             f"unet-dropout with it, since {self.model} does not use it",
@@ -320,12 +333,6 @@ class TrainingConfig:
             self.rgb_bands,
             "--pretrained or --encoder_weights with it",
         )
-        if self.class_names:
-            names = len(self.class_names.split(","))
-            expected = f"{self.label_classes} names"
-            require(
-                names == self.label_classes, "--class_names", self.class_names, expected
-            )
 
     @property
     def label_classes(self) -> int:
@@ -511,7 +518,8 @@ def survey_patches(
     ignore_index: int,
     like: Survey | None = None,
     cache: Cache | None = None,
-) -> Survey:
+    faults: list[str] | None = None,
+) -> Survey | None:
     """Read every patch once: check it, count its classes, sample its pixels, keep it if it fits.
 
     Args:
@@ -520,50 +528,34 @@ def survey_patches(
         ignore_index: The other value that they may hold.
         like: A survey whose size, bands and band order these patches must have too.
         cache: What decides which of them stay in memory; None for none.
+        faults: Where to note patches that cannot be used, and go on without them; None to stop at
+            the first.
+
+    Returns:
+        The survey; None where no patch can be used.
 
     Raises:
-        DatasetError: A patch that is unreadable, of another size or with other bands than the
-            first, or whose label holds a value that is no class.
+        SegmentationError: See ``read_like``.
     """
     from tqdm import tqdm
 
-    counts, samples, decoded = [], [], []
+    good, counts, samples, decoded = [], [], [], []
     rng, cache = np.random.default_rng(0), cache or Cache(0)
     first = like
     for pair in tqdm(
         pairs, desc="reading patches", unit="patch", leave=False, disable=None
     ):
-        image, valid, mask = rasters.read_patch(pair, ignore_index)
-        if first is None:
-            with rasters.open_raster(pair.label) as file:
-                names = rasters.class_names_of(file)
-            descriptions = band_descriptions(pair.image)
-            first = Survey(
-                list(pairs), np.empty(0), [], image.shape, descriptions, names, []
+        try:
+            (image, valid, mask), first = read_like(
+                first, pair, num_classes, ignore_index
             )
-        if image.shape != first.shape:
-            raise DatasetError(
-                f"{pair.image} has (bands, height, width) {image.shape}, but other patches have "
-                f"{first.shape}; all patches need one size and the same bands"
-            )
-        described = band_descriptions(pair.image)
-        if (
-            all(described)
-            and all(first.descriptions)
-            and described != first.descriptions
-        ):
-            raise DatasetError(
-                f"The bands of {pair.image} are {', '.join(described)}, but other patches have "
-                f"{', '.join(first.descriptions)}"
-            )
+        except (SegmentationError, OSError) as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+            continue
+        good.append(pair)
         known = (mask >= 0) & (mask < num_classes)
-        strange = np.unique(mask[~known & (mask != ignore_index)])
-        if strange.size:
-            raise DatasetError(
-                f"{pair.label} holds {', '.join(map(str, strange[:8]))}: labels are 0.."
-                f"{num_classes - 1}, or {ignore_index} for unlabelled (see --classes, "
-                "--ignore_index, and --label_values of the extraction)"
-            )
         counts.append(np.bincount(mask[known], minlength=num_classes))
         pixels = image[:, valid].T
         # one share for all patches, so that each pixel of the split weighs alike
@@ -571,13 +563,47 @@ def survey_patches(
         kept = rng.random(len(pixels)) < share if share < 1 else slice(None)
         samples.append(pixels[kept].copy())
         decoded.append(cache.keep(image, valid, mask))
+    if not good:
+        return None
     return replace(
-        first,
-        pairs=list(pairs),
-        counts=np.stack(counts),
-        samples=samples,
-        decoded=decoded,
+        first, pairs=good, counts=np.stack(counts), samples=samples, decoded=decoded
     )
+
+
+def read_like(
+    first: Survey | None, pair: rasters.PatchPair, num_classes: int, ignore_index: int
+) -> tuple[tuple, Survey]:
+    """Read a patch that must be like the first of a survey; it, and the survey's beginning.
+
+    Raises:
+        DatasetError: It is unreadable, of another size or with other bands than the first, or its
+            label holds a value that is no class.
+    """
+    patch = image, _, mask = rasters.read_patch(pair, ignore_index)
+    described = band_descriptions(pair.image)
+    if first is None:
+        with rasters.open_raster(pair.label) as file:
+            names = rasters.class_names_of(file)
+        first = Survey([], np.empty(0), [], image.shape, described, names, [])
+    if image.shape != first.shape:
+        raise DatasetError(
+            f"{pair.image} has (bands, height, width) {image.shape}, but other patches have "
+            f"{first.shape}; all patches need one size and the same bands"
+        )
+    if all(described) and all(first.descriptions) and described != first.descriptions:
+        raise DatasetError(
+            f"The bands of {pair.image} are {', '.join(described)}, but other patches have "
+            f"{', '.join(first.descriptions)}"
+        )
+    known = (mask >= 0) & (mask < num_classes)
+    strange = np.unique(mask[~known & (mask != ignore_index)])
+    if strange.size:
+        raise DatasetError(
+            f"{pair.label} holds {', '.join(map(str, strange[:8]))}: labels are 0.."
+            f"{num_classes - 1}, or {ignore_index} for unlabelled (see --classes, "
+            "--ignore_index, and --label_values of the extraction)"
+        )
+    return patch, first
 
 
 def band_descriptions(image: Path) -> tuple[str | None, ...]:
@@ -1797,15 +1823,17 @@ def save_checkpoint(
         },
         **more,
     }
-    # sums of a file that the next epoch replaces would take as long as writing it
-    torch.serialization.set_crc32_options(training_state is None)
     with rasters.whole_file(target) as part:
+        # sums of a file that the next epoch replaces would take as long as writing it
+        torch.serialization.set_crc32_options(training_state is None)
         try:
             torch.save(content, part)
         except RuntimeError as error:  # torch's writer has no kinds
             raise SegmentationError(
                 f"{target} was not written whole; is the disk full? free some, or write elsewhere"
             ) from error
+        finally:
+            torch.serialization.set_crc32_options(True)
 
 
 def _load_safely(path: Path):
@@ -2357,6 +2385,11 @@ class Predictor:
 # --- processes ------------------------------------------------------------------------------
 
 
+LOST_PROCESS = (
+    "Another process of this run has ended; the same command with --resume goes on"
+)
+
+
 @dataclass(frozen=True)
 class Team:
     """The processes that torchrun started, or this one alone."""
@@ -2389,7 +2422,7 @@ class Team:
 
     def join(self, tensor: Tensor) -> Tensor:
         """The parts (N, ...) of all processes, one after the other; gradients find their way."""
-        return tensor if self.size == 1 else _collectives()[1](tensor, self)
+        return tensor if self.size == 1 else _collectives().join(tensor, self)
 
     def wait(self) -> None:
         """Go on when all processes are here."""
@@ -2402,15 +2435,12 @@ class Team:
         try:
             action(*arguments)
         except RuntimeError as error:
-            raise SegmentationError(
-                "Another process of this run has ended, and so nothing is written; the same "
-                "command with --resume goes on"
-            ) from error
+            raise SegmentationError(LOST_PROCESS) from error
 
 
 @functools.cache
-def _collectives() -> tuple[Callable, Callable]:
-    """The sum over processes, and their parts joined, as functions with a gradient.
+def _collectives() -> SimpleNamespace:
+    """``sum`` over processes, and ``join`` of their parts, as functions with a gradient.
 
     The gradient is that of the sum of what all processes compute, as PyTorch's own synchronized
     layers have it; ``DistributedDataParallel`` makes it a mean.
@@ -2446,7 +2476,7 @@ def _collectives() -> tuple[Callable, Callable]:
             dist.all_reduce(total)
             return total[ctx.own], None
 
-    return Sum.apply, Join.apply
+    return SimpleNamespace(sum=Sum.apply, join=Join.apply)
 
 
 @contextlib.contextmanager
@@ -2529,7 +2559,7 @@ def _shared_batch_norm(layer: nn.BatchNorm2d, team: Team) -> nn.Module:
     import torch
     from torch import nn
 
-    all_reduce = _collectives()[0]
+    all_reduce = _collectives().sum
 
     class SharedBatchNorm(nn.BatchNorm2d):
         def forward(self, images: Tensor) -> Tensor:
@@ -2581,14 +2611,17 @@ class History:
 
 
 def make_loader(
-    dataset: PatchDataset, config: TrainingConfig, team: Team, training: bool = False
+    dataset: PatchDataset,
+    config: TrainingConfig,
+    team: Team,
+    training: bool = False,
+    gpu: bool = False,
 ):
-    """A DataLoader of batches: shuffled to train on, or in order.
+    """A DataLoader of batches: shuffled to train on, or in order; for a GPU, or the CPU.
 
     Several processes share each batch of ``training``, and take every so-many-eth batch of the
     others.
     """
-    import torch
     from torch.utils.data import DataLoader
 
     count, size = len(dataset), config.batch_size
@@ -2601,7 +2634,6 @@ def make_loader(
     else:
         batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
         batches = batches[team.rank :: team.size]
-    gpu = torch.cuda.is_available()
     workers = count_workers(config.num_workers, dataset, len(batches), gpu)
     ahead = {}
     if workers:
@@ -2863,7 +2895,8 @@ class Run:
             augment=config.data_augmentation,
             seed=config.seed,
         )
-        return make_loader(dataset, config, team or self.team, training)
+        gpu = self.device.type == "cuda"
+        return make_loader(dataset, config, team or self.team, training, gpu)
 
     def save(
         self, name: str, metrics: dict, training_state: dict | None = None
@@ -2948,16 +2981,15 @@ def fit(run: Run) -> History:
     training = run.loader(run.train, training=True)
     validation = run.loader(run.validation) if run.validation else None
     progress = Progress(run, *make_stepper(run, len(training)))
-    stepper, scheduler = progress.stepper, progress.scheduler
+    stepper = progress.stepper
     if config.resume:
         progress.restore()
     wrapped, was_frozen, told = None, None, time.perf_counter()
     first = len(history.rows) + 1
     for epoch in range(first, run.epochs + 1):
-        if config.patience and progress.waited >= config.patience:
-            log.info(
-                "no better combined score for %d epochs: stopping", progress.waited
-            )
+        waited = len(history.rows) - history.best_epoch.get("combined", 0)
+        if validation and config.patience and waited >= config.patience:
+            log.info("no better combined score for %d epochs: stopping", waited)
             break
         training.batch_sampler.epoch = epoch
         seed_epoch(config.seed, epoch, team)
@@ -2994,15 +3026,9 @@ def fit(run: Run) -> History:
             row |= {f"val_{key}": result[key] for key in HEADLINES}
             row["val_combined"] = combined_score(result)
             marks = save_best(run, row, result)
-            progress.waited = 0 if "combined" in marks else progress.waited + 1
         # from line to line, so that what the last epoch wrote is counted too
         row["seconds"], told = time.perf_counter() - told, time.perf_counter()
-        if epoch <= config.warmup_epochs or stepper.scheduler or not scheduler:
-            pass
-        elif config.scheduler == "plateau":
-            scheduler.step(row.get("val_loss", row["train_loss"]))
-        else:
-            scheduler.step()
+        progress.advance()
         log.info(epoch_line(history.rows[first - 1 :], run.epochs, marks))
         if team.leads:
             progress.save()
@@ -3031,7 +3057,16 @@ class Progress:
     run: Run
     stepper: Stepper
     scheduler: object
-    waited: int = 0  # epochs without a better combined score
+
+    def advance(self) -> None:
+        """Step the schedule of epochs after one, unless it warms up or is one of steps."""
+        row, config = self.run.history.rows[-1], self.run.config
+        if row["epoch"] <= config.warmup_epochs or self.stepper.scheduler:
+            return
+        if config.scheduler == "plateau":
+            self.scheduler.step(row.get("val_loss", row["train_loss"]))
+        elif self.scheduler:
+            self.scheduler.step()
 
     def save(self) -> None:
         """Write ``model_last.pth``."""
@@ -3041,13 +3076,13 @@ class Progress:
             "rows": history.rows,
             "best": history.best,
             "best_epoch": history.best_epoch,
-            "waited": self.waited,
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "belongs_to": self.origin(),
+            "belongs_to": self.origin,
         })  # fmt: skip
 
+    @functools.cached_property
     def origin(self) -> dict:
         """What must be the same when a run goes on: settings, patches, processes, precision."""
         run = self.run
@@ -3084,7 +3119,7 @@ class Progress:
             raise CheckpointError(
                 f"{path} does not hold the state of a run; leave --resume out to start anew"
             )
-        now, before = self.origin(), state["belongs_to"]
+        now, before = self.origin, state["belongs_to"]
         for name in sorted(now.keys() | before.keys()):
             if now.get(name) != before.get(name):
                 raise CheckpointError(
@@ -3097,7 +3132,7 @@ class Progress:
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
         history = run.history
-        history.rows, self.waited = state["rows"], state["waited"]
+        history.rows = state["rows"]
         history.best, history.best_epoch = state["best"], state["best_epoch"]
         log.info("going on after epoch %d of %d", len(history.rows), run.epochs)
 
@@ -3480,8 +3515,10 @@ def run_experiment(config: TrainingConfig) -> dict:
     import torch
 
     device = own_device(config.device)
+    training_precision(config.amp, device)
     for require_something in BEFOREHAND:
         require_something(config)
+    require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
     save_dir = Path(config.save_dir)
@@ -3521,9 +3558,7 @@ def known_fault(error: Exception, config: TrainingConfig, device):
             "--batch_size"
         )
     if "gloo" in text or "NCCL" in text:
-        return SegmentationError(
-            "Another process of this run has ended; the same command with --resume goes on"
-        )
+        return SegmentationError(LOST_PROCESS)
     return None
 
 
@@ -3573,8 +3608,8 @@ def require_patches(config: TrainingConfig) -> None:
             rasters.patch_header(pair.label)
 
 
-# what is looked at before anything is read or trained
-BEFOREHAND = (require_model, require_output, require_test, require_patches)
+# what the settings alone tell
+BEFOREHAND = (require_model, require_output, require_test)
 
 
 def survey_split(
@@ -3976,7 +4011,8 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     both = len(plans) == 2
 
     # what cannot be built is an error before the former run is gone
-    prepare(Run(config, pooled, None, save_dir, names, config.epochs, device))
+    colours = rgb_channels(config, pooled)
+    build_model(config.model_config(pooled.shape[0]), config.weights, colours)
     team.share(clear_former_run, config)
 
     def measure(matrix: np.ndarray) -> dict:
@@ -4080,6 +4116,8 @@ def check_experiment(config: TrainingConfig) -> tuple[list[str], dict]:
             return None
 
     device = attempt(own_device, config.device)
+    if device:
+        attempt(training_precision, config.amp, device)
     for require_something in BEFOREHAND:
         attempt(require_something, config)
     surveys: dict[str, Survey] = {}
@@ -4087,15 +4125,11 @@ def check_experiment(config: TrainingConfig) -> tuple[list[str], dict]:
     for split in rasters.SPLITS:
         needed = split in needed_splits(config)
         pairs = attempt(rasters.list_pairs, config.dataset_root, split, needed) or []
-        # one by one, so that each tells its own fault
-        for pair in pairs:
-            given = [pair], config.label_classes, config.ignore_index, like
-            one = attempt(survey_patches, *given)
-            if one:
-                like = like or one
-                surveys[split] = surveys[split] + one if split in surveys else one
-        if split in surveys:
-            attempt(require_usable, config, split, surveys[split])
+        classes, ignored = config.label_classes, config.ignore_index
+        survey = survey_patches(pairs, classes, ignored, like, faults=problems)
+        if survey:
+            like, surveys[split] = like or survey, survey
+            attempt(require_usable, config, split, survey)
     train, validation = surveys.get("train"), surveys.get("validation")
     if train and config.val_strategy == "kfold":
         train, validation = train + validation if validation else train, None

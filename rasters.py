@@ -143,13 +143,18 @@ def explain(error: BaseException, scarce: str) -> str:
     return text
 
 
+def leads() -> bool:
+    """Whether this process tells for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def show_messages() -> None:
     """Send the toolkit's messages to stderr, and keep the libraries' own out of them."""
     log = logging.getLogger("semanticseg4eo")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if leads() else logging.ERROR)
     # what they log, our own errors say too
     for library in ("rasterio", "tifffile", "huggingface_hub", "httpx"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
@@ -232,6 +237,13 @@ def settings_from(config_class, arguments):
     return config_class(
         **{f.name: getattr(arguments, f.name) for f in fields(config_class)}
     )
+
+
+def number_or_auto(text: str, least: int, most: int = 2**32 - 1) -> bool:
+    """Whether an option that takes a whole number or ``auto`` has a fitting value."""
+    # ten digits are enough, and Python reads no number of thousands of them
+    number = text.isdecimal() and len(text) <= 10
+    return text == "auto" or (number and least <= int(text) <= most)
 
 
 def require(condition: bool, option: str, value, expected: str) -> None:

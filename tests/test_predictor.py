@@ -145,7 +145,7 @@ def test_a_folder_without_folds_stands_for_its_final_model(tmp_path):
 
 def test_a_folder_without_a_final_model_stands_for_all_its_checkpoints(tmp_path):
     expected = touch(tmp_path / "a.pth", tmp_path / "b.pth")
-    touch(tmp_path / "notes.txt")
+    touch(tmp_path / "notes.txt", tmp_path / "model_last.pth")  # of a run that goes on
     assert prediction.list_models([str(tmp_path), "c.pth"]) == [*expected, "c.pth"]
 
 

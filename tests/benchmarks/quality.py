@@ -25,8 +25,7 @@ again.
 
 Each result is kept in ``--folder``, by dataset, seed, settings and threads, and not computed again:
 a run that was interrupted goes on. After a change of the toolkit's code give another folder. Runs
-side by side can share one when their datasets differ. ``--threads`` is for the arithmetic; the
-toolkit's two processes that read patches come on top.
+side by side can share one when their datasets differ. ``--threads`` is for the arithmetic.
 """
 
 from __future__ import annotations
