@@ -2492,7 +2492,11 @@ def join_team(backend: str = "gloo") -> Iterator[Team]:
 
     # one process can work for hours while the others wait; one that dies is noticed at once
     dist.init_process_group(backend, timeout=datetime.timedelta(days=30))
-    yield Team(dist.get_rank(), size)
+    team = Team(dist.get_rank(), size)
+    yield team
+    # a thread of gloo that still holds a tensor of Python's while the interpreter ends aborts the
+    # process; after a meeting, which has none, all have let go
+    team.wait()
     dist.destroy_process_group()
 
 
