@@ -18,9 +18,11 @@ import argparse
 import json
 import logging
 import math
+import operator
 import os
 import shutil
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -233,19 +235,17 @@ class Task:
         return self.output.with_name(f".{self.output.name}-partial")
 
 
-def list_tasks(config: PredictionConfig) -> list[Task]:
-    """The scenes to map and the names of their maps.
+def list_scenes(given: Sequence[str]) -> list[str]:
+    """The scenes that ``--input`` names; a folder stands for those in it.
 
     Raises:
-        OptionError: An output that is no .tif, a folder that is a file, an output that is an input.
-        RasterError: A folder without scenes, or two scenes of one name.
+        RasterError: A folder without scenes.
     """
-    scenes, folders = [], False
-    for text in config.input:
+    scenes = []
+    for text in given:
         if not Path(text).is_dir():
             scenes.append(text)
             continue
-        folders = True
         found = sorted(
             str(path)
             for path in Path(text).iterdir()
@@ -258,7 +258,18 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
                 f"No scenes in {text} (looked for {', '.join(rasters.SCENE_SUFFIXES)})"
             )
         scenes += found
-    output = Path(config.output)
+    return scenes
+
+
+def list_tasks(config: PredictionConfig) -> list[Task]:
+    """The scenes to map and the names of their maps.
+
+    Raises:
+        OptionError: An output that is no .tif, a folder that is a file, an output that is an input.
+        RasterError: A folder without scenes, or two scenes of one name.
+    """
+    scenes, output = list_scenes(config.input), Path(config.output)
+    folders = any(Path(text).is_dir() for text in config.input)
     if len(scenes) > 1 or folders or output.is_dir():
         tiff = output.suffix.lower() in rasters.TIFF_SUFFIXES
         fine = output.is_dir() or not (output.exists() or tiff)
@@ -280,6 +291,12 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
         tasks = [Task(scenes[0], output, polygons or None)]
     require_names(tasks, config)
     return tasks
+
+
+def require_readable(scene: str) -> None:
+    """Raise RasterError unless a scene can be opened and all of it is there."""
+    rasters.open_raster(scene).close()
+    rasters.require_whole(scene)
 
 
 def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
@@ -307,6 +324,14 @@ def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
         for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):
             path = task.beside(ending)
             require(path.resolve() not in inputs, "--output", path, "not an input")
+
+
+def require_folders(tasks: Sequence[Task]) -> None:
+    """Raise SegmentationError where maps cannot be written."""
+    for task in tasks:
+        rasters.require_folder("--output", task.output.parent)
+        if task.polygons:
+            rasters.require_folder("--polygons", task.polygons.parent)
 
 
 # --- windows --------------------------------------------------------------------------------
@@ -960,6 +985,28 @@ def report_text(report: dict) -> str:
 # --- unfinished maps ------------------------------------------------------------------------
 
 
+def bytes_of(layers: dict[str, Layer]) -> int:
+    """Bytes of a pixel in all layers."""
+    return sum(np.dtype(one.dtype).itemsize * len(one.bands) for one in layers.values())
+
+
+def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
+    """The bytes that an unfinished map of shape (H, W) takes in a folder.
+
+    Raises:
+        SegmentationError: The disk does not hold them.
+    """
+    needed = bytes_of(layers) * shape[0] * shape[1]
+    places = folder.absolute(), *folder.absolute().parents
+    free = shutil.disk_usage(next(path for path in places if path.exists())).free
+    if needed > free:
+        raise SegmentationError(
+            f"{folder.parent} has {free / 1e9:.1f} GB free, but the unfinished map takes "
+            f"{needed / 1e9:.1f} GB; free some, or write elsewhere"
+        )
+    return needed
+
+
 class Unfinished:
     """Finished rows of a map on disk: what an interrupted run goes on from.
 
@@ -995,18 +1042,8 @@ class Unfinished:
                 log.info("the unfinished map in %s is dropped", folder)
             for path in folder.iterdir():  # the folder itself is locked
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        require_room(folder, layers, shape)
         folder.mkdir(parents=True, exist_ok=True)
-        pixel = sum(
-            np.dtype(layer.dtype).itemsize * len(layer.bands)
-            for layer in layers.values()
-        )
-        needed, free = pixel * shape[0] * shape[1], shutil.disk_usage(folder).free
-        if needed > free:
-            shutil.rmtree(folder)
-            raise SegmentationError(
-                f"{folder.parent} has {free / 1e9:.1f} GB free, but the unfinished map takes "
-                f"{needed / 1e9:.1f} GB; free some, or write elsewhere"
-            )
         for name in layers:
             (folder / f"{name}.raw").touch()
         rasters.write_json(folder / "run.json", run)
@@ -1275,7 +1312,7 @@ def _fold_number(path: Path) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 0), number
 
 
-def load_models(config: PredictionConfig, team: model_training.Team) -> Models:
+def load_models(config: PredictionConfig) -> Models:
     """Open all checkpoints of a run.
 
     Raises:
@@ -1477,21 +1514,25 @@ def free_memory(device) -> int:
 
 def count_pieces(job: Job) -> int:
     """Into how many pieces of columns a scene is cut to keep its open rows in memory."""
-    config, models, scene, bands = job.config, job.models, job.scene, job.bands
-    limit = config.max_memory and config.max_memory * 1e9
-    if not limit:
-        limit = free_memory(models.device) / 8
-        if models.device.type == "cpu":
-            limit = min(limit, OPEN_ROWS)
+    return math.ceil(open_rows(job) / row_limit(job))
+
+
+def row_limit(job: Job) -> float:
+    """Bytes that open rows may take."""
+    if job.config.max_memory:
+        return job.config.max_memory * 1e9
+    limit = free_memory(job.models.device) / 8
+    return min(limit, OPEN_ROWS) if job.models.device.type == "cpu" else limit
+
+
+def open_rows(job: Job) -> int:
+    """Bytes that the open rows of a scene take in its whole width."""
+    scene, bands, size = job.scene, job.bands, job.axes[0].size
     image = rasters.validity(scene, bands).dtype.itemsize * len(bands) + 1
-    channels = models.first.config.num_classes + 1
-    layer = sum(
-        np.dtype(one.dtype).itemsize * len(one.bands) for one in job.layers.values()
-    )
-    size = job.axes[0].size
+    channels = job.models.first.config.num_classes + 1
     column = image * (size + 3 * rows_at_once(scene, bands[0]))
-    column += size * (2 * 4 * channels + 3 * layer)
-    return math.ceil(column * scene.width / limit)
+    column += size * (2 * 4 * channels + 3 * bytes_of(job.layers))
+    return column * scene.width
 
 
 RESULT_OPTIONS = (
@@ -1516,6 +1557,18 @@ class Job:
     @property
     def names(self) -> list[str]:
         return self.models.first.class_names
+
+    @property
+    def asked(self) -> dict:
+        """The part of ``run`` that files and options tell."""
+        return {
+            "version": rasters.VERSION,
+            "scene": describe_file(self.task.scene)
+            | {"shape": list(self.scene.shape), "bands": self.bands},
+            "models": [describe_file(file) for file in self.models.files],
+            "device": self.models.device.type,
+            "options": {name: getattr(self.config, name) for name in RESULT_OPTIONS},
+        }
 
     @property
     def tags(self) -> dict[str, str]:
@@ -1566,16 +1619,8 @@ def plan_run(job: Job) -> tuple[dict, bool]:
     Returns:
         The run, and whether it has been finished already (``--resume``).
     """
-    config, models, scene = job.config, job.models, job.scene
-    asked = {
-        "version": rasters.VERSION,
-        "scene": describe_file(job.task.scene)
-        | {"shape": list(scene.shape), "bands": job.bands},
-        "models": [describe_file(file) for file in models.files],
-        "device": models.device.type,
-        "options": {name: getattr(config, name) for name in RESULT_OPTIONS},
-    }
-    if config.resume and (former := former_run(job, asked)):
+    config, models, scene, asked = job.config, job.models, job.scene, job.asked
+    if config.resume and (former := former_run(job)):
         return former
     warn_of_strange_values(scene, job.bands, models)
     batch_size = batch_size_of(config, models.device)
@@ -1597,13 +1642,13 @@ def describe_file(path: str) -> dict:
     return {"name": path, "bytes": status.st_size, "modified": status.st_mtime}
 
 
-def former_run(job: Job, asked: dict) -> tuple[dict, bool] | None:
+def former_run(job: Job) -> tuple[dict, bool] | None:
     """The run that ``--resume`` goes on with, and whether it is finished; None without one.
 
     Raises:
         SegmentationError: It was another one.
     """
-    task, finished = job.task, False
+    task, asked, finished = job.task, job.asked, False
     place = task.partial / "run.json"
     if place.exists():
         run = json.loads(place.read_text())
@@ -1829,6 +1874,93 @@ def draw_quicklook(task: Task, names: Sequence[str], confidence: bool) -> Path:
     return target
 
 
+# --- looking ahead --------------------------------------------------------------------------
+
+
+def check_scenes(config: PredictionConfig) -> tuple[list[str], dict]:
+    """Look at all that a run would look at, and do none of its work.
+
+    Returns:
+        What stands against the run, a line each; and, when nothing does, what it will take:
+        "scenes" with their "pixels" and "windows", "window_seconds" (measured on a batch),
+        "memory" in bytes (of the GPU, else of this process), "disk" in bytes (of the largest
+        unfinished map), "precision".
+    """
+    faults = rasters.Faults()
+    for file in faults.attempt(list_models, config.model) or []:
+        faults.attempt(model_training.load_checkpoint, file, "cpu", config.described)
+    faults.attempt(model_training.own_device, config.device)
+    models = None if faults else faults.attempt(load_models, config)
+    tasks = faults.attempt(list_tasks, config) or []
+    faults.attempt(require_folders, tasks)
+    if not (models and tasks):
+        for scene in faults.attempt(list_scenes, config.input) or []:
+            faults.attempt(require_readable, scene)
+        return faults, {}
+    outlook = {"scenes": 0, "pixels": 0, "windows": 0, "disk": 0}
+    for task in tasks:
+        if found := faults.attempt(check_scene, task, config, models):
+            for key, number in found.items():
+                more = max if key == "disk" else operator.add
+                outlook[key] = more(outlook[key], number)
+            if "memory" not in outlook:
+                outlook |= faults.attempt(measure_windows, task, config, models) or {}
+    return faults, outlook
+
+
+def check_scene(task: Task, config: PredictionConfig, models: Models) -> dict[str, int]:
+    """Raise what would be raised before the work on a scene; its numbers for ``check_scenes``."""
+    with rasters.open_raster(task.scene) as scene:
+        job = frame_job(task, config, models, scene)
+        if config.resume:
+            former_run(job)
+        warn_of_strange_values(scene, job.bands, models)
+        return {
+            "scenes": 1,
+            "pixels": scene.height * scene.width,
+            "windows": math.prod(len(axis.starts) for axis in job.axes),
+            "disk": require_room(task.partial, job.layers, scene.shape),
+        }
+
+
+def measure_windows(task: Task, config: PredictionConfig, models: Models) -> dict:
+    """Predict a batch of a scene: the "window_seconds", "memory" and "precision" of a run."""
+    import torch
+
+    device, precision = models.device, config.precision
+    with rasters.open_raster(task.scene) as scene:
+        job = frame_job(task, config, models, scene)
+        if precision == "auto":
+            precision = choose_precision(job)
+        probes = probe_windows(scene, job.bands, job.axes)
+        rows = min(open_rows(job), row_limit(job))
+    if not probes:
+        return {}  # nothing but nodata: the next scene may have more
+    count, workers = batch_size_of(config, device), count_workers(job)
+    images, masks = (
+        torch.from_numpy(np.stack([array] * count)).to(device) for array in probes[0]
+    )
+    predictor = models.make_predictor(precision)
+
+    def predict(_) -> float:
+        return predictor(images, masks).sum().item()
+
+    with shared_threads(workers), ThreadPoolExecutor(workers) as pool:
+        for _ in range(2):  # libraries warm up in the first
+            started = time.perf_counter()
+            list(pool.map(predict, range(workers)))
+            seconds = time.perf_counter() - started
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        memory = rasters.peak_memory()
+    return {
+        "window_seconds": seconds / (workers * count),
+        "memory": memory and memory + rows,
+        "precision": precision,
+    }
+
+
 # --- command line ---------------------------------------------------------------------------
 
 
@@ -1839,7 +1971,14 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     rasters.add_settings(parser, PredictionConfig)
-    parser.add_argument_group("about").add_argument(
+    about = parser.add_argument_group("about")
+    about.add_argument(
+        "--check",
+        action="store_true",
+        help="look at all files and options, predict a batch, tell what stands against the run and "
+        "what it will take, and end",
+    )
+    about.add_argument(
         "--debug", action="store_true", help="show the traceback of any error"
     )
     return parser
@@ -1855,17 +1994,12 @@ def predict_scenes(config: PredictionConfig) -> int:
         How many scenes failed.
     """
     tasks = list_tasks(config)
-    for task in tasks:
-        rasters.require_folder("--output", task.output.parent)
-        if task.polygons:
-            rasters.require_folder("--polygons", task.polygons.parent)
+    require_folders(tasks)
     if len(tasks) == 1:
-        # before the model is loaded
-        rasters.open_raster(tasks[0].scene).close()
-        rasters.require_whole(tasks[0].scene)
+        require_readable(tasks[0].scene)  # before the model is loaded
     model_training.keep_memory()
     with model_training.join_team() as team:
-        models = load_models(config, team)
+        models = load_models(config)
         if 1 < team.size <= len(tasks):
             tasks, helpers = tasks[team.rank :: team.size], model_training.Team()
         else:
@@ -1882,10 +2016,34 @@ def predict_scenes(config: PredictionConfig) -> int:
             else:
                 if helpers.leads:
                     print(report_text(report), flush=True)
-        team.wait()
     if failed:
         print(f"error: {failed} of {len(tasks)} scenes not mapped", file=sys.stderr)
     return failed
+
+
+def check(config: PredictionConfig) -> int:
+    """Tell what stands against a run, or what it will take; the exit status."""
+    faults, outlook = check_scenes(config)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if faults:
+        return 1
+    print(
+        f"scenes        {outlook['scenes']}, {outlook['pixels'] / 1e6:.1f} megapixels"
+    )
+    print(
+        f"windows       {outlook['windows']} of {config.patch_size} x {config.patch_size}"
+    )
+    if "window_seconds" in outlook:
+        seconds = outlook["windows"] * outlook["window_seconds"]
+        print(
+            f"time          {model_training.duration(seconds)} in {outlook['precision']}"
+        )
+    if outlook.get("memory"):
+        print(f"memory        {outlook['memory'] / 1e9:.1f} GB")
+    print(f"disk          {outlook['disk'] / 1e9:.2f} GB while a scene is mapped")
+    print("Nothing stands against this run.")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1896,6 +2054,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = rasters.settings_from(PredictionConfig, arguments)
         with rasters.ending_as_ctrl_c(), rasterio.Env(**GDAL_OPTIONS):
+            if arguments.check:
+                return check(config)
             return 1 if predict_scenes(config) else 0
     except OptionError as error:
         if arguments.debug:

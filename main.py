@@ -96,10 +96,10 @@ def print_report(report: dict, save_dir: str) -> None:
 
 def check(config: model_training.TrainingConfig) -> int:
     """Tell what stands against a run, or what it will take; the exit status."""
-    problems, outlook = model_training.check_experiment(config)
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    if problems:
+    faults, outlook = model_training.check_experiment(config)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if faults:
         return 1
     patches = ", ".join(f"{n} {split}" for split, n in outlook["patches"].items())
     print(f"patches       {patches}")

@@ -106,10 +106,14 @@ class TrainingConfig:
         "data",
         choices=("dataset", "image"),
     )
-    data_augmentation: bool = setting(
-        False,
-        "vary the training patches: symmetries, brightness and contrast, noise, band dropout",
+    data_augmentation: str = setting(
+        "symmetries",
+        "turn and mirror the training patches, or none, or full (the option alone): vary their "
+        "brightness and contrast, noise and bands too",
         "data",
+        choices=("none", "symmetries", "full"),
+        nargs="?",
+        const="full",
     )
     num_workers: str = setting(
         "auto",
@@ -623,8 +627,8 @@ class PatchDataset:
     """Patches as network input: a map-style dataset for ``torch.utils.data.DataLoader``.
 
     An item is (image (C, H, W) float32 in [0, 1], mask (H, W) int64). It is asked for by index, or
-    by a ``Draw``, which is varied if the dataset is to ``augment``; the variation depends on the
-    seed and the draw alone, so worker processes do not change it.
+    by a ``Draw``, which is varied as ``augment`` says (see ``--data_augmentation``); the variation
+    depends on the seed and the draw alone, so worker processes do not change it.
     """
 
     def __init__(
@@ -632,7 +636,7 @@ class PatchDataset:
         survey: Survey,
         normalization: Normalization,
         ignore_index: int,
-        augment: bool = False,
+        augment: str = "none",
         seed: int = 0,
     ):
         self.pairs, self.decoded = survey.pairs, survey.decoded
@@ -655,9 +659,12 @@ class PatchDataset:
             self.pairs[index], self.ignore_index
         )
         image = normalize(image, valid, self.normalization).numpy()
-        if self.augment and turn is not None:
+        if self.augment != "none" and turn is not None:
             rng = np.random.default_rng([self.seed, turn])
-            image, valid, mask = augment_patch(image, valid, mask, rng)
+            image, valid, mask = turn_patch(image, valid, mask, rng)
+            if self.augment == "full":
+                image = vary_radiometry(image, valid, rng)
+            image, mask = map(np.ascontiguousarray, (image, mask))
         return image, mask.astype(np.int64, copy=False)
 
 
@@ -694,20 +701,19 @@ class Shuffle:
 # --- augmentation ---------------------------------------------------------------------------
 
 
-def augment_patch(image, valid, mask, rng: np.random.Generator):
-    """Vary a normalized patch: a symmetry of the square, then its radiometry.
+def turn_patch(image, valid, mask, rng: np.random.Generator):
+    """A symmetry of the square, since a scene seen from above has no upright.
 
-    Brightness and contrast change alike in all bands, as haze and sun do; noise and band dropout
-    do not. Patches that are not square keep their shape (four symmetries). Invalid pixels stay 0.
+    Patches that are not square keep their shape (four symmetries).
 
     Args:
-        image: (C, H, W) float32 in [0, 1].
-        valid: (H, W) bool.
-        mask: (H, W) int64.
+        image: (C, H, W).
+        valid: (H, W).
+        mask: (H, W).
         rng: The source of all choices.
 
     Returns:
-        The three, varied.
+        The three as views, turned by quarters and mirrored.
     """
     quarter = 1 if mask.shape[0] == mask.shape[1] else 2
     turns, flip = quarter * int(rng.integers(4)), bool(rng.integers(2))
@@ -716,7 +722,15 @@ def augment_patch(image, valid, mask, rng: np.random.Generator):
         array = np.rot90(array, turns, axes=(-2, -1))
         return array[..., ::-1] if flip else array
 
-    image, valid, mask = turn(image), turn(valid), turn(mask)
+    return turn(image), turn(valid), turn(mask)
+
+
+def vary_radiometry(image, valid, rng: np.random.Generator) -> np.ndarray:
+    """Vary the values of a normalized patch, (C, H, W) float32 in [0, 1], as another day would.
+
+    Brightness and contrast change alike in all bands, as haze and sun do; noise and band dropout
+    do not. Pixels where ``valid`` (H, W) is False stay 0.
+    """
     if rng.random() < 0.5:
         contrast, brightness = rng.uniform(0.85, 1.15), rng.uniform(-0.05, 0.05)
         image = (image - 0.5) * contrast + 0.5 + brightness
@@ -725,8 +739,7 @@ def augment_patch(image, valid, mask, rng: np.random.Generator):
     if len(image) > 1 and rng.random() < 0.1:
         image = image.copy()
         image[rng.integers(len(image))] = 0
-    image = np.where(valid, np.clip(image, 0, 1), 0).astype(np.float32)
-    return image, np.ascontiguousarray(valid), np.ascontiguousarray(mask)
+    return np.where(valid, np.clip(image, 0, 1), 0).astype(np.float32)
 
 
 # --- models ---------------------------------------------------------------------------------
@@ -4109,52 +4122,45 @@ def check_experiment(config: TrainingConfig) -> tuple[list[str], dict]:
         "patches" per split, "parameters", "epoch_seconds" and "total_seconds" at most (measured on
         a batch), and "memory" in bytes (of the GPU, else of this process).
     """
-    problems: list[str] = []
-
-    def attempt(action: Callable, *arguments):
-        try:
-            return action(*arguments)
-        except (SegmentationError, OSError) as error:
-            if str(error) not in problems:
-                problems.append(str(error))
-            return None
-
-    device = attempt(own_device, config.device)
+    faults = rasters.Faults()
+    device = faults.attempt(own_device, config.device)
     if device:
-        attempt(training_precision, config.amp, device)
+        faults.attempt(training_precision, config.amp, device)
     for require_something in BEFOREHAND:
-        attempt(require_something, config)
+        faults.attempt(require_something, config)
     surveys: dict[str, Survey] = {}
     like = None
     for split in rasters.SPLITS:
         needed = split in needed_splits(config)
-        pairs = attempt(rasters.list_pairs, config.dataset_root, split, needed) or []
+        pairs = (
+            faults.attempt(rasters.list_pairs, config.dataset_root, split, needed) or []
+        )
         classes, ignored = config.label_classes, config.ignore_index
-        survey = survey_patches(pairs, classes, ignored, like, faults=problems)
+        survey = survey_patches(pairs, classes, ignored, like, faults=faults)
         if survey:
             like, surveys[split] = like or survey, survey
-            attempt(require_usable, config, split, survey)
+            faults.attempt(require_usable, config, split, survey)
     train, validation = surveys.get("train"), surveys.get("validation")
     if train and config.val_strategy == "kfold":
         train, validation = train + validation if validation else train, None
-        attempt(plan_all_folds, config, train)
+        faults.attempt(plan_all_folds, config, train)
     if train:
-        attempt(require_several_classes, train)
-    if problems:
-        return problems, {}
+        faults.attempt(require_several_classes, train)
+    if faults:
+        return faults, {}
     names = names_for(config, train)
     place = Path(config.save_dir)
     run = Run(config, train, validation, place, names, config.epochs, device)
     try:
-        attempt(prepare, run)
-        took = attempt(measure_batches, run) or {}
+        faults.attempt(prepare, run)
+        took = faults.attempt(measure_batches, run) or {}
     except RuntimeError as error:
         took, fault = {}, known_fault(error, config, device)
         if not fault:
             raise
-        problems.append(str(fault))
+        faults.note(str(fault))
     patches = {split: len(survey.pairs) for split, survey in surveys.items()}
-    return problems, took | {"patches": patches}
+    return faults, took | {"patches": patches}
 
 
 def measure_batches(run: Run) -> dict:

@@ -22,7 +22,7 @@ import struct
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
@@ -141,6 +141,22 @@ def explain(error: BaseException, scarce: str) -> str:
     if isinstance(error, OSError) and error.errno in full:
         return f"{text}; free some, or write elsewhere"
     return text
+
+
+class Faults(list):
+    """What stands against a run, a line each: a look ahead tells all of them, not only the first."""
+
+    def attempt(self, action: Callable, *arguments):
+        """What ``action`` gives; None, and its fault noted, where it cannot."""
+        try:
+            return action(*arguments)
+        except (SegmentationError, OSError) as error:
+            self.note(str(error))
+            return None
+
+    def note(self, fault: str) -> None:
+        if fault not in self:
+            self.append(fault)
 
 
 def leads() -> bool:

@@ -1573,7 +1573,7 @@ def test_pieces_of_columns_are_as_many_as_the_memory_needs(land, tmp_path):
     counts = []
     for megabytes in (100, 3, 1, 0.1):
         config = configure(model=[str(land.path)], max_memory=megabytes / 1000)
-        models = prediction.load_models(config, model_training.Team())
+        models = prediction.load_models(config)
         with rasters.open_raster(path) as scene:
             task = prediction.Task(str(path), tmp_path / "map.tif")
             job = prediction.frame_job(task, config, models, scene)
@@ -2842,6 +2842,96 @@ def test_values_beyond_the_training_percentiles_are_clipped(land, tmp_path):
     for rows, value in ((slice(16), 0.0), (slice(16, None), 1.0)):
         expected = land.classify(np.full((3, 1, 1), value)).max()
         np.testing.assert_allclose(confidence[rows], expected, atol=2e-6)
+
+
+# --- looking ahead --------------------------------------------------------------------------
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+def test_a_check_tells_what_a_run_will_take_and_leaves_nothing(
+    land, scene, tmp_path, capsys
+):
+    before = files_in(tmp_path)
+    assert run(land.path, scene, tmp_path / "new" / "map.tif", "--check") == 0
+    told, err = capsys.readouterr()
+    assert told.splitlines()[-1] == "Nothing stands against this run."
+    assert "scenes        1, 0.0 megapixels\nwindows       4 of 64 x 64" in told
+    assert "error" not in err
+    assert files_in(tmp_path) == before
+
+
+def test_what_a_check_says_is_what_a_run_takes(land, scene, tmp_path, batches):
+    more = write_scene(tmp_path / "more.tif", noise(64, 200), DESCRIPTIONS)
+    config = configure(
+        model=[str(land.path)], input=[str(scene), str(more)], output=str(tmp_path),
+        patch_size=64, overlap=16, precision="fp32", save_confidence=True,
+    )  # fmt: skip
+    faults, outlook = prediction.check_scenes(config)
+    assert not faults
+    assert outlook["scenes"] == 2 and outlook["pixels"] == 100 * 90 + 64 * 200
+    assert outlook["precision"] == "fp32"
+    assert outlook["window_seconds"] > 0 and outlook["memory"] > 1e8
+    tasks = prediction.list_tasks(config)
+    models, team = prediction.load_models(config), model_training.Team()
+    batches.clear()
+    for task in tasks:
+        prediction.map_scene(task, config, models, team)
+    assert outlook["windows"] == sum(shape[0] for shape in batches)
+    # classes of a byte and confidences of four
+    assert outlook["disk"] == max(100 * 90, 64 * 200) * 5
+
+
+def test_a_check_tells_all_faults_at_once(land, scene, tmp_path, capsys):
+    broken = cut_off(write_scene(tmp_path / "broken.tif", noise(80, 80)))
+    fewer = write_scene(tmp_path / "fewer.tif", noise(80, 80, bands=2))
+    missing, maps = tmp_path / "missing.tif", tmp_path / "maps"
+    scenes = [scene, broken, missing, fewer]
+    before = files_in(tmp_path)
+    assert run(land.path, scenes, maps, "--check") == 1
+    told, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert told == "" and len(lines) == 3 and all("error: " in line for line in lines)
+    for words in ("broken.tif is cut off", "missing.tif", "fewer.tif gives 2 bands"):
+        assert any(words in line for line in lines), words
+    assert files_in(tmp_path) == before
+
+
+def test_a_check_looks_at_scenes_and_outputs_without_a_model(scene, tmp_path, capsys):
+    broken = cut_off(write_scene(tmp_path / "broken.tif", noise(80, 80)))
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no model")
+    file = tmp_path / "file"
+    file.write_text("")
+    models = [tmp_path / "none.pth", notes]
+    assert run(models, [scene, broken], file / "maps", "--check") == 1
+    lines = capsys.readouterr().err.splitlines()
+    for words in ("none.pth", "notes.txt", "broken.tif is cut off", "--output"):
+        assert any(words in line for line in lines), words
+    assert len(lines) == 4
+
+
+def test_a_check_sees_a_run_that_cannot_be_resumed_and_a_disk_without_room(
+    land, scene, tmp_path, capsys, monkeypatch
+):
+    output = tmp_path / "map.tif"
+    assert run(land.path, scene, output) == 0
+    options = "--resume", "--check", "--overlap", "32"
+    assert run(land.path, scene, output, *options) == 1
+    assert "--overlap 16, not 32" in capsys.readouterr().err
+    room = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: room)
+    assert run(land.path, scene, output, "--check") == 1
+    assert "GB free" in capsys.readouterr().err
+
+
+def test_a_check_of_a_scene_of_nodata_alone_measures_nothing(land, tmp_path, capsys):
+    empty = write_scene(tmp_path / "empty.tif", noise(70, 70) * 0, nodata=0)
+    assert run(land.path, empty, tmp_path / "map.tif", "--check") == 0
+    told = capsys.readouterr().out
+    assert "windows" in told and "time" not in told
 
 
 # --- command line ---------------------------------------------------------------------------

@@ -698,7 +698,7 @@ def test_an_unreadable_second_model_stops_before_the_work(
 ):
     with pytest.raises(CheckpointError, match=r"missing\.pth"):
         config = configure(model=[str(land.path), str(tmp_path / "missing.pth")])
-        prediction.load_models(config, model_training.Team())
+        prediction.load_models(config)
     files = [land.path, tmp_path / "missing.pth"]
     assert run(files, scene, tmp_path / "map.tif") == 1
     assert "missing.pth" in capsys.readouterr().err and batches == []

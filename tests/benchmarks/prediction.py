@@ -164,12 +164,12 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
     mt.keep_memory()
     (task,) = prediction.list_tasks(config)
     with rasterio.Env(**prediction.GDAL_OPTIONS):
-        models = prediction.load_models(config, prediction.Team())
+        models = prediction.load_models(config)
         warm_up(models.first.model, device)
         busy = gpu_time(prediction) if device.startswith("cuda") else None
         before = memory("VmRSS")
         clock, cpu = time.perf_counter(), time.process_time()
-        report = prediction.map_scene(task, config, models, prediction.Team())
+        report = prediction.map_scene(task, config, models, mt.Team())
         result = {
             "wall": time.perf_counter() - clock,
             "cpu": time.process_time() - cpu,
