@@ -770,10 +770,11 @@ def test_reading_ahead_changes_no_number(small_data, tmp_path):
         ("--loss", "focal"),
         ("--use_class_weights",),
         ("--data_augmentation",),
+        ("--data_augmentation", "none"),
         ("--normalization", "image"),
         ("--ignore_index", 7),
     ],
-    ids=lambda options: options[0],
+    ids=lambda options: " ".join(map(str, options)),
 )
 def test_an_option_of_training_changes_the_weights(
     small_data, baseline, tmp_path, options

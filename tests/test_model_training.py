@@ -93,7 +93,7 @@ def one_patch(
         ("learning_rate", 1e-3),
         ("encoder_name", "resnet34"),
         ("pretrained", False),
-        ("data_augmentation", False),
+        ("data_augmentation", "symmetries"),
         ("use_class_weights", False),
         ("no_calibration", False),
         ("area_estimation", False),
@@ -486,7 +486,7 @@ def test_declared_label_nodata_becomes_the_ignore_index(make_dataset, ignore):
 def augmented(root: Path, seed: int = 5, cache: float = 0) -> PatchDataset:
     pairs = rasters.list_pairs(root, "train")
     found = mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(cache))
-    return PatchDataset(found, Normalization("image"), IGNORE, True, seed)
+    return PatchDataset(found, Normalization("image"), IGNORE, "full", seed)
 
 
 def test_augmentation_depends_on_seed_and_draw_alone(make_dataset):
@@ -515,6 +515,25 @@ def test_an_index_alone_is_never_varied(make_dataset):
     dataset = augmented(make_dataset(1))
     plain = rasters.read_patch(dataset.pairs[0])
     np.testing.assert_array_equal(dataset[0][1], plain[2])
+
+
+@pytest.mark.parametrize("augment", ["none", "symmetries", "full"])
+def test_patches_vary_as_asked(make_dataset, augment):
+    root = make_dataset(1)
+    pairs = rasters.list_pairs(root, "train")
+    found = mt.survey_patches(pairs, 2, IGNORE)
+    dataset = PatchDataset(found, Normalization("image"), IGNORE, augment)
+    image, mask = dataset[0]
+    turned, values = set(), 0
+    for turn in range(40):
+        varied, labels = dataset[mt.Draw(0, turn)]
+        assert varied.flags.c_contiguous and labels.flags.c_contiguous
+        assert labels.dtype == np.int64 and varied.dtype == np.float32
+        turned.add(labels.tobytes())
+        values += not np.array_equal(np.sort(varied, None), np.sort(image, None))
+    assert len(turned) == (1 if augment == "none" else 4)  # of stripes
+    assert bool(values) == (augment == "full")
+    assert mask.tobytes() in turned
 
 
 @pytest.mark.parametrize("cache", [0, math.inf])
@@ -669,7 +688,9 @@ def symmetries(array: np.ndarray) -> list[bytes]:
 
 def vary(image, valid, mask, draws: int = 300):
     for seed in range(draws):
-        yield mt.augment_patch(image, valid, mask, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        turned = mt.turn_patch(image, valid, mask, rng)
+        yield mt.vary_radiometry(*turned[:2], rng), *turned[1:]
 
 
 @pytest.mark.parametrize(("shape", "count"), [((5, 5), 8), ((4, 6), 4)])
