@@ -999,6 +999,8 @@ def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
     needed = bytes_of(layers) * shape[0] * shape[1]
     places = folder.absolute(), *folder.absolute().parents
     free = shutil.disk_usage(next(path for path in places if path.exists())).free
+    # what is there of a former run is gone on with, or dropped
+    free += sum(os.path.getsize(path) for path in folder.glob("*.raw"))
     if needed > free:
         raise SegmentationError(
             f"{folder.parent} has {free / 1e9:.1f} GB free, but the unfinished map takes "
@@ -1032,17 +1034,12 @@ class Unfinished:
 
     @staticmethod
     def begin(folder: Path, run: dict, layers: dict[str, Layer], shape) -> None:
-        """Make the folder of a map of which nothing is there yet.
-
-        Raises:
-            SegmentationError: The disk does not hold it.
-        """
+        """Make the folder of a map of which nothing is there yet."""
         if folder.exists():
             if (folder / "run.json").exists():
                 log.info("the unfinished map in %s is dropped", folder)
             for path in folder.iterdir():  # the folder itself is locked
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        require_room(folder, layers, shape)
         folder.mkdir(parents=True, exist_ok=True)
         for name in layers:
             (folder / f"{name}.raw").touch()
@@ -1602,6 +1599,7 @@ def frame_job(task: Task, config: PredictionConfig, models: Models, scene) -> Jo
         raise RasterError(
             f"{overwritten.pop()} is a part of {task.scene}; name another"
         )
+    require_room(task.partial, layers, scene.shape)
     if scene.crs is None and not scene.gcps[1]:
         log.warning("warning: %s has no CRS, so its map has none", scene.name)
         if config.min_area:

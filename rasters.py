@@ -34,7 +34,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.windows import Window
 
 try:
@@ -286,6 +286,11 @@ def free_memory() -> int:
     return free
 
 
+def fits_in_memory(size: int) -> bool:
+    """Whether bytes, that a file asks for, leave half of the main memory that is free."""
+    return size < 2**28 or size <= free_memory() / 2
+
+
 def peak_memory() -> int | None:
     """Bytes of main memory that this process has held at most; None where nobody counts."""
     try:
@@ -348,6 +353,13 @@ def _fault_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
         return "has no bands; name one of its subdatasets"
     if any("complex" in dtype for dtype in dataset.dtypes):
         return "holds complex numbers; convert it to amplitude or dB"
+    (height, width), dtype = dataset.block_shapes[0], np.dtype(dataset.dtypes[0])
+    bands = dataset.count if dataset.interleaving is Interleaving.pixel else 1
+    if not fits_in_memory(size := height * width * dtype.itemsize * bands):
+        return (
+            f"is stored in blocks of {height} x {width} pixels, {size / 1e9:.0f} GB each, which the "
+            "memory does not hold; write it again in tiles (gdal_translate -co TILED=YES)"
+        )
     return None
 
 
@@ -856,6 +868,12 @@ def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
         ):
             raise DatasetError(
                 f"{pair.image} and its label lie on different ground; extract them again"
+            )
+        pixel = 4 * image_file.count + 9  # beside float32, a mask of int64 and validity
+        if not fits_in_memory(pixel * image_file.height * image_file.width):
+            raise DatasetError(
+                f"{pair.image} is {image_file.height} x {image_file.width} pixels, more than the "
+                "memory holds; cut it into patches"
             )
         window = Window(0, 0, image_file.width, image_file.height)
         image, valid = read_image(image_file, window, image_bands(image_file))

@@ -26,6 +26,7 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 import torch
 from affine import Affine
 from conftest import CRS, ORIGIN, PIXEL, ROOT, make_patch, write_dataset, write_raster
@@ -336,6 +337,75 @@ PLACES = [
     )
 )
 def test_faults_of_rasters_that_cannot_be_read(
+    place, capfd, monkeypatch, script, damage, options, error, status, late
+):
+    check(capfd, monkeypatch, script, damage, options, error, status, late)
+
+
+def huge(path: str, block: int = 0, side: int = 20_000) -> None:
+    """A small file whose header claims 20,000 pixels a side, in one block or in small ones.
+
+    The places of the blocks are all in the file, as those of a picture that unfolds.
+    """
+    profile = {key: read(path)[1][key] for key in ("count", "crs", "transform")}
+    parts = {"blockysize": side, "compress": "deflate"}  # without, GDAL reads lines
+    if block:
+        parts = {"tiled": True, "blockxsize": block, "blockysize": block}
+    shape = {"width": side, "height": side, "dtype": "uint16", "interleave": "pixel"}
+    with rasterio.open(path, "w", sparse_ok=True, **profile, **shape, **parts):
+        pass
+    kind = "Tile" if block else "Strip"
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tags = tiff.pages.first.tags
+        sizes = tags[f"{kind}ByteCounts"]
+        sizes.overwrite([100] * sizes.count)
+        tags[f"{kind}Offsets"].overwrite([8] * sizes.count)
+
+
+def huge_vrt(path: str) -> None:
+    """A text of some lines that claims 2 x 10^9 pixels a side."""
+    bands = "".join(f'<VRTRasterBand dataType="Byte" band="{b}"/>' for b in (1, 2, 3))
+    sizes = 'rasterXSize="2000000000" rasterYSize="2000000000"'
+    Path(path).write_text(f"<VRTDataset {sizes}>{bands}</VRTDataset>")
+
+
+def little_memory(damage: Callable) -> Callable:
+    """Half a gigabyte is free."""
+
+    def both(monkeypatch) -> None:
+        monkeypatch.setattr(rasters, "free_memory", lambda: 2**29)
+        damage()
+
+    return simulated(both)
+
+
+IN_ONE_BLOCK = (
+    r"{path} is stored in blocks of 20000 x 20000 pixels, .*write it again in tiles"
+)
+
+
+@table(
+    *(
+        row(
+            script,
+            f"{Path(path).parent.name}/{Path(path).stem}",
+            little_memory(partial(huge, path)),
+            IN_ONE_BLOCK.format(path=re.escape(path)),
+        )
+        for script, path in PLACES
+        if not path.startswith("data")
+    ),
+    row("train", "a patch of one block",
+        little_memory(lambda: [huge(patch_path("train", k)) for k in ("images", "labels")]),
+        IN_ONE_BLOCK.format(path=r"\S+patch_000.tif")),
+    row("train", "a patch of small blocks",
+        little_memory(lambda: [huge(patch_path("train", k), 256) for k in ("images", "labels")]),
+        r"patch_000.tif .*20000"),
+    row("predict", "a scene larger than the disk", lambda: huge_vrt("huge.vrt"),
+        r"\. has .* GB free, but the unfinished map takes 20000000000.0 GB",
+        "--input huge.vrt"),
+)  # fmt: skip
+def test_faults_of_headers_that_claim_more_than_there_can_be(
     place, capfd, monkeypatch, script, damage, options, error, status, late
 ):
     check(capfd, monkeypatch, script, damage, options, error, status, late)
