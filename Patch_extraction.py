@@ -1431,6 +1431,9 @@ def _staged(staging: Path, config: CuttingConfig, made: Sequence[Path]):
                 # of a run that was interrupted at its end
                 for patch in list(folder.iterdir()):
                     patch.rename(staging / kind / patch.name)
+        rasters.drop_unfinished(
+            staging / f"{name}.json" for name in ("settings", "metadata")
+        )
         if not (staging / "settings.json").exists():
             rasters.write_json(staging / "settings.json", asdict(config))
         yield staging
@@ -1471,17 +1474,15 @@ def _require_same_run(target: Path, config: CuttingConfig) -> None:
 def publish(staging: Path, target: Path) -> None:
     """Flush a finished folder to disk and give it its name; what had the name is removed."""
     os.sync()
-    if not target.exists():
-        staging.rename(target)
-        return
     former = target.with_name(f"{staging.name}-former")
-    if former.exists():  # an interrupted run had no time to remove it
-        shutil.rmtree(former)
-    target.rename(former)
+    if target.exists():
+        if former.exists():  # an interrupted run had no time to remove it
+            shutil.rmtree(former)
+        target.rename(former)
     staging.rename(target)
     if former.is_symlink():
         former.unlink()
-    else:
+    elif former.exists():
         shutil.rmtree(former)
 
 

@@ -1038,12 +1038,18 @@ class Unfinished:
         if folder.exists():
             if (folder / "run.json").exists():
                 log.info("the unfinished map in %s is dropped", folder)
-            for path in folder.iterdir():  # the folder itself is locked
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            Unfinished.drop(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in layers:
             (folder / f"{name}.raw").touch()
         rasters.write_json(folder / "run.json", run)
+
+    @staticmethod
+    def drop(folder: Path) -> None:
+        """Empty the folder; a kill amid it leaves nothing that looks like a run to go on with."""
+        (folder / "run.json").unlink(missing_ok=True)
+        for path in folder.glob("*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @staticmethod
     def finished_parts(folder: Path) -> list[Region]:
@@ -1696,12 +1702,16 @@ def map_scene(
             if team.leads:
                 sole_run = rasters.sole_run("--output", task.output, task.partial)
                 stack.enter_context(sole_run)
+                endings = ("_statistics.json", "_quicklook.png")
+                further = [task.polygons] if task.polygons else []
+                rasters.drop_unfinished([*map(task.beside, endings), *further])
             try:
                 statistics = compute(job, team)
                 return finish(job, statistics) if team.leads else {}
             except Exception:
                 if team.size == 1:
-                    shutil.rmtree(task.partial, ignore_errors=True)
+                    Unfinished.drop(task.partial)
+                    task.partial.rmdir()
                 raise
 
 
@@ -1720,7 +1730,8 @@ def finish(job: Job, statistics: Statistics) -> dict:
     if config.quicklook:
         draw_quicklook(task, job.names, config.save_confidence)
     rasters.write_json(task.beside("_statistics.json"), report)
-    shutil.rmtree(task.partial)
+    Unfinished.drop(task.partial)
+    task.partial.rmdir()
     return report
 
 

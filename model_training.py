@@ -3548,6 +3548,7 @@ def run_experiment(config: TrainingConfig) -> dict:
         if team.leads:
             sole_run = rasters.sole_run("--save_dir", save_dir, save_dir)
             stack.enter_context(sole_run)
+            rasters.drop_unfinished(run_files(save_dir))
         try:
             report |= run_kind(config, device, team)
         except (RuntimeError, SegmentationError) as error:
@@ -3682,12 +3683,17 @@ RUN_FILES = (
 )  # fmt: skip
 
 
-def former_files(save_dir: Path) -> list[Path]:
-    """The files of an earlier run in a folder, those of its folds too."""
+def run_files(save_dir: Path) -> list[Path]:
+    """The files that a run writes to a folder and to those of its folds that are there."""
     folders = [save_dir]
     for kind in ("", "random/", "block/"):
         folders += save_dir.glob(f"{kind}fold_*")
-    return [f / name for f in folders for name in RUN_FILES if (f / name).is_file()]
+    return [folder / name for folder in folders for name in RUN_FILES]
+
+
+def former_files(save_dir: Path) -> list[Path]:
+    """The files of an earlier run."""
+    return [file for file in run_files(save_dir) if file.is_file()]
 
 
 def clear_former_run(config: TrainingConfig) -> None:
@@ -3760,7 +3766,8 @@ def finish(run: Run, test: Survey | None, held_out: HeldOut | None = None) -> di
     run.save("final_model", {key: report[key] for key in kinds if key in report})
     report["history"] = run.history.rows
     report["class_names"] = run.names
-    rasters.write_json(run.save_dir / "model_metrics.json", report)
+    if held_out:  # the report of a whole run gets more, and is written once it has
+        rasters.write_json(run.save_dir / "model_metrics.json", report)
     plot_training(run.save_dir / "model_training_plot.png", report)
     return report
 

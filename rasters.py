@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import json
 import logging
 import math
@@ -22,7 +23,7 @@ import struct
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
@@ -1028,7 +1029,7 @@ def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
         raise SegmentationError(f"{target} is a folder; give the name of a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = aside or target.parent
-    handle, name = tempfile.mkstemp(".part", f".{target.stem[:40]}-", folder)
+    handle, name = tempfile.mkstemp(".part", _aside(target), folder)
     os.close(handle)
     part, beside = Path(name), Path(f"{name}.aux.xml")
     try:
@@ -1045,6 +1046,21 @@ def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
+
+
+def _aside(target: Path) -> str:
+    """How the names begin under which a file is written."""
+    return f".{target.stem[:40]}-"
+
+
+def drop_unfinished(targets: Iterable[Path]) -> None:
+    """Remove what a killed run has left of files that ``whole_file`` writes.
+
+    For the run that now writes them alone (see ``sole_run``).
+    """
+    for target in targets:
+        for path in target.parent.glob(f"{glob.escape(_aside(target))}????????.part*"):
+            path.unlink(missing_ok=True)
 
 
 def copy_whole(source: Path, target: Path) -> None:

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +16,7 @@ import pandas
 import pytest
 import rasterio
 import shapely
-from conftest import CRS, ORIGIN, ROOT
+from conftest import CRS, ORIGIN
 from rasterio.transform import Affine
 from rasterio.warp import transform as project
 from rasterio.windows import Window
@@ -1472,38 +1468,6 @@ def test_the_journal_forgets_patches_that_are_not_there_whole(tmp_path):
     (tmp_path / "images" / "gone.tif").unlink()
     journal.forget_missing(tmp_path)
     assert list(journal.records) == ["whole"]
-
-
-def test_a_run_that_is_killed_again_and_again_is_resumed_to_the_identical_result(
-    batch, capsys
-):
-    batch.draw("a", 128)
-    expected = batch.cut("--split_by", "block")
-    assert len(expected.splits) == 256
-    batch.out = batch.folder / "killed"
-    journal = batch.out / ".Patch-partial" / "journal.jsonl"
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import Patch_extraction;"
-        "sys.exit(Patch_extraction.main(sys.argv[1:]))"
-    )
-    rng = np.random.default_rng()
-    for number, lines in enumerate(np.sort(rng.integers(5, 220, 3))):
-        more = ["--resume"] if number else []
-        words = batch.words("--split_by", "block", "--workers", 2, *more)
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None:
-            if journal.exists() and journal.read_bytes().count(b"\n") > lines:
-                process.kill()
-                break
-            time.sleep(0.002)
-        assert process.wait() == -signal.SIGKILL
-        assert not (batch.out / "Patch").exists()
-        assert "--resume" in messages(capsys, *batch.words(), status=1)[-1]
-    assert same_result(batch.cut("--split_by", "block", "--resume"), expected)
 
 
 # --- order and threads ----------------------------------------------------------------------

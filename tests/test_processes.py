@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -229,35 +228,3 @@ def test_an_interrupted_process_says_how_to_go_on(folder, whole, slow, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == [".map.tif-partial"]
     subprocess.run([sys.executable, *command(folder, output, "--resume")], check=True)
     assert contents(output) == contents(whole)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_a_run_killed_at_ten_moments_is_resumed_to_the_same_file(
-    folder, whole, slow, tmp_path
-):
-    output = tmp_path / "map.tif"
-    arguments = command(folder, output, "--resume")[1:]
-    rng = random.Random(0)
-    partial, begun = tmp_path / ".map.tif-partial", slow.with_name("begun")
-    finished = 0
-    for _ in range(10):
-        begun.unlink(missing_ok=True)
-        run = subprocess.Popen(
-            [sys.executable, str(slow), *arguments], stderr=subprocess.DEVNULL
-        )
-        wait_for(begun.exists)
-        # some die before a row is there, some between two, some while one is stored
-        time.sleep(rng.uniform(0, 1.2))
-        run.kill()
-        assert run.wait() == -signal.SIGKILL
-        assert not list(tmp_path.glob("map*"))
-        lines = 0
-        for journal in partial.glob("done-*.txt"):
-            lines += journal.read_text().count("\n")
-        assert lines >= finished  # nothing that was finished is lost
-        finished = lines
-    assert finished
-    subprocess.run([sys.executable, *command(folder, output, "--resume")], check=True)
-    assert contents(output) == contents(whole)
-    assert report(output) == report(whole)
-    assert not partial.exists()
