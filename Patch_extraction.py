@@ -1238,8 +1238,6 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
                 cut_scene(plan, config, staging, journal)
         report = assemble(staging, plans, journal, skipped, config)
         publish(staging, target)
-    for name in ("journal.jsonl", "settings.json"):
-        (target / name).unlink(missing_ok=True)
     return report
 
 
@@ -1473,17 +1471,22 @@ def _require_same_run(target: Path, config: CuttingConfig) -> None:
 
 def publish(staging: Path, target: Path) -> None:
     """Flush a finished folder to disk and give it its name; what had the name is removed."""
-    os.sync()
     former = target.with_name(f"{staging.name}-former")
-    if target.exists():
-        if former.exists():  # an interrupted run had no time to remove it
+
+    def remove_former() -> None:
+        if former.is_symlink():
+            former.unlink()
+        elif former.exists():
             shutil.rmtree(former)
+
+    os.sync()
+    if target.exists():
+        remove_former()  # an interrupted run had no time to
         target.rename(former)
+    for name in ("journal.jsonl", "settings.json"):
+        (staging / name).unlink(missing_ok=True)
     staging.rename(target)
-    if former.is_symlink():
-        former.unlink()
-    elif former.exists():
-        shutil.rmtree(former)
+    remove_former()
 
 
 def cut_scene(

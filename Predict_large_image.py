@@ -26,9 +26,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -1000,7 +1000,9 @@ def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
     places = folder.absolute(), *folder.absolute().parents
     free = shutil.disk_usage(next(path for path in places if path.exists())).free
     # what is there of a former run is gone on with, or dropped
-    free += sum(os.path.getsize(path) for path in folder.glob("*.raw"))
+    for path in folder.glob("*.raw"):
+        status = path.stat()
+        free += getattr(status, "st_blocks", status.st_size / 512) * 512  # no holes
     if needed > free:
         raise SegmentationError(
             f"{folder.parent} has {free / 1e9:.1f} GB free, but the unfinished map takes "
@@ -1553,13 +1555,19 @@ class Job:
     models: Models
     scene: rasterio.DatasetReader
     bands: list[int]
-    axes: tuple[Axis, Axis]
     layers: dict[str, Layer]
     run: dict  # all that the result depends on, as JSON; see plan_run
 
     @property
     def names(self) -> list[str]:
         return self.models.first.class_names
+
+    @cached_property
+    def axes(self) -> tuple[Axis, Axis]:
+        """Where windows lie, along the rows and the columns."""
+        options = self.config.patch_size, self.config.overlap, self.config.blend
+        down, across = (make_axis(side, *options) for side in self.scene.shape)
+        return down, across
 
     @property
     def asked(self) -> dict:
@@ -1591,30 +1599,28 @@ def frame_job(task: Task, config: PredictionConfig, models: Models, scene) -> Jo
     """Look at a scene and its outputs; the ``run`` is still to be planned.
 
     Raises:
-        RasterError: The scene does not fit the model, or would be written over.
+        RasterError: The scene is cut off, does not fit the model, or would be written over.
     """
     rasters.require_whole(task.scene)
     bands = match_bands(scene, config, models)
     layers = list_layers(config, models.first.class_names, len(models.files))
-    outputs = {
-        task.beside(layer.ending).resolve()
-        for layer in layers.values()
-        if layer.written
-    }
+    job = Job(task, config, models, scene, bands, layers, {})
+    outputs = {path.resolve() for path in written(job)}
     if overwritten := outputs & {Path(file).resolve() for file in scene.files}:
         raise RasterError(
             f"{overwritten.pop()} is a part of {task.scene}; name another"
         )
-    require_room(task.partial, layers, scene.shape)
     if scene.crs is None and not scene.gcps[1]:
         log.warning("warning: %s has no CRS, so its map has none", scene.name)
         if config.min_area:
             raise RasterError(f"--min_area: {scene.name} has no CRS to measure in")
-    axes = tuple(
-        make_axis(side, config.patch_size, config.overlap, config.blend)
-        for side in scene.shape
-    )
-    return Job(task, config, models, scene, bands, axes, layers, {})
+    return job
+
+
+def written(job: Job) -> list[Path]:
+    """The rasters that come of a scene."""
+    layers = job.layers.values()
+    return [job.task.beside(layer.ending) for layer in layers if layer.written]
 
 
 def plan_run(job: Job) -> tuple[dict, bool]:
@@ -1622,9 +1628,15 @@ def plan_run(job: Job) -> tuple[dict, bool]:
 
     Returns:
         The run, and whether it has been finished already (``--resume``).
+
+    Raises:
+        SegmentationError: The disk does not hold it, or ``--resume`` finds another run.
     """
     config, models, scene, asked = job.config, job.models, job.scene, job.asked
-    if config.resume and (former := former_run(job)):
+    former = former_run(job) if config.resume else None
+    if not (former and former[1]):
+        require_room(job.task.partial, job.layers, scene.shape)
+    if former:
         return former
     warn_of_strange_values(scene, job.bands, models)
     batch_size = batch_size_of(config, models.device)
@@ -1658,8 +1670,7 @@ def former_run(job: Job) -> tuple[dict, bool] | None:
         run = json.loads(place.read_text())
     else:
         place = task.beside("_statistics.json")
-        expected = [place, *(task.polygons,) * bool(task.polygons)]
-        expected += [task.beside(o.ending) for o in job.layers.values() if o.written]
+        expected = [place, *(task.polygons,) * bool(task.polygons), *written(job)]
         if job.config.quicklook:
             expected.append(task.beside("_quicklook.png"))
         if not all(path.exists() for path in expected):
@@ -1697,6 +1708,10 @@ def map_scene(
         job = replace(job, run=run)
         if finished:
             log.info("%s is there already", task.output)
+            if team.leads and task.partial.exists():  # killed while it was dropped
+                with rasters.sole_run("--output", task.output, task.partial):
+                    Unfinished.drop(task.partial)
+                task.partial.rmdir()
             return json.loads(task.beside("_statistics.json").read_text())
         with ExitStack() as stack:
             if team.leads:
@@ -1710,8 +1725,9 @@ def map_scene(
                 return finish(job, statistics) if team.leads else {}
             except Exception:
                 if team.size == 1:
-                    Unfinished.drop(task.partial)
-                    task.partial.rmdir()
+                    with suppress(OSError):  # the error that ends the run is told
+                        Unfinished.drop(task.partial)
+                        task.partial.rmdir()
                 raise
 
 
@@ -1741,6 +1757,7 @@ def compute(job: Job, team: model_training.Team) -> Statistics:
 
     def begin() -> list[Region]:
         if job.config.resume and (folder / "run.json").exists():
+            rasters.drop_unfinished(folder / path.name for path in written(job))
             return Unfinished.finished_parts(folder)
         Unfinished.begin(folder, job.run, job.layers, shape)
         return []
@@ -1891,9 +1908,10 @@ def check_scenes(config: PredictionConfig) -> tuple[list[str], dict]:
 
     Returns:
         What stands against the run, a line each; and, when nothing does, what it will take:
-        "scenes" with their "pixels" and "windows", "window_seconds" (measured on a batch),
-        "memory" in bytes (of the GPU, else of this process), "disk" in bytes (of the largest
-        unfinished map), "precision".
+        "scenes" that are not finished, with their "pixels" and "windows", "window_seconds"
+        (measured on a batch), "memory" in bytes (of the GPU, else of this process), "unfinished"
+        (bytes on disk of the largest map in work) and "maps" (of all, without compression), and
+        the "precision".
     """
     faults = rasters.Faults()
     for file in faults.attempt(list_models, config.model) or []:
@@ -1906,11 +1924,11 @@ def check_scenes(config: PredictionConfig) -> tuple[list[str], dict]:
         for scene in faults.attempt(list_scenes, config.input) or []:
             faults.attempt(require_readable, scene)
         return faults, {}
-    outlook = {"scenes": 0, "pixels": 0, "windows": 0, "disk": 0}
+    outlook = dict.fromkeys(("scenes", "pixels", "windows", "unfinished", "maps"), 0)
     for task in tasks:
         if found := faults.attempt(check_scene, task, config, models):
             for key, number in found.items():
-                more = max if key == "disk" else operator.add
+                more = max if key == "unfinished" else operator.add
                 outlook[key] = more(outlook[key], number)
             if "memory" not in outlook:
                 outlook |= faults.attempt(measure_windows, task, config, models) or {}
@@ -1918,17 +1936,27 @@ def check_scenes(config: PredictionConfig) -> tuple[list[str], dict]:
 
 
 def check_scene(task: Task, config: PredictionConfig, models: Models) -> dict[str, int]:
-    """Raise what would be raised before the work on a scene; its numbers for ``check_scenes``."""
+    """Raise what would be raised before the work on a scene; its numbers for ``check_scenes``.
+
+    A scene that ``--resume`` finds finished has none.
+    """
+    if task.partial.exists():  # another run may be at it
+        with rasters.sole_run("--output", task.output, task.partial):
+            pass
     with rasters.open_raster(task.scene) as scene:
         job = frame_job(task, config, models, scene)
-        if config.resume:
-            former_run(job)
+        if config.resume and (former := former_run(job)) and former[1]:
+            return {}
         warn_of_strange_values(scene, job.bands, models)
+        unfinished = require_room(task.partial, job.layers, scene.shape)
+        kept = {name: layer for name, layer in job.layers.items() if layer.written}
+        pixels = scene.height * scene.width
         return {
             "scenes": 1,
-            "pixels": scene.height * scene.width,
+            "pixels": pixels,
             "windows": math.prod(len(axis.starts) for axis in job.axes),
-            "disk": require_room(task.partial, job.layers, scene.shape),
+            "unfinished": unfinished,
+            "maps": bytes_of(kept) * pixels,
         }
 
 
@@ -2033,6 +2061,8 @@ def predict_scenes(config: PredictionConfig) -> int:
 def check(config: PredictionConfig) -> int:
     """Tell what stands against a run, or what it will take; the exit status."""
     faults, outlook = check_scenes(config)
+    if not rasters.leads():
+        return 1 if faults else 0
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if faults:
@@ -2045,12 +2075,14 @@ def check(config: PredictionConfig) -> int:
     )
     if "window_seconds" in outlook:
         seconds = outlook["windows"] * outlook["window_seconds"]
-        print(
-            f"time          {model_training.duration(seconds)} in {outlook['precision']}"
-        )
+        time_left = model_training.duration(seconds)
+        print(f"time          {time_left} at most, in {outlook['precision']}")
     if outlook.get("memory"):
         print(f"memory        {outlook['memory'] / 1e9:.1f} GB")
-    print(f"disk          {outlook['disk'] / 1e9:.2f} GB while a scene is mapped")
+    maps, unfinished = (f"{outlook[k] / 1e9:.2f}" for k in ("maps", "unfinished"))
+    print(
+        f"disk          {maps} GB at most, and {unfinished} GB while a scene is mapped"
+    )
     print("Nothing stands against this run.")
     return 0
 

@@ -241,6 +241,10 @@ class TrainingConfig:
         self._require_model()
 
     def _require_data(self) -> None:
+        kinds = ("none", "symmetries", "full")
+        fine = self.data_augmentation in kinds
+        expected = "none, symmetries or full"
+        require(fine, "--data_augmentation", self.data_augmentation, expected)
         require(2 <= self.classes <= 65535, "--classes", self.classes, "2 to 65535")
         require(
             self.mode == "multiclass" or self.classes == 2,

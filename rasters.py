@@ -23,6 +23,7 @@ import struct
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
@@ -35,7 +36,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, Interleaving, MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 try:
@@ -281,6 +282,9 @@ def free_memory() -> int:
         most = (group / "memory.max").read_text().strip()
         if most != "max":
             used = int((group / "memory.current").read_text())
+            # what files leave in memory goes when it is needed
+            counts = dict(li.split() for li in (group / "memory.stat").open())
+            used -= int(counts.get("inactive_file", 0))
             free = min(free, max(int(most) - used, 0))
     except (OSError, StopIteration):
         free = 4 << 30  # neither told: another system
@@ -288,8 +292,12 @@ def free_memory() -> int:
 
 
 def fits_in_memory(size: int) -> bool:
-    """Whether bytes, that a file asks for, leave half of the main memory that is free."""
-    return size < 2**28 or size <= free_memory() / 2
+    """Whether bytes that a file asks for are half of the free memory at most.
+
+    Where the system does not tell (it is not Linux), nothing is refused.
+    """
+    known = os.path.exists("/proc/meminfo")
+    return size < 2**28 or not known or size <= free_memory() / 2
 
 
 def peak_memory() -> int | None:
@@ -355,7 +363,8 @@ def _fault_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
     if any("complex" in dtype for dtype in dataset.dtypes):
         return "holds complex numbers; convert it to amplitude or dB"
     (height, width), dtype = dataset.block_shapes[0], np.dtype(dataset.dtypes[0])
-    bands = dataset.count if dataset.interleaving is Interleaving.pixel else 1
+    together = dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+    bands = dataset.count if together else 1
     if not fits_in_memory(size := height * width * dtype.itemsize * bands):
         return (
             f"is stored in blocks of {height} x {width} pixels, {size / 1e9:.0f} GB each, which the "
@@ -1049,8 +1058,8 @@ def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
 
 
 def _aside(target: Path) -> str:
-    """How the names begin under which a file is written."""
-    return f".{target.stem[:40]}-"
+    """How the names begin under which a file is written; no other file's do."""
+    return f".{target.stem[:40]}-{zlib.crc32(os.fsencode(target.name)):08x}-"
 
 
 def drop_unfinished(targets: Iterable[Path]) -> None:
@@ -1060,7 +1069,7 @@ def drop_unfinished(targets: Iterable[Path]) -> None:
     """
     for target in targets:
         for path in target.parent.glob(f"{glob.escape(_aside(target))}????????.part*"):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -1457,7 +1466,9 @@ def write_polygons(
         open_raster(map_path) as dataset,
         whole_file(target) as part,
         # SQLite's own files lie beside a GeoPackage while it grows
-        tempfile.TemporaryDirectory(prefix=".", dir=part.parent) as folder,
+        tempfile.TemporaryDirectory(
+            ".part", _aside(Path(target)), part.parent
+        ) as folder,
     ):
         require_one_band(dataset)
         if min_area > 0 and pixel_areas(dataset) is None:

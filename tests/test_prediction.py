@@ -2881,7 +2881,8 @@ def test_what_a_check_says_is_what_a_run_takes(land, scene, tmp_path, batches):
         prediction.map_scene(task, config, models, team)
     assert outlook["windows"] == sum(shape[0] for shape in batches)
     # classes of a byte and confidences of four
-    assert outlook["disk"] == max(100 * 90, 64 * 200) * 5
+    assert outlook["unfinished"] == max(100 * 90, 64 * 200) * 5
+    assert outlook["maps"] == (100 * 90 + 64 * 200) * 5
 
 
 def test_a_check_tells_all_faults_at_once(land, scene, tmp_path, capsys):
@@ -2925,6 +2926,46 @@ def test_a_check_sees_a_run_that_cannot_be_resumed_and_a_disk_without_room(
     monkeypatch.setattr(shutil, "disk_usage", lambda place: room)
     assert run(land.path, scene, output, "--check") == 1
     assert "GB free" in capsys.readouterr().err
+
+
+def test_a_check_leaves_out_what_is_finished(land, scene, tmp_path, capsys):
+    more = write_scene(tmp_path / "more.tif", noise(64, 64), DESCRIPTIONS)
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    assert run(land.path, scene, maps) == 0
+    capsys.readouterr()
+    assert run(land.path, [scene, more], maps, "--resume", "--check") == 0
+    assert "scenes        1, 0.0 megapixels" in capsys.readouterr().out
+
+
+def test_a_finished_scene_needs_no_room(land, scene, tmp_path, monkeypatch):
+    output = tmp_path / "map.tif"
+    assert run(land.path, scene, output) == 0
+    room = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: room)
+    assert run(land.path, scene, output, "--resume") == 0
+    assert run(land.path, scene, output) == 1
+
+
+def test_what_a_kill_left_of_a_finished_map_is_removed(land, scene, tmp_path):
+    output, partial = tmp_path / "map.tif", tmp_path / ".map.tif-partial"
+    assert run(land.path, scene, output) == 0
+    partial.mkdir()
+    (partial / "classes.raw").write_bytes(bytes(100))
+    assert run(land.path, scene, output, "--resume") == 0
+    assert not partial.exists()
+
+
+def test_a_run_touches_nothing_that_another_scene_leaves_aside(land, tmp_path):
+    """Their names are long, and alike but for the end."""
+    start = "S2A_MSIL2A_20230101T101031_N0509_R022_T3"
+    scene = write_scene(tmp_path / f"{start}2TQM.tif", noise(64, 64), DESCRIPTIONS)
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    with rasters.whole_file(maps / f"{start}3UUP_prediction_statistics.json") as part:
+        part.write_text("half")
+        assert run(land.path, scene, maps) == 0
+        assert part.read_text() == "half"
 
 
 def test_a_check_of_a_scene_of_nodata_alone_measures_nothing(land, tmp_path, capsys):

@@ -71,7 +71,7 @@ SOURCES = {
         f"{SCENE} --grid {{0}}/grid_wgs84.gpkg --patch_size 128 "
         "--label_values 1,2,3,4,5,6,7,8 --block_size 7680",
         8,
-        40,
+        100,
     ),
     "nc": Source(
         "nc-landsat7",
@@ -94,6 +94,8 @@ VARIANTS = {  # each changes one default
     "normalization image": "--normalization image",
     "loss ce": "--loss ce",
     "loss dice": "--loss dice",
+    "loss dice+focal": "--loss dice+focal",
+    "loss tversky+ce": "--loss tversky+ce",
     "class weights": "--use_class_weights",
     "augmentation none": "--data_augmentation none",
     "augmentation full": "--data_augmentation full",
