@@ -575,13 +575,18 @@ class Batch(NamedTuple):
 
 
 def join_pieces(windows: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> Tensor:
-    """Windows (N, C, h, w) float32 of their pieces, reflected to ``size``."""
+    """Windows (N, C, h, w) float32 of their pieces, reflected to ``size``, channels last."""
     import torch
 
     first = windows[0][0]
     height, width = sum(piece.shape[1] for piece in windows[0]), first.shape[2]
     shape = len(windows), len(first), height, width
-    images = torch.empty(shape, dtype=torch.float32, device=first.device)
+    images = torch.empty(
+        shape,
+        dtype=torch.float32,
+        device=first.device,
+        memory_format=torch.channels_last,
+    )
     for image, pieces in zip(images, windows):
         top = 0
         for piece in pieces:
@@ -1335,6 +1340,9 @@ def load_models(config: PredictionConfig) -> Models:
         )
         for one in checkpoints
     ]
+    if one_thread_each(config, device):
+        for checkpoint in checkpoints:
+            model_training.speed_up_pointwise(checkpoint.model)
     first = checkpoints[0]
     for file, other in zip(files, checkpoints):
         for what, a, b in (
@@ -1366,6 +1374,17 @@ def load_models(config: PredictionConfig) -> Models:
         )  # fmt: skip
 
     return Models(files, checkpoints, device, make_predictor)
+
+
+def one_thread_each(config: PredictionConfig, device) -> bool:
+    """Whether windows are predicted by oneDNN, each in a thread of its own."""
+    import torch
+
+    if device.type != "cpu" or config.compile:
+        return False
+    native = model_training.native_precision(device)
+    known = config.precision != "bf16" or native == "bf16"
+    return known and torch.backends.mkldnn.is_available()
 
 
 def batch_size_of(config: PredictionConfig, device) -> int:

@@ -406,9 +406,15 @@ def normalize(image, valid, normalization: Normalization) -> Tensor:
             torch.tensor(values, dtype=torch.float32, device=image.device)
             for values in (normalization.low, normalization.high)
         )
-        low, span = low[:, None, None], (high - low)[:, None, None]
-        scaled = image.to(torch.float32) - low
-        scaled /= torch.where(span > 0, span, 1.0)
+        span = torch.where(high > low, high - low, 1.0)
+        if image.ndim == 4 and image.is_contiguous(memory_format=torch.channels_last):
+            # whole rows at a time, since a pixel's bands are too few for the CPU's vectors
+            shape, width = image.movedim(1, -1).shape, image.shape[-1]
+            rows = image.movedim(1, -1).flatten(2).to(torch.float32) - low.repeat(width)
+            scaled = (rows.div_(span.repeat(width))).view(shape).movedim(-1, 1)
+        else:
+            scaled = image.to(torch.float32) - low[:, None, None]
+            scaled /= span[:, None, None]
     scaled.clamp_(0, 1)
     if valid is not None:  # last, since invalid pixels can be NaN
         scaled.masked_fill_(~valid[..., None, :, :], 0)
@@ -2225,6 +2231,19 @@ def fold_normalization(model: nn.Module, in_channels: int) -> nn.Module:
         difference = (folded(example) - expected).abs().max()
     same = difference <= 1e-4 * (1 + expected.abs().max())
     return folded if same else model
+
+
+def speed_up_pointwise(model: nn.Module) -> None:
+    """Have PyTorch compute convolutions of 1 x 1 pixel by oneDNN on a single thread too, in place.
+
+    There it takes kernels of its own for them, which are slower where the bands of a pixel lie
+    together. It does not for a dilation, which means nothing to a kernel of one pixel.
+    """
+    from torch import nn
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            layer.dilation = (2, 2)
 
 
 def entropy(probabilities: Tensor, dim: int = 0) -> Tensor:

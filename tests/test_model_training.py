@@ -673,6 +673,23 @@ def test_workers_are_as_many_as_it_takes(make_dataset, monkeypatch):
     assert mt.count_workers("auto", kept, 50, gpu=True) == 1
 
 
+@pytest.mark.parametrize("rule", ["dataset", "image"])
+@pytest.mark.parametrize("holes", [False, True])
+def test_the_order_of_an_image_in_memory_changes_no_bit(rule, holes):
+    rng = np.random.default_rng(4)
+    image = torch.from_numpy(rng.integers(0, 9000, (2, 5, 20, 30)).astype(np.float32))
+    low, high = (0.0, 10.0, 50.0, 7.0, 7.0), (1000.0, 8000.0, 50.0, 9000.0, 99.0)
+    numbers = Normalization(rule, low, high) if rule == "dataset" else Normalization()
+    valid = torch.from_numpy(rng.random((2, 20, 30)) < 0.8) if holes else None
+    if holes:
+        image[:, :, ~valid[0]] = math.nan
+        valid[1] = valid[0]
+    turned = image.contiguous(memory_format=torch.channels_last)
+    plain, other = (mt.normalize(one, valid, numbers) for one in (image, turned))
+    assert torch.equal(plain, other) and plain.isfinite().all()
+    assert other.shape == image.shape
+
+
 # --- augmentation ---------------------------------------------------------------------------
 
 

@@ -702,3 +702,31 @@ def test_an_unreadable_second_model_stops_before_the_work(
     files = [land.path, tmp_path / "missing.pth"]
     assert run(files, scene, tmp_path / "map.tif") == 1
     assert "missing.pth" in capsys.readouterr().err and batches == []
+
+
+def test_pointwise_convolutions_of_onednn_give_the_same_logits():
+    from torch import nn
+
+    torch.manual_seed(0)
+    config = model_training.ModelConfig("fpn", 3, 4, "resnet18")
+    model = model_training.build_model(config).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(images)
+        model_training.speed_up_pointwise(model)
+        found = model(images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    turned = {layer.kernel_size: layer.dilation for layer in layers}
+    assert turned[(1, 1)] == (2, 2) and turned[(3, 3)] == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"), [({}, True), ({"compile": True}, False)]
+)
+def test_windows_are_predicted_by_onednn_unless_compiled(options, wanted):
+    paths = {"model": ["m.pth"], "input": ["a.tif"], "output": "b.tif"}
+    config = prediction.PredictionConfig(**paths | options)
+    there = torch.backends.mkldnn.is_available()
+    assert prediction.one_thread_each(config, torch.device("cpu")) == (wanted and there)
+    assert not prediction.one_thread_each(config, torch.device("cuda"))
