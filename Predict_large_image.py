@@ -1922,7 +1922,7 @@ def draw_quicklook(task: Task, names: Sequence[str], confidence: bool) -> Path:
 # --- looking ahead --------------------------------------------------------------------------
 
 
-def check_scenes(config: PredictionConfig) -> tuple[list[str], dict]:
+def check_scenes(config: PredictionConfig) -> tuple[rasters.Faults, dict]:
     """Look at all that a run would look at, and do none of its work.
 
     Returns:
@@ -2080,12 +2080,8 @@ def predict_scenes(config: PredictionConfig) -> int:
 def check(config: PredictionConfig) -> int:
     """Tell what stands against a run, or what it will take; the exit status."""
     faults, outlook = check_scenes(config)
-    if not rasters.leads():
+    if faults.tell() or not rasters.leads():
         return 1 if faults else 0
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    if faults:
-        return 1
     print(
         f"scenes        {outlook['scenes']}, {outlook['pixels'] / 1e6:.1f} megapixels"
     )

@@ -97,12 +97,8 @@ def print_report(report: dict, save_dir: str) -> None:
 def check(config: model_training.TrainingConfig) -> int:
     """Tell what stands against a run, or what it will take; the exit status."""
     faults, outlook = model_training.check_experiment(config)
-    if not rasters.leads():
+    if faults.tell() or not rasters.leads():
         return 1 if faults else 0
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    if faults:
-        return 1
     patches = ", ".join(f"{n} {split}" for split, n in outlook["patches"].items())
     print(f"patches       {patches}")
     print(f"parameters    {outlook['parameters'] / 1e6:.1f} million")

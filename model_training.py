@@ -4144,7 +4144,7 @@ def optimism(
 # --- looking ahead --------------------------------------------------------------------------
 
 
-def check_experiment(config: TrainingConfig) -> tuple[list[str], dict]:
+def check_experiment(config: TrainingConfig) -> tuple[rasters.Faults, dict]:
     """Look at all that a run would look at, and do none of its work.
 
     Returns:

@@ -160,6 +160,13 @@ class Faults(list):
         if fault not in self:
             self.append(fault)
 
+    def tell(self) -> int:
+        """Print them on stderr, in the process that tells for all; how many there are."""
+        if leads():
+            for fault in self:
+                print(f"error: {fault}", file=sys.stderr)
+        return len(self)
+
 
 def leads() -> bool:
     """Whether this process tells for all that torchrun started."""
