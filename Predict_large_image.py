@@ -1933,10 +1933,11 @@ def check_scenes(config: PredictionConfig) -> tuple[rasters.Faults, dict]:
         the "precision".
     """
     faults = rasters.Faults()
-    for file in faults.attempt(list_models, config.model) or []:
-        faults.attempt(model_training.load_checkpoint, file, "cpu", config.described)
-    faults.attempt(model_training.own_device, config.device)
-    models = None if faults else faults.attempt(load_models, config)
+    models = faults.attempt(load_models, config)
+    if not models:  # the loading ends with the first fault
+        for file in faults.attempt(list_models, config.model) or []:
+            options = file, "cpu", config.described
+            faults.attempt(model_training.load_checkpoint, *options)
     tasks = faults.attempt(list_tasks, config) or []
     faults.attempt(require_folders, tasks)
     if not (models and tasks):
@@ -1945,19 +1946,20 @@ def check_scenes(config: PredictionConfig) -> tuple[rasters.Faults, dict]:
         return faults, {}
     outlook = dict.fromkeys(("scenes", "pixels", "windows", "unfinished", "maps"), 0)
     for task in tasks:
-        if found := faults.attempt(check_scene, task, config, models):
-            for key, number in found.items():
-                more = max if key == "unfinished" else operator.add
-                outlook[key] = more(outlook[key], number)
-            if "memory" not in outlook:
-                outlook |= faults.attempt(measure_windows, task, config, models) or {}
+        measure = "memory" not in outlook
+        found = faults.attempt(check_scene, task, config, models, measure) or {}
+        for key, number in found.items():
+            more = max if key == "unfinished" else operator.add
+            outlook[key] = more(outlook[key], number) if key in outlook else number
     return faults, outlook
 
 
-def check_scene(task: Task, config: PredictionConfig, models: Models) -> dict[str, int]:
+def check_scene(
+    task: Task, config: PredictionConfig, models: Models, measure: bool
+) -> dict:
     """Raise what would be raised before the work on a scene; its numbers for ``check_scenes``.
 
-    A scene that ``--resume`` finds finished has none.
+    A scene that ``--resume`` finds finished has none. Those of ``measure_windows`` come when asked for.
     """
     if task.partial.exists():  # another run may be at it
         with rasters.sole_run("--output", task.output, task.partial):
@@ -1976,20 +1978,18 @@ def check_scene(task: Task, config: PredictionConfig, models: Models) -> dict[st
             "windows": math.prod(len(axis.starts) for axis in job.axes),
             "unfinished": unfinished,
             "maps": bytes_of(kept) * pixels,
-        }
+        } | (measure_windows(job) if measure else {})
 
 
-def measure_windows(task: Task, config: PredictionConfig, models: Models) -> dict:
+def measure_windows(job: Job) -> dict:
     """Predict a batch of a scene: the "window_seconds", "memory" and "precision" of a run."""
     import torch
 
-    device, precision = models.device, config.precision
-    with rasters.open_raster(task.scene) as scene:
-        job = frame_job(task, config, models, scene)
-        if precision == "auto":
-            precision = choose_precision(job)
-        probes = probe_windows(scene, job.bands, job.axes)
-        rows = min(open_rows(job), row_limit(job))
+    config, models, device = job.config, job.models, job.models.device
+    auto = config.precision == "auto"
+    precision = choose_precision(job) if auto else config.precision
+    probes = probe_windows(job.scene, job.bands, job.axes)
+    rows = min(open_rows(job), row_limit(job))
     if not probes:
         return {}  # nothing but nodata: the next scene may have more
     count, workers = batch_size_of(config, device), count_workers(job)
@@ -2006,10 +2006,7 @@ def measure_windows(task: Task, config: PredictionConfig, models: Models) -> dic
             started = time.perf_counter()
             list(pool.map(predict, range(workers)))
             seconds = time.perf_counter() - started
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = rasters.peak_memory()
+    memory = model_training.peak_memory(device)
     return {
         "window_seconds": seconds / (workers * count),
         "memory": memory and memory + rows,

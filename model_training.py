@@ -73,6 +73,9 @@ class ModelConfig:
         return max(2, self.num_classes)
 
 
+AUGMENTATIONS = ("none", "symmetries", "full")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Every setting of a training run; ``main.py`` makes its options from these fields."""
@@ -111,7 +114,7 @@ class TrainingConfig:
         "turn and mirror the training patches, or none, or full (the option alone): vary their "
         "brightness and contrast, noise and bands too",
         "data",
-        choices=("none", "symmetries", "full"),
+        choices=AUGMENTATIONS,
         nargs="?",
         const="full",
     )
@@ -241,10 +244,9 @@ class TrainingConfig:
         self._require_model()
 
     def _require_data(self) -> None:
-        kinds = ("none", "symmetries", "full")
-        fine = self.data_augmentation in kinds
-        expected = "none, symmetries or full"
-        require(fine, "--data_augmentation", self.data_augmentation, expected)
+        kind = self.data_augmentation
+        expected = ", ".join(AUGMENTATIONS)
+        require(kind in AUGMENTATIONS, "--data_augmentation", kind, expected)
         require(2 <= self.classes <= 65535, "--classes", self.classes, "2 to 65535")
         require(
             self.mode == "multiclass" or self.classes == 2,
@@ -1138,6 +1140,15 @@ def pick_device(name: str | None) -> torch.device:
             f"--device {name}: this machine has {gpus} GPUs; use --device cpu"
         )
     return device
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has held at most, of a GPU or else of main memory."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return rasters.peak_memory()
 
 
 # --- losses ---------------------------------------------------------------------------------
@@ -4199,7 +4210,6 @@ def measure_batches(run: Run) -> dict:
     Returns:
         See ``check_experiment``.
     """
-    import torch
 
     config, device, seconds = run.config, run.device, []
     loader = run.loader(run.train, training=True)
@@ -4221,15 +4231,11 @@ def measure_batches(run: Run) -> dict:
         runs += kinds * (
             config.n_splits - 1
         )  # each fold sees that share of all patches
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = rasters.peak_memory()
     return {
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "epoch_seconds": epoch,
         "total_seconds": epoch * config.epochs * runs,
-        "memory": memory,
+        "memory": peak_memory(device),
     }
 
 

@@ -290,7 +290,8 @@ def free_memory() -> int:
         if most != "max":
             used = int((group / "memory.current").read_text())
             # what files leave in memory goes when it is needed
-            counts = dict(li.split() for li in (group / "memory.stat").open())
+            lines = (group / "memory.stat").read_text().splitlines()
+            counts = dict(line.split() for line in lines)
             used -= int(counts.get("inactive_file", 0))
             free = min(free, max(int(most) - used, 0))
     except (OSError, StopIteration):

@@ -2928,6 +2928,12 @@ def test_a_check_sees_a_run_that_cannot_be_resumed_and_a_disk_without_room(
     assert "GB free" in capsys.readouterr().err
 
 
+def test_a_check_tells_a_warning_once(land, tmp_path, capsys):
+    scene = write_scene(tmp_path / "scene.tif", noise(64, 64), DESCRIPTIONS, crs=None)
+    assert run(land.path, scene, tmp_path / "map.tif", "--check") == 0
+    assert capsys.readouterr().err.count("has no CRS") == 1
+
+
 def test_a_check_leaves_out_what_is_finished(land, scene, tmp_path, capsys):
     more = write_scene(tmp_path / "more.tif", noise(64, 64), DESCRIPTIONS)
     maps = tmp_path / "maps"
