@@ -64,7 +64,7 @@ def make_scene(folder: Path, height: int, width: int) -> Path:
     return target
 
 
-def make_model(folder: Path, kind: str, steps: int = 200) -> Path:
+def make_model(folder: Path, kind: str, device: str, steps: int = 200) -> Path:
     """A checkpoint trained for a minute, so that its classes are not a toss-up."""
     import rasterio
     import torch
@@ -83,7 +83,7 @@ def make_model(folder: Path, kind: str, steps: int = 200) -> Path:
     torch.manual_seed(0)
     name, encoder = MODELS[kind]
     config = mt.ModelConfig(name, BANDS, CLASSES, encoder)
-    model = mt.build_model(config)
+    model = mt.build_model(config).to(device)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     rng = np.random.default_rng(0)
@@ -94,10 +94,10 @@ def make_model(folder: Path, kind: str, steps: int = 200) -> Path:
             mt.normalize(pixels[:, r, c], valid[r, c], normalization) for r, c in cut
         ]
         targets = torch.from_numpy(np.stack([truth[r, c] for r, c in cut]))
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(torch.stack(images))
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            logits = model(torch.stack(images).to(device))
         loss = torch.nn.functional.cross_entropy(
-            logits.float(), targets, ignore_index=255
+            logits.float(), targets.to(device), ignore_index=255
         )
         optimizer.zero_grad()
         loss.backward()
@@ -166,7 +166,6 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
     with rasterio.Env(**prediction.GDAL_OPTIONS):
         models = prediction.load_models(config)
         warm_up(models.first.model, device)
-        busy = gpu_time(prediction) if device.startswith("cuda") else None
         before = memory("VmRSS")
         clock, cpu = time.perf_counter(), time.process_time()
         report = prediction.map_scene(task, config, models, mt.Team())
@@ -177,35 +176,54 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
             "before": before,
             "peak": memory("VmHWM"),
         }
-    if busy:
-        result["gpu busy"] = busy() / result["wall"]
+        if device.startswith("cuda"):
+            result["gpu busy"] = gpu_busy(
+                lambda: prediction.map_scene(task, config, models, mt.Team()),
+                count_batches(report["run"]),
+            )
     return result
 
 
 def warm_up(network, device: str) -> None:
-    """The first pass loads kernels; it counts as loading."""
+    """What is loaded at its first use: a library, and the kernels of a forward pass."""
+    import tifffile  # noqa: F401
     import torch
 
     with torch.inference_mode():
         network(torch.zeros(1, BANDS, 64, 64, device=device))
 
 
-def gpu_time(prediction):
-    """Count the GPU's seconds in forward passes; a function that gives them."""
+def count_batches(run: dict) -> int:
+    import Predict_large_image as prediction
+
+    down, across = (
+        prediction.make_axis(side, PATCH, OVERLAP) for side in run["scene"]["shape"]
+    )
+    row = prediction.batches(across, run["batch_size"], 0, across.length)
+    return len(down.starts) * len(row)
+
+
+def gpu_busy(work, batches: int) -> float:
+    """The share of the time after the first ten batches in which a GPU computes."""
     import torch
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
 
-    pairs, plain = [], prediction.model_training.Predictor.__call__
-
-    def counted(self, images, valid):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        result = plain(self, images, valid)
-        last.record()
-        pairs.append((first, last))
-        return result
-
-    prediction.model_training.Predictor.__call__ = counted
-    return lambda: sum(first.elapsed_time(last) for first, last in pairs) / 1e3
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        work()
+        torch.zeros(1, device="cuda")  # the end
+        torch.cuda.synchronize()
+    times = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in recorded.events()
+        if event.device_type == DeviceType.CUDA and "Memcpy" not in event.name
+    )
+    times = times[len(times) * 10 // batches :]
+    busy, until = 0.0, times[0][0]
+    for start, end in times:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy / (until - times[0][0])
 
 
 def whole_scene(model: Path, scene: Path, output: Path, device) -> dict:
@@ -283,7 +301,7 @@ def do_case(case: dict) -> None:
     if kind == "data":
         result = str(make_scene(paths["output"], *case["size"]))
     elif kind == "model":
-        result = str(make_model(paths["output"], case["name"]))
+        result = str(make_model(paths["output"], case["name"], case["device"]))
     elif kind == "bound":
         result = bound(paths["model"], case["windows"], case["device"])
     elif kind == "toolkit":
@@ -313,7 +331,7 @@ def compare_speed(folder: Path, size: int, device: str, kinds, compiled: bool) -
         f"{size} x {size} pixels, {BANDS} bands, {windows} windows of {PATCH}, {device}"
     )
     for name in kinds:
-        model = run_case(kind="model", output=str(folder), name=name)
+        model = run_case(kind="model", output=str(folder), name=name, device=device)
         limit = run_case(kind="bound", model=model, windows=windows, device=device)
         print(f"\n{' with '.join(MODELS[name])}")
         print(
@@ -339,7 +357,7 @@ def compare_speed(folder: Path, size: int, device: str, kinds, compiled: bool) -
 def compare_memory(folder: Path, device: str, kinds) -> None:
     print(f"{'':30}{'loaded MB':>11}{'peak MB':>9}{'more':>7}{'wall s':>8}")
     for name in kinds:
-        model = run_case(kind="model", output=str(folder), name=name)
+        model = run_case(kind="model", output=str(folder), name=name, device=device)
         for height in (TILE, 2 * TILE):
             scene = run_case(kind="data", output=str(folder), size=[height, TILE])
             for precision in ("fp32", "auto"):
@@ -360,7 +378,9 @@ def compare_memory(folder: Path, device: str, kinds) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("benchmark_data"))
-    parser.add_argument("--size", type=int, default=4096, help="side of the scene")
+    parser.add_argument(
+        "--size", type=int, help="side of the scene (default: 4096; with a GPU 10980)"
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--memory", action="store_true", help="two tiles, peak memory")
     parser.add_argument("--compile", action="store_true", help="compiled models too")
@@ -381,7 +401,7 @@ def main() -> int:
     else:
         compare_speed(
             arguments.folder,
-            arguments.size,
+            arguments.size or (TILE if device.startswith("cuda") else 4096),
             device,
             arguments.models,
             arguments.compile,
