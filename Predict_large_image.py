@@ -29,8 +29,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
@@ -59,7 +60,7 @@ BLOCK = 256  # side of the outputs' tiles in pixels
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
 READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
 READ_ROWS_MOST = 1024  # and from one of high blocks
-READ_COLUMNS = 2048  # columns of tiles that are read at once
+READ_COLUMNS = 2048  # columns of tiles that are read at once, by all threads together
 COUNTED_ROWS = 64  # rows whose statistics are counted at once
 DECIDED_ROWS = 128  # rows whose classes are chosen at once
 PROBES = 3  # windows that tell whether a lower precision keeps the classes
@@ -70,9 +71,12 @@ FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities")
 OPEN_ROWS = (
     5e8  # bytes of the rows in work on the CPU, unless --max_memory says another
 )
-BATCH_SIZES = {"cpu": 1, "cuda": 16}  # of --batch_size auto
+BATCH_SIZES = {"cpu": 1, "cuda": 32}  # of --batch_size auto
+STORED_AHEAD = {"cpu": 1, "cuda": 3}  # finished parts that wait to be stored
 LONGEST_NAME = 255  # bytes of a file's name that file systems allow
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
+MOST_READERS = 16  # threads that read a scene
+DECODED_SINGLY = ("GTiff", "COG", "VRT")  # formats that are read by several threads
 
 
 # --- settings -------------------------------------------------------------------------------
@@ -459,42 +463,116 @@ def rows_at_once(scene: rasterio.DatasetReader, band: int) -> int:
     return min(max(READ_ROWS // block, 1) * block, READ_ROWS_MOST)
 
 
+class Readers:
+    """Threads that read a scene, each with a dataset of its own: GDAL's bear one thread each."""
+
+    def __init__(self, scene: rasterio.DatasetReader, bands: Sequence[int], count: int):
+        """Open the scene ``count`` times, but once where GDAL has threads for its format."""
+        self.scene = scene
+        self.bands = list(bands)
+        self.dtype = rasters.validity(scene, bands).dtype
+        self.count = count if scene.driver in DECODED_SINGLY else 1
+        self.opened = ExitStack()
+        self.datasets: SimpleQueue = SimpleQueue()
+        self.datasets.put(scene)
+        for _ in range(self.count - 1):
+            dataset = self.opened.enter_context(rasters.open_raster(scene.name))
+            self.datasets.put(dataset)
+        self.pool = self.opened.enter_context(ThreadPoolExecutor(self.count))
+
+    def read(self, top: int, images: Sequence, masks: Sequence, left: int) -> None:
+        """Fill arrays that follow each other downwards from a pixel of the scene.
+
+        Args:
+            top: First row.
+            images: (C, n, w) each.
+            masks: (n, w) each, for the validity.
+            left: First column.
+        """
+        heights = [len(mask) for mask in masks]
+        firsts = list(accumulate(heights, initial=top))
+
+        def fill(window: Window) -> None:
+            dataset = self.datasets.get()
+            try:
+                pixels, valid = rasters.read_image(dataset, window, self.bands)
+            finally:
+                self.datasets.put(dataset)
+            columns = slice(window.col_off - left, window.col_off + window.width - left)
+            for first, image, mask in zip(firsts, images, masks):
+                begin = max(window.row_off, first)
+                end = min(window.row_off + window.height, first + len(mask))
+                if begin < end:
+                    rows = slice(begin - first, end - first)
+                    source = slice(begin - window.row_off, end - window.row_off)
+                    image[:, rows, columns] = pixels[:, source]
+                    mask[rows, columns] = valid[source]
+
+        right = left + masks[0].shape[1]
+        pieces = self._pieces(Region(top, firsts[-1], left, right))
+        list(self.pool.map(fill, pieces))
+
+    def _pieces(self, part: Region) -> list[Window]:
+        """Some tiles each, so that no array is as large as a row of them, or some strips."""
+        high, wide = self.scene.block_shapes[self.bands[0] - 1]
+        rows, columns = part.bottom, part.right
+        if wide < self.scene.width:
+            columns = max(READ_COLUMNS // self.count // wide, 1) * wide
+        else:
+            rows = math.ceil((part.bottom - part.top) / self.count / high) * high
+
+        def cut(first: int, last: int, step: int):
+            inner = range((first // step + 1) * step, last, step)
+            return pairwise([first, *inner, last])
+
+        return [
+            Window(left, top, right - left, bottom - top)
+            for top, bottom in cut(part.top, part.bottom, rows)
+            for left, right in cut(part.left, part.right, columns)
+        ]
+
+
 def read_chunks(
-    scene: rasterio.DatasetReader, bands: Sequence[int], device, part: Region
+    readers: Readers, device: torch.device, part: Region
 ) -> Iterator[Chunk]:
     """Read a part of a scene from top to bottom.
 
-    Blocks higher than ``READ_ROWS`` come in several chunks, so that rows can be dropped one by one;
-    tiles are read a few at a time, so that no array is as large as a row of them.
+    Blocks higher than ``READ_ROWS`` come in several chunks, so that rows can be dropped one by one.
 
     Raises:
         RasterError: A block cannot be read.
     """
     import torch
 
-    step, top = rows_at_once(scene, bands[0]), part.top
-    tiled = scene.block_shapes[bands[0] - 1][1] < scene.width
-    piece = READ_COLUMNS if tiled else scene.width
-    dtype = rasters.validity(scene, bands).dtype
+    on_gpu, upload = device.type == "cuda", own_stream(device)
+    dtype = torch.from_numpy(np.empty(0, readers.dtype)).dtype
+    bands, width = len(readers.bands), part.right - part.left
+    step, top = rows_at_once(readers.scene, readers.bands[0]), part.top
     while top < part.bottom:
         bottom = min(part.bottom, (top // step + 1) * step)
         cuts = [*range(top, bottom, READ_ROWS), bottom]
-        shapes = [(low - high, part.right - part.left) for high, low in pairwise(cuts)]
-        images = [np.empty((len(bands), *shape), dtype) for shape in shapes]
-        masks = [np.empty(shape, bool) for shape in shapes]
-        left = part.left
-        while left < part.right:
-            right = min(part.right, (left // piece + 1) * piece)
-            window = Window(left, top, right - left, bottom - top)
-            pixels, valid = rasters.read_image(scene, window, bands)
-            columns = slice(left - part.left, right - part.left)
-            for high, image, mask in zip(cuts, images, masks):
-                rows = slice(high - top, high - top + len(mask))
-                image[..., columns], mask[:, columns] = pixels[:, rows], valid[rows]
-            left = right
+        heights = [low - high for high, low in pairwise(cuts)]
+        # a GPU copies faster from memory that stays in its place
+        images = [
+            torch.empty(bands, height, width, dtype=dtype, pin_memory=on_gpu)
+            for height in heights
+        ]
+        masks = [np.empty((height, width), bool) for height in heights]
+        readers.read(top, [image.numpy() for image in images], masks, part.left)
         for high, image, mask in zip(cuts, images, masks):
-            yield Chunk(high, torch.from_numpy(image).to(device), mask)
+            if on_gpu:
+                with torch.cuda.stream(upload):
+                    image = image.to(device)
+                image.record_stream(torch.cuda.default_stream(device))
+            yield Chunk(high, image, mask)
         top = bottom
+
+
+def own_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A queue of a GPU for what is to go on beside the forward passes; None on the CPU."""
+    import torch
+
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 @contextmanager
@@ -631,7 +709,9 @@ def cut_batches(
             valid = None
             if not all(mask.all() for mask in masks):
                 device = windows[0][0].device
-                valid = torch.from_numpy(np.stack(masks)).to(device)
+                valid = torch.from_numpy(np.stack(masks))
+                if device.type == "cuda":
+                    valid = valid.pin_memory().to(device, non_blocking=True)
             seen = None
             if group is groups[-1]:
                 done = finished_by(down, row, region)
@@ -762,7 +842,6 @@ class Layer:
     dtype: str
     nodata: float
     bands: list[str]  # what they are
-    written: bool = True
     scale: float = 1.0  # value = stored number x scale
 
     @property
@@ -772,15 +851,13 @@ class Layer:
 
 
 def list_layers(config: PredictionConfig, names: Sequence[str], models: int):
-    """The layers of a map: classes and confidence always, since statistics need both."""
+    """The layers of a map that are asked for, the classes first."""
     nodata = map_nodata(len(names))
-    layers = [
-        Layer("classes", "uint8" if nodata == 255 else "uint16", nodata, ["class"]),
-        Layer(
-            "confidence", "float32", -1, ["probability of the class"],
-            config.save_confidence,
-        ),
-    ]  # fmt: skip
+    dtype = "uint8" if nodata == 255 else "uint16"
+    layers = [Layer("classes", dtype, nodata, ["class"])]
+    if config.save_confidence:
+        bands = ["probability of the class"]
+        layers.append(Layer("confidence", "float32", -1, bands))
     if config.save_uncertainty:
         bands = ["entropy of the probabilities, 0 to 1"]
         if models > 1:
@@ -795,6 +872,13 @@ def list_layers(config: PredictionConfig, names: Sequence[str], models: int):
 def map_nodata(label_classes: int) -> int:
     """The value of invalid pixels in a map: 255, or 65535 past 255 classes."""
     return 255 if label_classes <= 255 else 65535
+
+
+def few_rows(tensor: Tensor, rows: int) -> Iterator[slice]:
+    """All rows (n, w) of a tensor, on the CPU some at a time, which then stay in its cache."""
+    step = rows if tensor.device.type == "cpu" else max(1, len(tensor))
+    for first in range(0, len(tensor), step):
+        yield slice(first, first + step)
 
 
 def decide(probabilities: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -821,9 +905,8 @@ def decide(probabilities: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tenso
         probabilities[0], dtype=torch.uint8 if small else torch.int32
     )
     confidence = probabilities[0].clone()
-    # a few rows at a time stay in the cache; torch's argmax takes ten times as long
-    for first in range(0, classes.shape[0], DECIDED_ROWS):
-        rows = slice(first, first + DECIDED_ROWS)
+    # torch's argmax takes ten times as long on the CPU
+    for rows in few_rows(classes, DECIDED_ROWS):
         chosen, most = classes[rows], confidence[rows]
         for number in range(1, len(probabilities)):
             other = probabilities[number, rows]
@@ -837,7 +920,7 @@ def decide(probabilities: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tenso
 def derive(
     blended: Tensor, layers: dict[str, Layer], classes: int, threshold: float
 ) -> dict[str, Tensor]:
-    """All layers, (bands, H, W) each, of blended probabilities.
+    """Classes, confidence and the other layers, (bands, H, W) each, of blended probabilities.
 
     Args:
         blended: (K, H, W); behind the classes the models' mean own entropy, where it is needed.
@@ -869,70 +952,96 @@ def derive(
 def mask_layers(
     tensors: dict[str, Tensor], valid: np.ndarray, layers: dict[str, Layer]
 ) -> dict[str, np.ndarray]:
-    """Layers as they are written: in their dtype, nodata where not ``valid``.
+    """Layers as they are written: in their dtype, nodata where not ``valid``; overwrites them."""
+    import torch
 
-    Raises:
-        SegmentationError: A probability that is not a number.
-    """
-    arrays = {
-        name: np.where(valid, tensor.cpu().numpy(), layers[name].nodata).astype(
-            layers[name].dtype
-        )
-        for name, tensor in tensors.items()
+    if not valid.all():
+        invalid = torch.from_numpy(~valid).to(tensors["classes"].device)
+        for name, layer in layers.items():
+            tensors[name].masked_fill_(invalid, layer.nodata)
+    return {
+        name: tensors[name].cpu().numpy().astype(layer.dtype, copy=False)
+        for name, layer in layers.items()
     }
-    if not np.isfinite(arrays["confidence"]).all():
-        raise SegmentationError(
-            "The model gives probabilities that are not numbers; are the scene's values absurd, or "
-            "did the training diverge?"
-        )
-    return arrays
 
 
 # --- statistics -----------------------------------------------------------------------------
 
 
-class Statistics:
-    """What a map adds up to, row by row."""
+BINS = 1000  # of the confidence between 0 and 1
+# of one, in which confidences are added up: whole numbers have the same sum in any order
+PARTS = 2**20
 
-    BINS = 1000  # of the confidence between 0 and 1
+
+def tally(
+    classes: Tensor, confidence: Tensor, valid: np.ndarray, count: int
+) -> np.ndarray:
+    """Count the confidence of a part of a map.
+
+    Args:
+        classes: (n, w) below ``count``.
+        confidence: (n, w), 0 to 1.
+        valid: (n, w) bool; other pixels do not count.
+        count: Classes of the map.
+
+    Returns:
+        (BINS + count,) int64: the pixels in each bin, and the sum over each class in ``PARTS``;
+        those of several parts can be added.
+
+    Raises:
+        SegmentationError: A probability that is not a number.
+    """
+    import torch
+
+    total = torch.zeros(BINS + count, dtype=torch.int64)
+    every = valid.all()
+    for rows in few_rows(classes, COUNTED_ROWS):
+        chosen, values = classes[rows].flatten(), confidence[rows].flatten()
+        if not every:  # the others come into the first bin, and out of it again
+            invalid = torch.from_numpy(~valid[rows]).to(values.device).flatten()
+            values = values.masked_fill(invalid, 0)
+            total[0] -= int(invalid.sum())
+        if not torch.isfinite(values.sum()):
+            raise SegmentationError(
+                "The model gives probabilities that are not numbers; are the scene's values "
+                "absurd, did the training diverge, or is --precision fp16 too coarse for it?"
+            )
+        bins = (values * BINS).to(torch.int32).clamp_(max=BINS - 1)
+        total[:BINS] += torch.bincount(bins, minlength=BINS).cpu()
+        parts = (values * PARTS).round_().to(torch.float64)
+        total[BINS:] += torch.bincount(chosen, parts, minlength=count).long().cpu()
+    return total.numpy()
+
+
+class Statistics:
+    """What a map adds up to."""
 
     def __init__(self, names: Sequence[str], areas: np.ndarray | None):
         """``areas`` (H,): square metres of a pixel in each row, None if unknown."""
         self.names = list(names)
         self.areas = areas
+        self.alike = areas is None or areas.min() == areas.max()
         self.row = 0
         self.total = 0
         self.pixels = np.zeros(len(self.names), np.int64)
         self.area = np.zeros(len(self.names))
-        self.confidence = np.zeros(len(self.names))
-        self.histogram = np.zeros(self.BINS, np.int64)
+        self.tally = np.zeros(BINS + len(self.names), np.int64)  # of all parts
 
-    def add(self, classes: np.ndarray, confidence: np.ndarray) -> None:
-        """Count the next rows of a map, (n, W) each."""
-        count, rows = len(self.names), len(classes)
-        known = classes < count
-        found = classes[known].astype(np.intp)
-        pixels = np.bincount(found, minlength=count)
-        self.pixels += pixels
-        if self.areas is not None:
-            areas = self.areas[self.row : self.row + rows]
-            if areas.min() == areas.max():
-                self.area += pixels * areas[0]
-            else:
-                weights = np.repeat(areas, known.sum(axis=1))
-                self.area += np.bincount(found, weights, minlength=count)
-        self.row += rows
+    def add(self, classes: np.ndarray) -> None:
+        """Count the next rows of a map, (n, W)."""
+        count = len(self.names)
+        for some in [classes] if self.alike else classes:
+            pixels = np.bincount(some.ravel(), minlength=count)[:count]
+            self.pixels += pixels
+            if self.areas is not None:
+                self.area += pixels * self.areas[self.row]
+            self.row += 1 if some.ndim == 1 else len(some)
         self.total += classes.size
-        values = confidence[known]
-        self.confidence += np.bincount(found, values, minlength=count)
-        steps = (values * np.float32(self.BINS)).astype(np.intp)
-        counted = np.bincount(steps, minlength=self.BINS + 1)
-        counted[self.BINS - 1] += counted[self.BINS]  # those that are exactly 1
-        self.histogram += counted[: self.BINS]
 
     def report(self) -> dict:
         """Pixels, shares, areas and confidence, as plain numbers for JSON."""
         mapped = int(self.pixels.sum())
+        histogram, sums = self.tally[:BINS], self.tally[BINS:] / PARTS
         classes = []
         for number, name in enumerate(self.names):
             pixels = int(self.pixels[number])
@@ -940,17 +1049,16 @@ class Statistics:
             entry["share"] = pixels / mapped if mapped else None
             known = self.areas is not None
             entry["area_ha"] = float(self.area[number]) / 1e4 if known else None
-            mean = float(self.confidence[number]) / pixels if pixels else None
+            mean = float(sums[number]) / pixels if pixels else None
             classes.append(entry | {"mean_confidence": mean})
         summary = None
         if mapped:
-            reached = np.cumsum(self.histogram) / mapped
-            summary = {"mean": float(self.confidence.sum()) / mapped}
+            reached = np.cumsum(histogram) / mapped
+            summary = {"mean": float(sums.sum()) / mapped}
             for key, share in (("p10", 0.1), ("median", 0.5), ("p90", 0.9)):
                 place = int(np.searchsorted(reached, share))
-                summary[key] = (place + 0.5) / self.BINS
-            below = self.histogram[: self.BINS // 2].sum()
-            summary["share_below_0.5"] = float(below) / mapped
+                summary[key] = (place + 0.5) / BINS
+            summary["share_below_0.5"] = float(histogram[: BINS // 2].sum()) / mapped
         return {
             "pixels": self.total,
             "mapped_pixels": mapped,
@@ -1021,8 +1129,9 @@ class Unfinished:
 
     In a hidden folder lie ``run.json`` (what is being made), a raw file per layer in the order
     (row, band, column), and a ``done-N.txt`` per process with a line for every part of the scene
-    that is safely in them. Output files are always made from there, from the first row to the
-    last: they do not depend on who found which row when.
+    that is safely in them: its four sides and its ``tally``. Output files are always made from
+    there, from the first row to the last: they do not depend on who found which row when. A thread
+    may read while another one writes.
     """
 
     def __init__(self, folder: Path, layers: dict[str, Layer], shape, number: int = 0):
@@ -1037,6 +1146,7 @@ class Unfinished:
             return self.opened.enter_context(file)
 
         self.files = {name: unbuffered(f"{name}.raw", "r+b") for name in layers}
+        self.sources = {name: unbuffered(f"{name}.raw", "rb") for name in layers}
         self.journal = unbuffered(f"done-{number}.txt", "ab")
 
     @staticmethod
@@ -1059,13 +1169,13 @@ class Unfinished:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @staticmethod
-    def finished_parts(folder: Path) -> list[Region]:
+    def finished_parts(folder: Path) -> list[Finished]:
         """The parts that are there, the journals of former processes joined into one."""
         journals = sorted(folder.glob("done-*.txt"))
         parts = [part for journal in journals for part in read_journal(journal)]
         parts = list(dict.fromkeys(parts))  # two tell the same after a kill right here
         with rasters.whole_file(folder / "done-0.txt") as file:
-            file.write_text("".join(_journal_line(part) for part in parts))
+            file.write_text("".join(map(_journal_line, parts)))
         for journal in journals:
             if journal.name != "done-0.txt":
                 journal.unlink()
@@ -1075,8 +1185,10 @@ class Unfinished:
         """Count a part as finished."""
         self.covered[part.top : part.bottom] += part.right - part.left
 
-    def write(self, part: Region, arrays: dict[str, np.ndarray]) -> None:
-        """Store a part, {layer: (bands, n, w)}, safely."""
+    def write(
+        self, part: Region, arrays: dict[str, np.ndarray], counted: np.ndarray
+    ) -> None:
+        """Store a part, {layer: (bands, n, w)} and its ``tally``, safely."""
         for name, array in arrays.items():
             file, pixel = self.files[name], array.itemsize
             rows = np.ascontiguousarray(array.swapaxes(0, 1))
@@ -1093,13 +1205,14 @@ class Unfinished:
                 file.seek(place * pixel)
                 _write_all(file, memoryview(piece).cast("B"))
             os.fsync(file.fileno())
-        self.journal.write(_journal_line(part).encode())
+        line = _journal_line(Finished(part, tuple(counted.tolist())))
+        _write_all(self.journal, memoryview(line.encode()))
         os.fsync(self.journal.fileno())
         self.mark(part)
 
     def read(self, name: str, top: int, bottom: int) -> np.ndarray:
         """Finished rows of a layer, (bands, n, W)."""
-        layer, file = self.layers[name], self.files[name]
+        layer, file = self.layers[name], self.sources[name]
         rows = np.empty((bottom - top, len(layer.bands), self.width), layer.dtype)
         file.seek(top * rows[0].nbytes)
         data = memoryview(rows).cast("B")
@@ -1112,15 +1225,23 @@ class Unfinished:
         return rows.swapaxes(0, 1)
 
 
-def _journal_line(part: Region) -> str:
-    return " ".join(map(str, part)) + "\n"
+class Finished(NamedTuple):
+    """A part of a map that is safely stored."""
+
+    part: Region
+    tally: tuple[int, ...]  # of its confidence
 
 
-def read_journal(path: Path) -> list[Region]:
+def _journal_line(finished: Finished) -> str:
+    return " ".join(map(str, finished.part + finished.tally)) + "\n"
+
+
+def read_journal(path: Path) -> list[Finished]:
     """The finished parts that a journal tells of."""
     lines = path.read_text().splitlines(keepends=True)
     # a line without an end is of a process that was killed while it wrote
-    return [Region(*map(int, line.split())) for line in lines if line.endswith("\n")]
+    numbers = [tuple(map(int, line.split())) for line in lines if line.endswith("\n")]
+    return [Finished(Region(*line[:4]), line[4:]) for line in numbers]
 
 
 def _write_all(file, data: memoryview) -> None:
@@ -1162,18 +1283,13 @@ class Maps:
         open_rows = np.flatnonzero(rows.covered[self.row :] < rows.width)
         ready = self.row + int(open_rows[0]) if len(open_rows) else height
         while (bottom := min(self.row + BLOCK, height)) <= ready and self.row < height:
-            arrays = {
-                name: rows.read(name, self.row, bottom)
-                for name in ("classes", "confidence", *self.files)
-            }
-            for row in range(0, bottom - self.row, COUNTED_ROWS):
-                some = slice(row, row + COUNTED_ROWS)
-                self.statistics.add(
-                    arrays["classes"][0, some], arrays["confidence"][0, some]
-                )
             window = Window(0, self.row, rows.width, bottom - self.row)
             for name, file in self.files.items():
-                file.write(arrays[name], window=window)
+                array = rows.read(name, self.row, bottom)
+                file.write(array, window=window)
+                if name == "classes":
+                    for row in range(0, len(array[0]), COUNTED_ROWS):
+                        self.statistics.add(array[0, row : row + COUNTED_ROWS])
             self.row = bottom
 
 
@@ -1201,40 +1317,29 @@ def map_profile(scene: rasterio.DatasetReader, layer: Layer) -> dict:
 
 
 @contextmanager
-def open_outputs(
-    task: Task, scene, layers, names: Sequence[str], tags: dict, folder: Path, form: str
-) -> Iterator[dict]:
-    """The output files of a scene to write to, by layer.
+def open_outputs(job: Job, folder: Path) -> Iterator[dict]:
+    """The output files of a scene to write to, by layer; unfinished ones lie in ``folder``.
 
     All appear under their names when all are complete. GeoTIFF has no place for the names of
     categories that other programs look into, so they lie also in GDAL's ``.aux.xml``.
-
-    Args:
-        task: The scene and its outputs.
-        scene: Whose pixel grid they have.
-        layers: All layers; those to be ``written`` count.
-        names: Of the classes.
-        tags: Metadata of every file.
-        folder: Where unfinished files lie.
-        form: ``gtiff`` or ``cog``, which GDAL makes from a finished file.
     """
-    written = {layer.name: layer for layer in layers.values() if layer.written}
+    task, layers, names = job.task, job.layers, job.names
     with ExitStack() as finished:
         parts = {
             name: finished.enter_context(
                 rasters.whole_file(task.beside(layer.ending), folder)
             )
-            for name, layer in written.items()
+            for name, layer in layers.items()
         }
         plain = parts
-        if form == "cog":
-            plain = {name: folder / f"{name}.tif" for name in written}
+        if job.config.format == "cog":
+            plain = {name: folder / f"{name}.tif" for name in layers}
         with ExitStack() as unfinished:
             files = {}
-            for name, layer in written.items():
-                file = rasters.create_tiff(plain[name], **map_profile(scene, layer))
+            for name, layer in layers.items():
+                file = rasters.create_tiff(plain[name], **map_profile(job.scene, layer))
                 files[name] = file = unfinished.enter_context(file)
-                file.update_tags(**tags, **rasters.class_name_tags(names))
+                file.update_tags(**job.tags, **rasters.class_name_tags(names))
                 file.descriptions = layer.bands
                 file.scales = [layer.scale] * len(layer.bands)
             colours = enumerate(rasters.class_colours(len(names)))
@@ -1242,8 +1347,8 @@ def open_outputs(
                 1, {number: (*rgb, 255) for number, rgb in colours}
             )
             yield files
-        if form == "cog":
-            for name, layer in written.items():
+        if job.config.format == "cog":
+            for name, layer in layers.items():
                 make_cog(plain[name], parts[name], layer)
         add_categories(Path(f"{parts['classes']}.aux.xml"), names)
 
@@ -1472,11 +1577,19 @@ def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
 def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
     """Some windows with valid pixels, drawn from the whole scene: (image, valid) each."""
     down, across = axes
+    high, wide = scene.block_shapes[bands[0] - 1]
+
+    def block_start(start: int, block: int, size: int) -> int:
+        """A window that begins with a block touches fewer of them."""
+        return start // block * block if block <= size else start
+
     columns, windows = len(across.starts), []
     order = np.random.default_rng(0).permutation(len(down.starts) * columns)
     for number in order[:25]:
         row, column = divmod(int(number), columns)
-        window = Window(across.starts[column], down.starts[row], across.size, down.size)
+        top = block_start(down.starts[row], high, down.size)
+        left = block_start(across.starts[column], wide, across.size)
+        window = Window(left, top, across.size, down.size)
         inside = rasters.window_within(window, scene.width, scene.height)
         image, valid = rasters.read_image(scene, inside, bands)
         if valid.any():
@@ -1492,39 +1605,47 @@ def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
 def choose_precision(job: Job) -> str:
     """The precision of ``--precision auto`` for a scene.
 
-    What the hardware computes natively, when the classes of some windows stay as they are in
-    float32; scenes of a few windows are not worth the trial.
+    The first that the hardware computes natively in which the classes of some windows stay as they
+    are in float32; scenes of a few windows are not worth the trial.
     """
     import torch
 
     config, models, axes = job.config, job.models, job.axes
-    native = model_training.native_precision(models.device)
+    native = model_training.native_precisions(models.device)
     few = len(axes[0].starts) * len(axes[1].starts) < 5 * PROBES
-    if native == "fp32" or few:
+    if not native or few:
         return "fp32"
-    plain = {
-        precision: model_training.Predictor(
-            models.checkpoints, models.device, precision, config.tta
-        )
-        for precision in ("fp32", native)
-    }
-    same = total = 0
-    for image, valid in probe_windows(job.scene, job.bands, axes):
-        image = torch.from_numpy(image)[None].to(models.device)
-        mask = torch.from_numpy(valid)[None].to(models.device)
-        exact, fast = (
-            decide(predictor(image, mask)[0], config.threshold)[0]
-            for predictor in plain.values()
-        )
-        same += int((exact == fast)[mask[0]].sum())
-        total += int(valid.sum())
-    if total and same < KEPT_CLASSES * total:
+    probes = [
+        [torch.from_numpy(array)[None].to(models.device) for array in probe]
+        for probe in probe_windows(job.scene, job.bands, axes)
+    ]
+
+    workers = count_workers(job)
+
+    def classes(precision: str) -> list[Tensor]:
+        options = models.checkpoints, models.device, precision, config.tta
+        predictor = model_training.Predictor(*options)
+
+        def predict(probe) -> Tensor:
+            image, mask = probe
+            return decide(predictor(image, mask)[0], config.threshold)[0][mask[0]]
+
+        with shared_threads(workers), ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(predict, probes))
+
+    exact = classes("fp32")
+    total = sum(map(len, exact))
+    for precision in native:
+        pairs = zip(exact, classes(precision))
+        same = sum(int((one == other).sum()) for one, other in pairs)
+        if same >= KEPT_CLASSES * total:
+            return precision
         log.info(
-            "%s changes the class of %.2f %% of the pixels: computing in fp32",
-            native, 100 * (1 - same / total),
+            "%s changes the class of %.2f %% of the pixels",
+            precision, 100 * (1 - same / total),
         )  # fmt: skip
-        return "fp32"
-    return native
+    log.info("computing in fp32")
+    return "fp32"
 
 
 def free_memory(device) -> int:
@@ -1555,7 +1676,7 @@ def open_rows(job: Job) -> int:
     image = rasters.validity(scene, bands).dtype.itemsize * len(bands) + 1
     channels = job.models.first.config.num_classes + 1
     column = image * (size + 3 * rows_at_once(scene, bands[0]))
-    column += size * (2 * 4 * channels + 3 * bytes_of(job.layers))
+    column += size * (2 * 4 * channels + 3 * (4 + bytes_of(job.layers)))
     return column * scene.width
 
 
@@ -1638,8 +1759,7 @@ def frame_job(task: Task, config: PredictionConfig, models: Models, scene) -> Jo
 
 def written(job: Job) -> list[Path]:
     """The rasters that come of a scene."""
-    layers = job.layers.values()
-    return [job.task.beside(layer.ending) for layer in layers if layer.written]
+    return [job.task.beside(layer.ending) for layer in job.layers.values()]
 
 
 def plan_run(job: Job) -> tuple[dict, bool]:
@@ -1772,16 +1892,17 @@ def finish(job: Job, statistics: Statistics) -> dict:
 
 def compute(job: Job, team: model_training.Team) -> Statistics:
     """Predict what is not there yet of a scene, and write its maps (the first process does)."""
-    task, folder, shape = job.task, job.task.partial, job.scene.shape
+    folder, shape = job.task.partial, job.scene.shape
 
-    def begin() -> list[Region]:
+    def begin() -> list[Finished]:
         if job.config.resume and (folder / "run.json").exists():
             rasters.drop_unfinished(folder / path.name for path in written(job))
             return Unfinished.finished_parts(folder)
         Unfinished.begin(folder, job.run, job.layers, shape)
         return []
 
-    parts = team.share(begin)
+    former = team.share(begin)
+    parts = [finished.part for finished in former]
     if not (folder / "run.json").exists():
         raise SegmentationError(
             f"{folder} is not there for process {team.rank}; --output must lie in a folder that "
@@ -1793,17 +1914,10 @@ def compute(job: Job, team: model_training.Team) -> Statistics:
         stack.enter_context(rows.opened)
         maps = None
         if team.leads:
-            for part in parts:
+            for part, counted in former:
                 rows.mark(part)
-            outputs = open_outputs(
-                task,
-                job.scene,
-                job.layers,
-                job.names,
-                job.tags,
-                folder,
-                job.config.format,
-            )
+                statistics.tally += counted
+            outputs = open_outputs(job, folder)
             maps = Maps(rows, stack.enter_context(outputs), statistics)
         mine = []
         for left, right in job.run["columns"]:
@@ -1817,8 +1931,9 @@ def compute(job: Job, team: model_training.Team) -> Statistics:
         team.wait()
         if maps:
             for number in range(1, team.size):
-                for part in read_journal(folder / f"done-{number}.txt"):
+                for part, counted in read_journal(folder / f"done-{number}.txt"):
                     rows.mark(part)
+                    statistics.tally += counted
             maps.advance()
     return statistics
 
@@ -1836,6 +1951,11 @@ def count_workers(job: Job) -> int:
     return min(torch.get_num_threads(), MOST_WORKERS)
 
 
+def count_readers() -> int:
+    """Threads that read a scene at a time."""
+    return min(model_training.own_cores(), MOST_READERS)
+
+
 @contextmanager
 def shared_threads(workers: int) -> Iterator[None]:
     """Share torch's threads among workers."""
@@ -1849,20 +1969,36 @@ def shared_threads(workers: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class InOrder:
+    """A thread that does what it is given in order, while a few things wait at most."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.pool = ThreadPoolExecutor(1)
+        self.waiting: deque = deque()
+
+    def do(self, function: Callable, *arguments) -> None:
+        """Raises what an earlier one has raised."""
+        while len(self.waiting) >= self.most:
+            self.waiting.popleft().result()
+        self.waiting.append(self.pool.submit(function, *arguments))
+
+    def finish(self) -> None:
+        """Wait for all; raises what one of them has raised."""
+        while self.waiting:
+            self.waiting.popleft().result()
+
+
 def predict_parts(
     job: Job, parts: Sequence[Region], rows: Unfinished, maps: Maps | None
 ) -> None:
-    """Predict parts of a scene and store them; a thread reads ahead, another one writes."""
+    """Predict parts of a scene and store them; threads read ahead, store, and write the maps."""
+    import torch
     from tqdm import tqdm
 
     predictor = job.models.make_predictor(job.run["precision"])
     batch_size, device = job.run["batch_size"], job.models.device
-
-    def store(part: Region, tensors, valid) -> None:
-        rows.write(part, mask_layers(tensors, valid, job.layers))
-        if maps:
-            maps.advance()
-
+    download = own_stream(device)
     bar = tqdm(
         total=sum(part.bottom - part.top for part in parts),
         desc=Path(job.task.scene).name,
@@ -1870,12 +2006,33 @@ def predict_parts(
         disable=None if maps else True,
     )
     workers = count_workers(job)
-    with bar, shared_threads(workers), ThreadPoolExecutor(1) as writer:
-        stored = writer.submit(maps.advance if maps else int)
+    with ExitStack() as stack:
+        stack.enter_context(bar)
+        stack.enter_context(shared_threads(workers))
+        readers = Readers(job.scene, job.bands, count_readers())
+        stack.enter_context(readers.opened)
+        storing, writing = InOrder(STORED_AHEAD[device.type]), InOrder(1)
+        for thread in (writing, storing):
+            stack.enter_context(thread.pool)
+
+        def store(part: Region, tensors, valid, derived) -> None:
+            with torch.cuda.stream(download):
+                if derived:
+                    derived.wait(download)
+                confidence = tensors["classes"][0], tensors["confidence"][0]
+                counted = tally(*confidence, valid, len(job.names))
+                arrays = mask_layers(tensors, valid, job.layers)
+            rows.write(part, arrays, counted)
+            if maps:
+                maps.statistics.tally += counted
+                writing.do(maps.advance)
+
+        if maps:
+            writing.do(maps.advance)
         for part in parts:
             needed = region_to_read(job.axes, part, batch_size)
             with (
-                ahead(read_chunks(job.scene, job.bands, device, needed)) as chunks,
+                ahead(read_chunks(readers, device, needed)) as chunks,
                 closing(
                     blended_rows(
                         chunks, predictor, job.axes, part, predictor.channels,
@@ -1890,10 +2047,13 @@ def predict_parts(
                         predictor.classes,
                         job.config.threshold,
                     )
-                    stored.result()
-                    stored = writer.submit(store, done, tensors, valid)
+                    derived = torch.cuda.Event() if download else None
+                    if derived:
+                        derived.record()
+                    storing.do(store, done, tensors, valid, derived)
                     bar.update(done.bottom - done.top)
-        stored.result()
+        storing.finish()
+        writing.finish()
 
 
 def draw_quicklook(task: Task, names: Sequence[str], confidence: bool) -> Path:
@@ -1970,14 +2130,13 @@ def check_scene(
             return {}
         warn_of_strange_values(scene, job.bands, models)
         unfinished = require_room(task.partial, job.layers, scene.shape)
-        kept = {name: layer for name, layer in job.layers.items() if layer.written}
         pixels = scene.height * scene.width
         return {
             "scenes": 1,
             "pixels": pixels,
             "windows": math.prod(len(axis.starts) for axis in job.axes),
             "unfinished": unfinished,
-            "maps": bytes_of(kept) * pixels,
+            "maps": bytes_of(job.layers) * pixels,
         } | (measure_windows(job) if measure else {})
 
 

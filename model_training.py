@@ -404,11 +404,7 @@ def normalize(image, valid, normalization: Normalization) -> Tensor:
     if normalization.rule == "image":
         scaled = image.to(torch.float32) / joint_percentiles(image, valid)
     else:
-        low, high = (
-            torch.tensor(values, dtype=torch.float32, device=image.device)
-            for values in (normalization.low, normalization.high)
-        )
-        span = torch.where(high > low, high - low, 1.0)
+        low, span = _limits(normalization, image.device)
         if image.ndim == 4 and image.is_contiguous(memory_format=torch.channels_last):
             # whole rows at a time, since a pixel's bands are too few for the CPU's vectors
             shape, width = image.movedim(1, -1).shape, image.shape[-1]
@@ -421,6 +417,20 @@ def normalize(image, valid, normalization: Normalization) -> Tensor:
     if valid is not None:  # last, since invalid pixels can be NaN
         scaled.masked_fill_(~valid[..., None, :, :], 0)
     return scaled
+
+
+@functools.lru_cache(16)
+def _limits(
+    normalization: Normalization, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Low end and span of each band, (C,) float32; kept, since a GPU stops for each upload."""
+    import torch
+
+    low, high = (
+        torch.tensor(values, dtype=torch.float32, device=device)
+        for values in (normalization.low, normalization.high)
+    )
+    return low, torch.where(high > low, high - low, 1.0)
 
 
 def joint_percentiles(image: Tensor, valid: Tensor | None) -> Tensor:
@@ -2177,17 +2187,35 @@ def keep_memory() -> None:
             ctypes.CDLL(None).mallopt(option, value)
 
 
-def native_precision(device: torch.device) -> str:
-    """The fastest precision that the hardware computes in itself: bf16, fp16 or fp32."""
+def native_precisions(device: torch.device) -> list[str]:
+    """The precisions below float32 that the hardware computes in itself, the safest first.
+
+    bf16 holds numbers as large as float32 does; fp16 is as fast and finer.
+    """
     import torch
 
     if device.type == "cpu":
         known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
         names = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-        return "bf16" if any(known.get(name) for name in names) else "fp32"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16"
-    return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
+        return ["bf16"] if any(known.get(name) for name in names) else []
+    known = {
+        "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+        "fp16": torch.cuda.get_device_capability(device) >= (7, 0),
+    }
+    return [name for name, there in known.items() if there]
+
+
+def native_precision(device: torch.device) -> str:
+    """The precision for training: the safest that the hardware computes in itself."""
+    return next(iter(native_precisions(device)), "fp32")
+
+
+def own_cores() -> int:
+    """The processor's cores that this process may use: its share of those of the machine."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def fold_normalization(model: nn.Module, in_channels: int) -> nn.Module:
@@ -2708,11 +2736,7 @@ def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) ->
         return min(int(asked), batches)
     if not gpu:
         return 0 if dataset.in_memory else min(1, batches)
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(1, cores - 1), batches)
+    return min(8, max(1, own_cores() - 1), batches)
 
 
 def training_precision(amp: str, device: torch.device) -> str:

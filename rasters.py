@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from shapely import Geometry
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 UNLABELLED = 255  # the default --ignore_index, and what extraction writes
 SPLITS = ("train", "validation", "test")
 TIFF_SUFFIXES = (".tif", ".tiff")

@@ -6,6 +6,7 @@ pixels: NumPy alone knows its map. Where windows matter, a second network looks 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -53,6 +54,7 @@ ROOT = Path(prediction.__file__).parent
 CRS = "EPSG:32631"
 TRANSFORM = from_origin(431_240, 4_912_560, 10, 10)
 RGBA = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+CPU = torch.device("cpu")
 DESCRIPTIONS = ("B02 blue", "B03 green", "B04 red")
 
 
@@ -785,9 +787,10 @@ def window_of(path: Path, height: int, width: int):
             prediction.Axis(length, size, [0], np.ones((1, size), np.float32), [0])
             for length, size in zip(scene.shape, (height, width))
         )
-        chunks = prediction.read_chunks(scene, bands, "cpu", whole)
-        channels = len(bands)
-        list(blended_rows(chunks, predict, axes, whole, channels))
+        readers = prediction.Readers(scene, bands, 1)
+        with readers.opened:
+            chunks = prediction.read_chunks(readers, CPU, whole)
+            list(blended_rows(chunks, predict, axes, whole, len(bands)))
     return got[0]
 
 
@@ -828,19 +831,24 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_chunks_follow_each_other_and_begin_where_blocks_do(tmp_path, layout):
+def test_chunks_follow_each_other_and_begin_where_blocks_do(
+    tmp_path, monkeypatch, layout, count
+):
+    monkeypatch.setattr(prediction, "READ_COLUMNS", 64)
     pixels = noise(500, 70)
     pixels[:, 30:60, 20:] = 0
     path = write_scene(tmp_path / "a.tif", pixels, nodata=0, **LAYOUTS[layout])
     with rasters.open_raster(path) as scene:
         height = scene.block_shapes[0][0]
+        readers = prediction.Readers(scene, [3, 1], count)
         for part in (
             Region(0, 500, 0, 70),
             Region(77, 401, 13, 50),
             Region(9, 10, 0, 1),
         ):
-            chunks = list(prediction.read_chunks(scene, [3, 1], "cpu", part))
+            chunks = list(prediction.read_chunks(readers, CPU, part))
             assert chunks[0].top == part.top and chunks[-1].bottom == part.bottom
             for one, next_one in pairwise(chunks):
                 assert one.bottom == next_one.top and one.bottom % height == 0
@@ -853,6 +861,51 @@ def test_chunks_follow_each_other_and_begin_where_blocks_do(tmp_path, layout):
             inside = slice(part.top, part.bottom), slice(part.left, part.right)
             np.testing.assert_array_equal(image, pixels[[2, 0]][(slice(None), *inside)])
             np.testing.assert_array_equal(valid, pixels[0][inside] > 0)
+        readers.opened.close()
+        assert not scene.closed
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_threads_share_a_scene_and_none_reads_a_block_of_another_one(tmp_path, layout):
+    path = write_scene(tmp_path / "a.tif", noise(500, 200), **LAYOUTS[layout])
+    with rasters.open_raster(path) as scene:
+        high, wide = scene.block_shapes[0]
+        readers = prediction.Readers(scene, [1, 2, 3], 4)
+        datasets, pieces = set(), []
+        plain = rasters.read_image
+        together = threading.Barrier(2 if layout != "one block" else 1, timeout=30)
+
+        def read(dataset, window, bands):
+            datasets.add(dataset)
+            pieces.append(window)
+            together.wait()  # passes when as many read at a time
+            return plain(dataset, window, bands)
+
+        with readers.opened, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rasters, "read_image", read)
+            patch.setattr(prediction, "READ_COLUMNS", 1)
+            rows = 128 if layout != "one block" else 500
+            images, masks = [np.empty((3, rows, 200))], [np.empty((rows, 200), bool)]
+            readers.read(0, images, masks, 0)
+    assert len(datasets) > 1 or layout == "one block"
+    blocks = [
+        (row, column)
+        for piece in pieces
+        for row in range(piece.row_off, piece.row_off + piece.height, high)
+        for column in range(piece.col_off, piece.col_off + piece.width, wide)
+    ]
+    assert all(row % high == 0 and column % wide == 0 for row, column in blocks)
+    assert len(set(blocks)) == len(blocks) == -(-rows // high) * -(-200 // wide)
+
+
+def test_a_format_with_threads_of_its_own_is_read_by_one(tmp_path):
+    path = tmp_path / "a.jp2"
+    plain = write_scene(tmp_path / "a.tif", noise(64, 64))
+    rasterio.shutil.copy(plain, path, driver="JP2OpenJPEG")
+    with rasters.open_raster(path) as scene:
+        readers = prediction.Readers(scene, [1], 4)
+        with readers.opened:
+            assert readers.count == 1
 
 
 def test_reading_ahead_keeps_the_order_and_ends_with_the_source():
@@ -935,11 +988,12 @@ def layers_of(names, models=1, **wanted):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_invalid_pixels_are_nodata_in_every_layer(channels):
     names = ["a", "b", "c"][: max(2, channels)]
-    layers = layers_of(names, 2, save_uncertainty=True, save_probabilities=True)
+    wanted = ("save_confidence", "save_uncertainty", "save_probabilities")
+    layers = layers_of(names, 2, **dict.fromkeys(wanted, True))
     blended = torch.full((channels + 1, 1, 2), 0.9)
     tensors = prediction.derive(blended, layers, channels, 0.5)
     arrays = prediction.mask_layers(tensors, np.array([[True, False]]), layers)
-    assert set(arrays) == set(layers)
+    assert set(arrays) == set(layers) and "confidence" in layers
     for name, layer in layers.items():
         array = arrays[name]
         assert array.dtype == layer.dtype and array.shape == (len(layer.bands), 1, 2)
@@ -949,11 +1003,13 @@ def test_invalid_pixels_are_nodata_in_every_layer(channels):
 
 
 def test_probabilities_that_are_not_numbers_make_no_map():
-    layers = layers_of(["a", "b"])
-    tensors = prediction.derive(torch.full((2, 1, 2), torch.nan), layers, 2, 0.5)
-    prediction.mask_layers(tensors, np.zeros((1, 2), bool), layers)  # none is seen
+    tensors = prediction.derive(torch.full((2, 1, 2), torch.nan), {}, 2, 0.5)
+    both = tensors["classes"][0], tensors["confidence"][0]
+    prediction.tally(*both, np.zeros((1, 2), bool), 2)  # none is seen
     with pytest.raises(rasters.SegmentationError, match="not numbers"):
-        prediction.mask_layers(tensors, np.array([[False, True]]), layers)
+        prediction.tally(*both, np.array([[False, True]]), 2)
+    with pytest.raises(rasters.SegmentationError, match="not numbers"):
+        prediction.tally(*both, np.ones((1, 2), bool), 2)
 
 
 def test_confidence_never_passes_one():
@@ -997,13 +1053,23 @@ def random_map(rows=90, columns=41, classes=4):
     return found, confidence
 
 
+def count_map(statistics: Statistics, classes, confidence) -> None:
+    """Count the next rows of a map with nodata."""
+    valid = classes < len(statistics.names)
+    arrays = np.where(valid, classes, 0), np.where(valid, confidence, np.nan)
+    tensors = (torch.from_numpy(array) for array in arrays)
+    statistics.tally += prediction.tally(*tensors, valid, len(statistics.names))
+    statistics.add(classes)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 90])
 def test_statistics_agree_with_numpy_however_the_rows_come(chunk):
     classes, confidence = random_map()
     areas = np.linspace(80, 120, 90)
     statistics = Statistics(["a", "b", "c", "d", "never"], areas)
     for top in range(0, 90, chunk):
-        statistics.add(classes[top : top + chunk], confidence[top : top + chunk])
+        rows = slice(top, top + chunk)
+        count_map(statistics, classes[rows], confidence[rows])
     report = statistics.report()
     known = classes != 255
     assert report["pixels"] == classes.size
@@ -1028,18 +1094,35 @@ def test_statistics_agree_with_numpy_however_the_rows_come(chunk):
     assert summary["share_below_0.5"] == pytest.approx((values < 0.5).mean())
 
 
+def test_the_parts_of_a_map_add_up_to_the_same_in_any_order():
+    classes, confidence = random_map()
+    arrays = np.where(classes == 255, 0, classes), confidence
+
+    def counted(rows: slice, columns: slice = slice(None)) -> np.ndarray:
+        both = (torch.from_numpy(array[rows, columns].copy()) for array in arrays)
+        return prediction.tally(*both, classes[rows, columns] != 255, 4)
+
+    whole = counted(slice(None))
+    assert whole.dtype == np.int64 and whole.shape == (1000 + 4,)
+    assert whole[:1000].sum() == (classes != 255).sum()
+    cuts = slice(0, 40), slice(40, 41), slice(41, 90)
+    for order in itertools.permutations(cuts):
+        np.testing.assert_array_equal(sum(map(counted, order)), whole)
+    columns = slice(0, 13), slice(13, 41)
+    halves = [counted(slice(None), some) for some in columns]
+    np.testing.assert_array_equal(sum(halves), whole)
+
+
 def test_confidences_of_a_half_and_of_one_are_not_below_a_half():
     statistics = Statistics(["a", "b"], None)
     values = np.array([[0.5, 1.0, 0.5, 0.4999]], np.float32)
-    statistics.add(np.array([[0, 1, 1, 0]], np.uint8), values)
+    count_map(statistics, np.array([[0, 1, 1, 0]], np.uint8), values)
     assert statistics.report()["confidence"]["share_below_0.5"] == 0.25
 
 
 def test_statistics_of_nothing_are_null_and_still_json():
     statistics = Statistics(["a", "b"], None)
-    statistics.add(
-        np.full((3, 4), 255, np.uint8), np.full((3, 4), -1.0, dtype=np.float32)
-    )
+    count_map(statistics, np.full((3, 4), 255, np.uint8), np.ones((3, 4), np.float32))
     report = json.loads(json.dumps(statistics.report(), allow_nan=False))
     assert (report["pixels"], report["nodata_pixels"]) == (12, 12)
     assert report["confidence"] is None
@@ -1054,8 +1137,8 @@ def test_the_report_says_pixels_shares_areas_and_confidence():
     classes = np.zeros((10, 200), np.uint8)
     classes[:, 150:] = 1
     classes[0] = 255
-    confidence = np.where(classes == 255, -1, np.where(classes == 1, 0.4, 0.9))
-    statistics.add(classes, confidence)
+    confidence = np.where(classes == 1, 0.4, 0.9).astype(np.float32)
+    count_map(statistics, classes, confidence)
     text = prediction.report_text(statistics.report() | {"output": "out/map.tif"})
     first, head, water, other, nodata, summary = text.splitlines()
     assert first == "out/map.tif"
@@ -1074,7 +1157,7 @@ def test_the_report_says_pixels_shares_areas_and_confidence():
 
 LAYERS = [
     prediction.Layer("classes", "uint16", 65535, ["class"]),
-    prediction.Layer("confidence", "float32", -1, ["confidence"], False),
+    prediction.Layer("confidence", "float32", -1, ["confidence"]),
     prediction.Layer("uncertainty", "float32", -1, ["one", "two"]),
     prediction.Layer("probabilities", "uint8", 255, ["a", "b", "c"]),
 ]
@@ -1107,9 +1190,19 @@ def random_parts(height: int, width: int, columns: int, seed: int) -> list[Regio
     return [parts[number] for number in rng.permutation(len(parts))]
 
 
-def piece(arrays, part: Region) -> dict[str, np.ndarray]:
+def piece(arrays, part: Region) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What is stored of a part: its layers and a tally, here its pixels and its corner."""
     top, bottom, left, right = part
-    return {name: array[:, top:bottom, left:right] for name, array in arrays.items()}
+    layers = {name: array[:, top:bottom, left:right] for name, array in arrays.items()}
+    return layers, np.array([(bottom - top) * (right - left), top, 0])
+
+
+def finished(arrays, parts) -> list[prediction.Finished]:
+    """What journals tell of parts."""
+    return [
+        prediction.Finished(part, tuple(piece(arrays, part)[1].tolist()))
+        for part in parts
+    ]
 
 
 @pytest.fixture
@@ -1126,7 +1219,7 @@ def test_what_is_stored_in_any_order_is_read_back(partial, columns):
     rows = prediction.Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
         for part in random_parts(90, 41, columns, seed=columns):
-            rows.write(part, piece(arrays, part))
+            rows.write(part, *piece(arrays, part))
         assert (rows.covered == 41).all()
         for top, bottom in ((0, 90), (0, 1), (13, 64), (89, 90)):
             for name, array in arrays.items():
@@ -1142,8 +1235,9 @@ def test_two_processes_store_into_the_same_map(partial):
         rows = prediction.Unfinished(partial, LAYERS, (90, 41), number)
         with rows.opened:
             for part in parts[number::2]:
-                rows.write(part, piece(arrays, part))
-    assert sorted(prediction.Unfinished.finished_parts(partial)) == sorted(parts)
+                rows.write(part, *piece(arrays, part))
+    found = prediction.Unfinished.finished_parts(partial)
+    assert sorted(found) == sorted(finished(arrays, parts))
     assert [path.name for path in partial.glob("done-*")] == ["done-0.txt"]
     rows = prediction.Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
@@ -1151,7 +1245,7 @@ def test_two_processes_store_into_the_same_map(partial):
             np.testing.assert_array_equal(rows.read(name, 0, 90), array)
 
 
-@pytest.mark.parametrize("torn", ["1", "64 9", "64 90 0 4", "64 90 0 41"])
+@pytest.mark.parametrize("torn", ["1", "64 9", "64 90 0 41", "64 90 0 41 1066 64 0"])
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_torn_line_of_a_journal_is_ignored_and_spoils_no_later_one(
     partial, torn, number
@@ -1160,21 +1254,24 @@ def test_a_torn_line_of_a_journal_is_ignored_and_spoils_no_later_one(
     first, second = Region(0, 64, 0, 41), Region(64, 90, 0, 41)
     rows = prediction.Unfinished(partial, LAYERS, (90, 41), number)
     with rows.opened:
-        rows.write(first, piece(arrays, first))
+        rows.write(first, *piece(arrays, first))
     with open(partial / f"done-{number}.txt", "a") as journal:
         journal.write(torn)
-    assert prediction.Unfinished.finished_parts(partial) == [first]
+    found = prediction.Unfinished.finished_parts(partial)
+    assert found == finished(arrays, [first])
     rows = prediction.Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
-        rows.write(second, piece(arrays, second))
-    assert prediction.Unfinished.finished_parts(partial) == [first, second]
+        rows.write(second, *piece(arrays, second))
+    found = prediction.Unfinished.finished_parts(partial)
+    assert found == finished(arrays, [first, second])
     assert [path.name for path in partial.glob("done-*")] == ["done-0.txt"]
 
 
 def test_a_part_that_two_journals_tell_of_counts_once(partial):
-    left = Region(0, 90, 0, 30)  # twice 30 columns are more than 41
+    # twice 30 columns are more than 41
+    left = prediction.Finished(Region(0, 90, 0, 30), (7, 8))
     for number in (0, 1):  # as a process leaves them that is killed while it joins them
-        (partial / f"done-{number}.txt").write_text("0 90 0 30\n")
+        (partial / f"done-{number}.txt").write_text("0 90 0 30 7 8\n")
     assert prediction.Unfinished.finished_parts(partial) == [left]
     assert prediction.Unfinished.finished_parts(partial) == [left]
 
@@ -1203,7 +1300,8 @@ def test_files_that_take_and_give_less_at_a_time_hold_the_map_all_the_same(
     rows = prediction.Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
         rows.files = {name: Slow(file) for name, file in rows.files.items()}
-        rows.write(part, piece(arrays, part))
+        rows.sources = {name: Slow(file) for name, file in rows.sources.items()}
+        rows.write(part, *piece(arrays, part))
         for name, array in arrays.items():
             np.testing.assert_array_equal(rows.read(name, 0, 90), array)
 
@@ -1214,7 +1312,7 @@ def test_a_part_is_in_the_journal_only_after_it_is_in_the_files(partial, monkeyp
 
     def failing(file, data):
         calls.append(file.name)
-        if len(calls) == 4:
+        if len(calls) == 4:  # the last layer
             raise OSError("disk full")
         write_all(file, data)
 
@@ -1226,11 +1324,11 @@ def test_a_part_is_in_the_journal_only_after_it_is_in_the_files(partial, monkeyp
     with rows.opened:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
             patch.setattr(prediction, "_write_all", failing)
-            rows.write(part, piece(arrays, part))
+            rows.write(part, *piece(arrays, part))
         assert (partial / "done-0.txt").read_text() == ""
         assert not rows.covered.any()
         synced.clear()
-        rows.write(part, piece(arrays, part))
+        rows.write(part, *piece(arrays, part))
         files = [file.fileno() for file in rows.files.values()]
         assert synced == [*files, rows.journal.fileno()]
 
@@ -1239,11 +1337,12 @@ def test_a_disk_that_does_not_hold_the_map_is_an_error_before_the_work(
     land, scene, tmp_path, capsys, monkeypatch, batches
 ):
     # classes and confidence of 100 x 90 pixels: 45,000 bytes
+    more = "--save_confidence"
     folder = tmp_path / "out"
     for free, status in ((44_999, 1), (45_000, 0)):
         usage = shutil._ntuple_diskusage(10**9, 10**9 - free, free)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
-        assert run(land.path, scene, folder / "map.tif") == status
+        assert run(land.path, scene, folder / "map.tif", more) == status
         if status:
             error = capsys.readouterr().err
             assert str(folder) in error and "GB free" in error
@@ -1271,27 +1370,21 @@ def test_maps_get_whole_rows_of_blocks_in_order_whatever_comes_first(
 ):
     shape, arrays = (600, 23), random_layers(600, 23)
     prediction.Unfinished.begin(tmp_path / "partial", {}, LAYERS, shape)
-    files = {
-        name: Recorder(array.shape)
-        for name, array in arrays.items()
-        if LAYERS[name].written
-    }
+    files = {name: Recorder(array.shape) for name, array in arrays.items()}
     statistics = Statistics(["a", "b", "c", "d"], np.ones(600))
     rows = prediction.Unfinished(tmp_path / "partial", LAYERS, shape)
     maps = prediction.Maps(rows, files, statistics)
     with rows.opened:
         missing = everywhere(shape)
         for part in random_parts(*shape, columns, seed):
-            rows.write(part, piece(arrays, part))
+            rows.write(part, *piece(arrays, part))
             maps.advance()
             missing[part.top : part.bottom, part.left : part.right] = False
             whole = int(np.argmax(missing.any(axis=1))) if missing.any() else 600
             assert maps.row == (whole if whole == 600 else whole // 256 * 256)
     expected = Statistics(["a", "b", "c", "d"], np.ones(600))
     for top, bottom in ((0, 256), (256, 512), (512, 600)):
-        expected.add(
-            arrays["classes"][0, top:bottom], arrays["confidence"][0, top:bottom]
-        )
+        expected.add(arrays["classes"][0, top:bottom])
     assert statistics.report() == expected.report()
     for name, file in files.items():
         assert file.windows == [(0, 256), (256, 512), (512, 600)]

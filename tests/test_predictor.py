@@ -393,7 +393,7 @@ def delicate(tmp_path) -> tuple[Path, Path]:
 def test_auto_computes_in_fp32_and_says_so_where_classes_would_change(
     delicate, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(model_training, "native_precision", lambda device: "bf16")
+    monkeypatch.setattr(model_training, "native_precisions", lambda device: ["bf16"])
     output = tmp_path / "map.tif"
     assert run(*delicate, output, "--precision", "auto") == 0
     assert "computing in fp32" in capsys.readouterr().err
@@ -401,23 +401,43 @@ def test_auto_computes_in_fp32_and_says_so_where_classes_would_change(
     assert read_json(tmp_path / "map_statistics.json")["run"]["precision"] == "fp32"
 
 
-@pytest.mark.parametrize("native", ["bf16", "fp32"])
+@pytest.mark.parametrize("native", [["bf16"], ["bf16", "fp16"], []])
 def test_auto_takes_what_is_native_where_classes_stay(
     land, tmp_path, capsys, monkeypatch, native
 ):
-    monkeypatch.setattr(model_training, "native_precision", lambda device: native)
+    monkeypatch.setattr(model_training, "native_precisions", lambda device: native)
     pixels = np.where(noise(200, 200) > 5000, 9000, 2000).astype(np.uint16)
     scene = write_scene(tmp_path / "scene.tif", pixels)
     output = tmp_path / "map.tif"
     assert run(land.path, scene, output, "--precision", "auto") == 0
     assert "computing in" not in capsys.readouterr().err
-    assert precision_of(output) == native
+    assert precision_of(output) == (native or ["fp32"])[0]
+
+
+def test_auto_takes_the_next_native_precision_where_the_first_changes_classes(
+    delicate, tmp_path, capsys, monkeypatch
+):
+    native = ["bf16", "fp16"]
+    monkeypatch.setattr(model_training, "native_precisions", lambda device: native)
+    plain = model_training.Predictor._average_views
+
+    def exact_in_fp16(self, *arguments):
+        if self.precision == "fp16":
+            monkeypatch.setattr(self, "precision", "fp32")
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(model_training.Predictor, "_average_views", exact_in_fp16)
+    output = tmp_path / "map.tif"
+    assert run(*delicate, output, "--precision", "auto") == 0
+    err = capsys.readouterr().err
+    assert "bf16 changes the class of" in err and "fp16 changes" not in err
+    assert precision_of(output) == "fp16"
 
 
 def test_auto_makes_no_trial_for_a_few_windows(
     land, scene, tmp_path, monkeypatch, batches
 ):
-    monkeypatch.setattr(model_training, "native_precision", lambda device: "bf16")
+    monkeypatch.setattr(model_training, "native_precisions", lambda device: ["bf16"])
     output = tmp_path / "map.tif"
     assert run(land.path, scene, output, "--precision", "auto") == 0
     assert precision_of(output) == "fp32"
@@ -432,7 +452,7 @@ def test_auto_makes_its_trial_where_pixels_are_valid(
         pixels = file.read()
     pixels[:, :, 60:] = 0  # most windows hold nothing
     scene = write_scene(tmp_path / "holes.tif", pixels, nodata=0)
-    monkeypatch.setattr(model_training, "native_precision", lambda device: "bf16")
+    monkeypatch.setattr(model_training, "native_precisions", lambda device: ["bf16"])
     assert run(model, scene, tmp_path / "map.tif", "--precision", "auto") == 0
     assert precision_of(tmp_path / "map.tif") == "fp32"
 
@@ -440,7 +460,7 @@ def test_auto_makes_its_trial_where_pixels_are_valid(
 def test_a_resumed_run_keeps_the_precision_that_was_found(
     delicate, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(model_training, "native_precision", lambda device: "bf16")
+    monkeypatch.setattr(model_training, "native_precisions", lambda device: ["bf16"])
     output = tmp_path / "map.tif"
     with monkeypatch.context() as patch:
         helpers.interrupt(patch, prediction, "derive", 2)

@@ -151,9 +151,9 @@ def marked(self, *arguments):
     begin(self, *arguments)
 
 
-def slowly(self, part, arrays):
+def slowly(self, *arguments):
     time.sleep(0.5)
-    write(self, part, arrays)
+    write(self, *arguments)
 
 
 prediction.Unfinished.__init__, prediction.Unfinished.write = marked, slowly
