@@ -75,6 +75,7 @@ BATCH_SIZES = {"cpu": 1, "cuda": 32}  # of --batch_size auto
 STORED_AHEAD = {"cpu": 1, "cuda": 3}  # finished parts that wait to be stored
 LONGEST_NAME = 255  # bytes of a file's name that file systems allow
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
+READ_AHEAD = {"cpu": 0, "cuda": 1}  # rows of blocks in work beside the present one
 MOST_READERS = 16  # threads that read a scene
 DECODED_SINGLY = ("GTiff", "COG", "VRT")  # formats that are read by several threads
 
@@ -480,19 +481,24 @@ class Readers:
             self.datasets.put(dataset)
         self.pool = self.opened.enter_context(ThreadPoolExecutor(self.count))
 
-    def read(self, top: int, images: Sequence, masks: Sequence, left: int) -> None:
-        """Fill arrays that follow each other downwards from a pixel of the scene.
+    def fill(
+        self, top: int, left: int, images: Sequence, masks: Sequence
+    ) -> Iterator[None]:
+        """Begin to fill arrays that follow each other downwards from a pixel of the scene.
 
         Args:
             top: First row.
+            left: First column.
             images: (C, n, w) each.
             masks: (n, w) each, for the validity.
-            left: First column.
+
+        Returns:
+            What ends when they are full, and raises what a thread has raised.
         """
         heights = [len(mask) for mask in masks]
         firsts = list(accumulate(heights, initial=top))
 
-        def fill(window: Window) -> None:
+        def read(window: Window) -> None:
             dataset = self.datasets.get()
             try:
                 pixels, valid = rasters.read_image(dataset, window, self.bands)
@@ -510,7 +516,7 @@ class Readers:
 
         right = left + masks[0].shape[1]
         pieces = self._pieces(Region(top, firsts[-1], left, right))
-        list(self.pool.map(fill, pieces))
+        return self.pool.map(read, pieces)
 
     def _pieces(self, part: Region) -> list[Window]:
         """Some tiles each, so that no array is as large as a row of them, or some strips."""
@@ -547,9 +553,10 @@ def read_chunks(
     on_gpu, upload = device.type == "cuda", own_stream(device)
     dtype = torch.from_numpy(np.empty(0, readers.dtype)).dtype
     bands, width = len(readers.bands), part.right - part.left
-    step, top = rows_at_once(readers.scene, readers.bands[0]), part.top
-    while top < part.bottom:
-        bottom = min(part.bottom, (top // step + 1) * step)
+    step = rows_at_once(readers.scene, readers.bands[0])
+    waiting: deque = deque()
+
+    def begin(top: int, bottom: int):
         cuts = [*range(top, bottom, READ_ROWS), bottom]
         heights = [low - high for high, low in pairwise(cuts)]
         # a GPU copies faster from memory that stays in its place
@@ -558,14 +565,27 @@ def read_chunks(
             for height in heights
         ]
         masks = [np.empty((height, width), bool) for height in heights]
-        readers.read(top, [image.numpy() for image in images], masks, part.left)
-        for high, image, mask in zip(cuts, images, masks):
+        arrays = [image.numpy() for image in images]
+        filling = readers.fill(top, part.left, arrays, masks)
+        return filling, list(zip(cuts, images, masks))
+
+    def finish(filling: Iterator, chunks: list) -> Iterator[Chunk]:
+        deque(filling, 0)
+        while chunks:
+            high, image, mask = chunks.pop(0)
             if on_gpu:
                 with torch.cuda.stream(upload):
                     image = image.to(device)
                 image.record_stream(torch.cuda.default_stream(device))
             yield Chunk(high, image, mask)
-        top = bottom
+
+    inner = range((part.top // step + 1) * step, part.bottom, step)
+    for top, bottom in pairwise([part.top, *inner, part.bottom]):
+        waiting.append(begin(top, bottom))
+        if len(waiting) > READ_AHEAD[device.type]:
+            yield from finish(*waiting.popleft())
+    while waiting:
+        yield from finish(*waiting.popleft())
 
 
 def own_stream(device: torch.device) -> torch.cuda.Stream | None:

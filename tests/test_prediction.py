@@ -831,12 +831,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("count", "rows_ahead"), [(1, 0), (3, 0), (3, 2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_chunks_follow_each_other_and_begin_where_blocks_do(
-    tmp_path, monkeypatch, layout, count
+    tmp_path, monkeypatch, layout, count, rows_ahead
 ):
     monkeypatch.setattr(prediction, "READ_COLUMNS", 64)
+    monkeypatch.setitem(prediction.READ_AHEAD, "cpu", rows_ahead)
     pixels = noise(500, 70)
     pixels[:, 30:60, 20:] = 0
     path = write_scene(tmp_path / "a.tif", pixels, nodata=0, **LAYOUTS[layout])
@@ -886,7 +887,7 @@ def test_threads_share_a_scene_and_none_reads_a_block_of_another_one(tmp_path, l
             patch.setattr(prediction, "READ_COLUMNS", 1)
             rows = 128 if layout != "one block" else 500
             images, masks = [np.empty((3, rows, 200))], [np.empty((rows, 200), bool)]
-            readers.read(0, images, masks, 0)
+            list(readers.fill(0, 0, images, masks))
     assert len(datasets) > 1 or layout == "one block"
     blocks = [
         (row, column)
