@@ -555,6 +555,8 @@ def read_chunks(
     bands, width = len(readers.bands), part.right - part.left
     step = rows_at_once(readers.scene, readers.bands[0])
     waiting: deque = deque()
+    if on_gpu:  # this thread has the first GPU yet
+        torch.cuda.set_device(device)
 
     def begin(top: int, bottom: int):
         cuts = [*range(top, bottom, READ_ROWS), bottom]
@@ -1971,9 +1973,10 @@ def count_workers(job: Job) -> int:
     return min(torch.get_num_threads(), MOST_WORKERS)
 
 
-def count_readers() -> int:
-    """Threads that read a scene at a time."""
-    return min(model_training.own_cores(), MOST_READERS)
+def count_readers(device: torch.device) -> int:
+    """Threads that read a scene at a time; two cores are left to those that feed a GPU."""
+    cores = model_training.own_cores() - 2 * (device.type == "cuda")
+    return min(max(1, cores), MOST_READERS)
 
 
 @contextmanager
@@ -2029,7 +2032,7 @@ def predict_parts(
     with ExitStack() as stack:
         stack.enter_context(bar)
         stack.enter_context(shared_threads(workers))
-        readers = Readers(job.scene, job.bands, count_readers())
+        readers = Readers(job.scene, job.bands, count_readers(device))
         stack.enter_context(readers.opened)
         storing, writing = InOrder(STORED_AHEAD[device.type]), InOrder(1)
         for thread in (writing, storing):
@@ -2067,9 +2070,9 @@ def predict_parts(
                         predictor.classes,
                         job.config.threshold,
                     )
-                    derived = torch.cuda.Event() if download else None
-                    if derived:
-                        derived.record()
+                    derived = None
+                    if download:
+                        derived = torch.cuda.current_stream(device).record_event()
                     storing.do(store, done, tensors, valid, derived)
                     bar.update(done.bottom - done.top)
         storing.finish()

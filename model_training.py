@@ -1134,10 +1134,9 @@ def pick_device(name: str | None) -> torch.device:
     import torch
 
     if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        log.info("no GPU found: running on the CPU")
-        return torch.device("cpu")
+        if not torch.cuda.is_available():
+            log.info("no GPU found: running on the CPU")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -1149,7 +1148,8 @@ def pick_device(name: str | None) -> torch.device:
         raise SegmentationError(
             f"--device {name}: this machine has {gpus} GPUs; use --device cpu"
         )
-    return device
+    # with its number: PyTorch cannot make a GPU without one the present one
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -2576,13 +2576,18 @@ def join_team(backend: str = "gloo") -> Iterator[Team]:
 
 
 def own_device(name: str | None) -> torch.device:
-    """``pick_device`` for one of the processes of torchrun: each takes a GPU of its own."""
+    """``pick_device`` for one of the processes of torchrun, each with a GPU of its own: its present
+    one from here on.
+    """
     import torch
 
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and (name == "cuda" or name is None and torch.cuda.is_available()):
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return pick_device(name)
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def distribute(model: nn.Module, device: torch.device, team: Team, in_channels: int):
@@ -3597,9 +3602,7 @@ def run_experiment(config: TrainingConfig) -> dict:
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
     save_dir = Path(config.save_dir)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
+    if device.type == "cpu":
         keep_memory()
     backend = "nccl" if device.type == "cuda" else "gloo"
     with join_team(backend) as team, contextlib.ExitStack() as stack:
