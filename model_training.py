@@ -3592,8 +3592,6 @@ def run_experiment(config: TrainingConfig) -> dict:
         SegmentationError: Anything in the data or the settings that cannot be right; found before
             training begins.
     """
-    import torch
-
     device = own_device(config.device)
     training_precision(config.amp, device)
     for require_something in BEFOREHAND:

@@ -64,7 +64,7 @@ def make_scene(folder: Path, height: int, width: int) -> Path:
     return target
 
 
-def make_model(folder: Path, kind: str, device: str, steps: int = 200) -> Path:
+def make_model(folder: Path, kind: str, device: str, steps: int = 400) -> Path:
     """A checkpoint trained for a minute, so that its classes are not a toss-up."""
     import rasterio
     import torch
