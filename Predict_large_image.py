@@ -6,7 +6,7 @@
 leaves ``map.tif`` with a class per pixel on the scene's own pixel grid, beside it the confidence,
 the statistics as JSON and a picture. A window slides over the scene; where windows overlap, their
 probabilities are blended with weights that sum to one. Only the rows that later windows still add
-to are in memory: a thread reads ahead of them, another one writes what is finished.
+to are in memory: threads read ahead of them, others store what is finished and write the maps.
 
 Contents, in order: settings, windows, reading, blending, layers, statistics, unfinished maps,
 output files, processes, prediction of a scene, command line.
@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from queue import SimpleQueue
+from queue import LifoQueue
 from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
@@ -77,7 +77,9 @@ LONGEST_NAME = 255  # bytes of a file's name that file systems allow
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
 READ_AHEAD = {"cpu": 0, "cuda": 1}  # rows of blocks in work beside the present one
 MOST_READERS = 16  # threads that read a scene
-DECODED_SINGLY = ("GTiff", "COG", "VRT")  # formats that are read by several threads
+# formats that several threads read: others have threads of their own (JPEG 2000), or blocks
+# that are not those of the files behind them (VRT)
+READ_BY_SEVERAL = ("GTiff",)
 
 
 # --- settings -------------------------------------------------------------------------------
@@ -468,13 +470,14 @@ class Readers:
     """Threads that read a scene, each with a dataset of its own: GDAL's bear one thread each."""
 
     def __init__(self, scene: rasterio.DatasetReader, bands: Sequence[int], count: int):
-        """Open the scene ``count`` times, but once where GDAL has threads for its format."""
+        """Open the scene ``count`` times; once unless it is of ``READ_BY_SEVERAL``."""
         self.scene = scene
         self.bands = list(bands)
         self.dtype = rasters.validity(scene, bands).dtype
-        self.count = count if scene.driver in DECODED_SINGLY else 1
+        self.count = count if scene.driver in READ_BY_SEVERAL else 1
         self.opened = ExitStack()
-        self.datasets: SimpleQueue = SimpleQueue()
+        # the last one first: it can have decoded the block of which the next rows are wanted
+        self.datasets: LifoQueue = LifoQueue()
         self.datasets.put(scene)
         for _ in range(self.count - 1):
             dataset = self.opened.enter_context(rasters.open_raster(scene.name))
@@ -550,13 +553,14 @@ def read_chunks(
     """
     import torch
 
-    on_gpu, upload = device.type == "cuda", own_stream(device)
+    on_gpu = device.type == "cuda"
     dtype = torch.from_numpy(np.empty(0, readers.dtype)).dtype
     bands, width = len(readers.bands), part.right - part.left
     step = rows_at_once(readers.scene, readers.bands[0])
     waiting: deque = deque()
-    if on_gpu:  # this thread has the first GPU yet
-        torch.cuda.set_device(device)
+    if on_gpu:
+        torch.cuda.set_device(device)  # a new thread has the first one
+        upload = own_stream(device, "upload")
 
     def begin(top: int, bottom: int):
         cuts = [*range(top, bottom, READ_ROWS), bottom]
@@ -571,7 +575,7 @@ def read_chunks(
         filling = readers.fill(top, part.left, arrays, masks)
         return filling, list(zip(cuts, images, masks))
 
-    def finish(filling: Iterator, chunks: list) -> Iterator[Chunk]:
+    def finished(filling: Iterator, chunks: list) -> Iterator[Chunk]:
         deque(filling, 0)
         while chunks:
             high, image, mask = chunks.pop(0)
@@ -585,16 +589,37 @@ def read_chunks(
     for top, bottom in pairwise([part.top, *inner, part.bottom]):
         waiting.append(begin(top, bottom))
         if len(waiting) > READ_AHEAD[device.type]:
-            yield from finish(*waiting.popleft())
+            yield from finished(*waiting.popleft())
     while waiting:
-        yield from finish(*waiting.popleft())
+        yield from finished(*waiting.popleft())
 
 
-def own_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A queue of a GPU for what is to go on beside the forward passes; None on the CPU."""
+@cache
+def own_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """A queue of a GPU for what goes on beside the forward passes.
+
+    There is one for each purpose, since PyTorch keeps freed memory for the queue that had it.
+    """
     import torch
 
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def beside_passes(
+    device: torch.device, after: torch.cuda.Event | None
+) -> Iterator[None]:
+    """Compute and copy back beside the forward passes of a GPU, after an event among them."""
+    if device.type == "cpu":
+        yield
+        return
+    import torch
+
+    torch.cuda.set_device(device)  # a new thread has the first one
+    stream = own_stream(device, "download")
+    after.wait(stream)
+    with torch.cuda.stream(stream):
+        yield
 
 
 @contextmanager
@@ -1607,10 +1632,14 @@ def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
 
     columns, windows = len(across.starts), []
     order = np.random.default_rng(0).permutation(len(down.starts) * columns)
-    for number in order[:25]:
-        row, column = divmod(int(number), columns)
-        top = block_start(down.starts[row], high, down.size)
-        left = block_start(across.starts[column], wide, across.size)
+    corners = [
+        (
+            block_start(down.starts[number // columns], high, down.size),
+            block_start(across.starts[number % columns], wide, across.size),
+        )
+        for number in order[:25].tolist()
+    ]
+    for top, left in dict.fromkeys(corners):
         window = Window(left, top, across.size, down.size)
         inside = rasters.window_within(window, scene.width, scene.height)
         image, valid = rasters.read_image(scene, inside, bands)
@@ -1661,6 +1690,8 @@ def choose_precision(job: Job) -> str:
         pairs = zip(exact, classes(precision))
         same = sum(int((one == other).sum()) for one, other in pairs)
         if same >= KEPT_CLASSES * total:
+            if precision != native[0]:
+                log.info("computing in %s", precision)
             return precision
         log.info(
             "%s changes the class of %.2f %% of the pixels",
@@ -1698,13 +1729,14 @@ def open_rows(job: Job) -> int:
     image = rasters.validity(scene, bands).dtype.itemsize * len(bands) + 1
     channels = job.models.first.config.num_classes + 1
     column = image * (size + 3 * rows_at_once(scene, bands[0]))
-    column += size * (2 * 4 * channels + 3 * (4 + bytes_of(job.layers)))
+    parts = 2 + STORED_AHEAD[job.models.device.type]
+    column += size * (2 * 4 * channels + parts * (4 + bytes_of(job.layers)))
     return column * scene.width
 
 
 RESULT_OPTIONS = (
     "bands", "patch_size", "overlap", "blend", "tta", "threshold", "precision", "batch_size",
-    "compile", "format", "save_uncertainty", "save_probabilities",
+    "compile", "format", "save_confidence", "save_uncertainty", "save_probabilities",
 )  # fmt: skip
 
 
@@ -1861,8 +1893,10 @@ def map_scene(
         The statistics; those of the first process count.
 
     Raises:
-        SegmentationError: The scene does not fit the model, or cannot be read.
+        SegmentationError: The scene does not fit the model, or into memory, or cannot be read.
     """
+    import torch
+
     with rasters.open_raster(task.scene) as scene:
         job = frame_job(task, config, models, scene)
         run, finished = team.share(lambda: plan_run(job))
@@ -1884,11 +1918,16 @@ def map_scene(
             try:
                 statistics = compute(job, team)
                 return finish(job, statistics) if team.leads else {}
-            except Exception:
+            except Exception as error:
                 if team.size == 1:
                     with suppress(OSError):  # the error that ends the run is told
                         Unfinished.drop(task.partial)
                         task.partial.rmdir()
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise SegmentationError(
+                        f"The memory of {models.device} does not hold the open rows of "
+                        f"{task.scene}; lower --batch_size or --max_memory"
+                    ) from error
                 raise
 
 
@@ -2021,7 +2060,7 @@ def predict_parts(
 
     predictor = job.models.make_predictor(job.run["precision"])
     batch_size, device = job.run["batch_size"], job.models.device
-    download = own_stream(device)
+    on_gpu = device.type == "cuda"
     bar = tqdm(
         total=sum(part.bottom - part.top for part in parts),
         desc=Path(job.task.scene).name,
@@ -2035,15 +2074,13 @@ def predict_parts(
         readers = Readers(job.scene, job.bands, count_readers(device))
         stack.enter_context(readers.opened)
         storing, writing = InOrder(STORED_AHEAD[device.type]), InOrder(1)
-        for thread in (writing, storing):
+        for thread in (writing, storing):  # storing ends first: it has more to write
             stack.enter_context(thread.pool)
 
         def store(part: Region, tensors, valid, derived) -> None:
-            with torch.cuda.stream(download):
-                if derived:
-                    derived.wait(download)
-                confidence = tensors["classes"][0], tensors["confidence"][0]
-                counted = tally(*confidence, valid, len(job.names))
+            with beside_passes(device, derived):
+                both = tensors["classes"][0], tensors["confidence"][0]
+                counted = tally(*both, valid, len(job.names))
                 arrays = mask_layers(tensors, valid, job.layers)
             rows.write(part, arrays, counted)
             if maps:
@@ -2071,7 +2108,7 @@ def predict_parts(
                         job.config.threshold,
                     )
                     derived = None
-                    if download:
+                    if on_gpu:
                         derived = torch.cuda.current_stream(device).record_event()
                     storing.do(store, done, tensors, valid, derived)
                     bar.update(done.bottom - done.top)

@@ -404,7 +404,8 @@ def normalize(image, valid, normalization: Normalization) -> Tensor:
     if normalization.rule == "image":
         scaled = image.to(torch.float32) / joint_percentiles(image, valid)
     else:
-        low, span = _limits(normalization, image.device)
+        limits = tuple(normalization.low), tuple(normalization.high)
+        low, span = _limits(*limits, image.device)
         if image.ndim == 4 and image.is_contiguous(memory_format=torch.channels_last):
             # whole rows at a time, since a pixel's bands are too few for the CPU's vectors
             shape, width = image.movedim(1, -1).shape, image.shape[-1]
@@ -420,17 +421,16 @@ def normalize(image, valid, normalization: Normalization) -> Tensor:
 
 
 @functools.lru_cache(16)
-def _limits(
-    normalization: Normalization, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _limits(low: tuple, high: tuple, device: torch.device) -> tuple[Tensor, Tensor]:
     """Low end and span of each band, (C,) float32; kept, since a GPU stops for each upload."""
     import torch
 
-    low, high = (
-        torch.tensor(values, dtype=torch.float32, device=device)
-        for values in (normalization.low, normalization.high)
-    )
-    return low, torch.where(high > low, high - low, 1.0)
+    with torch.inference_mode(False):  # they are used outside of it too
+        low, high = (
+            torch.tensor(values, dtype=torch.float32, device=device)
+            for values in (low, high)
+        )
+        return low, torch.where(high > low, high - low, 1.0)
 
 
 def joint_percentiles(image: Tensor, valid: Tensor | None) -> Tensor:

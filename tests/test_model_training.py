@@ -2036,6 +2036,15 @@ def test_the_device_defaults_to_the_gpu_where_there_is_one():
     assert mt.pick_device("cpu").type == "cpu"
 
 
+def test_an_image_that_prediction_has_scaled_can_be_differentiated_later():
+    rule = mt.Normalization("dataset", (-1.25,), (2.5,))
+    with torch.inference_mode():
+        mt.normalize(torch.zeros(1, 2, 2), None, rule)
+    image = torch.zeros(1, 2, 2, requires_grad=True)
+    (image * mt.normalize(image, None, rule)).sum().backward()
+    assert image.grad is not None
+
+
 @pytest.mark.parametrize(
     ("name", "rank", "expected"),
     [

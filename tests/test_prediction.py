@@ -909,6 +909,59 @@ def test_a_format_with_threads_of_its_own_is_read_by_one(tmp_path):
             assert readers.count == 1
 
 
+def test_a_thread_works_in_order_lets_few_wait_and_tells_its_faults():
+    thread, done, go = prediction.InOrder(2), [], threading.Event()
+
+    def work(number: int) -> None:
+        go.wait(30)
+        if number == 3:
+            raise OSError("no space left")
+        done.append(number)
+
+    with thread.pool:
+        thread.do(work, 0)
+        thread.do(work, 1)  # as many as may wait
+        blocked = threading.Thread(target=thread.do, args=(work, 2))
+        blocked.start()
+        blocked.join(0.2)
+        assert blocked.is_alive() and done == []
+        go.set()
+        blocked.join(30)
+        thread.do(work, 3)
+        with pytest.raises(OSError, match="no space left"):
+            thread.finish()
+    assert done == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["tally", "read_chunks", "mask_layers"])
+def test_a_gpu_without_memory_for_the_rows_is_told_and_leaves_nothing(
+    land, scene, tmp_path, monkeypatch, capsys, name
+):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(prediction, name, full)
+    assert run(land.path, scene, tmp_path / "out" / "map.tif") == 1
+    (error,) = [
+        line for line in capsys.readouterr().err.splitlines() if "error" in line
+    ]
+    assert "memory" in error and "--max_memory" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("owner", [prediction.Maps, prediction.Statistics])
+def test_a_fault_while_maps_are_written_ends_the_run(
+    land, scene, tmp_path, monkeypatch, capsys, owner
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(owner, "advance" if owner is prediction.Maps else "add", full)
+    assert run(land.path, scene, tmp_path / "out" / "map.tif") == 1
+    assert "No space left" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_reading_ahead_keeps_the_order_and_ends_with_the_source():
     with prediction.ahead(range(100)) as items:
         assert list(items) == list(range(100))
@@ -1494,6 +1547,7 @@ OTHER_OPTIONS = {
     "batch_size": ("3",),
     "compile": (),
     "format": ("cog",),
+    "save_confidence": (),
     "save_uncertainty": (),
     "save_probabilities": (),
 }
