@@ -9,6 +9,7 @@ from 1; a window is a ``rasterio.windows.Window`` in pixels (col_off, row_off, w
 
 from __future__ import annotations
 
+import _thread
 import errno
 import functools
 import glob
@@ -22,6 +23,7 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -320,15 +322,28 @@ def peak_memory() -> int | None:
 
 @contextmanager
 def ending_as_ctrl_c() -> Iterator[None]:
-    """Have SIGTERM end a program as Ctrl-C does, so that what is open can be closed."""
+    """Have SIGTERM end a program as Ctrl-C does, so that what is open can be closed.
+
+    Neither is lost: where it falls into a call whose exceptions Python drops (PyTorch has one
+    whenever a tensor goes), it comes again a moment later.
+    """
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
-    former = signal.signal(signal.SIGTERM, interrupt)
+    def dropped(unraisable) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            again = threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM])
+            again.start()
+        else:
+            former_hook(unraisable)
+
+    former, former_hook = signal.signal(signal.SIGTERM, interrupt), sys.unraisablehook
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = former_hook
         signal.signal(signal.SIGTERM, former)
 
 

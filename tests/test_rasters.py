@@ -7,9 +7,12 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
+import weakref
 import zipfile
 from dataclasses import dataclass
 from itertools import pairwise
@@ -1373,3 +1376,40 @@ def test_the_block_cache_holds_rows_of_blocks():
 
     with rasterio.Env(**rasters.GDAL_OPTIONS):
         assert 2**27 <= int(get_gdal_config("GDAL_CACHEMAX")) <= 2**29  # bytes
+
+
+# --- interruptions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name
+)
+def test_an_interruption_that_python_drops_comes_again(number):
+    class Thing:
+        pass
+
+    def wait() -> None:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    thing, former = Thing(), sys.unraisablehook
+    # an exception in what is called when a thing goes reaches nobody
+    watched = weakref.ref(thing, lambda _: signal.raise_signal(number))
+    with pytest.raises(KeyboardInterrupt), rasters.ending_as_ctrl_c():
+        del thing
+        assert watched() is None
+        wait()
+    assert sys.unraisablehook is former
+
+
+def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
+    class Thing:
+        def __del__(self):
+            raise ValueError("told")
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with rasters.ending_as_ctrl_c():
+        Thing()
+    assert [one.exc_type for one in told] == [ValueError]
