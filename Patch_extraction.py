@@ -259,7 +259,7 @@ class CuttingConfig:
 
     @property
     def threads(self) -> int:
-        return self.workers or min(8, os.cpu_count() or 1)
+        return self.workers or min(8, rasters.own_cores())
 
 
 # the fields of the last class come first, so that --help begins with the files

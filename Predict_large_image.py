@@ -606,23 +606,6 @@ def own_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
 
 
 @contextmanager
-def beside_passes(
-    device: torch.device, after: torch.cuda.Event | None
-) -> Iterator[None]:
-    """Compute and copy back beside the forward passes of a GPU, after an event among them."""
-    if device.type == "cpu":
-        yield
-        return
-    import torch
-
-    torch.cuda.set_device(device)  # a new thread has the first one
-    stream = own_stream(device, "download")
-    after.wait(stream)
-    with torch.cuda.stream(stream):
-        yield
-
-
-@contextmanager
 def ahead(items: Iterable) -> Iterator[Iterator]:
     """Have a thread fetch the next item while the present one is worked on."""
     end, source = object(), iter(items)
@@ -1534,8 +1517,8 @@ def one_thread_each(config: PredictionConfig, device) -> bool:
 
     if device.type != "cpu" or config.compile:
         return False
-    native = model_training.native_precision(device)
-    known = config.precision != "bf16" or native == "bf16"
+    native = model_training.native_precisions(device)
+    known = config.precision != "bf16" or "bf16" in native
     return known and torch.backends.mkldnn.is_available()
 
 
@@ -2014,7 +1997,7 @@ def count_workers(job: Job) -> int:
 
 def count_readers(device: torch.device) -> int:
     """Threads that read a scene at a time; two cores are left to those that feed a GPU."""
-    cores = model_training.own_cores() - 2 * (device.type == "cuda")
+    cores = rasters.own_cores() - 2 * (device.type == "cuda")
     return min(max(1, cores), MOST_READERS)
 
 
@@ -2049,6 +2032,23 @@ class InOrder:
         """Wait for all; raises what one of them has raised."""
         while self.waiting:
             self.waiting.popleft().result()
+
+
+@contextmanager
+def beside_passes(
+    device: torch.device, after: torch.cuda.Event | None
+) -> Iterator[None]:
+    """Compute and copy back beside the forward passes of a GPU, after an event among them."""
+    if device.type == "cpu":
+        yield
+        return
+    import torch
+
+    torch.cuda.set_device(device)  # a new thread has the first one
+    stream = own_stream(device, "download")
+    after.wait(stream)
+    with torch.cuda.stream(stream):
+        yield
 
 
 def predict_parts(

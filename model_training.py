@@ -1134,9 +1134,9 @@ def pick_device(name: str | None) -> torch.device:
     import torch
 
     if name is None:
-        if not torch.cuda.is_available():
-            log.info("no GPU found: running on the CPU")
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu":
+            log.info("no GPU found: running on the CPU")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -2206,16 +2206,8 @@ def native_precisions(device: torch.device) -> list[str]:
 
 
 def native_precision(device: torch.device) -> str:
-    """The precision for training: the safest that the hardware computes in itself."""
+    """The safest of ``native_precisions``, or fp32."""
     return next(iter(native_precisions(device)), "fp32")
-
-
-def own_cores() -> int:
-    """The processor's cores that this process may use: its share of those of the machine."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def fold_normalization(model: nn.Module, in_channels: int) -> nn.Module:
@@ -2741,7 +2733,7 @@ def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) ->
         return min(int(asked), batches)
     if not gpu:
         return 0 if dataset.in_memory else min(1, batches)
-    return min(8, max(1, own_cores() - 1), batches)
+    return min(8, max(1, rasters.own_cores() - 1), batches)
 
 
 def training_precision(amp: str, device: torch.device) -> str:
@@ -4235,7 +4227,6 @@ def measure_batches(run: Run) -> dict:
     Returns:
         See ``check_experiment``.
     """
-
     config, device, seconds = run.config, run.device, []
     loader = run.loader(run.train, training=True)
     stepper, _ = make_stepper(run, len(loader))

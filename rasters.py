@@ -320,6 +320,14 @@ def peak_memory() -> int | None:
     return most if sys.platform == "darwin" else most << 10
 
 
+def own_cores() -> int:
+    """The processor's cores that this process may use: its share of those of the machine."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @contextmanager
 def ending_as_ctrl_c() -> Iterator[None]:
     """Have SIGTERM end a program as Ctrl-C does, so that what is open can be closed.
