@@ -1,6 +1,5 @@
-"""Synthetic patch datasets, and the surroundings that every test needs.
+"""The surroundings that every test needs.
 
-``write_raster`` and ``write_dataset`` make files with a real CRS and an off-origin transform.
 Weights are never downloaded: the hubs are told to stay offline and get an empty cache.
 """
 
@@ -12,7 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 # what a shell starts in the background ignores Ctrl-C, and so would the scripts that tests start
@@ -20,6 +18,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
+
+from helpers import write_dataset
 
 _EMPTY_CACHE = tempfile.TemporaryDirectory()
 os.environ |= {
@@ -30,134 +31,6 @@ os.environ |= {
 }
 # tiny networks: a second thread only waits, and badly so where the cores are busy
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-CRS = "EPSG:32631"
-PIXEL = 10.0
-ORIGIN = (500_030.0, 4_649_970.0)
-SENTINEL = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
-
-
-def write_raster(
-    path: Path,
-    array: np.ndarray,
-    nodata: float | None = None,
-    descriptions: tuple[str, ...] = (),
-    tags: dict | None = None,
-    origin: tuple[float, float] = ORIGIN,
-    crs: str | None = CRS,
-    pixel: float = PIXEL,
-) -> Path:
-    """Write (C, H, W) or (H, W) as a GeoTIFF whose upper left corner is ``origin``."""
-    import rasterio
-
-    bands = array if array.ndim == 3 else array[None]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(bands),
-        height=bands.shape[1],
-        width=bands.shape[2],
-        dtype=bands.dtype,
-        crs=crs,
-        transform=rasterio.transform.from_origin(*origin, pixel, pixel),
-        nodata=nodata,
-    ) as file:
-        file.write(bands)
-        for index, text in enumerate(descriptions, start=1):
-            file.set_band_description(index, text)
-        file.update_tags(**(tags or {}))
-    return path
-
-
-def make_patch(
-    rng: np.random.Generator,
-    bands: int = 10,
-    classes: int = 2,
-    size: tuple[int, int] = (32, 32),
-    dtype: str = "uint16",
-) -> tuple[np.ndarray, np.ndarray]:
-    """An image (C, H, W) whose spectra tell the classes, and its label (H, W) uint8.
-
-    Classes are upright stripes at a random place, of unequal widths, each with a spectrum of
-    its own.
-    """
-    height, width = size
-    stripes = (classes * (np.arange(width) / width) ** 1.5).astype(int)
-    label = np.tile(np.roll(stripes, rng.integers(width)), (height, 1)).astype(np.uint8)
-    spectra = np.random.default_rng(7).uniform(0.1, 0.9, (classes, bands))
-    image = np.moveaxis(spectra[label], -1, 0) + rng.normal(
-        0, 0.02, (bands, height, width)
-    )
-    scale = 10_000 if np.dtype(dtype).kind in "ui" else 1
-    if np.dtype(dtype).itemsize == 1:
-        scale = 250
-    return (np.clip(image, 0, 1) * scale).astype(dtype), label
-
-
-def write_dataset(
-    root: Path,
-    train: int = 6,
-    validation: int = 3,
-    test: int = 2,
-    *,
-    bands: int = 10,
-    classes: int = 2,
-    size: int | tuple[int, int] = 32,
-    dtype: str = "uint16",
-    nodata: float | None = None,
-    label_nodata: float | None = None,
-    invalid_rows: int = 0,
-    unlabelled_rows: int = 0,
-    descriptions: tuple[str, ...] = (),
-    tags: dict | None = None,
-    folder: str = "Patch",
-    suffix: str = ".tif",
-    seed: int = 0,
-) -> Path:
-    """Write a patch dataset that a network can learn; its root.
-
-    Args:
-        root: The folder to write to.
-        train: Patches of a split; one of 0 gets no folder.
-        validation: Likewise.
-        test: Likewise.
-        bands: Bands of the images.
-        classes: Classes of the labels, each with its own spectrum.
-        size: Height and width of a patch in pixels.
-        dtype: Of the images.
-        nodata: Declared nodata of the images, written to the first ``invalid_rows`` rows.
-        label_nodata: Declared nodata of the labels.
-        invalid_rows: See ``nodata``.
-        unlabelled_rows: Last rows of every label that are ``label_nodata``, else 255.
-        descriptions: Band descriptions of the images.
-        tags: Tags of the labels.
-        folder: Where the splits lie under the root; "" for the root itself.
-        suffix: Of all files.
-        seed: Of the noise and the places of the stripes.
-    """
-    rng = np.random.default_rng(seed)
-    shape = size if isinstance(size, tuple) else (size, size)
-    number = 0
-    for split, count in (("train", train), ("validation", validation), ("test", test)):
-        for _ in range(count):
-            image, label = make_patch(rng, bands, classes, shape, dtype)
-            if invalid_rows:
-                image[:, :invalid_rows] = nodata
-            if unlabelled_rows:
-                label[-unlabelled_rows:] = 255 if label_nodata is None else label_nodata
-            origin = (ORIGIN[0] + number * shape[1] * PIXEL, ORIGIN[1])
-            place = root / folder / split
-            name = f"patch_{number:03}{suffix}"
-            write_raster(
-                place / "images" / name, image, nodata, descriptions, origin=origin
-            )
-            write_raster(
-                place / "labels" / name, label, label_nodata, tags=tags, origin=origin
-            )
-            number += 1
-    return root
 
 
 @pytest.fixture

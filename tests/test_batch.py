@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pandas
 import pytest
 import rasterio
 import shapely
-from conftest import CRS, ORIGIN
+from helpers import CRS, ORIGIN, patch_everywhere
 from rasterio.transform import Affine
 from rasterio.warp import transform as project
 from rasterio.windows import Window
@@ -24,9 +26,19 @@ from shapely import box
 from shapely.affinity import affine_transform
 
 import Patch_extraction
-import rasters
-from Patch_extraction import BatchConfig, Journal, assign_blocks
-from rasters import SPLITS, DatasetError
+from common import SPLITS, rasters
+from common.console import settings_from
+from common.errors import DatasetError
+from common.ground import footprint, near_pairs, on_the_ground
+from common.rasters import GDAL_OPTIONS
+from extraction import cutting
+from extraction.cells import reading_order, regular_cells
+from extraction.cutting import Profile
+from extraction.journal import Journal
+from extraction.report import Place, split_overlaps
+from extraction.scenes import find_ids, pair_scenes
+from extraction.settings import BatchConfig
+from extraction.splits import assign_blocks, same_places
 
 SIDE = 8
 RATIOS = (0.75, 0.15, 0.10)
@@ -39,7 +51,7 @@ TRANSFORM = Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1])
 @pytest.fixture(autouse=True)
 def no_flush(monkeypatch):
     """Flushing the disks of the whole machine at each extraction would take most of the time."""
-    monkeypatch.setattr(Patch_extraction.os, "sync", lambda: None)
+    monkeypatch.setattr(os, "sync", lambda: None)
 
 
 def run(*words) -> int:
@@ -223,29 +235,29 @@ def test_an_id_is_what_stands_for_it_in_the_pattern_in_any_case():
         "xImage_c.tif",
         "Image_d.tiff",
     ]
-    found = Patch_extraction.find_ids([Path(n) for n in names], "Image_<id>.tif")
+    found = find_ids([Path(n) for n in names], "Image_<id>.tif")
     assert found == {"a": Path("Image_A.tif"), "b_2": Path("IMAGE_b_2.TIF")}
 
 
 def test_a_star_stands_for_anything_and_signs_for_themselves():
     names = ["S2_x_(1).tif", "S2_y_(1).jp2", "S2_z_1.tif"]
-    found = Patch_extraction.find_ids([Path(n) for n in names], "S2_<id>_(1).*")
+    found = find_ids([Path(n) for n in names], "S2_<id>_(1).*")
     assert list(found) == ["x", "y"]
-    starred = Patch_extraction.find_ids([Path(n) for n in names], "*_<id>_*")
+    starred = find_ids([Path(n) for n in names], "*_<id>_*")
     assert list(starred) == ["x", "y", "z"]
 
 
 def test_two_files_of_one_id_are_refused_by_name():
     paths = [Path("a/Image_7.tif"), Path("b/image_7.TIF")]
     with pytest.raises(DatasetError, match=r"a/Image_7\.tif and b/image_7\.TIF"):
-        Patch_extraction.find_ids(paths, "Image_<id>.tif")
+        find_ids(paths, "Image_<id>.tif")
 
 
 def test_scenes_are_paired_by_id_and_sorted(tmp_path):
     for name in ("LABEL_b.tif", "Image_B.tif", "image_a.TIF", "Label_A.tif", "x.txt"):
         (tmp_path / name).touch()
     config = BatchConfig(data_dir=str(tmp_path), output="o", grid="g.shp")
-    scenes = Patch_extraction.pair_scenes(config)
+    scenes = pair_scenes(config)
     assert [
         (Path(s.image).name, Path(s.label).name, s.grid, s.name) for s in scenes
     ] == [
@@ -261,7 +273,7 @@ def test_each_scene_gets_the_grid_of_its_id_whatever_its_format(tmp_path):
     ):  # fmt: skip
         (tmp_path / name).touch()
     config = BatchConfig(data_dir=str(tmp_path), output="o", use_per_image_grid=True)
-    scenes = Patch_extraction.pair_scenes(config)
+    scenes = pair_scenes(config)
     assert [Path(s.grid).name for s in scenes] == ["Grid_A.shp", "grid_b.GeoJSON"]
 
 
@@ -361,7 +373,7 @@ def test_files_without_a_partner_are_counted_once(tmp_path):
         (tmp_path / f"Image_{name}.tif").touch()
     config = BatchConfig(data_dir=str(tmp_path), output="o", use_per_image_grid=True)
     with pytest.raises(DatasetError) as error:
-        Patch_extraction.pair_scenes(config)
+        pair_scenes(config)
     assert "more" not in str(error.value)
 
 
@@ -407,19 +419,19 @@ def test_dates_of_one_scene_do_not_change_the_ratios(batch):
 
 def test_places_are_patches_of_several_scenes_that_share_most_of_their_ground():
     shapes = [box(0, 0, 9, 9), box(9, 0, 18, 9), box(4, 0, 13, 9), box(5, 0, 14, 9)]
-    one, two, three, four = Patch_extraction.same_places(metric(shapes), [0, 0, 1, 2])
+    one, two, three, four = same_places(metric(shapes), [0, 0, 1, 2])
     assert one == three == four == two  # the last shares 5 of 9 with the second
     pairs = [box(0, 0, 9, 9), box(1, 0, 10, 9), box(5, 0, 14, 9)]
-    assert len(set(Patch_extraction.same_places(metric(pairs), [0, 0, 0]))) == 3
-    one, two, three = Patch_extraction.same_places(metric(pairs), [0, 1, 0])
+    assert len(set(same_places(metric(pairs), [0, 0, 0]))) == 3
+    one, two, three = same_places(metric(pairs), [0, 1, 0])
     assert one == two != three  # the second shares most with the first
-    one, two, three = Patch_extraction.same_places(metric(pairs), [0, 0, 1])
+    one, two, three = same_places(metric(pairs), [0, 0, 1])
     assert two == three != one
 
 
 def test_a_small_patch_within_a_large_one_is_the_same_place():
     shapes = metric([box(0, 0, 100, 100), box(10, 10, 18, 18), box(200, 0, 208, 8)])
-    one, two, three = Patch_extraction.same_places(shapes, [0, 1, 1])
+    one, two, three = same_places(shapes, [0, 1, 1])
     assert one == two != three
 
 
@@ -454,7 +466,7 @@ def test_footprints_of_several_crs_come_together_in_one_of_metres():
     x, y = project("EPSG:32631", "EPSG:32632", here, there)
     systems = [rasterio.CRS.from_epsg(code) for code in (32631, 32632)]
     shapes = [box(here[0], there[0], here[1], there[1]), box(x[0], y[0], x[1], y[1])]
-    ground = rasters.on_the_ground(shapes, systems)
+    ground = on_the_ground(shapes, systems)
     assert ground.crs.axis_info[0].unit_name == "metre"
     assert ground[0].area == pytest.approx(80 * 80, rel=2e-3)
     assert ground[1].centroid.distance(ground[0].centroid) < 1
@@ -468,7 +480,7 @@ def test_footprints_of_several_crs_come_together_in_one_of_metres():
     ],
 )
 def test_footprints_in_degrees_or_feet_become_metres(code, shape):
-    ground = rasters.on_the_ground([shape], [rasterio.CRS.from_epsg(code)])
+    ground = on_the_ground([shape], [rasterio.CRS.from_epsg(code)])
     assert ground.crs.axis_info[0].unit_name == "metre"
     expected = 100**2 if code == 2263 else 82.6 * 111.1
     assert ground.area[0] == pytest.approx(expected, rel=0.003)
@@ -476,8 +488,8 @@ def test_footprints_in_degrees_or_feet_become_metres(code, shape):
 
 def test_a_footprint_is_the_ground_of_all_pixels():
     turned = Affine(0, 2, 100, -3, 0, 50)  # columns run south, rows east
-    assert rasters.footprint(turned, 4, 5).equals(box(100, 35, 108, 50))
-    assert rasters.footprint(TRANSFORM, 8, 8).bounds == (
+    assert footprint(turned, 4, 5).equals(box(100, 35, 108, 50))
+    assert footprint(TRANSFORM, 8, 8).bounds == (
         *(ORIGIN[0], ORIGIN[1] - 80),
         *(ORIGIN[0] + 80, ORIGIN[1]),
     )
@@ -494,7 +506,7 @@ def test_overlapping_cells_of_two_dates_can_be_split_by_block(batch):
 def test_footprints_of_far_continents_keep_their_size():
     zones = [rasterio.CRS.from_epsg(code) for code in (32631, 32756)]
     shapes = [box(5e5, 5e6, 5.001e5, 5.0001e6), box(5e5, 6.3e6, 5.001e5, 6.3001e6)]
-    areas = rasters.on_the_ground(shapes, zones).area.tolist()
+    areas = on_the_ground(shapes, zones).area.tolist()
     assert areas == pytest.approx([100**2] * 2, rel=0.02)
 
 
@@ -532,7 +544,7 @@ def test_two_cells_of_one_name_are_refused(batch, capsys):
 
 
 def test_regular_cells_begin_at_every_stride_inside_the_scene():
-    cells = Patch_extraction.regular_cells(20, 9, 8, 6, "s")
+    cells = regular_cells(20, 9, 8, 6, "s")
     assert [(cell.name, cell.window) for cell in cells] == [
         ("s_r000_c000", Window(0, 0, 8, 8)),
         ("s_r000_c001", Window(6, 0, 8, 8)),
@@ -829,33 +841,33 @@ def test_exactly_the_cells_within_the_buffer_are_dropped(batch, split_by, distan
 
 def test_pairs_that_share_ground_are_found_and_those_that_touch_are_not():
     shapes = [box(0, 0, 80, 80), box(80, 0, 160, 80), box(150, 70, 230, 150)]
-    pairs = rasters.near_pairs(metric(shapes), [2, 0, 1], 0)
+    pairs = near_pairs(metric(shapes), [2, 0, 1], 0)
     assert pairs.tolist() == [[1, 2]]
-    assert rasters.near_pairs(metric(shapes), [0] * 3, 0).tolist() == []
+    assert near_pairs(metric(shapes), [0] * 3, 0).tolist() == []
 
 
 def test_pairs_within_a_distance_come_with_the_earlier_split_first():
     shapes = [box(0, 0, 80, 80), box(100, 0, 180, 80), box(500, 0, 580, 80)]
     splits = [2, 0, 1]  # test, training, validation
-    assert rasters.near_pairs(metric(shapes), splits, 19).tolist() == []
-    assert rasters.near_pairs(metric(shapes), splits, 21).tolist() == [[1, 0]]
-    found = rasters.near_pairs(metric(shapes), splits, 330).tolist()
+    assert near_pairs(metric(shapes), splits, 19).tolist() == []
+    assert near_pairs(metric(shapes), splits, 21).tolist() == [[1, 0]]
+    found = near_pairs(metric(shapes), splits, 330).tolist()
     assert sorted(found) == [[1, 0], [1, 2]]
 
 
 def test_large_cells_within_the_buffer_are_found():
     shapes = metric([box(0, 0, 3000, 3000), box(3995, 0, 6995, 3000)])
-    assert len(rasters.near_pairs(shapes, [0, 2], 1000)) == 1
+    assert len(near_pairs(shapes, [0, 2], 1000)) == 1
 
 
 def test_a_small_buffer_drops_large_neighbours():
     shapes = metric([box(0, 0, 2240, 2240), box(2240, 0, 4480, 2240)])
-    assert len(rasters.near_pairs(shapes, [0, 2], 5)) == 1
+    assert len(near_pairs(shapes, [0, 2], 5)) == 1
 
 
 def test_one_pixel_that_large_cells_share_is_found():
     shapes = metric([box(0, 0, 600, 600), box(599, 0, 1199, 600)])
-    assert len(rasters.near_pairs(shapes, [0, 2], 0)) == 1
+    assert len(near_pairs(shapes, [0, 2], 0)) == 1
 
 
 def test_a_buffer_is_in_metres_on_the_ground_also_in_mercator(batch):
@@ -991,16 +1003,16 @@ def test_overlapping_cells_that_were_drawn_at_random_are_leaks(batch, capsys):
 def test_overlaps_are_counted_by_pairs_of_splits_and_unknown_without_a_crs():
     crs = rasterio.CRS.from_epsg(32631)
     places = [
-        Patch_extraction.Place("train", "a", box(0, 0, 80, 80), crs),
-        Patch_extraction.Place("train", "b", box(40, 0, 120, 80), crs),
-        Patch_extraction.Place("test", "c", box(60, 0, 140, 80), crs),
-        Patch_extraction.Place("validation", "d", box(900, 0, 980, 80), crs),
+        Place("train", "a", box(0, 0, 80, 80), crs),
+        Place("train", "b", box(40, 0, 120, 80), crs),
+        Place("test", "c", box(60, 0, 140, 80), crs),
+        Place("validation", "d", box(900, 0, 980, 80), crs),
     ]
-    (entry,) = Patch_extraction.split_overlaps(places)
+    (entry,) = split_overlaps(places)
     assert (entry["splits"], entry["patches"]) == (["train", "test"], 1)
     assert sorted(entry["examples"]) == ["c and a", "c and b"]
-    places.append(Patch_extraction.Place("test", "e", box(0, 0, 1, 1), None))
-    assert Patch_extraction.split_overlaps(places) is None
+    places.append(Place("test", "e", box(0, 0, 1, 1), None))
+    assert split_overlaps(places) is None
 
 
 def test_info_draws_the_splits_in_their_colours(batch, capsys):
@@ -1176,7 +1188,7 @@ def test_overwrite_works_after_an_interruption_while_the_former_run_is_removed(
 ):
     batch.draw("a", 16)
     batch.cut()
-    remove = Patch_extraction.shutil.rmtree
+    remove = shutil.rmtree
 
     def interrupted(path, **more):
         if str(path).endswith("-former"):
@@ -1184,7 +1196,7 @@ def test_overwrite_works_after_an_interruption_while_the_former_run_is_removed(
         remove(path, **more)
 
     with monkeypatch.context() as patching:
-        patching.setattr(Patch_extraction.shutil, "rmtree", interrupted)
+        patching.setattr(shutil, "rmtree", interrupted)
         assert run(*batch.words("--overwrite")) == 130
     assert run(*batch.words("--overwrite")) == 0
 
@@ -1205,14 +1217,14 @@ def same_result(one: Dataset, other: Dataset) -> bool:
 
 def interrupt_writing(monkeypatch, after: int) -> None:
     """Raise KeyboardInterrupt at the patch after so many."""
-    write_patch, calls = Patch_extraction.Profile.write, itertools.count()
+    write_patch, calls = Profile.write, itertools.count()
 
     def failing(self, patch, image_path, label_path):
         if next(calls) >= after:
             raise KeyboardInterrupt
         write_patch(self, patch, image_path, label_path)
 
-    monkeypatch.setattr(Patch_extraction.Profile, "write", failing)
+    monkeypatch.setattr(Profile, "write", failing)
 
 
 def interrupt_renaming(monkeypatch, after: int) -> None:
@@ -1234,7 +1246,7 @@ def interrupt_at(name: str):
         def failing(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Patch_extraction, name, failing)
+        patch_everywhere(monkeypatch, name, failing)
 
     return begin
 
@@ -1263,9 +1275,9 @@ def whole(uninterrupted, tmp_path) -> tuple[Batch, Dataset]:
     [
         *((interrupt_writing, n) for n in (0, 1, 20, 33, 58)),
         *((interrupt_renaming, n) for n in (0, 1, 30)),
-        (interrupt_at("share_out"), 0),
-        (interrupt_at("write_cells"), 0),
-        (interrupt_at("publish"), 0),
+        (interrupt_at("extraction.splits.share_out"), 0),
+        (interrupt_at("extraction.dataset.write_cells"), 0),
+        (interrupt_at("extraction.dataset.publish"), 0),
     ],
 )
 def test_a_run_that_was_interrupted_is_resumed_to_the_identical_result(
@@ -1299,13 +1311,13 @@ def test_a_resumed_run_cuts_only_what_is_missing(whole, monkeypatch):
     with monkeypatch.context() as patching:
         interrupt_writing(patching, 40)
         assert run(*batch.words(*words)) == 130
-    cut, write_cell = [], Patch_extraction.write_cell
+    cut, write_cell = [], cutting.write_cell
 
     def noted(read, *more):
         cut.append(read.cell.name)
         return write_cell(read, *more)
 
-    monkeypatch.setattr(Patch_extraction, "write_cell", noted)
+    patch_everywhere(monkeypatch, "extraction.cutting.write_cell", noted)
     dataset = batch.cut(*words, "--resume")
     assert 0 < len(cut) <= len(dataset.records) + len(dataset.skipped) - 30
 
@@ -1313,7 +1325,7 @@ def test_a_resumed_run_cuts_only_what_is_missing(whole, monkeypatch):
 def test_patches_that_are_cut_off_or_missing_are_cut_again(whole, monkeypatch):
     batch, expected = whole
     with monkeypatch.context() as patching:
-        interrupt_at("share_out")(patching, 0)
+        interrupt_at("extraction.splits.share_out")(patching, 0)
         assert run(*batch.words("--split_by", "block")) == 130
     staging = batch.out / ".Patch-partial"
     images, labels = (
@@ -1351,7 +1363,7 @@ def test_an_overwrite_that_was_interrupted_in_its_last_moment_can_be_resumed(
     batch, expected = whole
     batch.cut("--seed", 5)
     with monkeypatch.context() as patching:
-        interrupt_at("publish")(patching, 0)
+        interrupt_at("extraction.dataset.publish")(patching, 0)
         assert run(*batch.words("--split_by", "block", "--overwrite")) == 130
     assert same_result(batch.cut("--split_by", "block", "--resume"), expected)
 
@@ -1400,7 +1412,7 @@ def test_a_resumed_run_without_skip_errors_lets_no_error_pass(
 ):
     draw_spoilt(batch, "Label")
     with monkeypatch.context() as patching:
-        interrupt_at("share_out")(patching, 0)
+        interrupt_at("extraction.splits.share_out")(patching, 0)
         assert run(*batch.words("--skip_errors")) == 130
     write(batch.data / "Label_a.tif", noise(24)[1])  # mended
     assert len(batch.cut("--resume").splits) == 9
@@ -1501,7 +1513,7 @@ def test_cells_are_read_in_the_order_of_the_rows(batch, monkeypatch, grid):
             windows.append((window.row_off, window.col_off))
         return read_image(dataset, window, bands)
 
-    monkeypatch.setattr(rasters, "read_image", noted)
+    patch_everywhere(monkeypatch, "common.rasters.read_image", noted)
     dataset = batch.cut(*words, "--workers", 4)
     assert len(windows) == len(dataset.splits) == 36
     assert windows == list(itertools.product(range(0, 48, 8), repeat=2))
@@ -1513,9 +1525,9 @@ def test_a_scene_too_wide_for_the_cache_is_read_in_columns(batch, monkeypatch):
         block = image.block_shapes[0][0]
         rows = block + max(block, 8)
         cache = 2 * 2 * np.dtype(image.dtypes[0]).itemsize * rows * 20  # of 20 columns
-        monkeypatch.setitem(rasters.GDAL_OPTIONS, "GDAL_CACHEMAX", cache)
-        cells = Patch_extraction.regular_cells(48, 48, 8, 8, "a")
-        order = Patch_extraction.reading_order(cells[::-1], image, [1, 2])
+        monkeypatch.setitem(GDAL_OPTIONS, "GDAL_CACHEMAX", cache)
+        cells = regular_cells(48, 48, 8, 8, "a")
+        order = reading_order(cells[::-1], image, [1, 2])
     places = [(cell.window.col_off // 20, cell.window.row_off) for cell in order]
     assert places == sorted(places) and len({place[0] for place in places}) == 3
     assert sorted(cell.name for cell in order) == sorted(cell.name for cell in cells)
@@ -1572,7 +1584,7 @@ def test_batch_and_extract_have_their_settings_in_common():
         ["extract", "--image", "i", "--label", "l"],
     ):
         parsed = Patch_extraction.build_parser().parse_args([*words, "--output", "o"])
-        config = rasters.settings_from(parsed.config_class, parsed)
+        config = settings_from(parsed.config_class, parsed)
         assert (config.grid, config.stride, config.block_size) == (None, None, None)
         assert (config.split_by, config.buffer) == ("random", 0)
         assert not (config.resume or config.overwrite or config.skip_errors)

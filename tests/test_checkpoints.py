@@ -11,9 +11,10 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-import model_training as mt
-from model_training import CheckpointError, ModelConfig, Normalization
-from rasters import OptionError
+from common.architectures import ARCHITECTURES, ModelConfig, default_class_names
+from common.earlier_models import registered_name
+from common.errors import CheckpointError, OptionError
+from model_training import Normalization, build_model, load_checkpoint
 
 PLAIN = ModelConfig("unet-dropout", 3, 2, None)
 BINARY = replace(PLAIN, num_classes=1)
@@ -27,7 +28,7 @@ def options_of(config: ModelConfig) -> dict:
 
 
 def build(config: ModelConfig):
-    return mt.build_model(config).eval()
+    return build_model(config).eval()
 
 
 def network_state(config: ModelConfig) -> dict:
@@ -77,19 +78,19 @@ def test_described_weights_give_the_logits_of_their_model(tmp_path, config, plac
     model = build(config)
     state = model.network.state_dict()
     content = {place: state, "epoch": 3, "val_loss": 0.5} if place else state
-    loaded = mt.load_checkpoint(write(tmp_path, content), described=options_of(config))
+    loaded = load_checkpoint(write(tmp_path, content), described=options_of(config))
     assert_equal_logits(loaded.model, model)
     assert loaded.config == config
     assert loaded.normalization == Normalization("image")
     assert not loaded.model.training
-    assert loaded.class_names == mt.default_class_names(config.num_classes)
+    assert loaded.class_names == default_class_names(config.num_classes)
     assert loaded.metadata["model_name"] == config.model_name
 
 
 def test_weights_of_the_library_itself_give_its_own_logits(tmp_path):
     model = smp.Linknet("resnet18", encoder_weights=None, in_channels=3, classes=2)
     path = write(tmp_path, model.eval().state_dict())
-    loaded = mt.load_checkpoint(path, described=options_of(ENCODED))
+    loaded = load_checkpoint(path, described=options_of(ENCODED))
     images = torch.rand(1, 3, 32, 64)
     with torch.inference_mode():
         assert torch.equal(loaded.model(images), model(images))
@@ -108,7 +109,7 @@ def test_a_training_checkpoint_with_its_optimizer_opens(tmp_path):
         "mode": "multiclass",
     }
     path = write(tmp_path, content)
-    loaded = mt.load_checkpoint(path, described=options_of(PLAIN))
+    loaded = load_checkpoint(path, described=options_of(PLAIN))
     assert_equal_logits(loaded.model, model)
 
 
@@ -116,7 +117,7 @@ def test_a_training_checkpoint_with_its_optimizer_opens(tmp_path):
 def test_a_binary_file_takes_its_outputs_or_its_classes(tmp_path, num_classes):
     content = {"model_state_dict": network_state(BINARY), "mode": "binary"}
     described = options_of(BINARY) | {"num_classes": num_classes}
-    loaded = mt.load_checkpoint(write(tmp_path, content), described=described)
+    loaded = load_checkpoint(write(tmp_path, content), described=described)
     assert loaded.config == BINARY
     assert loaded.class_names == ["background", "foreground"]
 
@@ -125,7 +126,7 @@ def test_a_binary_file_takes_its_outputs_or_its_classes(tmp_path, num_classes):
 def test_the_prefix_of_a_wrapper_is_taken_off(tmp_path, prefix):
     model = build(PLAIN)
     path = write(tmp_path, prefixed(model.network.state_dict(), prefix))
-    loaded = mt.load_checkpoint(path, described=options_of(PLAIN))
+    loaded = load_checkpoint(path, described=options_of(PLAIN))
     assert_equal_logits(loaded.model, model)
 
 
@@ -133,7 +134,7 @@ def test_the_prefix_is_taken_off_a_described_file_too(tmp_path):
     model = build(PLAIN)
     state = prefixed(model.network.state_dict(), "module.")
     content = {"model_state_dict": state, "metadata": metadata_of(PLAIN)}
-    assert_equal_logits(mt.load_checkpoint(write(tmp_path, content)).model, model)
+    assert_equal_logits(load_checkpoint(write(tmp_path, content)).model, model)
 
 
 def test_a_prefix_on_some_keys_stays(tmp_path):
@@ -141,7 +142,7 @@ def test_a_prefix_on_some_keys_stays(tmp_path):
     first = next(iter(state))
     state["module." + first] = state.pop(first)
     with pytest.raises(CheckpointError) as caught:
-        mt.load_checkpoint(write(tmp_path, state), described=options_of(PLAIN))
+        load_checkpoint(write(tmp_path, state), described=options_of(PLAIN))
     assert "module." + first in one_line(caught)
 
 
@@ -150,7 +151,7 @@ def test_a_prefix_on_some_keys_stays(tmp_path):
 def test_weights_without_a_description_name_the_options(tmp_path, described, rest):
     path = write(tmp_path, {"model_state_dict": {"a": torch.zeros(1)}} | rest)
     with pytest.raises(CheckpointError) as caught:
-        mt.load_checkpoint(path, described=described)
+        load_checkpoint(path, described=described)
     assert one_line(caught) == (
         f"{path} holds weights without a description; give --model_name, --encoder_name, "
         "--in_channels, --num_classes (1 for binary)"
@@ -170,7 +171,7 @@ def test_a_partial_description_names_just_the_missing_options(tmp_path, given, m
     path = write(tmp_path, {"weight": torch.zeros(1)})
     described = {name: options_of(ENCODED)[name] for name in given}
     with pytest.raises(CheckpointError) as caught:
-        mt.load_checkpoint(path, described=described)
+        load_checkpoint(path, described=described)
     message = one_line(caught)
     assert [name for name in OPTIONS if f"--{name}" in message] == missing
     assert ("1 for binary" in message) == ("num_classes" in missing)
@@ -179,7 +180,7 @@ def test_a_partial_description_names_just_the_missing_options(tmp_path, given, m
 def test_a_model_without_an_encoder_needs_none_named(tmp_path):
     path = write(tmp_path, {"weight": torch.zeros(1)})
     with pytest.raises(CheckpointError) as caught:
-        mt.load_checkpoint(path, described={"model_name": "unet-dropout"})
+        load_checkpoint(path, described={"model_name": "unet-dropout"})
     assert "give --in_channels, --num_classes" in one_line(caught)
 
 
@@ -199,14 +200,14 @@ def test_a_model_without_an_encoder_needs_none_named(tmp_path):
 def test_a_wrong_description_is_refused(tmp_path, wrong):
     path = write(tmp_path, network_state(ENCODED))
     with pytest.raises(CheckpointError) as caught:
-        mt.load_checkpoint(path, described=options_of(ENCODED) | wrong)
+        load_checkpoint(path, described=options_of(ENCODED) | wrong)
     one_line(caught)
 
 
 def test_an_unknown_model_name_is_a_wrong_option(tmp_path):
     path = write(tmp_path, network_state(PLAIN))
     with pytest.raises(OptionError, match="did you mean 'linknet'"):
-        mt.load_checkpoint(path, described=options_of(PLAIN) | {"model_name": "linkne"})
+        load_checkpoint(path, described=options_of(PLAIN) | {"model_name": "linkne"})
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_an_unknown_model_name_is_a_wrong_option(tmp_path):
 def test_a_file_without_tensors_stays_no_checkpoint(tmp_path, content):
     path = write(tmp_path, content)
     with pytest.raises(CheckpointError, match="no model_state_dict") as caught:
-        mt.load_checkpoint(path, described=options_of(PLAIN))
+        load_checkpoint(path, described=options_of(PLAIN))
     one_line(caught)
 
 
@@ -225,7 +226,7 @@ def test_bare_weights_that_are_no_numbers_are_refused(tmp_path):
     state = network_state(PLAIN)
     next(iter(state.values())).view(-1)[0] = torch.nan
     with pytest.raises(CheckpointError, match="not numbers") as caught:
-        mt.load_checkpoint(write(tmp_path, state), described=options_of(PLAIN))
+        load_checkpoint(write(tmp_path, state), described=options_of(PLAIN))
     one_line(caught)
 
 
@@ -243,7 +244,7 @@ def test_code_beside_or_in_bare_weights_never_runs(tmp_path, place):
     content = {"state_dict": network_state(PLAIN), place: Malicious(trace)}
     path = write(tmp_path, content)
     with pytest.raises(CheckpointError) as caught:
-        mt.load_checkpoint(path, described=options_of(PLAIN))
+        load_checkpoint(path, described=options_of(PLAIN))
     one_line(caught)
     assert not trace.exists()
 
@@ -255,9 +256,9 @@ def test_code_beside_or_in_bare_weights_never_runs(tmp_path, place):
 def test_options_that_agree_with_the_file_are_accepted(tmp_path, config):
     path = write_described(tmp_path, config)
     for name, value in options_of(config).items():
-        assert mt.load_checkpoint(path, described={name: value}).config == config
+        assert load_checkpoint(path, described={name: value}).config == config
     described = {"num_classes": config.label_classes}
-    assert mt.load_checkpoint(path, described=described).config == config
+    assert load_checkpoint(path, described=described).config == config
 
 
 @pytest.mark.parametrize(
@@ -274,16 +275,16 @@ def test_options_that_agree_with_the_file_are_accepted(tmp_path, config):
 def test_a_contradiction_says_both_values(tmp_path, given, fact):
     path = write_described(tmp_path, ENCODED)
     with pytest.raises(CheckpointError) as caught:
-        mt.load_checkpoint(path, described=given)
+        load_checkpoint(path, described=given)
     assert one_line(caught) == f"{fact.format(path)}; leave it out"
 
 
 def test_an_option_fills_what_the_file_leaves_open(tmp_path):
     path = write_described(tmp_path, ENCODED, encoder_name=None)
     with pytest.raises(CheckpointError, match="without a full description") as caught:
-        mt.load_checkpoint(path)
+        load_checkpoint(path)
     assert one_line(caught).endswith("; give --encoder_name")
-    loaded = mt.load_checkpoint(path, described={"encoder_name": "resnet18"})
+    loaded = load_checkpoint(path, described={"encoder_name": "resnet18"})
     assert loaded.config == ENCODED
 
 
@@ -311,17 +312,17 @@ def test_an_option_fills_what_the_file_leaves_open(tmp_path):
     ],
 )
 def test_names_of_earlier_versions_are_known(spelling, name):
-    assert mt.registered_name(spelling) == name
+    assert registered_name(spelling) == name
 
 
 def test_every_registered_name_stands_for_itself():
-    assert [mt.registered_name(name) for name in mt.MODELS] == list(mt.MODELS)
+    assert [registered_name(name) for name in ARCHITECTURES] == list(ARCHITECTURES)
 
 
 def test_an_unknown_name_in_a_file_names_the_file(tmp_path):
     path = write_described(tmp_path, PLAIN, model_name="segformer-b2")
     with pytest.raises(CheckpointError, match="Unknown model 'segformer-b2'") as caught:
-        mt.load_checkpoint(path)
+        load_checkpoint(path)
     one_line(caught)
 
 
@@ -337,7 +338,7 @@ def test_an_earlier_file_opens_with_its_spelling_and_scalars(tmp_path, key):
         input_size=(224, 224),
         training_params={"best_val_iou": np.float64(0.5)},
     )
-    loaded = mt.load_checkpoint(path)
+    loaded = load_checkpoint(path)
     assert loaded.config == ENCODED
     assert loaded.normalization == Normalization("image")
     assert loaded.metadata["model_name"] == "linknet"
@@ -346,21 +347,21 @@ def test_an_earlier_file_opens_with_its_spelling_and_scalars(tmp_path, key):
 
 @pytest.mark.parametrize("config", [PLAIN, BINARY], ids=str)
 def test_a_file_without_a_mode_has_that_of_its_classes(tmp_path, config):
-    loaded = mt.load_checkpoint(write_described(tmp_path, config, mode=None))
+    loaded = load_checkpoint(write_described(tmp_path, config, mode=None))
     assert loaded.config == config
 
 
 @pytest.mark.parametrize("num_classes", [1, 2])
 def test_a_binary_model_has_one_channel_whatever_its_file_counts(tmp_path, num_classes):
     path = write_described(tmp_path, BINARY, num_classes=num_classes)
-    assert mt.load_checkpoint(path).config == BINARY
+    assert load_checkpoint(path).config == BINARY
 
 
 def test_a_binary_model_with_a_channel_per_class_keeps_both(tmp_path):
     model = build(PLAIN)
     metadata = metadata_of(PLAIN, mode="binary")
     content = {"model_state_dict": model.network.state_dict(), "metadata": metadata}
-    loaded = mt.load_checkpoint(write(tmp_path, content))
+    loaded = load_checkpoint(write(tmp_path, content))
     assert loaded.config == PLAIN and loaded.config.mode == "multiclass"
     assert loaded.class_names == ["background", "foreground"]
     assert_equal_logits(loaded.model, model)
@@ -369,4 +370,4 @@ def test_a_binary_model_with_a_channel_per_class_keeps_both(tmp_path):
 def test_a_binary_file_of_other_outputs_is_refused(tmp_path):
     path = write_described(tmp_path, replace(PLAIN, num_classes=3), mode="binary")
     with pytest.raises(CheckpointError, match="are not those of unet-dropout:"):
-        mt.load_checkpoint(path)
+        load_checkpoint(path)

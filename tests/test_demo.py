@@ -11,16 +11,19 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+from helpers import ROOT
 from rasterio.transform import from_origin
 
-import rasters
+from common.console import settings_from
+from common.pictures import rgb_bands
+from common.rasters import same_pixel_grid, select_bands
 
 SIZE, PATCH_SIZE, SEED = 300, 64, 7
 
 
 def load_demo():
     """The script as a module; it lies outside of any package."""
-    path = Path(rasters.__file__).parent / "examples" / "demo.py"
+    path = ROOT / "examples" / "demo.py"
     spec = importlib.util.spec_from_file_location("demo", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["demo"] = module  # dataclasses look their module up
@@ -61,7 +64,7 @@ def test_image_and_label_lie_on_one_pixel_grid_with_the_promised_profile(scene):
         assert image.shape == (SIZE, SIZE)
         assert image.crs == "EPSG:32631"
         assert image.transform == from_origin(431_240, 4_912_560, 10, 10)
-        assert rasters.same_pixel_grid(image, label, 0)
+        assert same_pixel_grid(image, label, 0)
         assert (image.count, image.dtypes[0], image.nodata) == (10, "uint16", 0)
         assert (label.count, label.dtypes[0], label.nodata) == (1, "uint8", 255)
 
@@ -69,8 +72,8 @@ def test_image_and_label_lie_on_one_pixel_grid_with_the_promised_profile(scene):
 def test_bands_are_described_so_that_true_colour_is_found(scene):
     with rasterio.open(scene.image) as image:
         assert image.descriptions == tuple(demo.BANDS)
-        assert rasters.rgb_bands(image.descriptions, image.colorinterp) == [3, 2, 1]
-        assert rasters.select_bands(image, "B8A,b02,B12 swir 2") == [8, 1, 10]
+        assert rgb_bands(image.descriptions, image.colorinterp) == [3, 2, 1]
+        assert select_bands(image, "B8A,b02,B12 swir 2") == [8, 1, 10]
 
 
 def test_origin_and_names_can_be_chosen(make):
@@ -259,7 +262,7 @@ def test_a_command_is_shown_as_a_user_would_type_it_and_run_in_the_repository(
     assert capsys.readouterr().out.strip() == shown
     words = ["--dataset_root", "my data", "--epochs", "2", "--pretrained"]
     expected = [sys.executable, "main.py", *words]
-    root = Path(rasters.__file__).parent
+    root = ROOT
     assert calls == [(expected, {"cwd": root, "check": True})]
 
 
@@ -279,7 +282,7 @@ def test_the_scripts_understand_the_commands_of_the_demo(tmp_path, scene, monkey
     assert (extraction.seed, training.seed, training.epochs) == (5, 5, 3)
     (model,) = prediction.model
     assert Path(model).parent == Path(training.save_dir)
-    rasters.settings_from(extraction.config_class, extraction)
+    settings_from(extraction.config_class, extraction)
 
 
 # --- the picture ----------------------------------------------------------------------------

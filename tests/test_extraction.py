@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
-from conftest import ROOT, SENTINEL
+from helpers import ROOT, SENTINEL, patch_everywhere
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform as project
@@ -27,9 +28,17 @@ from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon
 from shapely.affinity import affine_transform, rotate
 
 import Patch_extraction
-import rasters
-from Patch_extraction import SplitSummary
-from rasters import DatasetError, OptionError
+from common import SPLITS, VERSION, pictures
+from common.console import settings_from
+from common.errors import DatasetError, OptionError, RasterError
+from common.labels import class_name_tags, class_names_of
+from common.pictures import class_colours, stretch
+from common.rasters import image_bands
+from extraction.cells import cell_mask, cell_names, cells_of
+from extraction.cutting import Profile, resize_image, resize_label
+from extraction.report import SplitSummary
+from extraction.settings import ExtractionConfig
+from extraction.splits import assign_splits, split_counts
 
 CRS = "EPSG:32631"
 TRANSFORM = from_origin(431_240, 4_912_560, 10, 10)
@@ -178,7 +187,7 @@ class Patch:
             assert file.count == 1
             assert (file.crs, file.transform) == (self.profile["crs"], self.transform)
             self.label, self.unlabelled = file.read(1), file.nodata
-            self.class_names = rasters.class_names_of(file)
+            self.class_names = class_names_of(file)
 
     @property
     def labelled(self) -> np.ndarray:
@@ -199,7 +208,7 @@ def site(tmp_path) -> Site:
 @pytest.fixture(autouse=True)
 def no_flush(monkeypatch):
     """Flushing the disks of the whole machine at each extraction would take most of the time."""
-    monkeypatch.setattr(Patch_extraction.os, "sync", lambda: None)
+    monkeypatch.setattr(os, "sync", lambda: None)
 
 
 @pytest.fixture(autouse=True)
@@ -286,25 +295,23 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess:
     ],
 )
 def test_splits_have_the_sizes_of_the_largest_remainder(count, ratios, expected):
-    assert Patch_extraction.split_counts(count, ratios) == expected
+    assert split_counts(count, ratios) == expected
 
 
 def test_every_split_is_less_than_a_patch_away_from_its_ratio():
     for ratios in ((0.75, 0.15, 0.10), (0.6, 0.2, 0.2), (1 / 3, 1 / 3, 1 / 3)):
         for count in range(200):
-            counts = Patch_extraction.split_counts(count, ratios)
+            counts = split_counts(count, ratios)
             assert sum(counts) == count
             assert all(abs(n - count * r) < 1 for n, r in zip(counts, ratios))
 
 
 def test_splits_are_drawn_again_alike_by_the_same_seed_and_not_by_another():
     ratios = (0.5, 0.3, 0.2)
-    first, again, other = (
-        Patch_extraction.assign_splits(40, ratios, seed) for seed in (7, 7, 8)
-    )
+    first, again, other = (assign_splits(40, ratios, seed) for seed in (7, 7, 8))
     assert first == again != other
-    assert Counter(first) == Counter(other) == dict(zip(rasters.SPLITS, (20, 12, 8)))
-    assert first != sorted(first, key=rasters.SPLITS.index)  # in no order of the grid
+    assert Counter(first) == Counter(other) == dict(zip(SPLITS, (20, 12, 8)))
+    assert first != sorted(first, key=SPLITS.index)  # in no order of the grid
 
 
 def test_every_cell_is_in_one_split_and_the_ratios_are_met(site):
@@ -351,7 +358,7 @@ def test_an_empty_split_keeps_its_folders(site):
 )
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_labels_are_resized_to_the_nearest_pixel(source, size, expected, dtype):
-    resized = Patch_extraction.resize_label(np.array(source, dtype), size)
+    resized = resize_label(np.array(source, dtype), size)
     assert resized.dtype == dtype
     assert resized.tolist() == expected
 
@@ -360,7 +367,7 @@ def test_labels_are_resized_to_the_nearest_pixel(source, size, expected, dtype):
 @pytest.mark.parametrize("size", [8, 15, 32])
 def test_the_nearest_pixel_is_the_one_that_holds_the_centre(shape, size):
     numbers = np.arange(shape[0] * shape[1]).reshape(shape).astype("uint16")
-    rows, columns = np.divmod(Patch_extraction.resize_label(numbers, size), shape[1])
+    rows, columns = np.divmod(resize_label(numbers, size), shape[1])
     for chosen, side in ((rows[:, :1], shape[0]), (columns[:1].T, shape[1])):
         centre = (np.arange(size)[:, None] + 0.5) * side / size
         # a centre on the edge of two pixels is as near to the one as to the other
@@ -373,7 +380,7 @@ def resized(image, size: int, interpolation: str, valid=None):
     """An image (H, W) or (C, H, W) resized; all valid unless told."""
     image = image if np.ndim(image) == 3 else np.asarray(image)[None]
     valid = np.ones(image.shape[1:], bool) if valid is None else np.asarray(valid)
-    return Patch_extraction.resize_image(image, valid, size, interpolation)
+    return resize_image(image, valid, size, interpolation)
 
 
 @pytest.mark.parametrize("interpolation", ["area", "auto"])
@@ -409,7 +416,7 @@ def test_cubic_overshoots_stop_at_the_limits_of_the_dtype():
 def test_the_nearest_image_pixel_is_the_nearest_label_pixel():
     label = np.random.default_rng(0).integers(0, 200, (33, 20)).astype("uint16")
     image, _ = resized(label, 16, "nearest")
-    assert np.array_equal(image[0], Patch_extraction.resize_label(label, 16))
+    assert np.array_equal(image[0], resize_label(label, 16))
 
 
 @pytest.mark.parametrize("size", [5, 8, 20])
@@ -449,7 +456,7 @@ def test_each_interpolation_can_be_chosen(site, interpolation):
     patch = site.only("--interpolation", interpolation)
     expected, _ = resized(scene()[:, 8:40, 8:40], PATCH, interpolation)
     assert np.array_equal(patch.image, expected)
-    nearest = Patch_extraction.resize_label(classes()[8:40, 8:40], PATCH)
+    nearest = resize_label(classes()[8:40, 8:40], PATCH)
     assert np.array_equal(patch.label, nearest)
 
 
@@ -466,7 +473,7 @@ def test_shrinking_by_auto_is_the_mean_of_blocks(site):
 def names(column: str | None = None, rows: int = 3, **columns) -> list[str]:
     geometry = [Point(i, i).buffer(1) for i in range(rows)]
     grid = geopandas.GeoDataFrame(columns, geometry=geometry, crs=CRS)
-    return Patch_extraction.cell_names(grid, column)
+    return cell_names(grid, column)
 
 
 @pytest.mark.parametrize(
@@ -581,7 +588,7 @@ def test_patches_are_plain_geotiffs_without_files_beside_them(site):
     for folder in site.out.glob("Patch/*/*"):
         assert {path.suffix for path in folder.iterdir()} <= {".tif"}
     assert {path.name for path in (site.out / "Patch").iterdir()} == {
-        *rasters.SPLITS,
+        *SPLITS,
         "cells.gpkg",
     }
 
@@ -689,7 +696,7 @@ def test_labels_outside_a_rotated_cell_are_unlabelled(site, angle):
         left, top, width, height = record["window"]
         expected = centres_inside(cell)[top : top + height, left : left + width]
         assert expected.sum() == centres_inside(cell).sum()  # the window holds it all
-        shrunk = Patch_extraction.resize_label(expected.astype("uint8"), 8)
+        shrunk = resize_label(expected.astype("uint8"), 8)
         assert np.array_equal(site.patches()["patch_001"].labelled, shrunk == 1)
     assert not (centres_inside(cells[0]) & centres_inside(cells[1])).any()
 
@@ -720,12 +727,12 @@ def test_neighbouring_cells_that_are_slightly_rotated_share_no_label(site):
     cells = tiles(2, 1, side=40, left=8.4, top=8.4)
     site.draw_grid([rotate(cell, -0.15, origin=(8.4, 8.4)) for cell in cells])
     files = {"image": str(site.image), "label": str(site.label), "grid": str(site.grid)}
-    config = Patch_extraction.ExtractionConfig(**files, output=str(site.out))
+    config = ExtractionConfig(**files, output=str(site.out))
     count = np.zeros((64, 96), int)
     with rasterio.open(site.image) as image:
-        for cell in Patch_extraction.cells_of(config.scenes()[0], config, image)[0]:
+        for cell in cells_of(config.scenes()[0], config, image)[0]:
             rows, columns = cell.window.toslices()
-            count[rows, columns] += Patch_extraction.cell_mask(cell)
+            count[rows, columns] += cell_mask(cell)
     assert count.max() == 1
 
 
@@ -1054,7 +1061,7 @@ def test_an_alpha_band_that_is_chosen_by_number_is_a_channel_of_the_patch(site):
     site.draw_image(scene(dtype="uint8"), colours=roles)
     patch = site.extract("--bands", "1,2,3")["patch_001"]
     with rasterio.open(patch.image_path) as file:
-        assert rasters.image_bands(file) == [1, 2, 3]
+        assert image_bands(file) == [1, 2, 3]
 
 
 # --- raster labels --------------------------------------------------------------------------
@@ -1434,7 +1441,7 @@ def test_metadata_is_true_of_every_patch(site):
         [16, 16],
         [20, 14],
     ]
-    assert report["version"] == rasters.VERSION
+    assert report["version"] == VERSION
     assert report["crs"] == CRS
     assert report["unlabelled"] == 255
     assert report["skipped"] == {"patch_f": "outside the image"}
@@ -1506,7 +1513,7 @@ def test_an_empty_folder_of_that_name_is_no_obstacle(site):
 
 def failing_write(error: BaseException):
     """A ``Profile.write`` that fails at the fifth patch."""
-    write, calls = Patch_extraction.Profile.write, []
+    write, calls = Profile.write, []
 
     def failing(self, patch, image_path, label_path):
         write(self, patch, image_path, label_path)
@@ -1526,7 +1533,7 @@ def test_a_run_that_ends_early_leaves_the_former_patches_untouched(
 ):
     site.extract()
     before = {path: pixels(path) for path in site.out.rglob("*.tif")}
-    monkeypatch.setattr(Patch_extraction.Profile, "write", failing_write(error))
+    monkeypatch.setattr(Profile, "write", failing_write(error))
     capsys.readouterr()
     assert run(*site.words("--overwrite")) == status
     lines = capsys.readouterr().err.splitlines()
@@ -1544,7 +1551,7 @@ def test_a_run_that_ends_early_leaves_the_former_patches_untouched(
 
 def test_a_defect_shows_its_traceback_and_leaves_no_file(site, monkeypatch):
     failing = failing_write(ZeroDivisionError())
-    monkeypatch.setattr(Patch_extraction.Profile, "write", failing)
+    monkeypatch.setattr(Profile, "write", failing)
     with pytest.raises(ZeroDivisionError):
         run(*site.words())
     assert site.leftovers() == []
@@ -1578,7 +1585,7 @@ def test_overwrite_leaves_nothing_behind_where_the_patches_are_a_link(site):
 def test_patches_are_flushed_to_disk_before_they_get_their_name(site, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        Patch_extraction.os,
+        os,
         "sync",
         lambda: seen.append([path.name for path in site.out.glob("Patch")]),
     )
@@ -1674,7 +1681,7 @@ def test_a_crs_of_which_nothing_is_known_is_refused(site, capsys, what):
 
 def test_debug_shows_the_traceback_of_a_refusal(site):
     site.image = site.folder / "no.tif"
-    with pytest.raises(rasters.RasterError, match=r"no\.tif"):
+    with pytest.raises(RasterError, match=r"no\.tif"):
         run(*site.words("--debug"))
 
 
@@ -1739,10 +1746,8 @@ def test_a_missing_or_unknown_command_exits_with_status_2(capsys):
 def test_the_documented_options_have_the_documented_defaults():
     words = ["--image", "i", "--label", "l", "--grid", "g", "--output", "o"]
     parsed = Patch_extraction.build_parser().parse_args(["extract", *words])
-    config = rasters.settings_from(Patch_extraction.ExtractionConfig, parsed)
-    assert config == Patch_extraction.ExtractionConfig(
-        image="i", label="l", grid="g", output="o"
-    )
+    config = settings_from(ExtractionConfig, parsed)
+    assert config == ExtractionConfig(image="i", label="l", grid="g", output="o")
     assert config.ratios == (0.75, 0.15, 0.10)
     assert (config.patch_size, config.seed, config.min_valid) == (224, 42, 0.5)
     assert not config.save_metadata
@@ -1842,7 +1847,7 @@ def test_the_report_equals_an_independent_count(site, capsys):
     out, err = capsys.readouterr()
     report = json.loads((site.out / "dataset_info.json").read_text())
     assert report["class_names"] == ["a", "b", "c", "d"]
-    assert list(report["splits"]) == list(rasters.SPLITS)
+    assert list(report["splits"]) == list(SPLITS)
     kinds, table = out.split("\n\n")[:2]
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[1:]}
     for column, (split, entry) in enumerate(report["splits"].items()):
@@ -2021,14 +2026,14 @@ def shown(monkeypatch) -> dict:
     """What would be drawn."""
     kept = {}
 
-    draw = rasters.draw_panels
+    draw = pictures.draw_panels
 
     def draw_panels(panels, legend, title):
         kept.update({panel["title"]: panel["picture"] for panel in panels})
         kept.update(legend=list(legend), title=title)
         return draw(panels, legend, title)
 
-    monkeypatch.setattr(rasters, "draw_panels", draw_panels)
+    patch_everywhere(monkeypatch, "common.pictures.draw_panels", draw_panels)
     return kept
 
 
@@ -2042,7 +2047,7 @@ def test_the_picture_shows_true_colour_the_classes_and_both(make_dataset, shown)
         invalid_rows=3,
         unlabelled_rows=4,
         descriptions=SENTINEL,
-        tags=rasters.class_name_tags(["water", "trees", "town"]),
+        tags=class_name_tags(["water", "trees", "town"]),
     )
     assert run("visualize", "--output", root) == 0
     image, label = (
@@ -2050,18 +2055,16 @@ def test_the_picture_shows_true_colour_the_classes_and_both(make_dataset, shown)
         for kind in ("images", "labels")
     )
     label = np.where(image[0] == 0, 255, label[0])
-    picture = rasters.stretch(image[[2, 1, 0]], image[0] != 0)
+    picture = stretch(image[[2, 1, 0]], image[0] != 0)
     assert np.array_equal(shown["image (bands 3, 2, 1)"], picture)
-    colours = np.array([*rasters.class_colours(3), (255, 255, 255)])
+    colours = np.array([*class_colours(3), (255, 255, 255)])
     expected = colours[np.where(label == 255, 3, label)]
     assert np.array_equal(shown["label"], expected)
     unlabelled = label == 255
     assert np.array_equal(shown["overlay"][unlabelled], picture[unlabelled])
     mixed = 0.55 * picture + 0.45 * expected
     assert np.abs(shown["overlay"] - mixed)[~unlabelled].max() <= 1
-    assert shown["legend"] == list(
-        zip(["water", "trees", "town"], rasters.class_colours(3))
-    )
+    assert shown["legend"] == list(zip(["water", "trees", "town"], class_colours(3)))
     assert shown["title"] == "train 0: patch_000"
 
 
@@ -2069,7 +2072,7 @@ def test_the_legend_lists_the_classes_that_are_there(site, shown):
     site.draw_label(np.where(classes(2) == 0, 1, 4).astype("uint8"))
     site.extract()
     assert run("visualize", "--output", site.out) == 0
-    colours = rasters.class_colours(5)
+    colours = class_colours(5)
     assert shown["legend"] == [("class 1", colours[1]), ("class 4", colours[4])]
 
 

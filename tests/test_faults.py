@@ -29,15 +29,31 @@ import rasterio
 import tifffile
 import torch
 from affine import Affine
-from conftest import CRS, ORIGIN, PIXEL, ROOT, make_patch, write_dataset, write_raster
+from helpers import (
+    CRS,
+    ORIGIN,
+    PIXEL,
+    ROOT,
+    make_patch,
+    patch_everywhere,
+    write_dataset,
+    write_raster,
+)
 from shapely import affinity
 from shapely.geometry import LineString, Polygon, box
 
 import main
-import model_training
 import Patch_extraction
 import Predict_large_image
-import rasters
+from common import patches as patches_module
+from common.architectures import ModelConfig
+from extraction.settings import BatchConfig, ExtractionConfig, InfoConfig, SampleConfig
+from model_training import Normalization, build_model, load_checkpoint, save_checkpoint
+from prediction.predictor import Predictor
+from prediction.settings import PredictionConfig
+from training import epochs
+from training.outputs import RUN_FILES
+from training.settings import TrainingConfig
 
 SIDE = 64
 ENCODER = "timm-mobilenetv3_small_minimal_100"  # the smallest there is
@@ -63,10 +79,10 @@ MODULES = {
 }
 # where the work of a script begins, which takes long with a user's data
 WORK = {
-    "extract": (Patch_extraction, "cut_scene"),
-    "batch": (Patch_extraction, "cut_scene"),
-    "train": (model_training, "fit"),
-    "predict": (Predict_large_image, "compute"),
+    "extract": "extraction.cutting.cut_scene",
+    "batch": "extraction.cutting.cut_scene",
+    "train": "training.epochs.fit",
+    "predict": "prediction.scene.compute",
 }
 # what may stand on stderr beside the error
 MESSAGES = re.compile(
@@ -122,12 +138,12 @@ def grid(cells=None, crs=CRS, **columns) -> geopandas.GeoDataFrame:
 def write_model(path: Path, bands: int = 3, change=lambda state: None, **metadata):
     """Write a checkpoint of random weights; ``change`` is called with them."""
     torch.manual_seed(0)
-    config = model_training.ModelConfig("pspnet", bands, 1, ENCODER)
-    model = model_training.build_model(config)
+    config = ModelConfig("pspnet", bands, 1, ENCODER)
+    model = build_model(config)
     with torch.no_grad():
         change(model.network.state_dict())
-    numbers = model_training.Normalization("dataset", (0.0,) * bands, (1e4,) * bands)
-    model_training.save_checkpoint(path, model, config, numbers, metadata)
+    numbers = Normalization("dataset", (0.0,) * bands, (1e4,) * bands)
+    save_checkpoint(path, model, config, numbers, metadata)
 
 
 def words(script: str, options: str) -> list[str]:
@@ -164,7 +180,7 @@ def assert_one_line(err: str, error: str, status: int) -> None:
 def assert_fault(capfd, monkeypatch, script, options, error, status=1, late=False):
     """Run a script that must fail, before its long work unless ``late``, and leave no trace."""
     if not late:
-        monkeypatch.setattr(*WORK[script], unexpected_work)
+        patch_everywhere(monkeypatch, WORK[script], unexpected_work)
     before = snapshot(Path.cwd())
     capfd.readouterr()
     ended = run(script, options)
@@ -373,7 +389,7 @@ def little_memory(damage: Callable) -> Callable:
     """Half a gigabyte is free."""
 
     def both(monkeypatch) -> None:
-        monkeypatch.setattr(rasters, "free_memory", lambda: 2**29)
+        patch_everywhere(monkeypatch, "common.machine.free_memory", lambda: 2**29)
         damage()
 
     return simulated(both)
@@ -664,7 +680,7 @@ def test_no_faults_of_legal_scenes_in_prediction(place, kind):
     write_model(Path("model.pth"), len(pixels))
     assert run("predict", "--patch_size 64 --overlap 0") == 0
     valid = valid_pixels(pixels, profile["nodata"])
-    checkpoint = model_training.load_checkpoint("model.pth")
+    checkpoint = load_checkpoint("model.pth")
     image = torch.from_numpy(np.where(valid, pixels, 0).astype("float32") / 1e4)
     with torch.inference_mode():
         logits = checkpoint.model(image.clamp(0, 1)[None])
@@ -1119,7 +1135,7 @@ def test_faults_of_later_splits_are_seen_before_any_patch_is_read(
     place, capfd, monkeypatch, damage, error
 ):
     damage()
-    monkeypatch.setattr(rasters, "read_patch", unexpected_work)
+    patch_everywhere(monkeypatch, "common.patches.read_patch", unexpected_work)
     assert_fault(capfd, monkeypatch, "train", "", error)
 
 
@@ -1267,10 +1283,10 @@ def test_faults_of_checkpoints(
 
 
 def write_multiclass(path: Path) -> None:
-    config = model_training.ModelConfig("pspnet", 3, 3, ENCODER)
-    numbers = model_training.Normalization("dataset", (0.0,) * 3, (1e4,) * 3)
-    model = model_training.build_model(config)
-    model_training.save_checkpoint(path, model, config, numbers, {})
+    config = ModelConfig("pspnet", 3, 3, ENCODER)
+    numbers = Normalization("dataset", (0.0,) * 3, (1e4,) * 3)
+    model = build_model(config)
+    save_checkpoint(path, model, config, numbers, {})
 
 
 def test_faults_of_the_malicious_checkpoint_are_real(place):
@@ -1287,7 +1303,7 @@ def test_faults_of_a_second_training_leave_the_first(
 ):
     """What cannot be built is an error before the model of a former run is removed."""
     Path("models").mkdir()
-    for name in model_training.RUN_FILES:
+    for name in RUN_FILES:
         Path("models", name).write_bytes(b"weeks of work")
     options, status = {
         "pretrained": ("--encoder_name resnet18 --pretrained", 1),
@@ -1304,12 +1320,12 @@ def test_faults_of_a_second_training_leave_the_first(
 # --- options --------------------------------------------------------------------------------
 
 CONFIGS = {
-    "extract": Patch_extraction.ExtractionConfig,
-    "batch": Patch_extraction.BatchConfig,
-    "visualize": Patch_extraction.SampleConfig,
-    "info": Patch_extraction.InfoConfig,
-    "train": model_training.TrainingConfig,
-    "predict": Predict_large_image.PredictionConfig,
+    "extract": ExtractionConfig,
+    "batch": BatchConfig,
+    "visualize": SampleConfig,
+    "info": InfoConfig,
+    "train": TrainingConfig,
+    "predict": PredictionConfig,
 }
 COMMANDS |= {
     "visualize": ("Patch_extraction", "visualize --output data"),
@@ -1413,18 +1429,18 @@ def place_of_options(whole, tmp_path_factory):
 
 def run_no_work(monkeypatch, script: str, options: str) -> int:
     """A script up to the point where it would begin with files."""
-    begin = {
-        "extract": (Patch_extraction, "run_extract"),
-        "batch": (Patch_extraction, "run_extract"),
-        "info": (Patch_extraction, "run_info"),
-        "train": (model_training, "run_experiment"),
-        "predict": (Predict_large_image, "predict_scenes"),
-    }
-    if script in begin:
-        monkeypatch.setattr(*begin[script], lambda config: 0)
-        monkeypatch.setattr(main, "print_report", lambda *_: None)
+    if script in Patch_extraction.COMMANDS and script != "visualize":
+        config_class, _, text = Patch_extraction.COMMANDS[script]
+        nothing_done = config_class, lambda config: 0, text
+        monkeypatch.setitem(Patch_extraction.COMMANDS, script, nothing_done)
+    elif script == "train":
+        begin = "training.experiment.run_experiment"
+        patch_everywhere(monkeypatch, begin, lambda config: {})
+    elif script == "predict":
+        begin = "prediction.scene.predict_scenes"
+        patch_everywhere(monkeypatch, begin, lambda config, tell: 0)
     else:
-        monkeypatch.setattr(rasters, "save_figure", lambda *_: None)
+        patch_everywhere(monkeypatch, "common.pictures.save_figure", lambda *_: None)
     return run(script, options)
 
 
@@ -1528,7 +1544,7 @@ def training_without_memory(monkeypatch) -> None:
     def exhausted(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(model_training, "train_one_epoch", exhausted)
+    patch_everywhere(monkeypatch, "training.loop.train_one_epoch", exhausted)
 
 
 @simulated
@@ -1539,7 +1555,7 @@ def cpu_without_memory(monkeypatch) -> None:
             "you tried to allocate 68719476736 bytes. Error code 12 (Cannot allocate memory)"
         )
 
-    monkeypatch.setattr(model_training, "train_one_epoch", exhausted)
+    patch_everywhere(monkeypatch, "training.loop.train_one_epoch", exhausted)
 
 
 @simulated
@@ -1549,7 +1565,7 @@ def patches_without_memory(monkeypatch) -> None:
             "Unable to allocate 7.45 GiB for an array with shape (10, 10000)"
         )
 
-    monkeypatch.setattr(rasters, "read_image", exhausted)
+    patch_everywhere(monkeypatch, "common.rasters.read_image", exhausted)
 
 
 @simulated
@@ -1557,7 +1573,7 @@ def predictor_without_memory(monkeypatch) -> None:
     def exhausted(self, images, valid):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(model_training.Predictor, "_predict", exhausted)
+    monkeypatch.setattr(Predictor, "_predict", exhausted)
 
 
 @simulated
@@ -1621,7 +1637,7 @@ def test_faults_of_memory_halve_the_batch(place, capfd, monkeypatch):
     """As long as fewer windows fit, the map is that of all memory."""
     options = "--overlap 0 --batch_size 2"
     assert run("predict", f"{options} --output whole.tif") == 0
-    predict = model_training.Predictor._predict
+    predict = Predictor._predict
 
     def short(self, images, valid):
         if len(images) > 1:
@@ -1630,7 +1646,7 @@ def test_faults_of_memory_halve_the_batch(place, capfd, monkeypatch):
             )
         return predict(self, images, valid)
 
-    monkeypatch.setattr(model_training.Predictor, "_predict", short)
+    monkeypatch.setattr(Predictor, "_predict", short)
     capfd.readouterr()
     assert run("predict", options) == 0
     assert "memory ran out: batches of 1 from here on" in capfd.readouterr().err
@@ -1700,14 +1716,14 @@ def test_faults_of_a_reading_process_that_is_killed(place, capfd, monkeypatch):
     """The system kills the largest process when memory is scarce."""
     import signal as signals
 
-    read_patch, main_process = rasters.read_patch, os.getpid()
+    read_patch, main_process = patches_module.read_patch, os.getpid()
 
     def killed(pair, ignore_index):
         if os.getpid() != main_process:
             os.kill(os.getpid(), signals.SIGKILL)
         return read_patch(pair, ignore_index)
 
-    monkeypatch.setattr(rasters, "read_patch", killed)
+    patch_everywhere(monkeypatch, "common.patches.read_patch", killed)
     error = r"A process that reads patches was killed.*; .*--num_workers"
     options = "--num_workers 1 --cache off"
     assert_fault(capfd, monkeypatch, "train", options, error, late=True)
@@ -1772,13 +1788,13 @@ def test_faults_seen_from_a_shell(place, script):
 
 def test_faults_of_a_patch_that_is_lost_during_training(place, capfd, monkeypatch):
     """A reading process hands its error on with a traceback; one line of it is told."""
-    fit = model_training.fit
+    fit = epochs.fit
 
     def lose(run):
         text(patch_path("train"))
         return fit(run)
 
-    monkeypatch.setattr(model_training, "fit", lose)
+    patch_everywhere(monkeypatch, "training.epochs.fit", lose)
     former = Path(patch_path("train")).read_bytes()
     assert run("train", "--num_workers 1 --cache off") == 1
     err = capfd.readouterr().err

@@ -15,13 +15,27 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
-from conftest import ORIGIN, make_patch, write_dataset, write_raster
+from helpers import ORIGIN, make_patch, patch_everywhere, write_dataset, write_raster
 from pyproj import Geod
 
 import main
-import model_training as mt
-import rasters
-from rasters import DatasetError, PatchPair
+from common.errors import DatasetError
+from common.ground import side_of
+from common.patches import PatchPair, list_pairs, patch_footprints
+from evaluation.matrices import block_bootstrap, fold_statistics, score_gap
+from evaluation.tables import side_by_side
+from model_training import HEADLINES, scores
+from training import epochs
+from training.folds import (
+    drop_near,
+    imbalance,
+    inner_split,
+    make_folds,
+    plan_folds,
+    spatial_groups,
+)
+from training.samples import survey_patches
+from training.settings import TrainingConfig
 
 SIDE = 320.0  # metres, of the patches of ``ground``
 
@@ -61,7 +75,7 @@ def write_patches(folder, places, **options) -> list[PatchPair]:
 
 
 def measure(matrix: np.ndarray) -> dict:
-    return mt.scores(matrix, ["a", "b", "c"], binary=False)
+    return scores(matrix, ["a", "b", "c"], binary=False)
 
 
 def random_matrices(count: int = 12, classes: int = 3, seed=0) -> np.ndarray:
@@ -72,21 +86,21 @@ def random_matrices(count: int = 12, classes: int = 3, seed=0) -> np.ndarray:
 
 
 def test_footprints_are_those_of_the_files(tmp_path):
-    pairs = rasters.list_pairs(write_dataset(tmp_path, 3, 0, 0), "train")
-    found = rasters.patch_footprints(pairs)
+    pairs = list_pairs(write_dataset(tmp_path, 3, 0, 0), "train")
+    found = patch_footprints(pairs)
     left = ORIGIN[0] + SIDE * np.arange(3)
     top = np.full(3, ORIGIN[1])
     expected = np.stack([left, top - SIDE, left + SIDE, top], axis=1)
     assert np.allclose(found.bounds, expected)
     assert found.crs == "EPSG:32631"
-    assert rasters.side_of(found) == SIDE
+    assert side_of(found) == SIDE
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:4258"])
 def test_footprints_in_degrees_become_metres(tmp_path, crs):
     places = [(10.0, 60.0), (10.01, 60.0), (10.0, 59.9)]
     pairs = write_patches(tmp_path, places, crs=crs, pixel=0.0001)
-    found = rasters.patch_footprints(pairs).centroid
+    found = patch_footprints(pairs).centroid
     geod = Geod(ellps="GRS80")
     for first, second in itertools.combinations(range(3), 2):
         # the centres lie 16 pixels inside the corners
@@ -97,7 +111,7 @@ def test_footprints_in_degrees_become_metres(tmp_path, crs):
 
 def test_mercator_metres_are_put_right(tmp_path):
     pairs = write_patches(tmp_path, [(1e6, 8.4e6), (1e6 + 320, 8.4e6)], crs="EPSG:3857")
-    side = rasters.side_of(rasters.patch_footprints(pairs))
+    side = side_of(patch_footprints(pairs))
     assert side == pytest.approx(320 * np.cos(np.radians(60.0)), rel=0.01)
 
 
@@ -113,7 +127,7 @@ def test_patches_of_two_zones_share_one_ground(tmp_path):
         for x, crs in ((729_999, "EPSG:32631"), (300_000, "EPSG:32632"))
     ]
     expected = apart.inv(*to_degrees[0].coords[0], *to_degrees[1].coords[0])[2]
-    found = rasters.patch_footprints(west + east).centroid
+    found = patch_footprints(west + east).centroid
     assert found[0].distance(found[1]) == pytest.approx(expected, abs=1)
 
 
@@ -124,7 +138,7 @@ def test_a_patch_without_crs_is_named(tmp_path, crs):
     good = write_patches(tmp_path / "good", [ORIGIN])
     bad = write_patches(tmp_path / "bad", [ORIGIN], crs=crs)
     with pytest.raises(DatasetError, match=r"bad.patch_0\.tif has no CRS.*random"):
-        rasters.patch_footprints(good + bad)
+        patch_footprints(good + bad)
 
 
 @pytest.mark.parametrize("latitude", [95.0, 500.0])
@@ -132,26 +146,26 @@ def test_a_patch_beyond_the_poles_is_an_error(tmp_path, latitude):
     places = [(10.0, 50.0), (10.0, latitude)]
     pairs = write_patches(tmp_path, places, crs="EPSG:4326")
     with pytest.raises(DatasetError, match="do not all lie on the Earth"):
-        rasters.patch_footprints(pairs)
+        patch_footprints(pairs)
 
 
 # --- groups ---------------------------------------------------------------------------------
 
 
 def test_blocks_are_four_patches_wide_unless_told():
-    groups = mt.spatial_groups(ground(8, 8), "block", None, 5).reshape(8, 8)
+    groups = spatial_groups(ground(8, 8), "block", None, 5).reshape(8, 8)
     assert len(np.unique(groups)) == 4
     for part in (groups[:4, :4], groups[:4, 4:], groups[4:, :4], groups[4:, 4:]):
         assert np.ptp(part) == 0
 
 
 def test_blocks_have_the_size_that_is_given():
-    groups = mt.spatial_groups(ground(8, 8), "block", 2 * SIDE, 5)
+    groups = spatial_groups(ground(8, 8), "block", 2 * SIDE, 5)
     assert np.array_equal(np.bincount(groups), np.full(16, 4))
 
 
 def test_strips_run_from_north_to_south_and_hold_about_as_many_patches():
-    strips = mt.spatial_groups(ground(12, 10), "column", None, 5).reshape(10, 12)
+    strips = spatial_groups(ground(12, 10), "column", None, 5).reshape(10, 12)
     assert np.array_equal(strips, np.tile(strips[0], (10, 1)))
     assert np.array_equal(np.unique(strips[0]), range(5))
     assert (np.diff(strips[0]) >= 0).all()
@@ -160,7 +174,7 @@ def test_strips_run_from_north_to_south_and_hold_about_as_many_patches():
 
 def test_too_few_columns_for_the_strips_are_an_error():
     with pytest.raises(DatasetError, match="too few columns for 5 strips.*--n_splits"):
-        mt.spatial_groups(ground(4, 10), "column", None, 5)
+        spatial_groups(ground(4, 10), "column", None, 5)
 
 
 # --- folds ----------------------------------------------------------------------------------
@@ -172,7 +186,7 @@ def test_folds_part_the_patches_by_whole_groups(n_splits, seed):
     rng = np.random.default_rng(seed)
     groups = rng.choice([3, 7, 8, 20, 21, 40, 41], 60)  # any numbers, of any size
     counts = clustered_counts(10, 6, seed=seed)
-    made = mt.make_folds(groups, counts, n_splits, seed)
+    made = make_folds(groups, counts, n_splits, seed)
     assert np.array_equal(np.sort(np.concatenate([o for _, o in made])), range(60))
     for inner, outer in made:
         assert len(outer)
@@ -185,16 +199,16 @@ def test_no_fold_is_empty_however_uneven_the_groups_are():
         rng = np.random.default_rng(seed)
         groups = np.r_[range(4), rng.choice(6, 30, p=rng.dirichlet(np.full(6, 0.2)))]
         counts = rng.lognormal(0, 3, (34, 3)) * (rng.random((34, 3)) < 0.2)
-        made = mt.make_folds(groups, counts.astype(int), 4, seed)
+        made = make_folds(groups, counts.astype(int), 4, seed)
         assert all(len(outer) for _, outer in made)
 
 
 def test_folds_depend_on_the_seed_alone():
-    groups = mt.spatial_groups(ground(), "block", None, 3)
+    groups = spatial_groups(ground(), "block", None, 3)
     counts = clustered_counts()
 
     def drawn(seed: int) -> list:
-        return [outer.tolist() for _, outer in mt.make_folds(groups, counts, 3, seed)]
+        return [outer.tolist() for _, outer in make_folds(groups, counts, 3, seed)]
 
     assert drawn(1) == drawn(1)
     assert len({str(sorted(drawn(seed))) for seed in range(6)}) > 1
@@ -211,8 +225,8 @@ def test_folds_are_alike_in_classes_where_groups_alone_are_not():
     ours, plain = [], []
     for seed in range(4):
         counts = clustered_counts(16, 12, seed=seed)
-        groups = mt.spatial_groups(ground(16, 12), "block", 3 * SIDE, 4)
-        ours.append(deviation(mt.make_folds(groups, counts, 4, 0)))
+        groups = spatial_groups(ground(16, 12), "block", 3 * SIDE, 4)
+        ours.append(deviation(make_folds(groups, counts, 4, 0)))
         plain.append(deviation(list(GroupKFold(4).split(counts, groups=groups))))
     assert np.mean(ours) < 0.5 * np.mean(plain)
 
@@ -222,12 +236,12 @@ def test_a_rare_class_is_in_every_fold_when_enough_groups_hold_it():
     counts[:, 2] = 0
     counts[[3, 9, 22], 2] = 2  # six pixels in three of twenty groups
     for seed in range(5):
-        made = mt.make_folds(np.arange(40) // 2, counts, 3, seed)
+        made = make_folds(np.arange(40) // 2, counts, 3, seed)
         assert all(counts[outer, 2].any() for _, outer in made)
 
 
 def test_patches_without_labels_get_a_fold_too():
-    made = mt.make_folds(np.arange(6), np.zeros((6, 3), int), 3, 0)
+    made = make_folds(np.arange(6), np.zeros((6, 3), int), 3, 0)
     assert [len(outer) for _, outer in made] == [2, 2, 2]
 
 
@@ -235,15 +249,15 @@ def test_fewer_groups_than_folds_are_an_error():
     with pytest.raises(
         DatasetError, match=r"^2 groups .* 5 folds; .*--block_size.*--n_s"
     ):
-        mt.make_folds(np.repeat([4, 9], 10), np.ones((20, 2), int), 5, 0)
+        make_folds(np.repeat([4, 9], 10), np.ones((20, 2), int), 5, 0)
 
 
 def test_imbalance_is_nought_for_equal_folds():
     content = np.tile([2, 10, 0, 5], (6, 1))
-    assert mt.imbalance(content, np.arange(6) % 3, 3) == pytest.approx(0)
+    assert imbalance(content, np.arange(6) % 3, 3) == pytest.approx(0)
     # two folds have 1/2 and 0 instead of 1/3: a third per column, and patches count twice;
     # and the empty fold lacks patches and both classes
-    uneven = mt.imbalance(content, np.array([0, 0, 0, 1, 1, 1]), 3)
+    uneven = imbalance(content, np.array([0, 0, 0, 1, 1, 1]), 3)
     assert uneven == pytest.approx((2 / 6 + 1 / 3) * (2 + 1 + 1) + 30)
 
 
@@ -254,7 +268,7 @@ def test_imbalance_is_nought_for_equal_folds():
 @pytest.mark.parametrize("buffer", [0.0, 1.0, 180.0, 400.0])
 def test_training_keeps_its_distance(step, buffer):
     shapes = ground(8, 7, step)
-    groups = mt.spatial_groups(shapes, "block", 3 * step, 4)
+    groups = spatial_groups(shapes, "block", 3 * step, 4)
     inner, outer = np.flatnonzero(groups != 0), np.flatnonzero(groups == 0)
 
     def near(patch: int) -> bool:
@@ -263,19 +277,19 @@ def test_training_keeps_its_distance(step, buffer):
             return any(shapes.iloc[patch].distance(o) < buffer - 1e-3 for o in others)
         return any(shapes.iloc[patch].intersection(o).area > 1 for o in others)
 
-    kept = mt.drop_near(inner, outer, shapes, buffer)
+    kept = drop_near(inner, outer, shapes, buffer)
     assert 0 < len(kept) <= len(inner)
     assert kept.tolist() == [patch for patch in inner if not near(patch)]
 
 
 def test_neighbours_that_only_touch_stay_without_a_buffer():
-    kept = mt.drop_near(np.array([0, 2, 3]), np.array([1]), ground(4, 1), 0)
+    kept = drop_near(np.array([0, 2, 3]), np.array([1]), ground(4, 1), 0)
     assert kept.tolist() == [0, 2, 3]
 
 
 def test_a_buffer_that_leaves_nothing_is_an_error():
     with pytest.raises(DatasetError, match=r"All 2 .*--buffer 5000 m.*lower --buffer"):
-        mt.drop_near(np.array([0, 1]), np.array([2, 3]), ground(4, 1), 5000)
+        drop_near(np.array([0, 1]), np.array([2, 3]), ground(4, 1), 5000)
 
 
 # --- the split inside a fold ----------------------------------------------------------------
@@ -283,36 +297,34 @@ def test_a_buffer_that_leaves_nothing_is_an_error():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_validation_inside_a_fold_is_whole_groups_of_about_the_share(seed):
-    groups = mt.spatial_groups(ground(16, 12), "block", 2 * SIDE, 5)
+    groups = spatial_groups(ground(16, 12), "block", 2 * SIDE, 5)
     counts = clustered_counts(16, 12, seed=seed)
-    for inner, outer in mt.make_folds(groups, counts, 5, seed)[:2]:
-        train, validation = mt.inner_split(inner, groups, counts, seed)
+    for inner, outer in make_folds(groups, counts, 5, seed)[:2]:
+        train, validation = inner_split(inner, groups, counts, seed)
         assert np.array_equal(np.sort(np.r_[train, validation]), inner)
         assert not set(groups[train]) & set(groups[validation])
         assert not set(validation) & set(outer)
         assert 0.1 < len(validation) / len(inner) < 0.2
-        assert np.array_equal(
-            validation, mt.inner_split(inner, groups, counts, seed)[1]
-        )
+        assert np.array_equal(validation, inner_split(inner, groups, counts, seed)[1])
 
 
 def test_two_groups_are_enough_for_both_parts():
     inner, groups = np.array([1, 4, 5]), np.array([0, 1, 0, 0, 2, 2])
-    train, validation = mt.inner_split(inner, groups, np.ones((6, 2), int), 0)
+    train, validation = inner_split(inner, groups, np.ones((6, 2), int), 0)
     assert len(train) + len(validation) == 3
     assert min(len(train), len(validation)) == 1
 
 
 def test_one_group_cannot_be_parted():
     with pytest.raises(DatasetError, match="one place.*early stopping.*--block_size"):
-        mt.inner_split(np.arange(4), np.zeros(4, int), np.ones((4, 2), int), 0)
+        inner_split(np.arange(4), np.zeros(4, int), np.ones((4, 2), int), 0)
 
 
 def test_labels_in_one_group_cannot_be_parted():
     counts = np.zeros((9, 2), int)
     counts[0] = 5
     with pytest.raises(DatasetError, match="one place"):
-        mt.inner_split(np.arange(9), np.arange(9), counts, 0)
+        inner_split(np.arange(9), np.arange(9), counts, 0)
 
 
 def test_the_training_part_keeps_a_class_that_one_group_holds():
@@ -320,7 +332,7 @@ def test_the_training_part_keeps_a_class_that_one_group_holds():
     counts[:, 1] = 0
     counts[5, 1] = 10
     for seed in range(5):
-        train, _ = mt.inner_split(np.arange(14), np.arange(14) // 2, counts, seed)
+        train, _ = inner_split(np.arange(14), np.arange(14) // 2, counts, seed)
         assert 5 in train
 
 
@@ -331,18 +343,18 @@ def test_statistics_over_folds_agree_with_scipy():
     from scipy import stats
 
     values = [0.5, 0.7, 0.65, 0.8]
-    found = mt.fold_statistics(values)
+    found = fold_statistics(values)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert found["mean"] == pytest.approx(np.mean(values))
     assert found["std"] == pytest.approx(np.std(values, ddof=1))
     assert found["interval_95"] == pytest.approx([expected.low, expected.high])
-    one = mt.fold_statistics([0.5])
+    one = fold_statistics([0.5])
     assert (one["mean"], one["std"], one["interval_95"]) == (0.5, None, None)
 
 
 def test_bootstrap_agrees_with_a_plain_loop():
     matrices, repeats = random_matrices(), 200
-    found = mt.block_bootstrap(matrices, measure, 3, repeats)
+    found = block_bootstrap(matrices, measure, 3, repeats)
     rng = np.random.default_rng(3)
     results = []
     for times in rng.multinomial(12, np.full(12, 1 / 12), repeats):
@@ -351,7 +363,7 @@ def test_bootstrap_agrees_with_a_plain_loop():
             for _ in range(count):
                 total += matrix
         results.append(measure(total))
-    for key in mt.HEADLINES:
+    for key in HEADLINES:
         expected = np.percentile([result[key] for result in results], [2.5, 97.5])
         assert found[key] == pytest.approx(expected.tolist())
 
@@ -373,40 +385,38 @@ def test_bootstrap_agrees_with_scipy():
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    found = mt.block_bootstrap(matrices, measure, 0, 2000)["overall_accuracy"]
+    found = block_bootstrap(matrices, measure, 0, 2000)["overall_accuracy"]
     assert found == pytest.approx([expected.low, expected.high], abs=0.003)
 
 
 def test_bootstrap_interval_holds_the_pooled_score_and_depends_on_the_seed_alone():
     matrices = random_matrices(40)
-    found = mt.block_bootstrap(matrices, measure, 1)
-    assert found == mt.block_bootstrap(matrices, measure, 1)
-    assert found != mt.block_bootstrap(matrices, measure, 2)
+    found = block_bootstrap(matrices, measure, 1)
+    assert found == block_bootstrap(matrices, measure, 1)
+    assert found != block_bootstrap(matrices, measure, 2)
     low, high = found["kappa"]
     assert low < measure(matrices.sum(axis=0))["kappa"] < high
 
 
 def test_equal_blocks_have_a_bootstrap_interval_of_no_width():
     matrix = random_matrices(1)[0]
-    low, high = mt.block_bootstrap(np.tile(matrix, (9, 1, 1)), measure, 0)["iou"]
+    low, high = block_bootstrap(np.tile(matrix, (9, 1, 1)), measure, 0)["iou"]
     assert low == pytest.approx(high) == pytest.approx(measure(matrix)["iou"])
 
 
 def test_one_block_has_no_interval():
-    assert set(mt.block_bootstrap(random_matrices(1), measure, 0).values()) == {None}
+    assert set(block_bootstrap(random_matrices(1), measure, 0).values()) == {None}
 
 
 def test_a_score_that_no_draw_has_gets_no_interval():
     empty = np.zeros((4, 3, 3), int)
-    assert set(mt.block_bootstrap(empty, measure, 0).values()) == {None}
+    assert set(block_bootstrap(empty, measure, 0).values()) == {None}
 
 
 def test_bootstrap_of_a_difference_draws_the_same_blocks_for_both():
     first, second = random_matrices(20), random_matrices(20, seed=1)
     stacked = np.stack([first, second], axis=1)  # (G, 2, K, K)
-    found = mt.block_bootstrap(
-        stacked, lambda pair: mt.score_gap(*map(measure, pair)), 0
-    )
+    found = block_bootstrap(stacked, lambda pair: score_gap(*map(measure, pair)), 0)
     times = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20), 1000)
     gaps = [
         measure(np.tensordot(t, first, 1))["f1"]
@@ -422,30 +432,30 @@ def test_bootstrap_of_a_difference_draws_the_same_blocks_for_both():
 def entry(value: float | None) -> dict:
     interval = None if value is None else [value - 0.02, value + 0.02]
     return {
-        "pooled": dict.fromkeys(mt.HEADLINES, value),
-        "intervals": dict.fromkeys(mt.HEADLINES, interval),
+        "pooled": dict.fromkeys(HEADLINES, value),
+        "intervals": dict.fromkeys(HEADLINES, interval),
     }
 
 
 def test_side_by_side_tells_the_optimism():
-    gap = {key: [0.1, 0.2] for key in mt.HEADLINES}
-    text = mt.side_by_side(entry(0.8), entry(0.65), gap)
+    gap = {key: [0.1, 0.2] for key in HEADLINES}
+    text = side_by_side(entry(0.8), entry(0.65), gap)
     assert "kappa             0.800 [0.780, 0.820]    0.650 [0.630, 0.670]" in text
     last = text.splitlines()[-1]
     assert last.startswith("optimism of iou   0.150 [0.100, 0.200]: what random folds")
 
 
 def test_side_by_side_claims_no_optimism_that_may_be_chance():
-    text = mt.side_by_side(entry(0.8), entry(0.7), {"iou": [-0.1, 0.3]})
+    text = side_by_side(entry(0.8), entry(0.7), {"iou": [-0.1, 0.3]})
     assert text.endswith("0.100 [-0.100, 0.300]: too few blocks to tell it from chance")
 
 
 def test_side_by_side_claims_no_optimism_where_there_is_none():
-    assert "not better here" in mt.side_by_side(entry(0.5), entry(0.6))
+    assert "not better here" in side_by_side(entry(0.5), entry(0.6))
 
 
 def test_side_by_side_stands_missing_scores():
-    text = mt.side_by_side(entry(None), entry(0.6))
+    text = side_by_side(entry(None), entry(0.6))
     assert "optimism" not in text
     assert "nan" not in text.lower()
 
@@ -489,16 +499,16 @@ class Trained:
 
 def cross_validate(root, save_dir, *options) -> Trained:
     """Run main.py; all must go well. What each training gets is noted on the way."""
-    fitted, out, fit = [], io.StringIO(), mt.fit
+    fitted, out, fit = [], io.StringIO(), epochs.fit
 
     def noting_fit(run):
         parts = (run.train, run.validation)
-        places = [s and rasters.patch_footprints(s.pairs).to_numpy() for s in parts]
+        places = [s and patch_footprints(s.pairs).to_numpy() for s in parts]
         fitted.append((run.save_dir.relative_to(save_dir).as_posix(), *places))
         return fit(run)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(mt, "fit", noting_fit)
+        patch_everywhere(patch, "training.epochs.fit", noting_fit)
         try:
             assert main.main(words(root, save_dir, *options)) == 0
         finally:
@@ -525,22 +535,18 @@ def runs(scene, tmp_path_factory):
 
 
 def places_of(scene, indices) -> np.ndarray:
-    pairs = [
-        p for split in ("train", "validation") for p in rasters.list_pairs(scene, split)
-    ]
-    return rasters.patch_footprints([pairs[i] for i in indices]).to_numpy()
+    pairs = [p for split in ("train", "validation") for p in list_pairs(scene, split)]
+    return patch_footprints([pairs[i] for i in indices]).to_numpy()
 
 
 def held_out_of(scene, found: Trained, kind: str) -> list[np.ndarray]:
     """The places that each fold of a run holds out, planned anew from its settings."""
-    config = mt.TrainingConfig(**found.report["settings"])
-    pairs = [
-        p for split in ("train", "validation") for p in rasters.list_pairs(scene, split)
-    ]
-    survey = mt.survey_patches(pairs, 2, 255)
-    ground = rasters.patch_footprints(pairs)
-    blocks = mt.spatial_groups(ground, "block", config.block_size, config.n_splits)
-    folds = mt.plan_folds(config, kind, survey, ground, blocks)
+    config = TrainingConfig(**found.report["settings"])
+    pairs = [p for split in ("train", "validation") for p in list_pairs(scene, split)]
+    survey = survey_patches(pairs, 2, 255)
+    ground = patch_footprints(pairs)
+    blocks = spatial_groups(ground, "block", config.block_size, config.n_splits)
+    folds = plan_folds(config, kind, survey, ground, blocks)
     return [places_of(scene, fold.held_out) for fold in folds]
 
 
@@ -594,7 +600,7 @@ def test_a_run_reports_folds_pooled_and_bootstrapped(runs):
         matrices = [fold["held_out"]["confusion_matrix"] for fold in report["folds"]]
         assert report["pooled"]["confusion_matrix"] == np.sum(matrices, axis=0).tolist()
         assert np.sum(matrices) == 48 * 32 * 32
-        for key in mt.HEADLINES:
+        for key in HEADLINES:
             low, high = report["intervals"][key]
             assert low <= report["pooled"][key] <= high
             assert len(report["summary"][key]["values"]) == 3

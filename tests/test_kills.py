@@ -24,7 +24,7 @@ import geopandas
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_patch, write_dataset, write_raster
+from helpers import ROOT, make_patch, write_dataset, write_raster
 from PIL import Image
 from test_faults import ENCODER, cell, grid, write_model
 

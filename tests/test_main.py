@@ -17,12 +17,46 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SENTINEL, make_patch, write_dataset, write_raster
+from helpers import (
+    ROOT,
+    SENTINEL,
+    make_patch,
+    patch_everywhere,
+    write_dataset,
+    write_raster,
+)
 from sklearn import metrics as reference
 
 import main
-import model_training as mt
-import rasters
+import model_training
+from common import UNLABELLED
+from common.architectures import BINARY_NAMES, ModelConfig, get_available_models
+from common.errors import DatasetError
+from common.patches import list_pairs, read_patch
+from common.rasters import open_raster
+from evaluation.areas import estimate_areas
+from evaluation.calibration import (
+    Calibration,
+    expected_calibration_error,
+    fit_temperature,
+    sample_logits,
+)
+from evaluation.matrices import fold_summary
+from evaluation.tables import report_text
+from model_training import (
+    build_model,
+    combined_score,
+    confusion_matrix,
+    get_available_encoders,
+    load_checkpoint,
+    normalize,
+)
+from training.epochs import save_best
+from training.folds import plan_folds
+from training.loop import train_one_epoch
+from training.run import Run, prepare
+from training.samples import survey_patches
+from training.settings import TrainingConfig
 
 TINY = ("--model", "linknet", "--encoder_name", "tu-mobilenetv3_small_050")
 QUICK = (*TINY, "--epochs", 1, "--num_workers", 0, "--device", "cpu")
@@ -161,16 +195,16 @@ def kfold_run(request):
 
 def count_pixels(checkpoint: Path, pairs) -> np.ndarray:
     """The confusion matrix of a model on patches, counted by scikit-learn."""
-    loaded = mt.load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint)
     classes = loaded.config.label_classes
     matrix = np.zeros((classes, classes), int)
     for pair in pairs:
-        image, valid, mask = rasters.read_patch(pair)
-        image = mt.normalize(image, valid, loaded.normalization)
+        image, valid, mask = read_patch(pair)
+        image = normalize(image, valid, loaded.normalization)
         with torch.inference_mode():
             logits = loaded.model(image[None])[0]
         guess = logits[0] > 0 if classes == 2 else logits.argmax(dim=0)
-        known = mask != rasters.UNLABELLED
+        known = mask != UNLABELLED
         matrix += reference.confusion_matrix(
             mask[known], guess.numpy()[known].astype(int), labels=range(classes)
         )
@@ -252,7 +286,7 @@ def test_every_checkpoint_loads_safely_with_plain_numbers_and_predicts(any_run):
     for file in files:
         content = torch.load(file, weights_only=True)
         assert plain(content["metadata"])
-        loaded = mt.load_checkpoint(file)
+        loaded = load_checkpoint(file)
         with torch.inference_mode():
             logits = loaded.model(torch.rand(1, 10, 45, 50))
         assert logits.shape == (1, loaded.config.num_classes, 45, 50)
@@ -262,7 +296,7 @@ def test_settings_parser_and_checkpoint_agree_field_by_field(any_run):
     parser = main.build_parser()
     actions = {action.dest: action for action in parser._actions}
     stored = any_run.metadata()["training_params"]
-    for item in fields(mt.TrainingConfig):
+    for item in fields(TrainingConfig):
         action = actions.pop(item.name)
         assert f"--{item.name}" in action.option_strings
         assert action.required is (item.default is MISSING)
@@ -274,7 +308,7 @@ def test_settings_parser_and_checkpoint_agree_field_by_field(any_run):
 
 
 def test_the_report_stores_the_settings_of_the_command_line(binary_run, binary_data):
-    expected = mt.TrainingConfig(
+    expected = TrainingConfig(
         dataset_root=str(binary_data),
         model="linknet",
         encoder_name="tu-mobilenetv3_small_050",
@@ -331,7 +365,7 @@ def test_reported_scores_are_those_of_the_final_model(mode, split, request):
     run = request.getfixturevalue(f"{mode}_run")
     root = request.getfixturevalue(f"{mode}_data")
     matrix = count_pixels(
-        run.save_dir / "model_final_model.pth", rasters.list_pairs(root, split)
+        run.save_dir / "model_final_model.pth", list_pairs(root, split)
     )
     assert run.report[split]["confusion_matrix"] == matrix.tolist()
     assert run.metadata()["performance_metrics"][split] == run.report[split]
@@ -369,8 +403,8 @@ def test_class_names_come_from_the_labels(multiclass_run):
 def pooled_pixels(root: Path, *splits: str) -> np.ndarray:
     """The valid pixels (M, C) of splits."""
     found = []
-    for pair in (pair for split in splits for pair in rasters.list_pairs(root, split)):
-        image, valid, _ = rasters.read_patch(pair)
+    for pair in (pair for split in splits for pair in list_pairs(root, split)):
+        image, valid, _ = read_patch(pair)
         found.append(image[:, valid].T)
     return np.concatenate(found)
 
@@ -402,11 +436,11 @@ def test_results_go_to_stdout_and_progress_to_stderr(split_run):
 
 def logits_of(checkpoint: Path, pairs) -> list:
     """Logits and masks of patches, without a temperature: (1, K, H, W) and (1, H, W)."""
-    loaded = mt.load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint)
     batches = []
     for pair in pairs:
-        image, valid, mask = rasters.read_patch(pair)
-        image = mt.normalize(image, valid, loaded.normalization)
+        image, valid, mask = read_patch(pair)
+        image = normalize(image, valid, loaded.normalization)
         with torch.inference_mode():
             batches.append((loaded.model(image[None]), torch.from_numpy(mask)[None]))
     return batches
@@ -419,9 +453,9 @@ def test_the_final_model_alone_holds_the_temperature_of_the_validation(mode, req
     holders = [name for name in CHECKPOINTS if "temperature" in run.metadata(name)]
     assert holders == ["final_model"]
     file = run.save_dir / "model_final_model.pth"
-    batches = logits_of(file, rasters.list_pairs(root, "validation"))
-    expected = mt.fit_temperature(*mt.sample_logits(batches))
-    found = mt.load_checkpoint(file).temperature
+    batches = logits_of(file, list_pairs(root, "validation"))
+    expected = fit_temperature(*sample_logits(batches))
+    found = load_checkpoint(file).temperature
     assert found == pytest.approx(expected, rel=1e-3) and found != 1
     assert run.metadata()["temperature"] == found
     assert run.report["calibration"]["temperature"] == found
@@ -435,7 +469,7 @@ def test_the_temperature_of_kfold_is_that_of_the_pooled_folds(
     for number, fold in enumerate(folds, start=1):
         file = binary_kfold.save_dir / f"fold_{number}" / "model_final_model.pth"
         batches += logits_of(file, [pairs[i] for i in fold.held_out])
-    expected = mt.fit_temperature(*mt.sample_logits(batches))
+    expected = fit_temperature(*sample_logits(batches))
     found = binary_kfold.metadata()["temperature"]
     assert found == pytest.approx(expected, rel=1e-3)
 
@@ -445,13 +479,13 @@ def test_reported_calibration_is_that_of_the_test_patches(mode, request):
     run = request.getfixturevalue(f"{mode}_run")
     root = request.getfixturevalue(f"{mode}_data")
     file = run.save_dir / "model_final_model.pth"
-    temperature = mt.load_checkpoint(file).temperature
+    temperature = load_checkpoint(file).temperature
     found = run.report["calibration"]
     for name, divisor in (("before", 1), ("after", temperature)):
-        calibration = mt.Calibration()
-        for logits, mask in logits_of(file, rasters.list_pairs(root, "test")):
+        calibration = Calibration()
+        for logits, mask in logits_of(file, list_pairs(root, "test")):
             calibration.add(logits, mask, divisor)
-        error = mt.expected_calibration_error(calibration)
+        error = expected_calibration_error(calibration)
         assert found[f"ece_{name}"] == pytest.approx(error, abs=1e-3)
         pixels = sum(entry["pixels"] for entry in run.report["test"]["per_class"])
         assert sum(found[name]["pixels"]) == pixels
@@ -463,7 +497,7 @@ def test_reported_calibration_is_that_of_the_test_patches(mode, request):
 def test_the_examples_are_drawn_in_rows_of_four(split_run):
     from matplotlib.image import imread
 
-    rows = len(rasters.list_pairs(split_run.report["settings"]["dataset_root"], "test"))
+    rows = len(list_pairs(split_run.report["settings"]["dataset_root"], "test"))
     height, width, _ = imread(split_run.save_dir / "model_test_examples.png").shape
     assert abs(height / width - rows / 4) < 0.1
 
@@ -509,7 +543,7 @@ def area_run(multiclass_data, tmp_path_factory):
 def test_no_calibration_stores_no_temperature(area_run):
     assert "temperature" not in area_run.metadata()
     file = area_run.save_dir / "model_final_model.pth"
-    assert mt.load_checkpoint(file).temperature == 1
+    assert load_checkpoint(file).temperature == 1
     found = area_run.report["calibration"]
     assert found["temperature"] == 1 and found["before"] == found["after"]
     assert f"calibration error {found['ece_before']:.3f}\n" in area_run.out
@@ -522,20 +556,20 @@ def test_areas_are_estimated_from_the_map_of_all_patches(area_run, multiclass_da
     file = area_run.save_dir / "model_final_model.pth"
     mapped = np.zeros(4)
     for split in ("train", "validation", "test"):
-        pairs = rasters.list_pairs(multiclass_data, split)
+        pairs = list_pairs(multiclass_data, split)
         for (logits, _), pair in zip(logits_of(file, pairs), pairs):
-            valid = rasters.read_patch(pair)[1]
+            valid = read_patch(pair)[1]
             guess = logits[0].argmax(dim=0).numpy()[valid]
             mapped += np.bincount(guess, minlength=4)
     assert mapped.sum() == 12 * 29 * 32  # three rows of each patch are nodata
     hectares = [entry["mapped_ha"] for entry in entries]
     assert hectares == pytest.approx(mapped * 100 / 1e4)  # pixels of 10 m
-    pairs = rasters.list_pairs(multiclass_data, "test")
+    pairs = list_pairs(multiclass_data, "test")
     matrices = [
-        mt.confusion_matrix(logits.argmax(dim=1), mask, 4).numpy()
+        confusion_matrix(logits.argmax(dim=1), mask, 4).numpy()
         for logits, mask in logits_of(file, pairs)
     ]
-    expected = mt.estimate_areas(np.stack(matrices), mapped, 100)
+    expected = estimate_areas(np.stack(matrices), mapped, 100)
     for entry, other in zip(entries, expected["per_class"]):
         assert entry["area_ha"]["value"] == pytest.approx(other["area_ha"]["value"])
         users = entry["users_accuracy"]
@@ -562,7 +596,7 @@ def test_areas_are_printed_with_their_intervals(area_run):
 def test_areas_without_a_crs_are_shares(tmp_path):
     root = write_dataset(tmp_path / "data", 3, 1, 2, bands=3)
     for file in root.rglob("images/*.tif"):
-        with rasters.open_raster(file) as patch:
+        with open_raster(file) as patch:
             pixels = patch.read()
         write_raster(file, pixels, crs=None, origin=origin_of(file))
     done = train(root, tmp_path / "out", "--area_estimation")
@@ -604,10 +638,10 @@ def fold_reports(run: Outcome) -> list[dict]:
 
 def drawn_folds(run: Outcome, root: Path) -> tuple[list, list]:
     """All patches of a dataset, and the folds at random that a run drew of them."""
-    pairs = rasters.list_pairs(root, "train") + rasters.list_pairs(root, "validation")
-    config = mt.TrainingConfig(**run.report["settings"])
-    survey = mt.survey_patches(pairs, config.label_classes, config.ignore_index)
-    return pairs, mt.plan_folds(config, "random", survey, None, None)
+    pairs = list_pairs(root, "train") + list_pairs(root, "validation")
+    config = TrainingConfig(**run.report["settings"])
+    survey = survey_patches(pairs, config.label_classes, config.ignore_index)
+    return pairs, plan_folds(config, "random", survey, None, None)
 
 
 def test_pooled_scores_count_every_pixel_once(kfold_run):
@@ -670,11 +704,11 @@ def test_folds_are_normalized_by_their_own_training_patches(binary_kfold, binary
         file = binary_kfold.save_dir / f"fold_{number}" / "model_best_loss.pth"
         pixels = np.concatenate([patches[i] for i in fold.train])
         expected = np.percentile(pixels, 1, axis=0)
-        assert mt.load_checkpoint(file).normalization.low == pytest.approx(expected)
+        assert load_checkpoint(file).normalization.low == pytest.approx(expected)
 
 
 def pooled_pixels_of(pair) -> np.ndarray:
-    image, valid, _ = rasters.read_patch(pair)
+    image, valid, _ = read_patch(pair)
     return image[:, valid].T
 
 
@@ -691,7 +725,7 @@ def test_test_scores_of_kfold_are_those_of_the_final_model(mode, request):
     run = request.getfixturevalue(f"{mode}_kfold")
     root = request.getfixturevalue(f"{mode}_data")
     matrix = count_pixels(
-        run.save_dir / "model_final_model.pth", rasters.list_pairs(root, "test")
+        run.save_dir / "model_final_model.pth", list_pairs(root, "test")
     )
     assert run.report["test"]["confusion_matrix"] == matrix.tolist()
 
@@ -725,7 +759,7 @@ def test_more_folds_than_patches_is_an_error(tmp_path):
 def test_a_score_that_only_one_fold_has_is_printed(capsys):
     keys = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
     folds = [dict.fromkeys(keys, 0.25), dict.fromkeys(keys, None)]
-    main.print_report({"summary": mt.fold_summary(folds)}, "models")
+    print(report_text({"summary": fold_summary(folds)}))
     assert "0.250" in capsys.readouterr().out
 
 
@@ -800,7 +834,7 @@ def test_an_option_of_training_changes_the_weights(
 def test_the_model_options_choose_the_model(small_data, tmp_path):
     options = ("--model", "unet-dropout", "--encoder_name", "resnet34")
     done = train(small_data, tmp_path, *options, "--dropout_rate", 0.125)
-    loaded = mt.load_checkpoint(tmp_path / "model_final_model.pth")
+    loaded = load_checkpoint(tmp_path / "model_final_model.pth")
     rates = {
         layer.p
         for layer in loaded.model.modules()
@@ -815,7 +849,7 @@ def test_image_normalization_is_recorded_and_followed(small_data, tmp_path):
     done = train(small_data, tmp_path, "--normalization", "image")
     assert done.metadata()["normalization_statistics"]["rule"] == "image"
     matrix = count_pixels(
-        tmp_path / "model_final_model.pth", rasters.list_pairs(small_data, "validation")
+        tmp_path / "model_final_model.pth", list_pairs(small_data, "validation")
     )
     assert done.report["validation"]["confusion_matrix"] == matrix.tolist()
 
@@ -872,7 +906,7 @@ def test_onecycle_rises_to_the_rate_and_falls_in_every_step(
 def test_a_frozen_encoder_keeps_weights_and_normalization_then_learns(
     small_data, tmp_path, monkeypatch
 ):
-    seen, plain = [], mt.train_one_epoch
+    seen, plain = [], train_one_epoch
 
     def epoch(model, *arguments, **options):
         before = {k: v.clone() for k, v in model.network.state_dict().items()}
@@ -881,7 +915,7 @@ def test_a_frozen_encoder_keeps_weights_and_normalization_then_learns(
         seen.append({k for k in before if not torch.equal(before[k], after[k])})
         return result
 
-    monkeypatch.setattr(mt, "train_one_epoch", epoch)
+    patch_everywhere(monkeypatch, "training.loop.train_one_epoch", epoch)
     options = ("--model", "unet", "--encoder_name", "resnet18", "--epochs", 3)
     train(small_data, tmp_path, *options, "--freeze_encoder_epochs", 2)
     for changed in seen[:2]:
@@ -936,7 +970,7 @@ def saturating_data(tmp_path_factory):
 
 
 def origin_of(file: Path) -> tuple[float, float]:
-    with rasters.open_raster(file) as opened:
+    with open_raster(file) as opened:
         return opened.transform.c, opened.transform.f
 
 
@@ -956,18 +990,18 @@ def test_patience_0_never_stops(saturating_data, tmp_path):
 
 
 def test_all_checkpoints_appear_even_without_foreground(small_data, tmp_path):
-    config = mt.TrainingConfig(
+    config = TrainingConfig(
         dataset_root=str(small_data), model="linknet", encoder_name=TINY[3]
     )
-    pairs = rasters.list_pairs(small_data, "train")
-    survey = mt.survey_patches(pairs, 2, rasters.UNLABELLED)
-    run = mt.Run(
-        config, survey, survey, tmp_path, mt.BINARY_NAMES, 1, torch.device("cpu")
+    pairs = list_pairs(small_data, "train")
+    survey = survey_patches(pairs, 2, UNLABELLED)
+    run = Run(config, survey, survey, tmp_path, BINARY_NAMES, 1, torch.device("cpu"))
+    prepare(run)
+    result = model_training.scores(
+        np.array([[9, 0], [0, 0]]), BINARY_NAMES, binary=True
     )
-    mt.prepare(run)
-    result = mt.scores(np.array([[9, 0], [0, 0]]), mt.BINARY_NAMES, binary=True)
     row = {"epoch": 1, "val_loss": 0.1, "val_iou": result["iou"]}
-    mt.save_best(run, row | {"val_combined": mt.combined_score(result)}, result)
+    save_best(run, row | {"val_combined": combined_score(result)}, result)
     assert (tmp_path / "model_best_loss.pth").exists()
     assert (tmp_path / "model_best_iou.pth").exists()
 
@@ -985,7 +1019,7 @@ def test_pretrained_without_a_network_is_one_line_that_says_what_to_do(
 
 
 def test_encoder_weights_and_rgb_bands_shape_the_first_layer(small_data, tmp_path):
-    source = mt.build_model(mt.ModelConfig("unet", 3, 1, TINY[3]))
+    source = build_model(ModelConfig("unet", 3, 1, TINY[3]))
     weights = tmp_path / "encoder.pth"
     torch.save(source.network.encoder.state_dict(), weights)
     first = next(
@@ -1078,7 +1112,7 @@ def test_sparse_labels_with_batches_of_one_and_unlabelled_patches_train(tmp_path
     root = write_dataset(tmp_path / "data", 4, 2, 1, bands=3, size=64)
     files = sorted(root.rglob("train/labels/*.tif"))
     for index, file in enumerate(files):
-        with rasters.open_raster(file) as opened:
+        with open_raster(file) as opened:
             label = opened.read(1)
         sparse = np.full_like(label, 255)
         if index:
@@ -1101,7 +1135,7 @@ def test_a_class_that_only_validation_has_is_trained_without_a_crash(tmp_path):
 def test_a_nan_in_a_valid_looking_image_is_an_invalid_pixel(tmp_path):
     root = write_dataset(tmp_path / "data", 2, 1, 0, bands=3, dtype="float32")
     for file in root.rglob("images/*.tif"):
-        with rasters.open_raster(file) as opened:
+        with open_raster(file) as opened:
             image = opened.read()
         image[1, :5, :5] = np.nan
         image[2, 9, 9] = np.inf
@@ -1285,13 +1319,13 @@ def test_an_interrupted_run_ends_with_130(monkeypatch):
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mt, "run_experiment", interrupt)
+    patch_everywhere(monkeypatch, "training.experiment.run_experiment", interrupt)
     status, out, err = run_main("--dataset_root", "data", *QUICK)
     assert (status, out, err) == (130, "", "interrupted; --resume goes on\n")
 
 
 def test_debug_shows_the_traceback():
-    with pytest.raises(rasters.DatasetError):
+    with pytest.raises(DatasetError):
         run_main("--dataset_root", "nowhere", *QUICK, "--debug")
 
 
@@ -1355,7 +1389,7 @@ def test_a_second_run_leaves_no_file_of_the_first(small_data, tmp_path):
 def test_help_names_every_setting_and_its_default():
     status, out, _ = run_main("--help")
     assert status == 0
-    for item in fields(mt.TrainingConfig):
+    for item in fields(TrainingConfig):
         assert f"--{item.name}" in out
     flat = " ".join(out.split())
     for default in ("0.001", "resnet34", "trained_models", "dice+ce", "100", "42"):
@@ -1391,10 +1425,10 @@ def test_main_runs_as_a_script():
     command = [sys.executable, str(ROOT / "main.py"), "--list_models"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert done.stdout.split() == mt.get_available_models()
+    assert done.stdout.split() == get_available_models()
 
 
 def test_the_lists_print_what_the_options_take():
     status, out, _ = run_main("--list_encoders")
     assert status == 0
-    assert out.split() == mt.get_available_encoders()
+    assert out.split() == get_available_encoders()

@@ -14,13 +14,20 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
-from conftest import CRS, ROOT
+from helpers import CRS, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_faults import write_model
 
-import model_training
 import Predict_large_image as prediction
+from common.architectures import ModelConfig
+from common.distributed import Team
+from model_training import Checkpoint, Normalization
+from prediction.ensemble import Models
+from prediction.predictor import Predictor
+from prediction.scene import map_scene
+from prediction.settings import PredictionConfig
+from prediction.tasks import list_tasks
 
 # --- scenes drawn at random -----------------------------------------------------------------
 
@@ -29,20 +36,20 @@ WEIGHTS = np.array([[6, -3, 0], [-2, 7, 1], [0, -4, 6], [1, 1, -5]], np.float32)
 LARGEST = 200.0  # value of a pixel
 
 
-def pixel_models() -> prediction.Models:
+def pixel_models() -> Models:
     """A classifier of single pixels, as if it had been loaded from a file."""
     network = torch.nn.Conv2d(3, 4, 1, bias=False)
     with torch.no_grad():
         network.weight[:, :, 0, 0] = torch.tensor(WEIGHTS)
-    normalization = model_training.Normalization("dataset", (0.0,) * 3, (LARGEST,) * 3)
-    config = model_training.ModelConfig("unet", 3, 4)
-    checkpoint = model_training.Checkpoint(network.eval(), config, normalization, {})
+    normalization = Normalization("dataset", (0.0,) * 3, (LARGEST,) * 3)
+    config = ModelConfig("unet", 3, 4)
+    checkpoint = Checkpoint(network.eval(), config, normalization, {})
     device = torch.device("cpu")
 
-    def make_predictor(precision: str) -> model_training.Predictor:
-        return model_training.Predictor([checkpoint], device, precision)
+    def make_predictor(precision: str) -> Predictor:
+        return Predictor([checkpoint], device, precision)
 
-    return prediction.Models(["pixels.pth"], [checkpoint], device, make_predictor)
+    return Models(["pixels.pth"], [checkpoint], device, make_predictor)
 
 
 @st.composite
@@ -102,13 +109,13 @@ def test_every_valid_pixel_is_mapped_once_and_where_it_lies(scene, window):
         path, output = Path(folder, "scene.tif"), Path(folder, "map.tif")
         with rasterio.open(path, "w", **shape, **place, **profile) as file:
             file.write(pixels)
-        config = prediction.PredictionConfig(
+        config = PredictionConfig(
             ["pixels.pth"], [str(path)], str(output), save_confidence=True,
             device="cpu", precision="fp32", batch_size="2", **window,
         )  # fmt: skip
-        (task,) = prediction.list_tasks(config)
-        team = model_training.Team()
-        report = prediction.map_scene(task, config, pixel_models(), team)
+        (task,) = list_tasks(config)
+        team = Team()
+        report = map_scene(task, config, pixel_models(), team)
         with rasterio.open(output) as file:
             classes, nodata = file.read(1), file.nodata
             assert file.crs == rasterio.crs.CRS.from_user_input(place["crs"])

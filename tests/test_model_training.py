@@ -16,22 +16,65 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, SENTINEL, make_patch, write_dataset, write_raster
+from helpers import (
+    ROOT,
+    SENTINEL,
+    make_patch,
+    patch_everywhere,
+    write_dataset,
+    write_raster,
+)
 from sklearn import metrics as reference
 from sklearn.utils.class_weight import compute_class_weight
+from timm.models import adapt_input_conv
 
-import model_training as mt
-import rasters
-from model_training import (
-    MODELS,
-    CheckpointError,
+from common import VERSION
+from common.architectures import (
+    ARCHITECTURES,
+    BINARY_NAMES,
+    LOSS_NAMES,
     ModelConfig,
-    Normalization,
-    PatchDataset,
-    Team,
-    TrainingConfig,
+    default_class_names,
+    get_available_models,
+    parse_loss,
 )
-from rasters import DatasetError, OptionError, SegmentationError
+from common.devices import own_device, pick_device
+from common.distributed import Team
+from common.errors import CheckpointError, DatasetError, OptionError, SegmentationError
+from common.patches import PatchPair, list_pairs, read_patch
+from evaluation.matrices import fold_summary
+from model_training import (
+    Normalization,
+    balanced_weights,
+    build_loss,
+    build_model,
+    check_architecture,
+    combined_score,
+    confusion_matrix,
+    dataset_normalization,
+    get_available_encoders,
+    load_checkpoint,
+    normalize,
+    predict_classes,
+    save_checkpoint,
+    scores,
+)
+from training.augmentation import turn_patch, vary_radiometry
+from training.loop import Stepper, evaluate, make_scheduler, train_one_epoch
+from training.run import History
+from training.samples import (
+    Cache,
+    Draw,
+    PatchDataset,
+    Shuffle,
+    Survey,
+    count_workers,
+    make_loader,
+    open_cache,
+    survey_patches,
+)
+from training.settings import TrainingConfig
+from training.weights import build_initial_model, rgb_channels
 
 IGNORE = 255
 TINY_ENCODER = "tu-mobilenetv3_small_050"
@@ -71,9 +114,9 @@ def statistics(bands: int) -> Normalization:
 
 def one_patch(
     folder: Path, image: np.ndarray, label: np.ndarray, name: str = "a", **options
-) -> rasters.PatchPair:
+) -> PatchPair:
     """Write a pair and return it."""
-    return rasters.PatchPair(
+    return PatchPair(
         write_raster(folder / "images" / f"{name}.tif", image, **options),
         write_raster(folder / "labels" / f"{name}.tif", label),
     )
@@ -184,7 +227,7 @@ def test_dataset_rule_scales_each_band_between_its_percentiles(kind):
     image = draw_image(kind)
     valid = np.ones(image.shape[1:], bool)
     pixels = image.reshape(3, -1)
-    result = mt.normalize(image, valid, mt.dataset_normalization([pixels.T]))
+    result = normalize(image, valid, dataset_normalization([pixels.T]))
     for band, values in enumerate(pixels.astype(float)):
         low, high = np.percentile(values, 1), np.percentile(values, 99)
         expected = np.clip((values - low) / (high - low), 0, 1)
@@ -198,7 +241,7 @@ def test_image_rule_divides_by_the_joint_99th_percentile(kind):
     image = draw_image(kind)
     valid = np.ones(image.shape[1:], bool)
     expected = np.clip(image / np.percentile(image, 99), 0, 1)
-    result = mt.normalize(image, valid, Normalization("image"))
+    result = normalize(image, valid, Normalization("image"))
     np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
@@ -208,12 +251,12 @@ def test_invalid_pixels_become_zero_and_change_no_other(rule, junk):
     image = draw_image("decibel") + 30
     valid = np.ones(image.shape[1:], bool)
     valid[:5, 3:9] = False
-    stats = mt.dataset_normalization([image[:, valid].T])
+    stats = dataset_normalization([image[:, valid].T])
     chosen = stats if rule == "dataset" else Normalization("image")
-    clean = mt.normalize(image, valid, chosen)
+    clean = normalize(image, valid, chosen)
     dirty = image.copy()
     dirty[1:, ~valid] = junk
-    result = mt.normalize(dirty, valid, chosen)
+    result = normalize(dirty, valid, chosen)
     assert (result[:, ~valid] == 0).all()
     np.testing.assert_array_equal(result, clean)
 
@@ -221,9 +264,9 @@ def test_invalid_pixels_become_zero_and_change_no_other(rule, junk):
 def test_dataset_rule_does_not_depend_on_the_window():
     image = draw_image("reflectance")
     valid = np.ones(image.shape[1:], bool)
-    stats = mt.dataset_normalization([image.reshape(3, -1).T])
-    whole = mt.normalize(image, valid, stats)
-    window = mt.normalize(image[:, 4:9, 10:17], valid[4:9, 10:17], stats)
+    stats = dataset_normalization([image.reshape(3, -1).T])
+    whole = normalize(image, valid, stats)
+    window = normalize(image[:, 4:9, 10:17], valid[4:9, 10:17], stats)
     np.testing.assert_array_equal(window, whole[:, 4:9, 10:17])
 
 
@@ -231,10 +274,10 @@ def test_dataset_rule_does_not_depend_on_the_window():
 def test_the_dtype_of_a_file_does_not_change_the_input(dtype):
     image = draw_image("reflectance")
     valid = np.ones(image.shape[1:], bool)
-    stats = mt.dataset_normalization([image.reshape(3, -1).T])
+    stats = dataset_normalization([image.reshape(3, -1).T])
     np.testing.assert_array_equal(
-        mt.normalize(image.astype(dtype), valid, stats),
-        mt.normalize(image, valid, stats),
+        normalize(image.astype(dtype), valid, stats),
+        normalize(image, valid, stats),
     )
 
 
@@ -243,8 +286,8 @@ def test_the_dtype_of_a_file_does_not_change_the_input(dtype):
 def test_a_constant_image_gives_finite_input(rule, value):
     image = np.full((2, 6, 6), value, np.uint16)
     valid = np.ones((6, 6), bool)
-    stats = mt.dataset_normalization([image.reshape(2, -1).T])
-    result = mt.normalize(image, valid, replace(stats, rule=rule)).numpy()
+    stats = dataset_normalization([image.reshape(2, -1).T])
+    result = normalize(image, valid, replace(stats, rule=rule)).numpy()
     assert np.isfinite(result).all() and (0 <= result).all() and (result <= 1).all()
 
 
@@ -252,13 +295,13 @@ def test_a_constant_image_gives_finite_input(rule, value):
 def test_a_patch_without_a_valid_pixel_becomes_zero(rule):
     stats = Normalization(rule, (0.0, 0.0), (1.0, 1.0))
     image = np.full((2, 4, 4), np.nan, np.float32)
-    assert not mt.normalize(image, np.zeros((4, 4), bool), stats).any()
+    assert not normalize(image, np.zeros((4, 4), bool), stats).any()
 
 
 def test_normalize_leaves_its_argument_alone():
     image = draw_image("decibel")
     before = image.copy()
-    mt.normalize(image, np.ones(image.shape[1:], bool), statistics(3))
+    normalize(image, np.ones(image.shape[1:], bool), statistics(3))
     np.testing.assert_array_equal(image, before)
 
 
@@ -267,15 +310,15 @@ def test_windows_are_normalized_together_as_one_by_one(rule):
     stack = np.stack([draw_image("reflectance"), draw_image("reflectance") // 3])
     valid = np.random.default_rng(0).random(stack[:, 0].shape) > 0.3
     valid[1, :4] = False
-    stats = replace(mt.dataset_normalization([stack[0].reshape(3, -1).T]), rule=rule)
+    stats = replace(dataset_normalization([stack[0].reshape(3, -1).T]), rule=rule)
     for masks in (valid, None):
         alone = [
-            mt.normalize(image, None if masks is None else masks[number], stats)
+            normalize(image, None if masks is None else masks[number], stats)
             for number, image in enumerate(stack)
         ]
-        together = mt.normalize(stack, masks, stats)
+        together = normalize(stack, masks, stats)
         np.testing.assert_array_equal(together, torch.stack(alone))
-        nested = mt.normalize(
+        nested = normalize(
             stack[:, None], None if masks is None else valid[:, None], stats
         )
         np.testing.assert_array_equal(nested[:, 0], together)
@@ -283,7 +326,7 @@ def test_windows_are_normalized_together_as_one_by_one(rule):
 
 def test_percentiles_are_over_all_samples_together():
     samples = [np.arange(100.0)[:, None], np.arange(100.0, 200)[:, None]]
-    stats = mt.dataset_normalization(samples)
+    stats = dataset_normalization(samples)
     assert stats.low == (np.percentile(np.arange(200.0), 1),)
     assert stats.high == (np.percentile(np.arange(200.0), 99),)
     assert all(type(value) is float for value in stats.low + stats.high)
@@ -291,7 +334,7 @@ def test_percentiles_are_over_all_samples_together():
 
 def test_no_valid_pixel_in_the_training_patches_is_an_error():
     with pytest.raises(DatasetError, match="no valid pixel"):
-        mt.dataset_normalization([np.empty((0, 3))])
+        dataset_normalization([np.empty((0, 3))])
 
 
 @pytest.mark.parametrize(
@@ -305,21 +348,21 @@ def test_the_lowest_float_as_nodata_raises_no_warning(dtype, nodata):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stats = Normalization("dataset", (0.0, 0.0), (0.5, 0.5))
-        assert mt.normalize(image, valid, stats)[0, 0, 0] == pytest.approx(0.2)
+        assert normalize(image, valid, stats)[0, 0, 0] == pytest.approx(0.2)
 
 
 # --- patches --------------------------------------------------------------------------------
 
 
-def survey(root: Path, split: str = "train", classes: int = 2, **more) -> mt.Survey:
-    return mt.survey_patches(rasters.list_pairs(root, split), classes, IGNORE, **more)
+def survey(root: Path, split: str = "train", classes: int = 2, **more) -> Survey:
+    return survey_patches(list_pairs(root, split), classes, IGNORE, **more)
 
 
 def test_survey_counts_the_labelled_pixels_of_each_patch(make_dataset):
     found = survey(make_dataset(3, classes=3, unlabelled_rows=8), classes=3)
     assert found.counts.shape == (3, 3)
     for pair, counts in zip(found.pairs, found.counts):
-        _, _, mask = rasters.read_patch(pair)
+        _, _, mask = read_patch(pair)
         expected = [(mask == value).sum() for value in range(3)]
         assert counts.tolist() == expected
     assert found.counts.sum() == 3 * 24 * 32
@@ -329,7 +372,7 @@ def test_survey_samples_every_valid_pixel_of_a_small_dataset(make_dataset):
     root = make_dataset(2, bands=3, nodata=0, invalid_rows=5)
     found = survey(root)
     for pair, sample in zip(found.pairs, found.samples):
-        image, valid, _ = rasters.read_patch(pair)
+        image, valid, _ = read_patch(pair)
         np.testing.assert_array_equal(sample, image[:, valid].T)
     assert found.samples[0].shape == (27 * 32, 3)
 
@@ -346,9 +389,9 @@ def test_survey_tells_shape_descriptions_and_class_names(make_dataset):
 
 
 def test_survey_of_a_subset_is_that_of_its_patches(make_dataset):
-    pairs = rasters.list_pairs(make_dataset(5), "train")
-    part = mt.survey_patches(pairs, 2, IGNORE).subset([3, 0])
-    own = mt.survey_patches([pairs[3], pairs[0]], 2, IGNORE)
+    pairs = list_pairs(make_dataset(5), "train")
+    part = survey_patches(pairs, 2, IGNORE).subset([3, 0])
+    own = survey_patches([pairs[3], pairs[0]], 2, IGNORE)
     assert part.pairs == own.pairs
     np.testing.assert_array_equal(part.counts, own.counts)
     np.testing.assert_array_equal(
@@ -368,7 +411,7 @@ def test_labels_outside_the_classes_are_named_with_their_file(tmp_path):
     label[0, :2] = (7, 9)
     pair = one_patch(tmp_path, image, label, "odd")
     with pytest.raises(DatasetError) as caught:
-        mt.survey_patches([pair], 2, IGNORE)
+        survey_patches([pair], 2, IGNORE)
     assert "odd.tif" in str(caught.value) and "7, 9" in str(caught.value)
 
 
@@ -377,13 +420,13 @@ def test_negative_labels_are_refused_not_clipped(tmp_path):
     label = label.astype(np.int16)
     label[3, 3] = -2
     with pytest.raises(DatasetError, match="-2"):
-        mt.survey_patches([one_patch(tmp_path, image, label)], 2, IGNORE)
+        survey_patches([one_patch(tmp_path, image, label)], 2, IGNORE)
 
 
 def test_whole_float_labels_count_as_classes(tmp_path):
     image, label = make_patch(np.random.default_rng(0), bands=2)
     pair = one_patch(tmp_path, image, label.astype(np.float32))
-    found = mt.survey_patches([pair], 2, IGNORE)
+    found = survey_patches([pair], 2, IGNORE)
     assert found.counts.tolist() == [[(label == 0).sum(), (label == 1).sum()]]
 
 
@@ -391,7 +434,7 @@ def test_fractional_labels_are_refused(tmp_path):
     image, label = make_patch(np.random.default_rng(0), bands=2)
     pair = one_patch(tmp_path, image, label.astype(np.float32) + 0.5)
     with pytest.raises(DatasetError, match="0.5"):
-        mt.survey_patches([pair], 2, IGNORE)
+        survey_patches([pair], 2, IGNORE)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +445,7 @@ def test_patches_that_differ_are_named_with_both_shapes(tmp_path, other):
     first = one_patch(tmp_path, *make_patch(rng, bands=3), "a")
     second = one_patch(tmp_path, *make_patch(rng, **{"bands": 3} | other), "b")
     with pytest.raises(DatasetError) as caught:
-        mt.survey_patches([first, second], 2, IGNORE)
+        survey_patches([first, second], 2, IGNORE)
     assert "b.tif" in str(caught.value) and "(3, 32, 32)" in str(caught.value)
 
 
@@ -416,7 +459,7 @@ def test_patches_with_another_band_order_are_refused(tmp_path):
         for index, descriptions in enumerate(orders)
     ]
     with pytest.raises(DatasetError, match="p1.tif"):
-        mt.survey_patches(pairs, 2, IGNORE)
+        survey_patches(pairs, 2, IGNORE)
 
 
 def test_patches_of_mixed_dtype_are_surveyed_in_their_own_values(tmp_path):
@@ -425,14 +468,14 @@ def test_patches_of_mixed_dtype_are_surveyed_in_their_own_values(tmp_path):
         one_patch(tmp_path, image.astype(dtype), label, dtype)
         for dtype in ("uint16", "int32", "float32")
     ]
-    stats = mt.dataset_normalization(mt.survey_patches(pairs, 2, IGNORE).samples)
+    stats = dataset_normalization(survey_patches(pairs, 2, IGNORE).samples)
     low, high = np.percentile(np.tile(image.reshape(2, -1), 3), [1, 99], axis=1)
     np.testing.assert_allclose(stats.low, low)
     np.testing.assert_allclose(stats.high, high)
 
 
 def test_samples_of_a_large_dataset_are_thinned_to_the_limit(make_dataset, monkeypatch):
-    monkeypatch.setattr(mt, "SAMPLE_VALUES", 3 * 10 * 100)
+    patch_everywhere(monkeypatch, "training.samples.SAMPLE_VALUES", 3 * 10 * 100)
     found = survey(make_dataset(3))
     kept = sum(sample.size for sample in found.samples)  # each value by chance
     assert kept == pytest.approx(3 * 10 * 100, rel=0.2)
@@ -441,8 +484,8 @@ def test_samples_of_a_large_dataset_are_thinned_to_the_limit(make_dataset, monke
 def test_thinned_samples_see_every_column(tmp_path, monkeypatch):
     ramp = np.tile(np.arange(64, dtype=np.uint16), (64, 1))[None]
     pair = one_patch(tmp_path, ramp, np.zeros((64, 64), np.uint8))
-    monkeypatch.setattr(mt, "SAMPLE_VALUES", 64)
-    stats = mt.dataset_normalization(mt.survey_patches([pair], 2, IGNORE).samples)
+    patch_everywhere(monkeypatch, "training.samples.SAMPLE_VALUES", 64)
+    stats = dataset_normalization(survey_patches([pair], 2, IGNORE).samples)
     assert stats.low[0] < 6 and stats.high[0] > 57
 
 
@@ -454,22 +497,22 @@ def test_thinned_samples_weigh_valid_pixels_alike(tmp_path, monkeypatch):
         one_patch(tmp_path, image, label, str(index), nodata=0)
         for index, image in enumerate((full, sliver))
     ]
-    monkeypatch.setattr(mt, "SAMPLE_VALUES", 2 * 128)
-    samples = mt.survey_patches(pairs, 2, IGNORE).samples
+    patch_everywhere(monkeypatch, "training.samples.SAMPLE_VALUES", 2 * 128)
+    samples = survey_patches(pairs, 2, IGNORE).samples
     assert (np.concatenate(samples) == 20).mean() < 0.1
 
 
 def test_an_item_is_the_normalized_patch(make_dataset):
-    pairs = rasters.list_pairs(make_dataset(2, nodata=0, invalid_rows=4), "train")
-    found = mt.survey_patches(pairs, 2, IGNORE)
-    stats = mt.dataset_normalization(found.samples)
+    pairs = list_pairs(make_dataset(2, nodata=0, invalid_rows=4), "train")
+    found = survey_patches(pairs, 2, IGNORE)
+    stats = dataset_normalization(found.samples)
     dataset = PatchDataset(found, stats, IGNORE)
     image, mask = dataset[1]
-    raw, valid, label = rasters.read_patch(pairs[1])
+    raw, valid, label = read_patch(pairs[1])
     assert len(dataset) == 2
     assert (image.dtype, image.shape) == (np.float32, (10, 32, 32))
     assert (mask.dtype, mask.shape) == (np.int64, (32, 32))
-    np.testing.assert_array_equal(image, mt.normalize(raw, valid, stats))
+    np.testing.assert_array_equal(image, normalize(raw, valid, stats))
     assert (mask[:4] == IGNORE).all() and (mask[4:] == label[4:]).all()
     assert not image[:, :4].any()
 
@@ -477,22 +520,22 @@ def test_an_item_is_the_normalized_patch(make_dataset):
 @pytest.mark.parametrize("ignore", [255, -1, 99])
 def test_declared_label_nodata_becomes_the_ignore_index(make_dataset, ignore):
     root = make_dataset(1, label_nodata=200, unlabelled_rows=6)
-    found = mt.survey_patches(rasters.list_pairs(root, "train"), 2, ignore)
+    found = survey_patches(list_pairs(root, "train"), 2, ignore)
     _, mask = PatchDataset(found, statistics(10), ignore)[0]
     assert (mask[-6:] == ignore).all()
     assert set(np.unique(mask[:-6])) == {0, 1}
 
 
 def augmented(root: Path, seed: int = 5, cache: float = 0) -> PatchDataset:
-    pairs = rasters.list_pairs(root, "train")
-    found = mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(cache))
+    pairs = list_pairs(root, "train")
+    found = survey_patches(pairs, 2, IGNORE, cache=Cache(cache))
     return PatchDataset(found, Normalization("image"), IGNORE, "full", seed)
 
 
 def test_augmentation_depends_on_seed_and_draw_alone(make_dataset):
     root = make_dataset(6)
     one, other = augmented(root), augmented(root)
-    draws = [mt.Draw(index, 10 + index) for index in range(6)]
+    draws = [Draw(index, 10 + index) for index in range(6)]
     forwards = [one[draw] for draw in draws]
     backwards = [other[draw] for draw in reversed(draws)][::-1]
     for a, b in zip(forwards, backwards):
@@ -505,7 +548,7 @@ def test_another_seed_or_draw_varies_the_patches_otherwise(make_dataset, seed, t
     root = make_dataset(6)
     one, other = augmented(root), augmented(root, seed)
     same = [
-        np.array_equal(one[mt.Draw(i, 10 * i)][0], other[mt.Draw(i, turn * i)][0])
+        np.array_equal(one[Draw(i, 10 * i)][0], other[Draw(i, turn * i)][0])
         for i in range(1, 6)
     ]
     assert not all(same)
@@ -513,20 +556,20 @@ def test_another_seed_or_draw_varies_the_patches_otherwise(make_dataset, seed, t
 
 def test_an_index_alone_is_never_varied(make_dataset):
     dataset = augmented(make_dataset(1))
-    plain = rasters.read_patch(dataset.pairs[0])
+    plain = read_patch(dataset.pairs[0])
     np.testing.assert_array_equal(dataset[0][1], plain[2])
 
 
 @pytest.mark.parametrize("augment", ["none", "symmetries", "full"])
 def test_patches_vary_as_asked(make_dataset, augment):
     root = make_dataset(1)
-    pairs = rasters.list_pairs(root, "train")
-    found = mt.survey_patches(pairs, 2, IGNORE)
+    pairs = list_pairs(root, "train")
+    found = survey_patches(pairs, 2, IGNORE)
     dataset = PatchDataset(found, Normalization("image"), IGNORE, augment)
     image, mask = dataset[0]
     turned, values = set(), 0
     for turn in range(40):
-        varied, labels = dataset[mt.Draw(0, turn)]
+        varied, labels = dataset[Draw(0, turn)]
         assert varied.flags.c_contiguous and labels.flags.c_contiguous
         assert labels.dtype == np.int64 and varied.dtype == np.float32
         turned.add(labels.tobytes())
@@ -542,7 +585,7 @@ def test_worker_processes_do_not_change_the_batches(make_dataset, cache):
     batches = []
     for workers in ("0", "2"):
         config = settings(batch_size=2, num_workers=workers)
-        loader = mt.make_loader(dataset, config, Team(), training=True)
+        loader = make_loader(dataset, config, Team(), training=True)
         loader.batch_sampler.epoch = 1
         first = list(loader)
         loader.batch_sampler.epoch = 2  # workers that stay must follow
@@ -564,10 +607,10 @@ def test_only_a_lone_last_training_patch_is_left_out(
 ):
     dataset = augmented(make_dataset(patches))
     config = settings(batch_size=batch_size, num_workers="0")
-    loader = mt.make_loader(dataset, config, Team(), training=True)
+    loader = make_loader(dataset, config, Team(), training=True)
     assert [len(images) for images, _ in loader] == sizes
     assert len(loader) == len(sizes)
-    whole = mt.make_loader(dataset, config, Team())
+    whole = make_loader(dataset, config, Team())
     assert sum(len(images) for images, _ in whole) == patches
 
 
@@ -577,11 +620,9 @@ def test_processes_share_the_batches_of_one(count, size):
     """Together they draw what a single process with the whole batch draws, in that order."""
     if count < size:
         return
-    parts = [list(mt.Shuffle(count, 2, 7, Team(rank, size))) for rank in range(size)]
-    single = list(mt.Shuffle(count, 2 * size, 7, Team()))
-    assert {len(part) for part in parts} == {
-        len(mt.Shuffle(count, 2, 7, Team(0, size)))
-    }
+    parts = [list(Shuffle(count, 2, 7, Team(rank, size))) for rank in range(size)]
+    single = list(Shuffle(count, 2 * size, 7, Team()))
+    assert {len(part) for part in parts} == {len(Shuffle(count, 2, 7, Team(0, size)))}
     seen = []
     for batch, *shares in zip(single, *parts):
         assert len({len(share) for share in shares}) == 1  # none waits for another
@@ -592,7 +633,7 @@ def test_processes_share_the_batches_of_one(count, size):
 
 
 def test_every_epoch_has_an_order_of_its_own():
-    order = mt.Shuffle(20, 4, 3, Team())
+    order = Shuffle(20, 4, 3, Team())
     orders = []
     for epoch in (1, 2, 1):
         order.epoch = epoch
@@ -606,19 +647,19 @@ def test_every_epoch_has_an_order_of_its_own():
 def test_validation_batches_are_parted_without_duplicates(make_dataset, size):
     dataset = augmented(make_dataset(7))
     config = settings(batch_size=2, num_workers="0")
-    loaders = [mt.make_loader(dataset, config, Team(r, size)) for r in range(size)]
+    loaders = [make_loader(dataset, config, Team(r, size)) for r in range(size)]
     found = sum(len(images) for loader in loaders for images, _ in loader)
     assert found == 7
 
 
 def test_the_cache_holds_the_first_patches_that_fit(make_dataset):
-    pairs = rasters.list_pairs(make_dataset(4), "train")
-    one = mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(math.inf)).decoded[0]
-    found = mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(2.5 * one.nbytes))
+    pairs = list_pairs(make_dataset(4), "train")
+    one = survey_patches(pairs, 2, IGNORE, cache=Cache(math.inf)).decoded[0]
+    found = survey_patches(pairs, 2, IGNORE, cache=Cache(2.5 * one.nbytes))
     assert [patch is not None for patch in found.decoded] == [True, True, False, False]
     assert one.mask.dtype == np.uint8
     dataset = PatchDataset(found, statistics(10), IGNORE)
-    plain = PatchDataset(mt.survey_patches(pairs, 2, IGNORE), statistics(10), IGNORE)
+    plain = PatchDataset(survey_patches(pairs, 2, IGNORE), statistics(10), IGNORE)
     assert not dataset.in_memory and plain.decoded == [None] * 4
     for index in range(4):
         for a, b in zip(dataset[index], plain[index]):
@@ -629,10 +670,10 @@ def test_the_cache_holds_the_first_patches_that_fit(make_dataset):
 @pytest.mark.parametrize("ignore", [-1, 255, 999, -9999])
 def test_cached_masks_keep_every_value(make_dataset, ignore):
     root = make_dataset(1, label_nodata=200, unlabelled_rows=6)
-    pairs = rasters.list_pairs(root, "train")
-    found = mt.survey_patches(pairs, 2, ignore, cache=mt.Cache(math.inf))
+    pairs = list_pairs(root, "train")
+    found = survey_patches(pairs, 2, ignore, cache=Cache(math.inf))
     _, mask = PatchDataset(found, statistics(10), ignore)[0]
-    np.testing.assert_array_equal(mask, rasters.read_patch(pairs[0], ignore)[2])
+    np.testing.assert_array_equal(mask, read_patch(pairs[0], ignore)[2])
 
 
 def test_a_cached_patch_needs_no_file(make_dataset):
@@ -643,34 +684,34 @@ def test_a_cached_patch_needs_no_file(make_dataset):
 
 
 def test_patches_that_must_all_fit_but_do_not_are_an_error(make_dataset):
-    pairs = rasters.list_pairs(make_dataset(3), "train")
+    pairs = list_pairs(make_dataset(3), "train")
     with pytest.raises(DatasetError, match="--cache ram"):
-        mt.survey_patches(pairs, 2, IGNORE, cache=mt.Cache(30_000, whole=True))
+        survey_patches(pairs, 2, IGNORE, cache=Cache(30_000, whole=True))
 
 
 @pytest.mark.parametrize(
     ("cache", "share", "whole"), [("auto", 0.25, False), ("ram", 0.8, True)]
 )
 def test_the_cache_takes_a_share_of_the_free_memory(monkeypatch, cache, share, whole):
-    monkeypatch.setattr(rasters, "free_memory", lambda: 1000)
-    found = mt.open_cache(settings(cache=cache))
+    patch_everywhere(monkeypatch, "common.machine.free_memory", lambda: 1000)
+    found = open_cache(settings(cache=cache))
     assert (found.left, found.whole) == (1000 * share, whole)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert mt.open_cache(settings(cache=cache)).left == 500 * share
-    assert mt.open_cache(settings(cache="off")).left == 0
+    assert open_cache(settings(cache=cache)).left == 500 * share
+    assert open_cache(settings(cache="off")).left == 0
 
 
 def test_workers_are_as_many_as_it_takes(make_dataset, monkeypatch):
     root = make_dataset(2)
     read, kept = augmented(root), augmented(root, cache=math.inf)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
-    assert mt.count_workers("auto", kept, 50, gpu=False) == 0
-    assert mt.count_workers("auto", read, 50, gpu=False) == 1
-    assert mt.count_workers("auto", kept, 50, gpu=True) == 5
-    assert mt.count_workers("auto", kept, 3, gpu=True) == 3
-    assert mt.count_workers("4", kept, 50, gpu=False) == 4
+    assert count_workers("auto", kept, 50, gpu=False) == 0
+    assert count_workers("auto", read, 50, gpu=False) == 1
+    assert count_workers("auto", kept, 50, gpu=True) == 5
+    assert count_workers("auto", kept, 3, gpu=True) == 3
+    assert count_workers("4", kept, 50, gpu=False) == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert mt.count_workers("auto", kept, 50, gpu=True) == 1
+    assert count_workers("auto", kept, 50, gpu=True) == 1
 
 
 @pytest.mark.parametrize("rule", ["dataset", "image"])
@@ -685,7 +726,7 @@ def test_the_order_of_an_image_in_memory_changes_no_bit(rule, holes):
         image[:, :, ~valid[0]] = math.nan
         valid[1] = valid[0]
     turned = image.contiguous(memory_format=torch.channels_last)
-    plain, other = (mt.normalize(one, valid, numbers) for one in (image, turned))
+    plain, other = (normalize(one, valid, numbers) for one in (image, turned))
     assert torch.equal(plain, other) and plain.isfinite().all()
     assert other.shape == image.shape
 
@@ -706,8 +747,8 @@ def symmetries(array: np.ndarray) -> list[bytes]:
 def vary(image, valid, mask, draws: int = 300):
     for seed in range(draws):
         rng = np.random.default_rng(seed)
-        turned = mt.turn_patch(image, valid, mask, rng)
-        yield mt.vary_radiometry(*turned[:2], rng), *turned[1:]
+        turned = turn_patch(image, valid, mask, rng)
+        yield vary_radiometry(*turned[:2], rng), *turned[1:]
 
 
 @pytest.mark.parametrize(("shape", "count"), [((5, 5), 8), ((4, 6), 4)])
@@ -779,7 +820,7 @@ def test_every_documented_model_is_available():
         "unet-dropout unet unet++ manet linknet pan fpn pspnet deeplabv3 deeplabv3+ "
         "segformer upernet dpt deeplabv3_resnet50"
     )
-    assert set(mt.get_available_models()) == set(documented.split())
+    assert set(get_available_models()) == set(documented.split())
 
 
 def test_the_documented_one_liner_prints_the_models_without_torch():
@@ -795,14 +836,14 @@ def test_the_documented_one_liner_prints_the_models_without_torch():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(list(MODELS))
+    assert done.stdout.strip() == str(list(ARCHITECTURES))
 
 
 @pytest.mark.parametrize("bands", [1, 3, 10, 13])
-@pytest.mark.parametrize("model", mt.get_available_models())
+@pytest.mark.parametrize("model", get_available_models())
 def test_every_model_trains_on_any_bands_and_an_odd_size(model, bands):
     outputs = 1 if bands == 3 else 4
-    network = mt.build_model(ModelConfig(model, bands, outputs, encoder_for(model)))
+    network = build_model(ModelConfig(model, bands, outputs, encoder_for(model)))
     network.train()
     images = torch.rand(2, bands, 50, 70, requires_grad=True)
     logits = network(images)
@@ -815,17 +856,17 @@ def test_every_model_trains_on_any_bands_and_an_odd_size(model, bands):
     assert len(heads) > 10
 
 
-@pytest.mark.parametrize("model", mt.get_available_models())
+@pytest.mark.parametrize("model", get_available_models())
 def test_every_model_predicts_a_single_small_patch(model):
     config = ModelConfig(model, 3, 2, encoder_for(model))
-    network = mt.build_model(config).eval()
+    network = build_model(config).eval()
     with torch.inference_mode():
         assert network(torch.rand(1, 3, 33, 31)).shape == (1, 2, 33, 31)
 
 
 @pytest.mark.parametrize("model", ["unet-dropout", "unet++", "deeplabv3+", "pan"])
 def test_padding_repeats_the_edge_and_is_cropped_away(model):
-    network = mt.build_model(ModelConfig(model, 2, 3, encoder_for(model))).eval()
+    network = build_model(ModelConfig(model, 2, 3, encoder_for(model))).eval()
     image = torch.rand(1, 2, 130, 200)
     # 160 and 224 are multiples of 32, and of 16 for unet-dropout 144 and 208
     rows, columns = (144, 208) if model == "unet-dropout" else (160, 224)
@@ -841,7 +882,7 @@ def test_dropout_rate_sets_every_dropout_of_unet_dropout():
     config = ModelConfig("unet-dropout", 2, 1, None, dropout_rate=0.45)
     rates = [
         layer.p
-        for layer in mt.build_model(config).modules()
+        for layer in build_model(config).modules()
         if isinstance(layer, torch.nn.Dropout2d)
     ]
     assert len(rates) == 9 and set(rates) == {0.45}
@@ -849,7 +890,7 @@ def test_dropout_rate_sets_every_dropout_of_unet_dropout():
 
 @pytest.mark.parametrize(("rate", "same"), [(0.0, True), (0.5, False)])
 def test_dropout_varies_training_passes_only(rate, same):
-    network = mt.build_model(ModelConfig("unet-dropout", 2, 1, None, rate))
+    network = build_model(ModelConfig("unet-dropout", 2, 1, None, rate))
     image = torch.rand(2, 2, 32, 32)
     with torch.no_grad():
         assert torch.equal(network(image), network(image)) is same
@@ -859,8 +900,8 @@ def test_dropout_varies_training_passes_only(rate, same):
 
 @pytest.mark.parametrize("name", DOCUMENTED_ENCODERS.values())
 def test_every_documented_encoder_is_known(name):
-    mt.check_architecture(ModelConfig("unet", 3, 1, name))
-    known = mt.get_available_encoders()
+    check_architecture(ModelConfig("unet", 3, 1, name))
+    known = get_available_encoders()
     assert name in known or name.removeprefix("tu-") in timm.list_models()
 
 
@@ -879,7 +920,7 @@ def test_every_documented_encoder_is_known(name):
 )
 def test_an_encoder_of_every_documented_family_runs(name):
     assert name in DOCUMENTED_ENCODERS.values()
-    network = mt.build_model(ModelConfig("unet", 10, 2, name)).eval()
+    network = build_model(ModelConfig("unet", 10, 2, name)).eval()
     with torch.inference_mode():
         assert network(torch.rand(1, 10, 40, 64)).shape == (1, 2, 40, 64)
 
@@ -905,7 +946,7 @@ def test_an_encoder_of_every_documented_family_runs(name):
 )
 def test_an_encoder_that_cannot_be_had_is_an_error_that_says_why(model, encoder, words):
     with pytest.raises(OptionError, match=words):
-        mt.build_model(ModelConfig(model, 3, 1, encoder))
+        build_model(ModelConfig(model, 3, 1, encoder))
 
 
 @pytest.mark.parametrize(
@@ -917,7 +958,7 @@ def test_an_encoder_that_cannot_be_had_is_an_error_that_says_why(model, encoder,
 )
 def test_a_transformer_encoder_takes_any_size_or_is_refused_at_once(model, encoder):
     try:
-        network = mt.build_model(ModelConfig(model, 3, 1, encoder)).eval()
+        network = build_model(ModelConfig(model, 3, 1, encoder)).eval()
     except OptionError:
         return
     with torch.inference_mode():
@@ -940,7 +981,7 @@ def encoder_file(folder: Path, name: str = "resnet18", bands: int = 3) -> Path:
     """A file with the weights of a freshly built encoder."""
     torch.manual_seed(99)
     path = folder / f"{name}_{bands}.pth"
-    source = mt.build_model(ModelConfig("unet", bands, 1, name))
+    source = build_model(ModelConfig("unet", bands, 1, name))
     torch.save(encoder_of(source).state_dict(), path)
     return path
 
@@ -955,7 +996,7 @@ def encoder_file(folder: Path, name: str = "resnet18", bands: int = 3) -> Path:
 )
 def test_without_a_network_pretrained_says_what_to_do(model, encoder):
     with pytest.raises(SegmentationError) as caught:
-        mt.build_model(ModelConfig(model, 3, 1, encoder), "imagenet")
+        build_initial_model(ModelConfig(model, 3, 1, encoder), "imagenet")
     message = str(caught.value)
     assert encoder in message and "--encoder_weights" in message
     assert "\n" not in message
@@ -963,7 +1004,7 @@ def test_without_a_network_pretrained_says_what_to_do(model, encoder):
 
 def test_an_unknown_name_of_weights_is_refused():
     with pytest.raises(OptionError, match="no_such_weights"):
-        mt.build_model(ModelConfig("unet", 3, 1, "resnet18"), "no_such_weights")
+        build_initial_model(ModelConfig("unet", 3, 1, "resnet18"), "no_such_weights")
 
 
 @pytest.mark.parametrize(
@@ -972,12 +1013,12 @@ def test_an_unknown_name_of_weights_is_refused():
 )
 def test_an_unknown_name_of_weights_is_refused_by_every_library(model, encoder):
     with pytest.raises(OptionError, match="no_such_weights.*imagenet"):
-        mt.build_model(ModelConfig(model, 3, 1, encoder), "no_such_weights")
+        build_initial_model(ModelConfig(model, 3, 1, encoder), "no_such_weights")
 
 
 def test_unet_dropout_has_no_pretrained_weights():
     with pytest.raises(OptionError, match="unet-dropout has no pretrained"):
-        mt.build_model(ModelConfig("unet-dropout", 3, 1, None), "imagenet")
+        build_initial_model(ModelConfig("unet-dropout", 3, 1, None), "imagenet")
 
 
 FAMILY_ENCODERS = [
@@ -996,7 +1037,7 @@ FAMILY_ENCODERS = [
 def test_encoder_weights_of_a_file_are_loaded_whole(tmp_path, encoder):
     file = encoder_file(tmp_path, encoder)
     torch.manual_seed(1)
-    network = mt.build_model(ModelConfig("unet", 3, 1, encoder), str(file))
+    network = build_initial_model(ModelConfig("unet", 3, 1, encoder), str(file))
     stored = torch.load(file, weights_only=True)
     loaded = encoder_of(network).state_dict()
     assert stored.keys() == loaded.keys()
@@ -1007,7 +1048,7 @@ def test_encoder_weights_of_a_file_are_loaded_whole(tmp_path, encoder):
 def test_rgb_kernels_are_spread_over_other_band_counts(tmp_path, bands):
     file = encoder_file(tmp_path)
     rgb = torch.load(file, weights_only=True)["conv1.weight"]
-    network = mt.build_model(ModelConfig("unet", bands, 1, "resnet18"), str(file))
+    network = build_initial_model(ModelConfig("unet", bands, 1, "resnet18"), str(file))
     kernels = first_kernels(network)
     for band in range(bands):
         torch.testing.assert_close(kernels[:, band], rgb[:, band % 3] * 3 / bands)
@@ -1016,15 +1057,19 @@ def test_rgb_kernels_are_spread_over_other_band_counts(tmp_path, bands):
 def test_spread_kernels_of_equal_colours_keep_the_size_of_the_output():
     kernels = torch.rand(4, 1, 3, 3).expand(4, 3, 3, 3)
     for bands in (1, 2, 5, 12):
-        spread = mt.spread_kernels(kernels, bands)
+        spread = adapt_input_conv(bands, kernels)
         torch.testing.assert_close(spread.sum(dim=1), kernels.sum(dim=1))
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", TINY_ENCODER])
 def test_each_colour_gets_its_own_kernel_and_the_rest_their_mean(tmp_path, encoder):
     file = encoder_file(tmp_path, encoder)
-    rgb = first_kernels(mt.build_model(ModelConfig("unet", 3, 1, encoder), str(file)))
-    network = mt.build_model(ModelConfig("unet", 10, 1, encoder), str(file), [2, 1, 0])
+    rgb = first_kernels(
+        build_initial_model(ModelConfig("unet", 3, 1, encoder), str(file))
+    )
+    network = build_initial_model(
+        ModelConfig("unet", 10, 1, encoder), str(file), [2, 1, 0]
+    )
     kernels = first_kernels(network) * 10 / 3
     for colour, channel in enumerate([2, 1, 0]):
         torch.testing.assert_close(kernels[:, channel], rgb[:, colour])
@@ -1036,7 +1081,7 @@ def test_three_bands_in_another_order_get_their_kernels(tmp_path):
     file = encoder_file(tmp_path)
     rgb = torch.load(file, weights_only=True)["conv1.weight"]
     config = ModelConfig("unet", 3, 1, "resnet18")
-    kernels = first_kernels(mt.build_model(config, str(file), [2, 1, 0]))
+    kernels = first_kernels(build_initial_model(config, str(file), [2, 1, 0]))
     torch.testing.assert_close(kernels, rgb.flip(1))
 
 
@@ -1044,7 +1089,7 @@ def test_weights_made_for_the_same_bands_are_left_as_they_are(tmp_path):
     file = encoder_file(tmp_path, bands=10)
     stored = torch.load(file, weights_only=True)["conv1.weight"]
     config = ModelConfig("unet", 10, 1, "resnet18")
-    network = mt.build_model(config, str(file), [2, 1, 0])
+    network = build_initial_model(config, str(file), [2, 1, 0])
     torch.testing.assert_close(first_kernels(network), stored)
 
 
@@ -1060,21 +1105,19 @@ def test_weights_made_for_the_same_bands_are_left_as_they_are(tmp_path):
     ],
 )
 def test_colours_are_found_by_option_or_description(descriptions, option, expected):
-    found = mt.Survey(
+    found = Survey(
         [], np.empty(0), [], (len(descriptions), 8, 8), descriptions, None, []
     )
-    assert (
-        mt.rgb_channels(settings(rgb_bands=option, pretrained=True), found) == expected
-    )
+    assert rgb_channels(settings(rgb_bands=option, pretrained=True), found) == expected
 
 
 @pytest.mark.parametrize(
     "option", ["1,2", "0,1,2", "1,2,11", "red,green,blue", "1,2,3,4"]
 )
 def test_rgb_bands_must_be_three_bands_of_the_data(option):
-    found = mt.Survey([], np.empty(0), [], (10, 8, 8), SENTINEL, None, [])
+    found = Survey([], np.empty(0), [], (10, 8, 8), SENTINEL, None, [])
     with pytest.raises(OptionError, match="--rgb_bands"):
-        mt.rgb_channels(settings(rgb_bands=option, pretrained=True), found)
+        rgb_channels(settings(rgb_bands=option, pretrained=True), found)
 
 
 def test_a_classifier_head_in_the_file_is_left_out(tmp_path):
@@ -1082,7 +1125,7 @@ def test_a_classifier_head_in_the_file_is_left_out(tmp_path):
     state = torch.load(file, weights_only=True)
     head = {"fc.weight": torch.rand(1000, 512), "fc.bias": torch.rand(1000)}
     torch.save(state | head, file)
-    network = mt.build_model(ModelConfig("unet", 3, 1, "resnet18"), str(file))
+    network = build_initial_model(ModelConfig("unet", 3, 1, "resnet18"), str(file))
     torch.testing.assert_close(first_kernels(network), state["conv1.weight"])
 
 
@@ -1092,7 +1135,7 @@ def test_safetensors_files_are_read(tmp_path):
     state = torch.load(encoder_file(tmp_path), weights_only=True)
     save_file(state, tmp_path / "w.safetensors")
     config = ModelConfig("unet", 3, 1, "resnet18")
-    network = mt.build_model(config, str(tmp_path / "w.safetensors"))
+    network = build_initial_model(config, str(tmp_path / "w.safetensors"))
     torch.testing.assert_close(first_kernels(network), state["conv1.weight"])
 
 
@@ -1102,7 +1145,7 @@ def test_torchvision_weights_go_into_the_backbone(tmp_path):
     source = resnet50()
     torch.save(source.state_dict(), tmp_path / "r50.pth")
     config = ModelConfig("deeplabv3_resnet50", 3, 1, "resnet50")
-    network = mt.build_model(config, str(tmp_path / "r50.pth"))
+    network = build_initial_model(config, str(tmp_path / "r50.pth"))
     torch.testing.assert_close(
         network.network.backbone.conv1.weight, source.conv1.weight
     )
@@ -1124,7 +1167,7 @@ def test_the_file_that_timm_distributes_is_read(tmp_path, encoder):
     source = timm.create_model(encoder)
     torch.save(source.state_dict(), tmp_path / "model.pth")
     config = ModelConfig("unet", 3, 1, f"tu-{encoder}")
-    network = mt.build_model(config, str(tmp_path / "model.pth"))
+    network = build_initial_model(config, str(tmp_path / "model.pth"))
     kernels = next(m for m in source.modules() if isinstance(m, torch.nn.Conv2d)).weight
     torch.testing.assert_close(first_kernels(network), kernels)
 
@@ -1138,23 +1181,23 @@ def write_list(path: Path):
 
 
 def write_other_encoder(path: Path):
-    state = mt.build_model(ModelConfig("unet", 3, 1, "mobilenet_v2"))
+    state = build_model(ModelConfig("unet", 3, 1, "mobilenet_v2"))
     torch.save(encoder_of(state).state_dict(), path)
 
 
 def write_half(path: Path):
-    state = mt.build_model(ModelConfig("unet", 3, 1, "resnet18"))
+    state = build_model(ModelConfig("unet", 3, 1, "resnet18"))
     items = list(encoder_of(state).state_dict().items())
     torch.save(dict(items[:20]), path)
 
 
 def write_other_bands(path: Path):
-    state = mt.build_model(ModelConfig("unet", 7, 1, "resnet18"))
+    state = build_model(ModelConfig("unet", 7, 1, "resnet18"))
     torch.save(encoder_of(state).state_dict(), path)
 
 
 def write_words(path: Path):
-    state = mt.build_model(ModelConfig("unet", 3, 1, "resnet18"))
+    state = build_model(ModelConfig("unet", 3, 1, "resnet18"))
     words = dict.fromkeys(encoder_of(state).state_dict(), "words")
     torch.save(words, path)
 
@@ -1178,19 +1221,19 @@ def test_a_file_of_other_weights_is_refused_by_name(tmp_path, write):
     if write:
         write(file)
     with pytest.raises(SegmentationError, match="weights.pth"):
-        mt.build_model(ModelConfig("unet", 4, 1, "resnet18"), str(file))
+        build_initial_model(ModelConfig("unet", 4, 1, "resnet18"), str(file))
 
 
 def test_a_broken_safetensors_file_is_refused_by_name(tmp_path):
     file = tmp_path / "weights.safetensors"
     write_garbage(file)
     with pytest.raises(SegmentationError, match="weights.safetensors"):
-        mt.build_model(ModelConfig("unet", 3, 1, "resnet18"), str(file))
+        build_initial_model(ModelConfig("unet", 3, 1, "resnet18"), str(file))
 
 
 # --- losses ---------------------------------------------------------------------------------
 
-LOSSES = (*mt.LOSS_NAMES, "dice+ce", "0.5*dice+ce", "2*focal+0.3*tversky+lovasz")
+LOSSES = (*LOSS_NAMES, "dice+ce", "0.5*dice+ce", "2*focal+0.3*tversky+lovasz")
 MODES = ("binary", "multiclass")
 CLASSES = 4
 
@@ -1215,7 +1258,7 @@ def value_and_gradient(loss, logits, mask):
 @pytest.mark.parametrize("text", LOSSES)
 @pytest.mark.parametrize("other", [50.0, -1e4, math.inf, math.nan])
 def test_logits_at_unlabelled_pixels_change_nothing(text, mode, other):
-    loss = mt.build_loss(text, mode, IGNORE)
+    loss = build_loss(text, mode, IGNORE)
     logits, mask = draw_batch(mode)
     value, gradient = value_and_gradient(loss, logits, mask)
     hidden = (mask == IGNORE)[:, None].expand_as(logits)
@@ -1229,9 +1272,7 @@ def test_logits_at_unlabelled_pixels_change_nothing(text, mode, other):
 @pytest.mark.parametrize("text", LOSSES)
 def test_a_batch_without_a_labelled_pixel_gives_nothing(text, mode):
     logits, mask = draw_batch(mode, unlabelled=2.0)
-    value, gradient = value_and_gradient(
-        mt.build_loss(text, mode, IGNORE), logits, mask
-    )
+    value, gradient = value_and_gradient(build_loss(text, mode, IGNORE), logits, mask)
     assert value == 0
     assert not gradient.any()
 
@@ -1246,9 +1287,7 @@ def test_losses_are_finite_with_one_class_or_one_labelled_pixel(text, mode, only
     else:
         mask.fill_(IGNORE)
         mask[1, 3, 3] = 1
-    value, gradient = value_and_gradient(
-        mt.build_loss(text, mode, IGNORE), logits, mask
-    )
+    value, gradient = value_and_gradient(build_loss(text, mode, IGNORE), logits, mask)
     assert math.isfinite(value) and gradient.isfinite().all()
 
 
@@ -1257,14 +1296,14 @@ def test_losses_are_finite_with_one_class_or_one_labelled_pixel(text, mode, only
 def test_following_the_gradient_finds_the_truth(text, mode):
     logits, mask = draw_batch(mode)
     logits.requires_grad_()
-    loss = mt.build_loss(text, mode, IGNORE)
+    loss = build_loss(text, mode, IGNORE)
     optimizer = torch.optim.Adam([logits], lr=0.3)
     for _ in range(60):
         optimizer.zero_grad()
         loss(logits, mask).backward()
         optimizer.step()
     labelled = mask != IGNORE
-    assert (mt.predict_classes(logits)[labelled] == mask[labelled]).all()
+    assert (predict_classes(logits)[labelled] == mask[labelled]).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -1276,7 +1315,7 @@ def test_the_truth_costs_nothing(text, mode):
         logits = (known[:, None] * 2.0 - 1) * 40
     else:
         logits = torch.nn.functional.one_hot(known, CLASSES).movedim(-1, 1) * 80.0 - 40
-    assert mt.build_loss(text, mode, IGNORE)(logits, mask).item() < 1e-3
+    assert build_loss(text, mode, IGNORE)(logits, mask).item() < 1e-3
 
 
 def flat_reference(mode: str, logits, mask):
@@ -1306,7 +1345,7 @@ def test_cross_entropy_agrees_with_scikit_learn(mode, weighted):
         sample_weight=weights[truth] if weighted else None,
     )
     given = torch.from_numpy(weights) if weighted else None
-    loss = mt.build_loss("ce", mode, IGNORE, given)
+    loss = build_loss("ce", mode, IGNORE, given)
     assert loss(logits, mask).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -1326,7 +1365,7 @@ def test_overlap_losses_agree_with_their_formula(
         both = (p * t).sum()
         wrong = false_positive * (p * ~t).sum() + false_negative * ((1 - p) * t).sum()
         costs.append(1 - both / (both + wrong))
-    value = mt.build_loss(text, mode, IGNORE)(logits, mask).item()
+    value = build_loss(text, mode, IGNORE)(logits, mask).item()
     assert value == pytest.approx(np.mean(costs), rel=1e-4)
 
 
@@ -1335,7 +1374,7 @@ def test_binary_focal_loss_agrees_with_its_formula():
     probabilities, truth = flat_reference("binary", logits, mask)
     right = probabilities[np.arange(len(truth)), truth]
     expected = (-((1 - right) ** 2) * np.log(right)).mean()
-    value = mt.build_loss("focal", "binary", IGNORE)(logits, mask).item()
+    value = build_loss("focal", "binary", IGNORE)(logits, mask).item()
     assert value == pytest.approx(expected, rel=1e-5)
 
 
@@ -1347,7 +1386,7 @@ def test_lovasz_of_a_hard_prediction_is_one_minus_mean_iou():
     expected = reference.jaccard_score(
         mask[labelled], chosen[labelled], average="macro"
     )
-    value = mt.build_loss("lovasz", "multiclass", IGNORE)(hard, mask).item()
+    value = build_loss("lovasz", "multiclass", IGNORE)(hard, mask).item()
     assert value == pytest.approx(1 - expected, abs=1e-5)
 
 
@@ -1356,7 +1395,7 @@ def test_a_weighted_sum_is_the_sum_of_its_weighted_terms(mode):
     logits, mask = draw_batch(mode)
 
     def cost(text: str) -> float:
-        return mt.build_loss(text, mode, IGNORE)(logits, mask).item()
+        return build_loss(text, mode, IGNORE)(logits, mask).item()
 
     expected = 0.5 * cost("dice") + cost("ce") + 3 * cost("lovasz")
     assert cost("0.5*dice+ce+3*lovasz") == pytest.approx(expected, rel=1e-6)
@@ -1368,7 +1407,7 @@ def test_class_weights_act_on_the_cross_entropy_alone(mode):
     weights = torch.linspace(0.2, 4, 2 if mode == "binary" else CLASSES)
 
     def cost(text: str, weights=None) -> float:
-        return mt.build_loss(text, mode, IGNORE, weights)(logits, mask).item()
+        return build_loss(text, mode, IGNORE, weights)(logits, mask).item()
 
     assert cost("dice", weights) == cost("dice")
     assert cost("dice+ce", weights) == pytest.approx(
@@ -1390,7 +1429,7 @@ def test_a_batch_of_a_class_that_training_lacks_gives_a_number(mode):
     mask.fill_(1)
     weights = torch.ones(2 if mode == "binary" else CLASSES)
     weights[1] = 0
-    loss = mt.build_loss("ce", mode, IGNORE, weights)
+    loss = build_loss("ce", mode, IGNORE, weights)
     assert math.isfinite(loss(logits, mask).item())
 
 
@@ -1405,7 +1444,7 @@ def test_a_batch_of_a_class_that_training_lacks_gives_a_number(mode):
     ],
 )
 def test_a_loss_text_is_a_weighted_sum(text, terms):
-    assert mt.parse_loss(text) == terms
+    assert parse_loss(text) == terms
 
 
 @pytest.mark.parametrize(
@@ -1423,19 +1462,19 @@ def test_a_loss_text_is_a_weighted_sum(text, terms):
 )
 def test_a_loss_text_that_is_none_is_refused(text, words):
     with pytest.raises(OptionError, match=words.replace("*", r"\*")):
-        mt.parse_loss(text)
+        parse_loss(text)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_class_weights_agree_with_scikit_learn(classes):
     labels = np.random.default_rng(0).geometric(0.4, 500).clip(1, classes) - 1
     expected = compute_class_weight("balanced", classes=np.arange(classes), y=labels)
-    weights = mt.balanced_weights(np.bincount(labels, minlength=classes))
+    weights = balanced_weights(np.bincount(labels, minlength=classes))
     np.testing.assert_allclose(weights, expected)
 
 
 def test_absent_classes_get_no_weight_and_do_not_change_the_others():
-    weights = mt.balanced_weights(np.array([30, 0, 10]))
+    weights = balanced_weights(np.array([30, 0, 10]))
     expected = compute_class_weight(
         "balanced", classes=np.array([0, 2]), y=np.repeat([0, 2], [30, 10])
     )
@@ -1457,16 +1496,16 @@ def draw_classes(classes: int, missing: tuple[int, ...] = (), seed: int = 0):
 
 
 def score(truth, guess, names) -> dict:
-    matrix = mt.confusion_matrix(
+    matrix = confusion_matrix(
         torch.as_tensor(guess), torch.as_tensor(truth), len(names)
     )
-    return mt.scores(matrix.numpy(), names, names == mt.BINARY_NAMES)
+    return scores(matrix.numpy(), names, names == BINARY_NAMES)
 
 
 def test_confusion_matrix_of_four_pixels():
     truth = torch.tensor([[[0, 1], [1, IGNORE]]])
     guess = torch.tensor([[[0, 0], [1, 1]]])
-    assert mt.confusion_matrix(guess, truth, 2).tolist() == [[1, 0], [1, 1]]
+    assert confusion_matrix(guess, truth, 2).tolist() == [[1, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("ignore", [IGNORE, -1])
@@ -1475,14 +1514,14 @@ def test_confusion_matrix_agrees_with_scikit_learn(ignore):
     truth[:, :3] = ignore
     known = truth != ignore
     expected = reference.confusion_matrix(truth[known], guess[known], labels=range(5))
-    matrix = mt.confusion_matrix(torch.as_tensor(guess), torch.as_tensor(truth), 5)
+    matrix = confusion_matrix(torch.as_tensor(guess), torch.as_tensor(truth), 5)
     assert matrix.tolist() == expected.tolist()
 
 
 def test_matrices_of_batches_add_up():
     truth, guess = map(torch.as_tensor, draw_classes(4))
-    parts = [mt.confusion_matrix(g, t, 4) for g, t in zip(guess, truth)]
-    assert torch.equal(sum(parts), mt.confusion_matrix(guess, truth, 4))
+    parts = [confusion_matrix(g, t, 4) for g, t in zip(guess, truth)]
+    assert torch.equal(sum(parts), confusion_matrix(guess, truth, 4))
 
 
 @pytest.mark.parametrize("missing", [(), (2,), (0, 4)])
@@ -1532,15 +1571,15 @@ def test_a_class_that_is_only_predicted_scores_zero():
 
 
 def test_no_pixel_at_all_gives_no_score():
-    result = mt.scores(np.zeros((2, 2)), mt.BINARY_NAMES, binary=True)
+    result = scores(np.zeros((2, 2)), BINARY_NAMES, binary=True)
     for key in ("iou", "f1", "mean_iou", "overall_accuracy", "kappa"):
         assert result[key] is None
-    assert mt.combined_score(result) == 0
+    assert combined_score(result) == 0
 
 
 def test_binary_scores_are_those_of_the_foreground():
     truth, guess = draw_classes(2)
-    result = score(truth, guess, mt.BINARY_NAMES)
+    result = score(truth, guess, BINARY_NAMES)
     assert result["iou"] == pytest.approx(
         reference.jaccard_score(truth.ravel(), guess.ravel())
     )
@@ -1557,10 +1596,8 @@ def test_two_classes_of_other_names_score_by_their_mean():
 
 
 def test_the_combined_score_is_the_mean_of_iou_f1_and_kappa():
-    assert mt.combined_score({"iou": 0.2, "f1": 0.4, "kappa": 0.6}) == pytest.approx(
-        0.4
-    )
-    assert mt.combined_score({"iou": 0.2, "f1": None, "kappa": None}) == 0.2
+    assert combined_score({"iou": 0.2, "f1": 0.4, "kappa": 0.6}) == pytest.approx(0.4)
+    assert combined_score({"iou": 0.2, "f1": None, "kappa": None}) == 0.2
 
 
 def test_scores_are_plain_numbers():
@@ -1576,10 +1613,10 @@ def test_scores_are_plain_numbers():
 
 def test_classes_are_the_argmax_or_the_threshold_inclusive():
     several = torch.tensor([1.0, 3.0, 2.0]).reshape(1, 3, 1, 1)
-    assert mt.predict_classes(several).tolist() == [[[1]]]
+    assert predict_classes(several).tolist() == [[[1]]]
     one = torch.tensor([[[[-0.1, 0.0, 0.1]]]])
-    assert mt.predict_classes(one).tolist() == [[[0, 1, 1]]]
-    assert mt.predict_classes(one, threshold=0.51).tolist() == [[[0, 0, 1]]]
+    assert predict_classes(one).tolist() == [[[0, 1, 1]]]
+    assert predict_classes(one, threshold=0.51).tolist() == [[[0, 0, 1]]]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -1587,8 +1624,8 @@ def test_evaluate_agrees_with_a_loop_by_hand(mode):
     outputs, classes = (1, 2) if mode == "binary" else (CLASSES, CLASSES)
     batches = [draw_batch(mode, seed) for seed in range(3)]
     network = torch.nn.Identity()  # the images are the logits
-    loss = mt.build_loss("dice+ce", mode, IGNORE)
-    value, matrix = mt.evaluate(network, batches, loss, torch.device("cpu"), classes)
+    loss = build_loss("dice+ce", mode, IGNORE)
+    value, matrix = evaluate(network, batches, loss, torch.device("cpu"), classes)
     assert value == pytest.approx(np.mean([loss(*b).item() for b in batches]))
     truth = torch.cat([mask for _, mask in batches])
     logits = torch.cat([logits for logits, _ in batches])
@@ -1604,8 +1641,8 @@ def test_evaluate_agrees_with_a_loop_by_hand(mode):
 def write_checkpoint(path: Path, config: ModelConfig | None = None, **metadata):
     """A checkpoint of a freshly built model; the model."""
     config = config or tiny_model()
-    model = mt.build_model(config).eval()
-    mt.save_checkpoint(path, model, config, statistics(config.in_channels), metadata)
+    model = build_model(config).eval()
+    save_checkpoint(path, model, config, statistics(config.in_channels), metadata)
     return model
 
 
@@ -1632,7 +1669,7 @@ def change(path: Path, **changes) -> Path:
 def test_a_saved_model_gives_equal_logits_when_loaded(tmp_path, config):
     names = [f"cover {number}" for number in range(config.label_classes)]
     model = write_checkpoint(tmp_path / "m.pth", config, class_names=names)
-    loaded = mt.load_checkpoint(tmp_path / "m.pth")
+    loaded = load_checkpoint(tmp_path / "m.pth")
     images = torch.rand(2, config.in_channels, 40, 33)
     with torch.inference_mode():
         assert torch.equal(loaded.model(images), model(images))
@@ -1657,8 +1694,8 @@ def test_a_checkpoint_loads_with_weights_only(tmp_path):
 
 
 def test_class_names_have_defaults():
-    assert mt.default_class_names(1) == ["background", "foreground"]
-    assert mt.default_class_names(3) == ["class 0", "class 1", "class 2"]
+    assert default_class_names(1) == ["background", "foreground"]
+    assert default_class_names(3) == ["class 0", "class 1", "class 2"]
 
 
 class Malicious:
@@ -1683,7 +1720,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, zipped, where):
         content["metadata"]["training_params"] = Malicious(trace)
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match="evil.pth"):
-        mt.load_checkpoint(path)
+        load_checkpoint(path)
     assert not trace.exists()
 
 
@@ -1699,13 +1736,13 @@ def test_a_checkpoint_that_is_cut_off_is_refused(tmp_path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match="m.pth"):
-        mt.load_checkpoint(path)
+        load_checkpoint(path)
 
 
 def test_a_missing_checkpoint_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(CheckpointError, match=path.name):
-            mt.load_checkpoint(path)
+            load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -1742,7 +1779,7 @@ def test_a_missing_checkpoint_and_a_folder_are_refused(tmp_path):
 def test_another_dictionary_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="other.pth"):
-        mt.load_checkpoint(tmp_path / "other.pth")
+        load_checkpoint(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("key", ["model_name", "in_channels", "num_classes"])
@@ -1750,7 +1787,7 @@ def test_a_checkpoint_without_a_documented_key_is_refused(tmp_path, key):
     write_checkpoint(tmp_path / "m.pth", tiny_model(4, 3))
     change(tmp_path / "m.pth", **{key: None})
     with pytest.raises(CheckpointError, match=key):
-        mt.load_checkpoint(tmp_path / "m.pth")
+        load_checkpoint(tmp_path / "m.pth")
 
 
 @pytest.mark.parametrize(
@@ -1805,7 +1842,7 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path, changes):
     write_checkpoint(tmp_path / "m.pth", tiny_model(4, 3))
     change(tmp_path / "m.pth", **changes)
     with pytest.raises(CheckpointError) as caught:
-        mt.load_checkpoint(tmp_path / "m.pth")
+        load_checkpoint(tmp_path / "m.pth")
     assert "m.pth" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -1818,7 +1855,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
     content["model_state_dict"][key][0, 0, 0, 0] = value
     torch.save(content, path)
     with pytest.raises(CheckpointError, match="not numbers"):
-        mt.load_checkpoint(path)
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("edit", ["missing", "extra", "shape"])
@@ -1836,7 +1873,7 @@ def test_weights_of_another_model_are_refused(tmp_path, edit):
         state[key] = torch.zeros(1, 1, 1, 1)
     torch.save(content, path)
     with pytest.raises(CheckpointError, match="m.pth"):
-        mt.load_checkpoint(path)
+        load_checkpoint(path)
 
 
 def documented_metadata(config: ModelConfig) -> dict:
@@ -1862,7 +1899,7 @@ def test_earlier_checkpoints_open_and_use_the_image_rule(
     tmp_path, key, scalars, outputs
 ):
     config = tiny_model(4, outputs)
-    model = mt.build_model(config).eval()
+    model = build_model(config).eval()
     metadata = documented_metadata(config)
     if scalars:
         metadata["training_params"]["best_val_iou"] = np.float64(0.5)
@@ -1871,7 +1908,7 @@ def test_earlier_checkpoints_open_and_use_the_image_rule(
         metadata["pretrained"] = np.bool_(False)
     state = model.network.state_dict()
     torch.save({"model_state_dict": state, key: metadata}, tmp_path / "old.pth")
-    loaded = mt.load_checkpoint(tmp_path / "old.pth")
+    loaded = load_checkpoint(tmp_path / "old.pth")
     assert loaded.normalization == Normalization("image")
     assert loaded.config == config
     assert type(loaded.metadata["num_classes"]) is int
@@ -1884,7 +1921,7 @@ def test_numpy_scalars_named_as_numpy_1_did_are_admitted(tmp_path):
     path = tmp_path / "old.pth"
     config = tiny_model()
     content = {
-        "model_state_dict": mt.build_model(config).network.state_dict(),
+        "model_state_dict": build_model(config).network.state_dict(),
         "config": documented_metadata(config) | {"best": np.float64(0.5)},
     }
     torch.save(content, path, _use_new_zipfile_serialization=False)
@@ -1892,23 +1929,23 @@ def test_numpy_scalars_named_as_numpy_1_did_are_admitted(tmp_path):
     raw = path.read_bytes()
     assert raw.count(b"c" + current) == 1
     path.write_bytes(raw.replace(b"c" + current, b"c" + earlier))
-    loaded = mt.load_checkpoint(path)
+    loaded = load_checkpoint(path)
     assert loaded.metadata["best"] == 0.5 and type(loaded.metadata["best"]) is float
 
 
 def test_the_nearest_minor_versions_are_readable(tmp_path):
     write_checkpoint(tmp_path / "m.pth")
-    change(tmp_path / "m.pth", version=rasters.VERSION.rsplit(".", 1)[0] + ".99")
-    mt.load_checkpoint(tmp_path / "m.pth")
+    change(tmp_path / "m.pth", version=VERSION.rsplit(".", 1)[0] + ".99")
+    load_checkpoint(tmp_path / "m.pth")
 
 
 def test_a_failed_save_leaves_the_earlier_checkpoint(tmp_path):
     path = tmp_path / "m.pth"
     write_checkpoint(path)
     before = path.read_bytes()
-    model = mt.build_model(tiny_model())
+    model = build_model(tiny_model())
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
-        mt.save_checkpoint(
+        save_checkpoint(
             path, model, tiny_model(), statistics(4), {"hook": lambda: None}
         )
     assert path.read_bytes() == before
@@ -1919,7 +1956,7 @@ def test_a_failed_save_leaves_the_earlier_checkpoint(tmp_path):
 
 
 def test_history_keeps_the_best_and_its_epoch():
-    history = mt.History()
+    history = History()
     for epoch, (loss, iou) in enumerate([(3, 0.1), (1, 0.1), (2, 0.3)], start=1):
         history.rows.append({"epoch": epoch})
         history.improve("loss", loss, higher=False)
@@ -1930,7 +1967,7 @@ def test_history_keeps_the_best_and_its_epoch():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_never_the_best(value):
-    history = mt.History([{}])
+    history = History([{}])
     assert not history.improve("loss", value, higher=False)
     assert not history.best
 
@@ -1939,7 +1976,7 @@ def rates(name: str, epochs: int, losses) -> list[float]:
     """The learning rate of each epoch."""
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    scheduler = mt.make_scheduler(optimizer, settings(scheduler=name), epochs)
+    scheduler = make_scheduler(optimizer, settings(scheduler=name), epochs)
     found = []
     for loss in losses:
         found.append(optimizer.param_groups[0]["lr"])
@@ -1966,21 +2003,19 @@ def test_without_a_scheduler_the_rate_stays():
     assert rates("none", 5, range(5)) == [0.1] * 5
 
 
-def stepper(optimizer, **options) -> mt.Stepper:
+def stepper(optimizer, **options) -> Stepper:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return mt.Stepper(optimizer, scaler, **options)
+    return Stepper(optimizer, scaler, **options)
 
 
 @pytest.mark.parametrize("model", ["pan", "deeplabv3", "deeplabv3_resnet50"])
 def test_a_batch_of_one_that_cannot_be_normalized_says_what_to_do(model):
-    network = mt.build_model(ModelConfig(model, 2, 1, encoder_for(model)))
+    network = build_model(ModelConfig(model, 2, 1, encoder_for(model)))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     batch = [(torch.rand(1, 2, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64))]
-    loss = mt.build_loss("ce", "binary", IGNORE)
+    loss = build_loss("ce", "binary", IGNORE)
     with pytest.raises(SegmentationError, match="--batch_size 2"):
-        mt.train_one_epoch(
-            network, batch, loss, stepper(optimizer), torch.device("cpu")
-        )
+        train_one_epoch(network, batch, loss, stepper(optimizer), torch.device("cpu"))
 
 
 def test_a_loss_that_is_no_number_stops_training():
@@ -1988,11 +2023,9 @@ def test_a_loss_that_is_no_number_stops_training():
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     images = torch.full((2, 1, 4, 4), math.nan)
     batch = [(images, torch.zeros(2, 4, 4, dtype=torch.int64))]
-    loss = mt.build_loss("ce", "binary", IGNORE)
+    loss = build_loss("ce", "binary", IGNORE)
     with pytest.raises(SegmentationError, match="--learning_rate"):
-        mt.train_one_epoch(
-            network, batch, loss, stepper(optimizer), torch.device("cpu")
-        )
+        train_one_epoch(network, batch, loss, stepper(optimizer), torch.device("cpu"))
 
 
 def test_an_unlabelled_batch_moves_no_weight():
@@ -2000,8 +2033,8 @@ def test_an_unlabelled_batch_moves_no_weight():
     before = network.weight.detach().clone()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     batch = [(torch.rand(2, 1, 4, 4), torch.full((2, 4, 4), IGNORE))]
-    loss = mt.build_loss("dice+ce", "binary", IGNORE)
-    mt.train_one_epoch(network, batch, loss, stepper(optimizer), torch.device("cpu"))
+    loss = build_loss("dice+ce", "binary", IGNORE)
+    train_one_epoch(network, batch, loss, stepper(optimizer), torch.device("cpu"))
     assert torch.equal(network.weight, before)
 
 
@@ -2010,7 +2043,7 @@ def test_fold_summary_gives_mean_deviation_and_t_interval():
 
     values = [0.5, 0.7, 0.9, 0.6]
     keys = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
-    summary = mt.fold_summary([dict.fromkeys(keys, value) for value in values])
+    summary = fold_summary([dict.fromkeys(keys, value) for value in values])
     assert set(summary) == set(keys)
     found = summary["kappa"]
     assert found["values"] == values
@@ -2022,7 +2055,7 @@ def test_fold_summary_gives_mean_deviation_and_t_interval():
 
 def test_folds_without_a_score_are_left_out_of_the_summary():
     keys = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
-    summary = mt.fold_summary(
+    summary = fold_summary(
         [dict.fromkeys(keys, 0.5), dict.fromkeys(keys, None) | {"f1": 0.7}]
     )
     assert summary["iou"]["values"] == [0.5]
@@ -2032,16 +2065,16 @@ def test_folds_without_a_score_are_left_out_of_the_summary():
 
 def test_the_device_defaults_to_the_gpu_where_there_is_one():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert mt.pick_device(None).type == expected
-    assert mt.pick_device("cpu").type == "cpu"
+    assert pick_device(None).type == expected
+    assert pick_device("cpu").type == "cpu"
 
 
 def test_an_image_that_prediction_has_scaled_can_be_differentiated_later():
-    rule = mt.Normalization("dataset", (-1.25,), (2.5,))
+    rule = Normalization("dataset", (-1.25,), (2.5,))
     with torch.inference_mode():
-        mt.normalize(torch.zeros(1, 2, 2), None, rule)
+        normalize(torch.zeros(1, 2, 2), None, rule)
     image = torch.zeros(1, 2, 2, requires_grad=True)
-    (image * mt.normalize(image, None, rule)).sum().backward()
+    (image * normalize(image, None, rule)).sum().backward()
     assert image.grad is not None
 
 
@@ -2065,24 +2098,24 @@ def test_a_process_takes_its_own_gpu_and_makes_it_the_present_one(
     if rank is not None:
         monkeypatch.setenv("WORLD_SIZE", "8")
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-    assert mt.own_device(name) == torch.device("cuda", expected)
+    assert own_device(name) == torch.device("cuda", expected)
     assert taken == [expected]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_an_error():
     with pytest.raises(SegmentationError, match="--device cuda.*--device cpu"):
-        mt.pick_device("cuda")
+        pick_device("cuda")
 
 
 def test_a_device_that_does_not_exist_is_a_wrong_option():
     with pytest.raises(OptionError, match="--device gpu"):
-        mt.pick_device("gpu")
+        pick_device("gpu")
 
 
 def test_a_device_that_computes_nothing_is_a_wrong_option():
     with pytest.raises(SegmentationError, match="--device meta"):
-        mt.pick_device("meta")
+        pick_device("meta")
 
 
 def test_settings_can_be_imported_without_torch():
@@ -2101,7 +2134,7 @@ def test_the_helper_dataset_can_be_read_by_tifffile_and_rasterio(tmp_path):
     import tifffile
 
     root = write_dataset(tmp_path, 1, 0, 0, bands=4)
-    (pair,) = rasters.list_pairs(root, "train")
-    image, valid, mask = rasters.read_patch(pair)
+    (pair,) = list_pairs(root, "train")
+    image, valid, mask = read_patch(pair)
     assert valid.all() and set(np.unique(mask)) == {0, 1}
     assert tifffile.imread(pair.image).size == image.size

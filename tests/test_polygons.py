@@ -11,13 +11,15 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
-from conftest import CRS, ORIGIN, PIXEL
+from helpers import CRS, ORIGIN, PIXEL, patch_everywhere
 from rasterio import features
 from rasterio.transform import Affine, from_origin
 from scipy import ndimage
 
-import rasters
-from rasters import write_polygons
+from common.errors import RasterError, SegmentationError
+from common.ground import pixel_areas
+from common.polygons import Areas, sieve, write_polygons
+from common.vectors import append_features
 
 NODATA = 255
 NAMES = ["water", "forêt", "crop", "bare"]
@@ -187,7 +189,7 @@ def test_areas_add_up_to_those_of_the_pixels(polygons_of, tmp_path, crs, pixel, 
     grid = from_origin(3, 52, pixel, pixel)
     table = polygons_of(classes, rows=rows, crs=crs, transform=grid)
     with rasterio.open(tmp_path / "map.tif") as file:
-        pixels = np.repeat(rasters.pixel_areas(file)[:, None], 20, axis=1)
+        pixels = np.repeat(pixel_areas(file)[:, None], 20, axis=1)
     expected = [pixels[classes == number].sum() / 1e4 for number in range(3)]
     assert table.groupby("class").area_ha.sum().tolist() == pytest.approx(
         expected, rel=1e-12
@@ -293,9 +295,9 @@ def test_a_long_chain_of_areas_is_sieved():
     pixels = rng.integers(1, 30, count)
     classes = (np.arange(count) % 2).astype(np.int32)
     last = np.zeros(count, np.int32)
-    areas = rasters.Areas(classes, pixels, pixels * 100.0, last)
+    areas = Areas(classes, pixels, pixels * 100.0, last)
     chained = np.stack([np.arange(count - 1), np.arange(1, count)])
-    heirs, _ = rasters.sieve(areas, chained, 1000)
+    heirs, _ = sieve(areas, chained, 1000)
     sums = np.bincount(heirs, pixels)
     assert sums.sum() == pixels.sum()
     assert sums[sums > 0].min() >= 10
@@ -324,21 +326,21 @@ def test_memory_is_that_of_a_strip_and_some_numbers_per_area(tmp_path):
 
 def test_a_class_without_a_name_is_told(polygons_of, tmp_path):
     with pytest.raises(
-        rasters.RasterError, match="holds class 3, but there are names for 2 classes"
+        RasterError, match="holds class 3, but there are names for 2 classes"
     ):
         polygons_of(picture("012 003"), names=NAMES[:2], rows=2)
     assert [path.name for path in tmp_path.iterdir()] == ["map.tif"]
 
 
 def test_a_smallest_area_needs_a_crs(polygons_of):
-    with pytest.raises(rasters.RasterError, match="has no CRS .* assign one"):
+    with pytest.raises(RasterError, match="has no CRS .* assign one"):
         polygons_of(noise(), 400, crs=None)
 
 
 def test_nothing_is_left_behind_when_it_fails_midway(
     polygons_of, tmp_path, monkeypatch
 ):
-    original, calls = rasters.append_features, []
+    original, calls = append_features, []
 
     def failing(*arguments):
         original(*arguments)
@@ -347,7 +349,7 @@ def test_nothing_is_left_behind_when_it_fails_midway(
             raise OSError("the disk is full")
 
     (tmp_path / "polygons.gpkg").write_text("the former file")
-    monkeypatch.setattr(rasters, "append_features", failing)
+    patch_everywhere(monkeypatch, "common.vectors.append_features", failing)
     with pytest.raises(OSError, match="the disk is full"):
         polygons_of(noise(), rows=3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", "polygons.gpkg"]
@@ -358,10 +360,8 @@ def test_a_layer_that_cannot_be_written_is_told_in_one_line(tmp_path):
     file = tmp_path / "map.gpkg"
     file.write_text("no GeoPackage")
     table = {"class": [1], "geometry": [shapely.box(0, 0, 1, 1)]}
-    with pytest.raises(
-        rasters.SegmentationError, match="write the polygons map: .*full"
-    ):
-        rasters.append_features(file, "map", table, None)
+    with pytest.raises(SegmentationError, match="write the polygons map: .*full"):
+        append_features(file, "map", table, None)
 
 
 def test_a_former_file_is_replaced_and_nothing_lies_beside_it(polygons_of, tmp_path):

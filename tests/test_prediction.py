@@ -30,27 +30,62 @@ import pytest
 import rasterio
 import rasterio.shutil
 import torch
+from helpers import ROOT, interrupt, patch_everywhere
 from rasterio.control import GroundControlPoint
 from rasterio.drivers import raster_driver_extensions
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from rasterio.windows import Window
 
-import model_training
 import Predict_large_image as prediction
-import rasters
-from Predict_large_image import (
-    Axis,
-    Chunk,
-    Region,
-    Statistics,
-    blended_rows,
+from common import VERSION
+from common.architectures import ModelConfig
+from common.distributed import Team
+from common.errors import RasterError, SegmentationError
+from common.files import whole_file
+from common.machine import InOrder, ahead
+from common.pictures import class_colours
+from common.rasters import image_bands, open_raster, read_image
+from common.tiffs import create_tiff
+from model_training import (
+    Normalization,
+    build_model,
+    load_checkpoint,
+    normalize,
+    save_checkpoint,
+)
+from prediction import tiling
+from prediction.blending import blended_rows
+from prediction.ensemble import load_models, sample_pixels
+from prediction.jobs import RESULT_OPTIONS, count_pieces, frame_job
+from prediction.layers import (
+    Layer,
     decide,
+    derive,
+    list_layers,
+    map_nodata,
+    mask_layers,
+)
+from prediction.mapfiles import Maps
+from prediction.predictor import Predictor
+from prediction.preflight import check_scenes
+from prediction.reader import READ_AHEAD, READ_ROWS, Chunk, Readers, read_chunks
+from prediction.rowstore import Finished, Unfinished, _write_all, read_journal
+from prediction.scene import map_scene
+from prediction.settings import PredictionConfig
+from prediction.statistics import Statistics, report_text, tally
+from prediction.tasks import Task, list_tasks
+from prediction.tiling import (
+    Axis,
+    Region,
     make_axis,
     region_to_read,
+    remaining,
+    split_columns,
+    split_rows,
+    window_weights,
 )
 
-ROOT = Path(prediction.__file__).parent
 CRS = "EPSG:32631"
 TRANSFORM = from_origin(431_240, 4_912_560, 10, 10)
 RGBA = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
@@ -146,8 +181,8 @@ def linear_network(weights: np.ndarray, bias: np.ndarray):
     from torch import nn
 
     classes, bands = weights.shape
-    config = model_training.ModelConfig("unet-dropout", bands, classes, None)
-    model = model_training.build_model(config)
+    config = ModelConfig("unet-dropout", bands, classes, None)
+    model = build_model(config)
     network = model.network
     with torch.no_grad():
         for parameter in network.parameters():
@@ -173,8 +208,8 @@ def make_pixel_model(path: Path, weights, bias, **metadata) -> PixelModel:
     low = np.linspace(100, 500, bands)
     high = np.linspace(9500, 8500, bands)
     model, config = linear_network(weights, bias)
-    numbers = model_training.Normalization("dataset", tuple(low), tuple(high))
-    model_training.save_checkpoint(path, model, config, numbers, metadata)
+    numbers = Normalization("dataset", tuple(low), tuple(high))
+    save_checkpoint(path, model, config, numbers, metadata)
     return PixelModel(path, weights, bias, low, high)
 
 
@@ -207,8 +242,8 @@ def spatial(models) -> Path:
     from torch import nn
 
     torch.manual_seed(3)
-    config = model_training.ModelConfig("unet-dropout", 3, 3, None)
-    model = model_training.build_model(config)
+    config = ModelConfig("unet-dropout", 3, 3, None)
+    model = build_model(config)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
@@ -216,14 +251,14 @@ def spatial(models) -> Path:
         model.train()(torch.rand(4, 3, 64, 64))  # gives the layers statistics
         model.network.head.weight *= 8
     path = models / "spatial.pth"
-    numbers = model_training.Normalization("dataset", (0,) * 3, (10_000,) * 3)
-    model_training.save_checkpoint(path, model, config, numbers, {})
+    numbers = Normalization("dataset", (0,) * 3, (10_000,) * 3)
+    save_checkpoint(path, model, config, numbers, {})
     return path
 
 
 @cache
 def load_model(checkpoint: Path):
-    return model_training.load_checkpoint(checkpoint).model
+    return load_checkpoint(checkpoint).model
 
 
 def forward(checkpoint: Path, scaled: np.ndarray) -> np.ndarray:
@@ -252,9 +287,9 @@ def run(model: Path, scene, output, *options: str) -> int:
     return prediction.main(chosen)
 
 
-def configure(**options) -> prediction.PredictionConfig:
+def configure(**options) -> PredictionConfig:
     paths = {"model": ["m.pth"], "input": ["a.tif"], "output": "b.tif"}
-    return prediction.PredictionConfig(**paths | {"device": "cpu"} | options)
+    return PredictionConfig(**paths | {"device": "cpu"} | options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -279,13 +314,13 @@ def _logging_as_before():
 def batches(monkeypatch) -> list[tuple[int, ...]]:
     """The shapes (N, C, h, w) of all batches that a run predicts."""
     shapes: list[tuple[int, ...]] = []
-    predict = model_training.Predictor.__call__
+    predict = Predictor.__call__
 
     def recorded(predictor, images, valid):
         shapes.append(tuple(images.shape))
         return predict(predictor, images, valid)
 
-    monkeypatch.setattr(model_training.Predictor, "__call__", recorded)
+    monkeypatch.setattr(Predictor, "__call__", recorded)
     return shapes
 
 
@@ -622,7 +657,7 @@ def test_blends_differ_and_none_is_the_plain_mean():
 
 @pytest.mark.parametrize("form", ["hann", "gaussian", "linear"])
 def test_weights_rise_to_the_middle_of_a_window_and_are_symmetric(form):
-    weights = prediction.window_weights(64, form)
+    weights = window_weights(64, form)
     assert (np.diff(weights[:32]) > 0).all()
     np.testing.assert_allclose(weights, weights[::-1], rtol=1e-12)
 
@@ -693,7 +728,7 @@ def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
     side, batch_size
 ):
     axis = make_axis(*side)
-    groups = prediction.batches(axis, batch_size, 0, axis.length)
+    groups = tiling.batches(axis, batch_size, 0, axis.length)
     together = np.concatenate(groups).tolist()
     assert together == list(range(len(axis.starts)))
     sizes = [len(group) for group in groups]
@@ -702,7 +737,7 @@ def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
     whole = [group.tolist() for group in groups]
     for first in range(0, axis.length, 23):
         for last in {min(first + step, axis.length) for step in (1, 50, 400)}:
-            part = prediction.batches(axis, batch_size, first, last)
+            part = tiling.batches(axis, batch_size, first, last)
             part = [group.tolist() for group in part]
             assert all(group in whole for group in part)
             needed = {
@@ -718,9 +753,9 @@ def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
 @pytest.mark.parametrize("side", SIDES)
 def test_pieces_of_columns_follow_each_other_without_gap(side, batch_size):
     axis = make_axis(*side)
-    most = len(prediction.batches(axis, batch_size, 0, axis.length))
+    most = len(tiling.batches(axis, batch_size, 0, axis.length))
     for pieces in (1, 2, 3, 7, 1000):
-        cuts = prediction.split_columns(axis, batch_size, pieces)
+        cuts = split_columns(axis, batch_size, pieces)
         assert len(cuts) == min(pieces, most)
         assert cuts[0][0] == 0 and cuts[-1][1] == axis.length
         assert all(one[1] == other[0] for one, other in pairwise(cuts))
@@ -733,10 +768,7 @@ def test_shares_of_rows_follow_each_other_without_gap(side):
     axis = make_axis(*side)
     for top, bottom in ((0, axis.length), (axis.length // 3, axis.length * 2 // 3 + 1)):
         for of in (1, 2, 3, 50):
-            shares = [
-                prediction.split_rows(axis, top, bottom, number, of)
-                for number in range(of)
-            ]
+            shares = [split_rows(axis, top, bottom, number, of) for number in range(of)]
             rows = [row for share in shares if share for row in range(*share)]
             assert rows == list(range(top, bottom))
             assert shares[0] and all(
@@ -755,7 +787,7 @@ def test_what_remains_of_a_part_is_what_no_finished_part_holds(seed):
         top, bottom = np.sort(rng.choice(50, 2, replace=False)).tolist()
         columns = [(10, 20), (0, 30), (10, 15), (20, 30)][rng.integers(4)]
         done.append(Region(top, bottom, *columns))
-    found = prediction.remaining(done, part)
+    found = remaining(done, part)
     missing = {
         row
         for row in range(5, 40)
@@ -780,16 +812,16 @@ def window_of(path: Path, height: int, width: int):
         got.append((images[0].numpy(), None if valid is None else valid[0].numpy()))
         return images
 
-    with rasters.open_raster(path) as scene:
+    with open_raster(path) as scene:
         whole = Region(0, scene.height, 0, scene.width)
-        bands = rasters.image_bands(scene)
+        bands = image_bands(scene)
         axes = tuple(
-            prediction.Axis(length, size, [0], np.ones((1, size), np.float32), [0])
+            Axis(length, size, [0], np.ones((1, size), np.float32), [0])
             for length, size in zip(scene.shape, (height, width))
         )
-        readers = prediction.Readers(scene, bands, 1)
+        readers = Readers(scene, bands, 1)
         with readers.opened:
-            chunks = prediction.read_chunks(readers, CPU, whole)
+            chunks = read_chunks(readers, CPU, whole)
             list(blended_rows(chunks, predict, axes, whole, len(bands)))
     return got[0]
 
@@ -817,8 +849,8 @@ def test_invalid_pixels_are_reflected_as_invalid_and_become_zero(tmp_path):
     path = write_scene(tmp_path / "small.tif", pixels, nodata=0)
     image, valid = window_of(path, 32, 32)
     assert [row for row in range(32) if not valid[row].any()] == [15, 23]
-    rule = model_training.Normalization("dataset", (-5000,) * 3, (10_000,) * 3)
-    scaled = model_training.normalize(image, valid, rule)
+    rule = Normalization("dataset", (-5000,) * 3, (10_000,) * 3)
+    scaled = normalize(image, valid, rule)
     assert scaled.dtype == torch.float32
     assert not scaled[:, ~valid].any() and scaled[:, valid].all()
 
@@ -836,26 +868,25 @@ LAYOUTS = {
 def test_chunks_follow_each_other_and_begin_where_blocks_do(
     tmp_path, monkeypatch, layout, count, rows_ahead
 ):
-    monkeypatch.setattr(prediction, "READ_COLUMNS", 64)
-    monkeypatch.setitem(prediction.READ_AHEAD, "cpu", rows_ahead)
+    patch_everywhere(monkeypatch, "prediction.reader.READ_COLUMNS", 64)
+    monkeypatch.setitem(READ_AHEAD, "cpu", rows_ahead)
     pixels = noise(500, 70)
     pixels[:, 30:60, 20:] = 0
     path = write_scene(tmp_path / "a.tif", pixels, nodata=0, **LAYOUTS[layout])
-    with rasters.open_raster(path) as scene:
+    with open_raster(path) as scene:
         height = scene.block_shapes[0][0]
-        readers = prediction.Readers(scene, [3, 1], count)
+        readers = Readers(scene, [3, 1], count)
         for part in (
             Region(0, 500, 0, 70),
             Region(77, 401, 13, 50),
             Region(9, 10, 0, 1),
         ):
-            chunks = list(prediction.read_chunks(readers, CPU, part))
+            chunks = list(read_chunks(readers, CPU, part))
             assert chunks[0].top == part.top and chunks[-1].bottom == part.bottom
             for one, next_one in pairwise(chunks):
                 assert one.bottom == next_one.top and one.bottom % height == 0
             assert all(
-                chunk.bottom - chunk.top <= max(prediction.READ_ROWS, height)
-                for chunk in chunks
+                chunk.bottom - chunk.top <= max(READ_ROWS, height) for chunk in chunks
             )
             image = np.concatenate([chunk.image.numpy() for chunk in chunks], axis=1)
             valid = np.concatenate([chunk.valid for chunk in chunks])
@@ -869,11 +900,11 @@ def test_chunks_follow_each_other_and_begin_where_blocks_do(
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_threads_share_a_scene_and_none_reads_a_block_of_another_one(tmp_path, layout):
     path = write_scene(tmp_path / "a.tif", noise(500, 200), **LAYOUTS[layout])
-    with rasters.open_raster(path) as scene:
+    with open_raster(path) as scene:
         high, wide = scene.block_shapes[0]
-        readers = prediction.Readers(scene, [1, 2, 3], 4)
+        readers = Readers(scene, [1, 2, 3], 4)
         datasets, pieces = set(), []
-        plain = rasters.read_image
+        plain = read_image
         together = threading.Barrier(2 if layout != "one block" else 1, timeout=30)
 
         def read(dataset, window, bands):
@@ -883,8 +914,8 @@ def test_threads_share_a_scene_and_none_reads_a_block_of_another_one(tmp_path, l
             return plain(dataset, window, bands)
 
         with readers.opened, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rasters, "read_image", read)
-            patch.setattr(prediction, "READ_COLUMNS", 1)
+            patch_everywhere(patch, "common.rasters.read_image", read)
+            patch_everywhere(patch, "prediction.reader.READ_COLUMNS", 1)
             rows = 128 if layout != "one block" else 500
             images, masks = [np.empty((3, rows, 200))], [np.empty((rows, 200), bool)]
             list(readers.fill(0, 0, images, masks))
@@ -903,14 +934,14 @@ def test_a_format_with_threads_of_its_own_is_read_by_one(tmp_path):
     path = tmp_path / "a.jp2"
     plain = write_scene(tmp_path / "a.tif", noise(64, 64))
     rasterio.shutil.copy(plain, path, driver="JP2OpenJPEG")
-    with rasters.open_raster(path) as scene:
-        readers = prediction.Readers(scene, [1], 4)
+    with open_raster(path) as scene:
+        readers = Readers(scene, [1], 4)
         with readers.opened:
             assert readers.count == 1
 
 
 def test_a_thread_works_in_order_lets_few_wait_and_tells_its_faults():
-    thread, done, go = prediction.InOrder(2), [], threading.Event()
+    thread, done, go = InOrder(2), [], threading.Event()
 
     def work(number: int) -> None:
         go.wait(30)
@@ -933,14 +964,21 @@ def test_a_thread_works_in_order_lets_few_wait_and_tells_its_faults():
     assert done == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["tally", "read_chunks", "mask_layers"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prediction.statistics.tally",
+        "prediction.reader.read_chunks",
+        "prediction.layers.mask_layers",
+    ],
+)
 def test_a_gpu_without_memory_for_the_rows_is_told_and_leaves_nothing(
     land, scene, tmp_path, monkeypatch, capsys, name
 ):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(prediction, name, full)
+    patch_everywhere(monkeypatch, name, full)
     assert run(land.path, scene, tmp_path / "out" / "map.tif") == 1
     (error,) = [
         line for line in capsys.readouterr().err.splitlines() if "error" in line
@@ -949,23 +987,23 @@ def test_a_gpu_without_memory_for_the_rows_is_told_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("owner", [prediction.Maps, prediction.Statistics])
+@pytest.mark.parametrize("owner", [Maps, Statistics])
 def test_a_fault_while_maps_are_written_ends_the_run(
     land, scene, tmp_path, monkeypatch, capsys, owner
 ):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(owner, "advance" if owner is prediction.Maps else "add", full)
+    monkeypatch.setattr(owner, "advance" if owner is Maps else "add", full)
     assert run(land.path, scene, tmp_path / "out" / "map.tif") == 1
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
 def test_reading_ahead_keeps_the_order_and_ends_with_the_source():
-    with prediction.ahead(range(100)) as items:
+    with ahead(range(100)) as items:
         assert list(items) == list(range(100))
-    with prediction.ahead([]) as items:
+    with ahead([]) as items:
         assert list(items) == []
 
 
@@ -978,7 +1016,7 @@ def test_reading_ahead_is_one_item_ahead_and_in_another_thread():
             threads.add(threading.get_ident())
             yield number
 
-    with prediction.ahead(source()) as items:
+    with ahead(source()) as items:
         for number in items:
             assert len(taken) <= number + 2
     assert threading.get_ident() not in threads and len(threads) == 1
@@ -987,17 +1025,17 @@ def test_reading_ahead_is_one_item_ahead_and_in_another_thread():
 def test_an_error_while_reading_ahead_comes_in_its_place():
     def source():
         yield 1
-        raise rasters.RasterError("the block is broken")
+        raise RasterError("the block is broken")
 
-    with prediction.ahead(source()) as items:
+    with ahead(source()) as items:
         assert next(items) == 1
-        with pytest.raises(rasters.RasterError, match="the block is broken"):
+        with pytest.raises(RasterError, match="the block is broken"):
             next(items)
 
 
 def test_a_consumer_that_stops_leaves_no_thread_behind():
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), prediction.ahead(range(10)) as items:
+    with pytest.raises(KeyboardInterrupt), ahead(range(10)) as items:
         next(items)
         raise KeyboardInterrupt
     assert threading.active_count() == before
@@ -1036,7 +1074,7 @@ def test_the_first_of_classes_that_are_as_likely_wins():
 
 
 def layers_of(names, models=1, **wanted):
-    return prediction.list_layers(configure(**wanted), names, models)
+    return list_layers(configure(**wanted), names, models)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -1045,8 +1083,8 @@ def test_invalid_pixels_are_nodata_in_every_layer(channels):
     wanted = ("save_confidence", "save_uncertainty", "save_probabilities")
     layers = layers_of(names, 2, **dict.fromkeys(wanted, True))
     blended = torch.full((channels + 1, 1, 2), 0.9)
-    tensors = prediction.derive(blended, layers, channels, 0.5)
-    arrays = prediction.mask_layers(tensors, np.array([[True, False]]), layers)
+    tensors = derive(blended, layers, channels, 0.5)
+    arrays = mask_layers(tensors, np.array([[True, False]]), layers)
     assert set(arrays) == set(layers) and "confidence" in layers
     for name, layer in layers.items():
         array = arrays[name]
@@ -1057,13 +1095,13 @@ def test_invalid_pixels_are_nodata_in_every_layer(channels):
 
 
 def test_probabilities_that_are_not_numbers_make_no_map():
-    tensors = prediction.derive(torch.full((2, 1, 2), torch.nan), {}, 2, 0.5)
+    tensors = derive(torch.full((2, 1, 2), torch.nan), {}, 2, 0.5)
     both = tensors["classes"][0], tensors["confidence"][0]
-    prediction.tally(*both, np.zeros((1, 2), bool), 2)  # none is seen
-    with pytest.raises(rasters.SegmentationError, match="not numbers"):
-        prediction.tally(*both, np.array([[False, True]]), 2)
-    with pytest.raises(rasters.SegmentationError, match="not numbers"):
-        prediction.tally(*both, np.ones((1, 2), bool), 2)
+    tally(*both, np.zeros((1, 2), bool), 2)  # none is seen
+    with pytest.raises(SegmentationError, match="not numbers"):
+        tally(*both, np.array([[False, True]]), 2)
+    with pytest.raises(SegmentationError, match="not numbers"):
+        tally(*both, np.ones((1, 2), bool), 2)
 
 
 def test_confidence_never_passes_one():
@@ -1084,12 +1122,12 @@ def test_confidence_never_passes_one():
     ],
 )
 def test_past_255_classes_a_map_has_sixteen_bits(classes, nodata, dtype):
-    assert prediction.map_nodata(classes) == nodata
+    assert map_nodata(classes) == nodata
     layers = layers_of([f"class {number}" for number in range(classes)])
     probabilities = torch.zeros(classes, 1, 2)
     probabilities[-1] = 1
-    tensors = prediction.derive(probabilities, layers, classes, 0.5)
-    found = prediction.mask_layers(tensors, np.array([[True, False]]), layers)
+    tensors = derive(probabilities, layers, classes, 0.5)
+    found = mask_layers(tensors, np.array([[True, False]]), layers)
     found = found["classes"]
     assert found.dtype == dtype and found.tolist() == [[[classes - 1, nodata]]]
 
@@ -1112,7 +1150,7 @@ def count_map(statistics: Statistics, classes, confidence) -> None:
     valid = classes < len(statistics.names)
     arrays = np.where(valid, classes, 0), np.where(valid, confidence, np.nan)
     tensors = (torch.from_numpy(array) for array in arrays)
-    statistics.tally += prediction.tally(*tensors, valid, len(statistics.names))
+    statistics.tally += tally(*tensors, valid, len(statistics.names))
     statistics.add(classes)
 
 
@@ -1154,7 +1192,7 @@ def test_the_parts_of_a_map_add_up_to_the_same_in_any_order():
 
     def counted(rows: slice, columns: slice = slice(None)) -> np.ndarray:
         both = (torch.from_numpy(array[rows, columns].copy()) for array in arrays)
-        return prediction.tally(*both, classes[rows, columns] != 255, 4)
+        return tally(*both, classes[rows, columns] != 255, 4)
 
     whole = counted(slice(None))
     assert whole.dtype == np.int64 and whole.shape == (1000 + 4,)
@@ -1182,7 +1220,7 @@ def test_statistics_of_nothing_are_null_and_still_json():
     assert report["confidence"] is None
     assert {entry["share"] for entry in report["classes"]} == {None}
     assert {entry["area_ha"] for entry in report["classes"]} == {None}
-    text = prediction.report_text(report | {"output": "map.tif"})
+    text = report_text(report | {"output": "map.tif"})
     assert "nodata 12 pixels (100.00%)" in text and "confidence:" not in text
 
 
@@ -1193,7 +1231,7 @@ def test_the_report_says_pixels_shares_areas_and_confidence():
     classes[0] = 255
     confidence = np.where(classes == 1, 0.4, 0.9).astype(np.float32)
     count_map(statistics, classes, confidence)
-    text = prediction.report_text(statistics.report() | {"output": "out/map.tif"})
+    text = report_text(statistics.report() | {"output": "out/map.tif"})
     first, head, water, other, nodata, summary = text.splitlines()
     assert first == "out/map.tif"
     assert head.split() == [
@@ -1210,10 +1248,10 @@ def test_the_report_says_pixels_shares_areas_and_confidence():
 # --- unfinished maps ------------------------------------------------------------------------
 
 LAYERS = [
-    prediction.Layer("classes", "uint16", 65535, ["class"]),
-    prediction.Layer("confidence", "float32", -1, ["confidence"]),
-    prediction.Layer("uncertainty", "float32", -1, ["one", "two"]),
-    prediction.Layer("probabilities", "uint8", 255, ["a", "b", "c"]),
+    Layer("classes", "uint16", 65535, ["class"]),
+    Layer("confidence", "float32", -1, ["confidence"]),
+    Layer("uncertainty", "float32", -1, ["one", "two"]),
+    Layer("probabilities", "uint8", 255, ["a", "b", "c"]),
 ]
 LAYERS = {layer.name: layer for layer in LAYERS}
 
@@ -1251,26 +1289,23 @@ def piece(arrays, part: Region) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return layers, np.array([(bottom - top) * (right - left), top, 0])
 
 
-def finished(arrays, parts) -> list[prediction.Finished]:
+def finished(arrays, parts) -> list[Finished]:
     """What journals tell of parts."""
-    return [
-        prediction.Finished(part, tuple(piece(arrays, part)[1].tolist()))
-        for part in parts
-    ]
+    return [Finished(part, tuple(piece(arrays, part)[1].tolist())) for part in parts]
 
 
 @pytest.fixture
 def partial(tmp_path) -> Path:
     """An unfinished map of 90 x 41 pixels of which nothing is there yet."""
     folder = tmp_path / ".map.tif-partial"
-    prediction.Unfinished.begin(folder, {"what": "a test"}, LAYERS, (90, 41))
+    Unfinished.begin(folder, {"what": "a test"}, LAYERS, (90, 41))
     return folder
 
 
 @pytest.mark.parametrize("columns", [1, 2, 5])
 def test_what_is_stored_in_any_order_is_read_back(partial, columns):
     arrays = random_layers(90, 41)
-    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    rows = Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
         for part in random_parts(90, 41, columns, seed=columns):
             rows.write(part, *piece(arrays, part))
@@ -1286,14 +1321,14 @@ def test_two_processes_store_into_the_same_map(partial):
     arrays = random_layers(90, 41)
     parts = random_parts(90, 41, 3, seed=9)
     for number in range(2):
-        rows = prediction.Unfinished(partial, LAYERS, (90, 41), number)
+        rows = Unfinished(partial, LAYERS, (90, 41), number)
         with rows.opened:
             for part in parts[number::2]:
                 rows.write(part, *piece(arrays, part))
-    found = prediction.Unfinished.finished_parts(partial)
+    found = Unfinished.finished_parts(partial)
     assert sorted(found) == sorted(finished(arrays, parts))
     assert [path.name for path in partial.glob("done-*")] == ["done-0.txt"]
-    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    rows = Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
         for name, array in arrays.items():
             np.testing.assert_array_equal(rows.read(name, 0, 90), array)
@@ -1306,28 +1341,28 @@ def test_a_torn_line_of_a_journal_is_ignored_and_spoils_no_later_one(
 ):
     arrays = random_layers(90, 41)
     first, second = Region(0, 64, 0, 41), Region(64, 90, 0, 41)
-    rows = prediction.Unfinished(partial, LAYERS, (90, 41), number)
+    rows = Unfinished(partial, LAYERS, (90, 41), number)
     with rows.opened:
         rows.write(first, *piece(arrays, first))
     with open(partial / f"done-{number}.txt", "a") as journal:
         journal.write(torn)
-    found = prediction.Unfinished.finished_parts(partial)
+    found = Unfinished.finished_parts(partial)
     assert found == finished(arrays, [first])
-    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    rows = Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
         rows.write(second, *piece(arrays, second))
-    found = prediction.Unfinished.finished_parts(partial)
+    found = Unfinished.finished_parts(partial)
     assert found == finished(arrays, [first, second])
     assert [path.name for path in partial.glob("done-*")] == ["done-0.txt"]
 
 
 def test_a_part_that_two_journals_tell_of_counts_once(partial):
     # twice 30 columns are more than 41
-    left = prediction.Finished(Region(0, 90, 0, 30), (7, 8))
+    left = Finished(Region(0, 90, 0, 30), (7, 8))
     for number in (0, 1):  # as a process leaves them that is killed while it joins them
         (partial / f"done-{number}.txt").write_text("0 90 0 30 7 8\n")
-    assert prediction.Unfinished.finished_parts(partial) == [left]
-    assert prediction.Unfinished.finished_parts(partial) == [left]
+    assert Unfinished.finished_parts(partial) == [left]
+    assert Unfinished.finished_parts(partial) == [left]
 
 
 @pytest.mark.parametrize("bytes_a_call", [1000, 7])
@@ -1351,7 +1386,7 @@ def test_files_that_take_and_give_less_at_a_time_hold_the_map_all_the_same(
             return getattr(self.file, name)
 
     arrays, part = random_layers(90, 41), Region(0, 90, 0, 41)
-    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    rows = Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
         rows.files = {name: Slow(file) for name, file in rows.files.items()}
         rows.sources = {name: Slow(file) for name, file in rows.sources.items()}
@@ -1362,7 +1397,7 @@ def test_files_that_take_and_give_less_at_a_time_hold_the_map_all_the_same(
 
 def test_a_part_is_in_the_journal_only_after_it_is_in_the_files(partial, monkeypatch):
     arrays, part = random_layers(90, 41), Region(0, 90, 0, 41)
-    write_all, fsync, calls = prediction._write_all, os.fsync, []
+    write_all, fsync, calls = _write_all, os.fsync, []
 
     def failing(file, data):
         calls.append(file.name)
@@ -1374,10 +1409,10 @@ def test_a_part_is_in_the_journal_only_after_it_is_in_the_files(partial, monkeyp
     monkeypatch.setattr(
         os, "fsync", lambda number: (synced.append(number), fsync(number))
     )
-    rows = prediction.Unfinished(partial, LAYERS, (90, 41))
+    rows = Unfinished(partial, LAYERS, (90, 41))
     with rows.opened:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-            patch.setattr(prediction, "_write_all", failing)
+            patch_everywhere(patch, "prediction.rowstore._write_all", failing)
             rows.write(part, *piece(arrays, part))
         assert (partial / "done-0.txt").read_text() == ""
         assert not rows.covered.any()
@@ -1423,11 +1458,11 @@ def test_maps_get_whole_rows_of_blocks_in_order_whatever_comes_first(
     tmp_path, columns, seed
 ):
     shape, arrays = (600, 23), random_layers(600, 23)
-    prediction.Unfinished.begin(tmp_path / "partial", {}, LAYERS, shape)
+    Unfinished.begin(tmp_path / "partial", {}, LAYERS, shape)
     files = {name: Recorder(array.shape) for name, array in arrays.items()}
     statistics = Statistics(["a", "b", "c", "d"], np.ones(600))
-    rows = prediction.Unfinished(tmp_path / "partial", LAYERS, shape)
-    maps = prediction.Maps(rows, files, statistics)
+    rows = Unfinished(tmp_path / "partial", LAYERS, shape)
+    maps = Maps(rows, files, statistics)
     with rows.opened:
         missing = everywhere(shape)
         for part in random_parts(*shape, columns, seed):
@@ -1464,16 +1499,16 @@ def tall_scene(tmp_path) -> Path:
 
 @pytest.mark.parametrize("memory", ["1", "0.000001"], ids=["whole rows", "columns"])
 @pytest.mark.parametrize(
-    ("owner", "name"),
+    "name",
     [
-        (prediction, "derive"),
-        (prediction.Unfinished, "write"),
-        (prediction.Maps, "advance"),
-        (model_training.Predictor, "__call__"),
+        "prediction.layers.derive",
+        "prediction.rowstore.Unfinished.write",
+        "prediction.mapfiles.Maps.advance",
+        "prediction.predictor.Predictor.__call__",
     ],
 )
 def test_a_resumed_run_gives_the_same_bytes_and_predicts_no_finished_row_again(
-    spatial, tall_scene, tmp_path, monkeypatch, capsys, batches, memory, owner, name
+    spatial, tall_scene, tmp_path, monkeypatch, capsys, batches, memory, name
 ):
     folder = tmp_path / "out"
     options = (*EVERYTHING, "--max_memory", memory, "--batch_size", "1")
@@ -1483,10 +1518,10 @@ def test_a_resumed_run_gives_the_same_bytes_and_predicts_no_finished_row_again(
     for call in (2, steps):
         shutil.rmtree(folder)
         with monkeypatch.context() as patch:
-            interrupt(patch, owner, name, call)
+            interrupt(patch, name, call)
             assert run(spatial, tall_scene, folder / "map.tif", *options) == 130
         journal = folder / ".map.tif-partial" / "done-0.txt"
-        parts = prediction.read_journal(journal)
+        parts = read_journal(journal)
         assert os.listdir(folder) == [".map.tif-partial"]
         capsys.readouterr()
         batches.clear()
@@ -1508,7 +1543,7 @@ def test_a_run_that_was_interrupted_several_times_ends_with_the_same_map(
     output = tmp_path / "b" / "map.tif"
     for _ in range(4):
         with monkeypatch.context() as patch:
-            interrupt(patch, prediction, "derive", 2)
+            interrupt(patch, "prediction.layers.derive", 2)
             run(spatial, tall_scene, output, *EVERYTHING, "--resume")
     assert run(spatial, tall_scene, output, *EVERYTHING, "--resume") == 0
     found, expected = outcome(output.parent), outcome(tmp_path / "a")
@@ -1519,7 +1554,7 @@ def test_a_run_that_was_interrupted_several_times_ends_with_the_same_map(
 def left_unfinished(model, scene, output, monkeypatch, *options) -> dict[str, bytes]:
     """Interrupt a run; what lies in the hidden folder then."""
     with monkeypatch.context() as patch:
-        interrupt(patch, prediction, "derive", 3)
+        interrupt(patch, "prediction.layers.derive", 3)
         assert run(model, scene, output, *options) == 130
     return outcome(output.with_name(f".{output.name}-partial"))
 
@@ -1554,8 +1589,8 @@ OTHER_OPTIONS = {
 
 
 def test_every_option_that_changes_the_result_is_compared():
-    assert set(OTHER_OPTIONS) == set(prediction.RESULT_OPTIONS)
-    fields = set(prediction.PredictionConfig.__dataclass_fields__)
+    assert set(OTHER_OPTIONS) == set(RESULT_OPTIONS)
+    fields = set(PredictionConfig.__dataclass_fields__)
     assert fields >= set(OTHER_OPTIONS)
 
 
@@ -1635,7 +1670,7 @@ def test_resuming_several_scenes_goes_on_with_the_one_that_was_interrupted(
     report = capsys.readouterr().out.replace("/expected/", "/maps/")
     maps = tmp_path / "maps"
     with monkeypatch.context() as patch:
-        interrupt(patch, prediction, "derive", 5)  # 3 window rows a scene
+        interrupt(patch, "prediction.layers.derive", 5)  # 3 window rows a scene
         assert run(spatial, scenes, maps) == 130
     capsys.readouterr()
     batches.clear()
@@ -1652,7 +1687,7 @@ def test_an_interruption_before_the_first_row_can_be_resumed(
 ):
     output = tmp_path / "map.tif"
     with monkeypatch.context() as patch:
-        interrupt(patch, rasters, "write_json", 1)
+        interrupt(patch, "common.files.write_json", 1)
         assert run(land.path, scene, output) == 130
     assert run(land.path, scene, output, "--resume") == 0
 
@@ -1690,7 +1725,7 @@ def test_a_fault_after_the_map_is_written_leaves_no_hidden_folder(
     land, scene, tmp_path, monkeypatch
 ):
     folder = tmp_path / "out"
-    interrupt(monkeypatch, prediction, "draw_quicklook", 1, OSError("no space"))
+    interrupt(monkeypatch, "prediction.mapfiles.draw_quicklook", 1, OSError("no space"))
     assert run(land.path, scene, folder / "map.tif", "--quicklook") == 1
     assert not list(folder.glob(".*"))
 
@@ -1721,11 +1756,11 @@ def test_pieces_of_columns_are_as_many_as_the_memory_needs(land, tmp_path):
     counts = []
     for megabytes in (100, 3, 1, 0.1):
         config = configure(model=[str(land.path)], max_memory=megabytes / 1000)
-        models = prediction.load_models(config)
-        with rasters.open_raster(path) as scene:
-            task = prediction.Task(str(path), tmp_path / "map.tif")
-            job = prediction.frame_job(task, config, models, scene)
-            counts.append(prediction.count_pieces(job))
+        models = load_models(config)
+        with open_raster(path) as scene:
+            task = Task(str(path), tmp_path / "map.tif")
+            job = frame_job(task, config, models, scene)
+            counts.append(count_pieces(job))
     assert counts[0] == 1 and counts == sorted(counts) and len(set(counts)) == 4
     assert counts[3] == pytest.approx(10 * counts[2], abs=10)
 
@@ -1881,7 +1916,7 @@ def test_overviews_of_classes_are_classes_and_those_of_confidence_are_means(
     assert run(model.path, scene, tmp_path / "map.tif", *options) == 0
     with rasterio.open(tmp_path / "map.tif") as file:
         assert file.colorinterp == (ColorInterp.palette,)
-        assert file.colormap(1)[4] == (*rasters.class_colours(5)[4], 255)
+        assert file.colormap(1)[4] == (*class_colours(5)[4], 255)
         assert file.overviews(1) == [2]
         assert set(np.unique(file.read())) == {1, 4}
     for name in ("map.tif", "map_confidence.tif"):
@@ -1913,7 +1948,7 @@ def test_a_small_cog_has_no_overviews_and_is_one_all_the_same(land, scene, tmp_p
 def test_outputs_become_bigtiff_when_they_may_need_it(
     land, scene, tmp_path, monkeypatch
 ):
-    plain, profiles = rasters.create_tiff, []
+    plain, profiles = create_tiff, []
     copy, copied = rasterio.shutil.copy, []
 
     def create(path, **profile):
@@ -1924,7 +1959,7 @@ def test_outputs_become_bigtiff_when_they_may_need_it(
         copied.append(options)
         return copy(source, target, **options)
 
-    monkeypatch.setattr(rasters, "create_tiff", create)
+    patch_everywhere(monkeypatch, "common.tiffs.create_tiff", create)
     monkeypatch.setattr(rasterio.shutil, "copy", copying)
     options = (*EVERYTHING, "--format", "cog")
     assert run(land.path, scene, tmp_path / "map.tif", *options) == 0
@@ -1938,7 +1973,7 @@ def test_every_output_says_what_made_it(land, scene, tmp_path):
     for name in ("map", "map_confidence", "map_uncertainty", "map_probabilities"):
         with rasterio.open(tmp_path / f"{name}.tif") as file:
             tags = file.tags()
-        assert tags["SOFTWARE"] == f"SemanticSeg4EO {rasters.VERSION}"
+        assert tags["SOFTWARE"] == f"SemanticSeg4EO {VERSION}"
         assert (tags["MODEL"], tags["MODEL_FILES"]) == ("unet-dropout", "land.pth")
         assert (tags["NORMALIZATION"], tags["PRECISION"]) == ("dataset", "fp32")
         names = ["water", "forêt", "bare soil", "town"]
@@ -2010,8 +2045,8 @@ def test_sampled_pixels_are_valid_ones_of_the_scene(tmp_path, shape):
     pixels = noise(*shape)
     pixels[:, shape[0] // 2 + 1 :: 7] = 0
     path = write_scene(tmp_path / "scene.tif", pixels, nodata=0)
-    with rasters.open_raster(path) as scene:
-        found = prediction.sample_pixels(scene, [3, 1])
+    with open_raster(path) as scene:
+        found = sample_pixels(scene, [3, 1])
     there = {tuple(pixel) for pixel in pixels[[2, 0]].reshape(2, -1).T if pixel.all()}
     assert len(found) and {tuple(pixel) for pixel in found} <= there
 
@@ -2030,14 +2065,14 @@ def test_a_scene_without_a_valid_pixel_is_told_and_nothing_else(land, tmp_path, 
 
 def test_polygons_of_one_scene_go_into_the_file_that_is_named(scene):
     config = configure(input=[str(scene)], polygons="fields/a.gpkg")
-    (task,) = prediction.list_tasks(config)
+    (task,) = list_tasks(config)
     assert task.polygons == Path("fields/a.gpkg")
 
 
 def test_polygons_of_several_scenes_go_into_a_folder(scene, tmp_path):
     scenes = [str(scene), str(tmp_path / "b.tif")]
     config = configure(input=scenes, output=str(tmp_path / "maps"), polygons="fields")
-    found = [task.polygons for task in prediction.list_tasks(config)]
+    found = [task.polygons for task in list_tasks(config)]
     names = ("scene_prediction.gpkg", "b_prediction.gpkg")
     assert found == [Path("fields") / name for name in names]
 
@@ -2103,7 +2138,7 @@ def test_a_map_says_what_its_classes_are(land, scene, tmp_path):
         assert file.tags()["NORMALIZATION"] == "dataset"
         assert file.colorinterp == (ColorInterp.palette,)
         colours = file.colormap(1)
-    for number, colour in enumerate(rasters.class_colours(4)):
+    for number, colour in enumerate(class_colours(4)):
         assert colours[number] == (*colour, 255)
     beside = ElementTree.parse(f"{output}.aux.xml").getroot()
     assert [node.text for node in beside.iter("Category")] == names
@@ -2151,7 +2186,7 @@ def test_three_hundred_classes_make_a_sixteen_bit_map(models, tmp_path):
     with rasterio.open(tmp_path / "map.tif") as file:
         assert (file.dtypes, file.nodata) == (("uint16",), 65535)
         classes, colours = file.read(1), file.colormap(1)
-    assert colours[299] == (*rasters.class_colours(300)[299], 255)
+    assert colours[299] == (*class_colours(300)[299], 255)
     assert (classes[:10] == 65535).all() and classes[10:].max() > 255
     probabilities = model.probabilities(pixels)
     best = np.sort(probabilities, axis=0)
@@ -2275,7 +2310,7 @@ def test_a_quicklook_shows_the_map_in_its_colours(land, scene, tmp_path, options
     picture = (imread(tmp_path / "map_quicklook.png")[..., :3] * 255).round()
     assert picture.shape[0] > 300
     assert picture.shape[1] / picture.shape[0] > (2.2 if options else 1.5)
-    for colour in rasters.class_colours(4):
+    for colour in class_colours(4):
         assert (picture == colour).all(axis=-1).sum() > 500
 
 
@@ -2441,7 +2476,7 @@ def test_a_wrong_option_exits_with_2_and_names_it(land, scene, tmp_path, capsys,
 
 
 def test_debug_shows_the_traceback(land, tmp_path):
-    with pytest.raises(rasters.RasterError, match="missing.tif"):
+    with pytest.raises(RasterError, match="missing.tif"):
         run(land.path, tmp_path / "missing.tif", tmp_path / "map.tif", "--debug")
 
 
@@ -2744,24 +2779,10 @@ def test_a_run_that_fails_leaves_the_earlier_map_as_it_was(land, scene, tmp_path
     assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
 
 
-def interrupt(monkeypatch, owner, name: str, call: int, error=KeyboardInterrupt):
-    """Have the n-th call of a function raise; the list of the calls."""
-    plain, calls = getattr(owner, name), []
-
-    def interrupted(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == call:
-            raise error
-        return plain(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, interrupted)
-    return calls
-
-
 def test_an_interrupted_run_leaves_the_unfinished_map_and_nothing_else(
     land, tmp_path, capsys, monkeypatch
 ):
-    calls = interrupt(monkeypatch, model_training.Predictor, "__call__", 3)
+    calls = interrupt(monkeypatch, "prediction.predictor.Predictor.__call__", 3)
     scene = write_scene(tmp_path / "scene.tif", noise(200, 40))
     folder = tmp_path / "out"
     threads = threading.active_count()
@@ -2782,7 +2803,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_its_handler_goes_back(
             time.sleep(0.01)
         raise AssertionError("SIGTERM was not noticed")
 
-    monkeypatch.setattr(prediction, "decide", ended)
+    patch_everywhere(monkeypatch, "prediction.layers.decide", ended)
     before = signal.getsignal(signal.SIGTERM)
     folder = tmp_path / "out"
     assert run(land.path, scene, folder / "map.tif") == 130
@@ -2907,7 +2928,7 @@ def test_the_report_is_on_stdout_and_nothing_else(land, scene, tmp_path, capsys)
     assert run(land.path, scene, output, "--bands", "3,2,1") == 0
     captured = capsys.readouterr()
     report = read_json(tmp_path / "map_statistics.json")
-    assert captured.out == prediction.report_text(report) + "\n"
+    assert captured.out == report_text(report) + "\n"
     assert captured.out.startswith(str(output))
     assert "warning" in captured.err and "bare soil" not in captured.err
 
@@ -3017,16 +3038,16 @@ def test_what_a_check_says_is_what_a_run_takes(land, scene, tmp_path, batches):
         model=[str(land.path)], input=[str(scene), str(more)], output=str(tmp_path),
         patch_size=64, overlap=16, precision="fp32", save_confidence=True,
     )  # fmt: skip
-    faults, outlook = prediction.check_scenes(config)
+    faults, outlook = check_scenes(config)
     assert not faults
     assert outlook["scenes"] == 2 and outlook["pixels"] == 100 * 90 + 64 * 200
     assert outlook["precision"] == "fp32"
     assert outlook["window_seconds"] > 0 and outlook["memory"] > 1e8
-    tasks = prediction.list_tasks(config)
-    models, team = prediction.load_models(config), model_training.Team()
+    tasks = list_tasks(config)
+    models, team = load_models(config), Team()
     batches.clear()
     for task in tasks:
-        prediction.map_scene(task, config, models, team)
+        map_scene(task, config, models, team)
     assert outlook["windows"] == sum(shape[0] for shape in batches)
     # classes of a byte and confidences of four
     assert outlook["unfinished"] == max(100 * 90, 64 * 200) * 5
@@ -3116,7 +3137,7 @@ def test_a_run_touches_nothing_that_another_scene_leaves_aside(land, tmp_path):
     scene = write_scene(tmp_path / f"{start}2TQM.tif", noise(64, 64), DESCRIPTIONS)
     maps = tmp_path / "maps"
     maps.mkdir()
-    with rasters.whole_file(maps / f"{start}3UUP_prediction_statistics.json") as part:
+    with whole_file(maps / f"{start}3UUP_prediction_statistics.json") as part:
         part.write_text("half")
         assert run(land.path, scene, maps) == 0
         assert part.read_text() == "half"
@@ -3162,7 +3183,7 @@ sys.exit(", ".join(name for name in slow if name in sys.modules) or 0)
 def test_help_names_every_setting_once():
     text = prediction.build_parser().format_help()
     listed = text[text.index("options:") :]
-    for name in prediction.PredictionConfig.__dataclass_fields__:
+    for name in PredictionConfig.__dataclass_fields__:
         assert listed.count(f"  --{name} ") + listed.count(f"  --{name}\n") == 1
     assert "(default: 512)" in text and "(default: 128)" in text
 

@@ -5,14 +5,16 @@ The networks and scenes are those of test_prediction.py.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-import test_prediction as helpers
+import test_prediction as prediction_tests
 import torch
+from helpers import interrupt, patch_everywhere
 from test_prediction import (
     EVERYTHING,
     PixelModel,
@@ -30,20 +32,32 @@ from test_prediction import (
 )
 from torch import nn
 
-import model_training
-import Predict_large_image as prediction
-import rasters
-from model_training import Checkpoint, CheckpointError, Normalization, Predictor
+from common.architectures import VIEWS, ModelConfig
+from common.errors import CheckpointError, SegmentationError
+from model_training import (
+    Checkpoint,
+    Normalization,
+    build_model,
+    load_checkpoint,
+    save_checkpoint,
+)
+from prediction.ensemble import load_models, one_thread_each
+from prediction.predictor import Predictor, speed_up_pointwise
+from prediction.settings import PredictionConfig
+from prediction.tasks import list_models
 
 CPU = torch.device("cpu")
 models, land, water, spatial = (
-    helpers.models,
-    helpers.land,
-    helpers.water,
-    helpers.spatial,
+    prediction_tests.models,
+    prediction_tests.land,
+    prediction_tests.water,
+    prediction_tests.spatial,
 )
-scene, batches = helpers.scene, helpers.batches
-_one_thread, _logging_as_before = helpers._one_thread, helpers._logging_as_before
+scene, batches = prediction_tests.scene, prediction_tests.batches
+_one_thread, _logging_as_before = (
+    prediction_tests._one_thread,
+    prediction_tests._logging_as_before,
+)
 
 
 def make_model(path: Path, weights, bias, low, high, **metadata) -> PixelModel:
@@ -51,7 +65,7 @@ def make_model(path: Path, weights, bias, low, high, **metadata) -> PixelModel:
     weights, bias = np.array(weights, np.float32), np.array(bias, np.float32)
     model, config = linear_network(weights, bias)
     numbers = Normalization("dataset", tuple(low), tuple(high))
-    model_training.save_checkpoint(path, model, config, numbers, metadata)
+    save_checkpoint(path, model, config, numbers, metadata)
     return PixelModel(path, weights, bias, np.array(low), np.array(high))
 
 
@@ -134,19 +148,19 @@ def test_a_folder_of_folds_stands_for_their_final_models_in_order(tmp_path):
     expected = touch(*(tmp_path / f"fold_{number}" / final for number in numbers))
     touch(tmp_path / "fold_2" / "model_best_IoU.pth", tmp_path / final)
     touch(tmp_path / "other" / final, tmp_path / "best.pth")
-    assert prediction.list_models([str(tmp_path)]) == expected
+    assert list_models([str(tmp_path)]) == expected
 
 
 def test_a_folder_without_folds_stands_for_its_final_model(tmp_path):
     (final,) = touch(tmp_path / "model_final_model.pth")
     touch(tmp_path / "model_best_IoU.pth", tmp_path / "fold_1" / "model_best_IoU.pth")
-    assert prediction.list_models([str(tmp_path)]) == [final]
+    assert list_models([str(tmp_path)]) == [final]
 
 
 def test_a_folder_without_a_final_model_stands_for_all_its_checkpoints(tmp_path):
     expected = touch(tmp_path / "a.pth", tmp_path / "b.pth")
     touch(tmp_path / "notes.txt", tmp_path / "model_last.pth")  # of a run that goes on
-    assert prediction.list_models([str(tmp_path), "c.pth"]) == [*expected, "c.pth"]
+    assert list_models([str(tmp_path), "c.pth"]) == [*expected, "c.pth"]
 
 
 def test_a_folder_without_checkpoints_is_refused(scene, tmp_path, capsys):
@@ -204,7 +218,7 @@ def test_models_trained_on_other_band_orders_are_not_averaged_in_silence(
         land.weights,
         land.bias,
         class_names=LAND_NAMES,
-        band_descriptions=list(helpers.DESCRIPTIONS[::-1]),
+        band_descriptions=list(prediction_tests.DESCRIPTIONS[::-1]),
     )
     status = run([land.path, other.path], scene, tmp_path / "map.tif")
     assert status == 1 or "B04 red, B03 green, B02 blue" in capsys.readouterr().err
@@ -273,17 +287,17 @@ def test_views_are_averaged(spatial, tmp_path, views, shape):
 def test_the_views_of_d4_are_eight_different_ones_and_flip_four_of_them():
     image = torch.arange(6.0).reshape(1, 2, 3)
     seen = set()
-    for turns, mirrored in model_training.VIEWS["d4"]:
+    for turns, mirrored in VIEWS["d4"]:
         view = (image.flip(-1) if mirrored else image).rot90(turns, (-2, -1))
         seen.add(tuple(map(tuple, view[0].tolist())))
     assert len(seen) == 8
-    assert set(model_training.VIEWS["flip"]) < set(model_training.VIEWS["d4"])
-    assert model_training.VIEWS["none"] == [(0, False)]
+    assert set(VIEWS["flip"]) < set(VIEWS["d4"])
+    assert VIEWS["none"] == [(0, False)]
 
 
 @pytest.mark.parametrize("views", ["none", "d4"])
 def test_d4_maps_a_turned_scene_as_the_turned_map(spatial, views):
-    checkpoint = model_training.load_checkpoint(spatial)
+    checkpoint = load_checkpoint(spatial)
     predict = Predictor([checkpoint], CPU, tta=views)
     image = torch.from_numpy(noise(64, 64)).float()[None]
     valid = torch.rand(1, 64, 64) > 0.1
@@ -306,14 +320,16 @@ def test_a_pixel_model_is_the_same_in_every_view(land, scene, tmp_path):
 
 
 def test_views_of_several_models_with_uncertainty(spatial, land, tmp_path):
-    checkpoints = [model_training.load_checkpoint(spatial)] * 2
+    checkpoints = [load_checkpoint(spatial)] * 2
     predict = Predictor(checkpoints, CPU, tta="flip", disagreement=True)
     image = noise(64, 64)
     found = predict(torch.from_numpy(image)[None], None)[0].numpy()
     mean = averaged(lambda view: forward(spatial, view), image / 10_000, "flip")
     assert found.shape == (4, 64, 64)
     np.testing.assert_allclose(found[:3], mean, atol=1e-5)
-    np.testing.assert_allclose(found[3], helpers.entropy_share(mean), atol=1e-5)
+    np.testing.assert_allclose(
+        found[3], prediction_tests.entropy_share(mean), atol=1e-5
+    )
 
 
 # --- temperature ----------------------------------------------------------------------------
@@ -393,7 +409,9 @@ def delicate(tmp_path) -> tuple[Path, Path]:
 def test_auto_computes_in_fp32_and_says_so_where_classes_would_change(
     delicate, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(model_training, "native_precisions", lambda device: ["bf16"])
+    patch_everywhere(
+        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
+    )
     output = tmp_path / "map.tif"
     assert run(*delicate, output, "--precision", "auto") == 0
     assert "computing in fp32" in capsys.readouterr().err
@@ -405,7 +423,9 @@ def test_auto_computes_in_fp32_and_says_so_where_classes_would_change(
 def test_auto_takes_what_is_native_where_classes_stay(
     land, tmp_path, capsys, monkeypatch, native
 ):
-    monkeypatch.setattr(model_training, "native_precisions", lambda device: native)
+    patch_everywhere(
+        monkeypatch, "common.devices.native_precisions", lambda device: native
+    )
     pixels = np.where(noise(200, 200) > 5000, 9000, 2000).astype(np.uint16)
     scene = write_scene(tmp_path / "scene.tif", pixels)
     output = tmp_path / "map.tif"
@@ -418,15 +438,17 @@ def test_auto_takes_the_next_native_precision_where_the_first_changes_classes(
     delicate, tmp_path, capsys, monkeypatch
 ):
     native = ["bf16", "fp16"]
-    monkeypatch.setattr(model_training, "native_precisions", lambda device: native)
-    plain = model_training.Predictor._average_views
+    patch_everywhere(
+        monkeypatch, "common.devices.native_precisions", lambda device: native
+    )
+    plain = Predictor._average_views
 
     def exact_in_fp16(self, *arguments):
         if self.precision == "fp16":
             monkeypatch.setattr(self, "precision", "fp32")
         return plain(self, *arguments)
 
-    monkeypatch.setattr(model_training.Predictor, "_average_views", exact_in_fp16)
+    monkeypatch.setattr(Predictor, "_average_views", exact_in_fp16)
     output = tmp_path / "map.tif"
     assert run(*delicate, output, "--precision", "auto") == 0
     err = capsys.readouterr().err
@@ -437,7 +459,9 @@ def test_auto_takes_the_next_native_precision_where_the_first_changes_classes(
 def test_auto_makes_no_trial_for_a_few_windows(
     land, scene, tmp_path, monkeypatch, batches
 ):
-    monkeypatch.setattr(model_training, "native_precisions", lambda device: ["bf16"])
+    patch_everywhere(
+        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
+    )
     output = tmp_path / "map.tif"
     assert run(land.path, scene, output, "--precision", "auto") == 0
     assert precision_of(output) == "fp32"
@@ -452,7 +476,9 @@ def test_auto_makes_its_trial_where_pixels_are_valid(
         pixels = file.read()
     pixels[:, :, 60:] = 0  # most windows hold nothing
     scene = write_scene(tmp_path / "holes.tif", pixels, nodata=0)
-    monkeypatch.setattr(model_training, "native_precisions", lambda device: ["bf16"])
+    patch_everywhere(
+        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
+    )
     assert run(model, scene, tmp_path / "map.tif", "--precision", "auto") == 0
     assert precision_of(tmp_path / "map.tif") == "fp32"
 
@@ -460,12 +486,14 @@ def test_auto_makes_its_trial_where_pixels_are_valid(
 def test_a_resumed_run_keeps_the_precision_that_was_found(
     delicate, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(model_training, "native_precisions", lambda device: ["bf16"])
+    patch_everywhere(
+        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
+    )
     output = tmp_path / "map.tif"
     with monkeypatch.context() as patch:
-        helpers.interrupt(patch, prediction, "derive", 2)
+        interrupt(patch, "prediction.layers.derive", 2)
         assert run(*delicate, output, "--precision", "auto") == 130
-    calls = helpers.interrupt(monkeypatch, prediction, "choose_precision", 99)
+    calls = interrupt(monkeypatch, "prediction.precision.choose_precision", 99)
     assert run(*delicate, output, "--precision", "auto", "--resume") == 0
     assert calls == [] and precision_of(output) == "fp32"
 
@@ -488,7 +516,7 @@ class Greedy(nn.Module):
 
 
 def predictor_of(network: nn.Module, **options) -> Predictor:
-    config = model_training.ModelConfig("unet-dropout", 3, 2, None)
+    config = ModelConfig("unet-dropout", 3, 2, None)
     numbers = Normalization("dataset", (0.0,) * 3, (1.0,) * 3)
     return Predictor([Checkpoint(network, config, numbers, {})], CPU, **options)
 
@@ -512,7 +540,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_stays_so(
     def info(text, *values):
         messages.append(text % values)
 
-    monkeypatch.setattr(model_training.log, "info", info)
+    monkeypatch.setattr(logging.getLogger("semanticseg4eo"), "info", info)
     images = torch.rand(7, 3, 32, 32)
     valid = torch.rand(7, 32, 32) > 0.5 if masked else None
     plenty = predictor_of(Greedy(100, error))(images, valid)
@@ -548,7 +576,7 @@ def test_a_window_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
     spatial, scene, tmp_path, monkeypatch, capsys
 ):
     predict = predictor_of(Greedy(0, SCARCE[1]))
-    with pytest.raises(rasters.SegmentationError, match="--patch_size"):
+    with pytest.raises(SegmentationError, match="--patch_size"):
         predict(torch.rand(4, 3, 32, 32), None)
 
     def greedy(self, network, scaled, temperature):
@@ -718,7 +746,7 @@ def test_an_unreadable_second_model_stops_before_the_work(
 ):
     with pytest.raises(CheckpointError, match=r"missing\.pth"):
         config = configure(model=[str(land.path), str(tmp_path / "missing.pth")])
-        prediction.load_models(config)
+        load_models(config)
     files = [land.path, tmp_path / "missing.pth"]
     assert run(files, scene, tmp_path / "map.tif") == 1
     assert "missing.pth" in capsys.readouterr().err and batches == []
@@ -728,12 +756,12 @@ def test_pointwise_convolutions_of_onednn_give_the_same_logits():
     from torch import nn
 
     torch.manual_seed(0)
-    config = model_training.ModelConfig("fpn", 3, 4, "resnet18")
-    model = model_training.build_model(config).eval()
+    config = ModelConfig("fpn", 3, 4, "resnet18")
+    model = build_model(config).eval()
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         expected = model(images)
-        model_training.speed_up_pointwise(model)
+        speed_up_pointwise(model)
         found = model(images)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
@@ -746,7 +774,7 @@ def test_pointwise_convolutions_of_onednn_give_the_same_logits():
 )
 def test_windows_are_predicted_by_onednn_unless_compiled(options, wanted):
     paths = {"model": ["m.pth"], "input": ["a.tif"], "output": "b.tif"}
-    config = prediction.PredictionConfig(**paths | options)
+    config = PredictionConfig(**paths | options)
     there = torch.backends.mkldnn.is_available()
-    assert prediction.one_thread_each(config, torch.device("cpu")) == (wanted and there)
-    assert not prediction.one_thread_each(config, torch.device("cuda"))
+    assert one_thread_each(config, torch.device("cpu")) == (wanted and there)
+    assert not one_thread_each(config, torch.device("cuda"))

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_raster
+from helpers import ROOT, write_raster
 
-import model_training
+from common.architectures import ModelConfig
+from model_training import Normalization, build_model, save_checkpoint
 
-ROOT = Path(model_training.__file__).parent
 SCRIPT = str(ROOT / "Predict_large_image.py")
 OPTIONS = [
     *("--patch_size", "64", "--overlap", "16", "--precision", "fp32", "--device", "cpu"),
@@ -39,12 +39,10 @@ def folder(tmp_path_factory) -> Path:
     pixels[:, 40:120, 100:190] = 0
     write_raster(folder / "scene.tif", pixels, nodata=0)
     torch.manual_seed(0)
-    config = model_training.ModelConfig("unet", 3, 4, "resnet18")
-    model = model_training.build_model(config)
-    normalization = model_training.Normalization("dataset", (1.0,) * 3, (1e4,) * 3)
-    model_training.save_checkpoint(
-        folder / "model.pth", model, config, normalization, {}
-    )
+    config = ModelConfig("unet", 3, 4, "resnet18")
+    model = build_model(config)
+    normalization = Normalization("dataset", (1.0,) * 3, (1e4,) * 3)
+    save_checkpoint(folder / "model.pth", model, config, normalization, {})
     return folder
 
 

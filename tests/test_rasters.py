@@ -22,12 +22,54 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+from helpers import ROOT
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from rasterio.windows import Window
 
-import rasters
-from rasters import DatasetError, OptionError, RasterError, SegmentationError
+from common.console import add_settings, settings_from
+from common.errors import (
+    DatasetError,
+    OptionError,
+    RasterError,
+    SegmentationError,
+    require,
+    unknown_name,
+)
+from common.files import umask, whole_file, write_json
+from common.ground import pixel_areas
+from common.interruption import ending_as_ctrl_c
+from common.labels import (
+    class_name_tags,
+    class_names_of,
+    read_label,
+    require_one_band,
+    whole_labels,
+)
+from common.options import setting
+from common.patches import PatchPair, list_pairs, patch_root, read_patch
+from common.pictures import (
+    class_colours,
+    colour_map,
+    draw_panels,
+    rgb_bands,
+    save_figure,
+    stretch,
+)
+from common.rasters import (
+    GDAL_OPTIONS,
+    image_bands,
+    open_raster,
+    overview,
+    pixel_bounds,
+    read_image,
+    require_georeference,
+    same_pixel_grid,
+    select_bands,
+    window_starts,
+    window_within,
+)
+from common.tiffs import PatchHeader, list_tiffs, patch_header
 
 CRS = "EPSG:32631"
 TRANSFORM = from_origin(431_240, 4_912_560, 10, 10)
@@ -89,9 +131,9 @@ def write_vrt(path: Path, bands: list[tuple[Path, float | str | None]]) -> Path:
 
 def invalid_pixels(path: Path, bands=None, window: Window = WHOLE) -> set:
     """(row, column) of the invalid pixels of a window."""
-    with rasters.open_raster(path) as file:
-        chosen = bands or rasters.image_bands(file)
-        _, valid = rasters.read_image(file, window, chosen)
+    with open_raster(path) as file:
+        chosen = bands or image_bands(file)
+        _, valid = read_image(file, window, chosen)
     return {tuple(place) for place in np.argwhere(~valid).tolist()}
 
 
@@ -101,8 +143,8 @@ def described(path: Path, *descriptions: str | None) -> Path:
 
 
 def bands_of(path: Path, text: str | None) -> list[int]:
-    with rasters.open_raster(path) as file:
-        return rasters.select_bands(file, text)
+    with open_raster(path) as file:
+        return select_bands(file, text)
 
 
 def write_patches(folder: Path, names=("a", "b"), suffix=".tif") -> Path:
@@ -117,7 +159,7 @@ def write_pair(folder: Path, image=None, label=None, image_more=None, label_more
     """One pair; what is not given is 8 px of valid pixels."""
     image = ramp(2) if image is None else image
     label = ramp(dtype="uint8") % 3 if label is None else label
-    return rasters.PatchPair(
+    return PatchPair(
         write_raster(folder / "image.tif", image, **(image_more or {})),
         write_raster(folder / "label.tif", label, **(label_more or {})),
     )
@@ -128,10 +170,10 @@ def write_pair(folder: Path, image=None, label=None, image_more=None, label_more
 
 def test_importing_rasters_imports_nothing_slow():
     slow = "{'torch', 'cv2', 'scipy', 'geopandas', 'matplotlib', 'tifffile'}"
-    code = f"import rasters, sys; print({slow} & set(sys.modules) or 'none')"
+    code = f"import sys; from common import rasters; print({slow} & set(sys.modules) or 'none')"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(rasters.__file__).parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -146,24 +188,24 @@ def test_every_error_is_one_that_the_user_can_mend_and_a_value_error(kind):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_known_one():
-    error = rasters.unknown_name("model", "Unett", ["unet", "fpn", "pan"])
+    error = unknown_name("model", "Unett", ["unet", "fpn", "pan"])
     assert isinstance(error, OptionError)
     message = "Unknown model 'Unett'; did you mean 'unet'? (unet, fpn, pan)"
     assert str(error) == message
 
 
 def test_an_unknown_name_like_no_other_gets_no_suggestion():
-    assert "did you mean" not in str(rasters.unknown_name("model", "zzz", ["unet"]))
+    assert "did you mean" not in str(unknown_name("model", "zzz", ["unet"]))
 
 
 def test_a_long_list_of_known_names_is_counted_only():
-    message = str(rasters.unknown_name("encoder", "x", [f"e{i}" for i in range(25)]))
+    message = str(unknown_name("encoder", "x", [f"e{i}" for i in range(25)]))
     assert "25 names are known" in message
     assert "e24" not in message
 
 
 def test_a_name_that_differs_in_case_only_is_suggested():
-    error = rasters.unknown_name("--label_column", "Class", ["OTHER", "CLASS"])
+    error = unknown_name("--label_column", "Class", ["OTHER", "CLASS"])
     assert "did you mean 'CLASS'" in str(error)
 
 
@@ -172,23 +214,23 @@ def test_a_name_that_differs_in_case_only_is_suggested():
 
 @dataclass(frozen=True)
 class Settings:
-    root: str = rasters.setting(help="folder", group="data")
-    classes: int = rasters.setting(2, "how many", "data", alias="--num_classes")
-    rate: float = rasters.setting(1e-3, "step size")
-    augment: bool = rasters.setting(False, "vary the patches")
-    mode: str = rasters.setting("a", "which one", choices=("a", "b"))
-    channels: int | None = rasters.setting(None, "bands", shown="those of the data")
-    limits: tuple[float, ...] = rasters.setting((0.0, 1.0), "range", nargs=2)
+    root: str = setting(help="folder", group="data")
+    classes: int = setting(2, "how many", "data", alias="--num_classes")
+    rate: float = setting(1e-3, "step size")
+    augment: bool = setting(False, "vary the patches")
+    mode: str = setting("a", "which one", choices=("a", "b"))
+    channels: int | None = setting(None, "bands", shown="those of the data")
+    limits: tuple[float, ...] = setting((0.0, 1.0), "range", nargs=2)
 
 
 def parser_of(config_class) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prog")
-    rasters.add_settings(parser, config_class)
+    add_settings(parser, config_class)
     return parser
 
 
 def settings_of(*words: str) -> Settings:
-    return rasters.settings_from(Settings, parser_of(Settings).parse_args(words))
+    return settings_from(Settings, parser_of(Settings).parse_args(words))
 
 
 def test_settings_that_are_not_given_have_the_defaults_of_the_dataclass():
@@ -234,9 +276,9 @@ def test_help_lists_groups_defaults_and_words_for_a_default_found_later():
 
 
 def test_require_passes_what_holds_and_names_option_value_and_expectation_otherwise():
-    rasters.require(True, "--epochs", 3, "at least 1")
+    require(True, "--epochs", 3, "at least 1")
     with pytest.raises(OptionError, match=r"^--epochs 0: expected at least 1$"):
-        rasters.require(False, "--epochs", 0, "at least 1")
+        require(False, "--epochs", 0, "at least 1")
 
 
 # --- opening --------------------------------------------------------------------------------
@@ -244,19 +286,19 @@ def test_require_passes_what_holds_and_names_option_value_and_expectation_otherw
 
 @pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "without_suffix"])
 def test_a_geotiff_is_opened(tmp_path, name):
-    with rasters.open_raster(write_raster(tmp_path / name, ramp())) as file:
+    with open_raster(write_raster(tmp_path / name, ramp())) as file:
         np.testing.assert_array_equal(file.read(), ramp())
 
 
 def test_a_path_may_be_a_text(tmp_path):
-    with rasters.open_raster(str(write_raster(tmp_path / "a.tif", ramp()))) as file:
+    with open_raster(str(write_raster(tmp_path / "a.tif", ramp()))) as file:
         assert file.count == 1
 
 
 @pytest.mark.parametrize("name", ["a.vrt", "a.VRT"])
 def test_a_vrt_under_its_own_name_is_opened(tmp_path, name):
     source = write_raster(tmp_path / "a.tif", ramp())
-    with rasters.open_raster(write_vrt(tmp_path / name, [(source, None)])) as file:
+    with open_raster(write_vrt(tmp_path / name, [(source, None)])) as file:
         np.testing.assert_array_equal(file.read(), ramp())
 
 
@@ -264,7 +306,7 @@ def test_a_file_in_a_zip_is_opened(tmp_path):
     write_raster(tmp_path / "a.tif", ramp())
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(tmp_path / "a.tif", "inner/a.tif")
-    with rasters.open_raster(f"/vsizip/{tmp_path}/a.zip/inner/a.tif") as file:
+    with open_raster(f"/vsizip/{tmp_path}/a.zip/inner/a.tif") as file:
         np.testing.assert_array_equal(file.read(), ramp())
 
 
@@ -273,12 +315,12 @@ def test_a_vrt_under_another_name_is_refused(tmp_path, name):
     source = write_raster(tmp_path / "source.tif", ramp())
     disguised = write_vrt(tmp_path / name, [(source, None)])
     with pytest.raises(RasterError, match=name):
-        rasters.open_raster(disguised)
+        open_raster(disguised)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RasterError, match=r"absent\.tif"):
-        rasters.open_raster(tmp_path / "absent.tif")
+        open_raster(tmp_path / "absent.tif")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a raster", b"II*\0", b"\x89PNG\r\n"])
@@ -286,13 +328,13 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_file_that_is_no_raster_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RasterError, match=name):
-        rasters.open_raster(tmp_path / name)
+        open_raster(tmp_path / name)
 
 
 def test_a_folder_is_no_raster(tmp_path):
     (tmp_path / "folder.tif").mkdir()
     with pytest.raises(RasterError, match=r"folder\.tif"):
-        rasters.open_raster(tmp_path / "folder.tif")
+        open_raster(tmp_path / "folder.tif")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +351,7 @@ def test_complex_numbers_are_refused(tmp_path, dtype):
     pixels = ramp(dtype="complex64")
     path = write_raster(tmp_path / "slc.tif", pixels, dtype=dtype)
     with pytest.raises(RasterError, match="complex"):
-        rasters.open_raster(path)
+        open_raster(path)
 
 
 def test_a_container_without_bands_of_its_own_asks_for_a_subdataset(tmp_path):
@@ -321,14 +363,14 @@ def test_a_container_without_bands_of_its_own_asks_for_a_subdataset(tmp_path):
         with rasterio.open(path, "w", **shape, **profile, **more) as file:
             file.write(ramp(dtype="uint8"))
     with pytest.raises(RasterError, match="subdataset"):
-        rasters.open_raster(path)
+        open_raster(path)
 
 
 @pytest.mark.parametrize("name", ["a.jp2", "a.vrt"])
 def test_a_geotiff_under_the_name_of_another_format_is_refused(tmp_path, name):
     shutil.copy(write_raster(tmp_path / "a.tif", ramp()), tmp_path / name)
     with pytest.raises(RasterError, match=name):
-        rasters.open_raster(tmp_path / name)
+        open_raster(tmp_path / name)
 
 
 def test_a_description_of_a_map_server_under_another_name_is_refused(tmp_path):
@@ -339,16 +381,16 @@ def test_a_description_of_a_map_server_under_another_name_is_refused(tmp_path):
         "<TileLevel>1</TileLevel></DataWindow><BandsCount>3</BandsCount></GDAL_WMS>"
     )
     with pytest.raises(RasterError):
-        rasters.open_raster(tmp_path / "scene.jp2")
+        open_raster(tmp_path / "scene.jp2")
 
 
 def test_a_raster_without_crs_is_refused_where_one_is_needed(tmp_path):
     with rasterio.open(write_raster(tmp_path / "a.tif", ramp())) as file:
-        rasters.require_georeference(file)
+        require_georeference(file)
     path = write_raster(tmp_path / "b.tif", ramp(), crs=None)
     refused = pytest.raises(RasterError, match=r"b\.tif has no CRS")
     with rasterio.open(path) as file, refused:
-        rasters.require_georeference(file)
+        require_georeference(file)
 
 
 @pytest.mark.parametrize(
@@ -370,15 +412,15 @@ def test_two_rasters_share_a_pixel_grid_up_to_a_hundredth_of_a_pixel(
     one = write_raster(tmp_path / "a.tif", ramp())
     other = write_raster(tmp_path / "b.tif", ramp(), **change)
     with rasterio.open(one) as a, rasterio.open(other) as b:
-        assert rasters.same_pixel_grid(a, b) is same
-        assert rasters.same_pixel_grid(b, a) is same
+        assert same_pixel_grid(a, b) is same
+        assert same_pixel_grid(b, a) is same
 
 
 def test_rasters_of_another_size_do_not_share_a_pixel_grid(tmp_path):
     one = write_raster(tmp_path / "a.tif", ramp())
     other = write_raster(tmp_path / "b.tif", ramp(size=9))
     with rasterio.open(one) as a, rasterio.open(other) as b:
-        assert not rasters.same_pixel_grid(a, b)
+        assert not same_pixel_grid(a, b)
 
 
 def test_the_tolerance_of_a_pixel_grid_can_be_widened(tmp_path):
@@ -386,15 +428,15 @@ def test_the_tolerance_of_a_pixel_grid_can_be_widened(tmp_path):
     one = write_raster(tmp_path / "a.tif", ramp())
     other = write_raster(tmp_path / "b.tif", ramp(), transform=shifted)
     with rasterio.open(one) as a, rasterio.open(other) as b:
-        assert rasters.same_pixel_grid(a, b, 0.5)
-        assert not rasters.same_pixel_grid(a, b, 0.3)
+        assert same_pixel_grid(a, b, 0.5)
+        assert not same_pixel_grid(a, b, 0.3)
 
 
 def areas_of(tmp_path, crs, transform, height: int = 4, width: int = 4):
     path = tmp_path / "a.tif"
     write_raster(path, np.ones((height, width), "uint8"), crs=crs, transform=transform)
     with rasterio.open(path) as file:
-        return rasters.pixel_areas(file)
+        return pixel_areas(file)
 
 
 @pytest.mark.parametrize(
@@ -444,8 +486,8 @@ def test_a_pixel_is_measured_on_the_ground(tmp_path, crs, left, top, pixel, expe
 
 def test_without_any_mask_all_pixels_are_valid(tmp_path):
     path = write_raster(tmp_path / "a.tif", ramp(2) - 1)
-    with rasters.open_raster(path) as file:
-        image, valid = rasters.read_image(file, WHOLE, [2, 1])
+    with open_raster(path) as file:
+        image, valid = read_image(file, WHOLE, [2, 1])
     np.testing.assert_array_equal(image, (ramp(2) - 1)[::-1])
     assert image.dtype == np.uint16
     assert valid.dtype == bool
@@ -495,16 +537,16 @@ def test_pixels_of_alpha_zero_are_invalid_and_alpha_is_no_image_band(tmp_path, b
     pixels[3, 1, 1] = 0
     path = write_raster(tmp_path / "a.tif", pixels, colours=RGBA)
     assert invalid_pixels(path, bands) == {(1, 1)}
-    with rasters.open_raster(path) as file:
-        assert rasters.image_bands(file) == [1, 2, 3]
+    with open_raster(path) as file:
+        assert image_bands(file) == [1, 2, 3]
 
 
 def test_all_bands_with_alpha_are_data(tmp_path):
     pixels = ramp(4)
     pixels[3, 1, 1] = 0
     path = write_raster(tmp_path / "a.tif", pixels, colours=RGBA)
-    with rasters.open_raster(path) as file:
-        image, valid = rasters.read_image(file, WHOLE, [1, 2, 3, 4])
+    with open_raster(path) as file:
+        image, valid = read_image(file, WHOLE, [1, 2, 3, 4])
     np.testing.assert_array_equal(image, pixels)
     assert valid.all()
 
@@ -565,9 +607,9 @@ def test_bands_of_several_dtypes_are_read_in_one_that_holds_them_all(
         write_raster(tmp_path / f"{dtype}.tif", ramp(dtype=dtype)) for dtype in dtypes
     ]
     path = write_vrt(tmp_path / "a.vrt", [(source, 3) for source in sources])
-    with rasters.open_raster(path) as file:
-        image, valid = rasters.read_image(file, WHOLE, [1, 2])
-        picture, _ = rasters.overview(file, [1, 2], 8)
+    with open_raster(path) as file:
+        image, valid = read_image(file, WHOLE, [1, 2])
+        picture, _ = overview(file, [1, 2], 8)
     assert image.dtype == picture.dtype == common
     np.testing.assert_array_equal(image, np.concatenate([ramp(), ramp()]))
     np.testing.assert_array_equal(picture, image)
@@ -580,8 +622,8 @@ def test_one_band_of_a_raster_of_several_dtypes_comes_in_the_common_one(tmp_path
         for dtype in ("uint8", "float32")
     ]
     path = write_vrt(tmp_path / "a.vrt", [(source, None) for source in sources])
-    with rasters.open_raster(path) as file:
-        image, _ = rasters.read_image(file, WHOLE, [1])
+    with open_raster(path) as file:
+        image, _ = read_image(file, WHOLE, [1])
     assert image.dtype == np.float32
     np.testing.assert_array_equal(image, ramp())
 
@@ -598,8 +640,8 @@ def test_one_band_of_a_raster_of_several_dtypes_comes_in_the_common_one(tmp_path
 )
 def test_a_window_shows_the_padded_raster_with_the_padding_invalid(tmp_path, window):
     path = write_raster(tmp_path / "a.tif", ramp(2))
-    with rasters.open_raster(path) as file:
-        image, valid = rasters.read_image(file, window, [1, 2])
+    with open_raster(path) as file:
+        image, valid = read_image(file, window, [1, 2])
     padded = np.pad(ramp(2), ((0, 0), (20, 20), (20, 20)))
     rows = slice(window.row_off + 20, window.row_off + 20 + window.height)
     columns = slice(window.col_off + 20, window.col_off + 20 + window.width)
@@ -610,8 +652,8 @@ def test_a_window_shows_the_padded_raster_with_the_padding_invalid(tmp_path, win
 @pytest.mark.parametrize("corner", [(8, 0), (0, 8), (-3, 0), (0, -4), (100, 100)])
 def test_a_window_outside_the_raster_is_zero_and_invalid(tmp_path, corner):
     path = write_raster(tmp_path / "a.tif", ramp(2))
-    with rasters.open_raster(path) as file:
-        image, valid = rasters.read_image(file, Window(*corner, 3, 4), [1, 2])
+    with open_raster(path) as file:
+        image, valid = read_image(file, Window(*corner, 3, 4), [1, 2])
     assert image.shape == (2, 4, 3)
     assert image.dtype == np.uint16
     assert not image.any()
@@ -632,8 +674,8 @@ def spoilt(path: Path) -> Path:
 
 def test_a_block_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path):
     refused = pytest.raises(RasterError, match=r"Cannot read .*bad\.tif")
-    with rasters.open_raster(spoilt(tmp_path / "bad.tif")) as file, refused:
-        rasters.read_image(file, Window(0, 0, 32, 32), [1, 2])
+    with open_raster(spoilt(tmp_path / "bad.tif")) as file, refused:
+        read_image(file, Window(0, 0, 32, 32), [1, 2])
 
 
 # --- bands ----------------------------------------------------------------------------------
@@ -728,7 +770,7 @@ def test_a_raster_of_nothing_but_alpha_has_no_bands_to_select(tmp_path):
     ],
 )
 def test_true_colour_is_found_by_description(descriptions, expected):
-    assert rasters.rgb_bands(descriptions) == expected
+    assert rgb_bands(descriptions) == expected
 
 
 @pytest.mark.parametrize(
@@ -740,17 +782,17 @@ def test_true_colour_is_found_by_description(descriptions, expected):
     ],
 )
 def test_a_plain_colour_is_preferred_to_a_qualified_one(descriptions, expected):
-    assert rasters.rgb_bands(descriptions) == expected
+    assert rgb_bands(descriptions) == expected
 
 
 def test_colour_interpretation_comes_before_descriptions():
     colours = [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
-    assert rasters.rgb_bands(["red", "green", "blue"], colours) == [3, 2, 1]
+    assert rgb_bands(["red", "green", "blue"], colours) == [3, 2, 1]
 
 
 def test_an_incomplete_colour_interpretation_is_passed_over():
     colours = [ColorInterp.gray, ColorInterp.undefined, ColorInterp.red]
-    assert rasters.rgb_bands(["blue", "green", "red"], colours) == [3, 2, 1]
+    assert rgb_bands(["blue", "green", "red"], colours) == [3, 2, 1]
 
 
 # --- windows --------------------------------------------------------------------------------
@@ -769,7 +811,7 @@ def test_an_incomplete_colour_interpretation_is_passed_over():
     ],
 )
 def test_window_within_is_the_overlap_with_the_raster_or_none(window, expected):
-    assert rasters.window_within(window, 10, 6) == expected
+    assert window_within(window, 10, 6) == expected
 
 
 @pytest.mark.parametrize("patch_size", [1, 3, 8, 32])
@@ -777,7 +819,7 @@ def test_window_within_is_the_overlap_with_the_raster_or_none(window, expected):
 def test_windows_cover_every_length_once_each_and_end_at_the_edge(patch_size, overlap):
     stride = max(1, patch_size - overlap)
     for length in range(1, 100):
-        starts = rasters.window_starts(length, patch_size, stride)
+        starts = window_starts(length, patch_size, stride)
         assert starts == sorted(set(starts))
         assert starts[0] == 0
         assert all(b - a <= stride for a, b in pairwise(starts))
@@ -789,8 +831,8 @@ def test_windows_cover_every_length_once_each_and_end_at_the_edge(patch_size, ov
 
 
 def test_a_pixel_belongs_to_bounds_that_hold_its_centre():
-    assert rasters.pixel_bounds((0.25, 1.75, 3.25, 4.75)) == Window(0, 2, 3, 3)
-    assert rasters.pixel_bounds((-2.25, -0.75, 1, 2)) == Window(-2, -1, 3, 3)
+    assert pixel_bounds((0.25, 1.75, 3.25, 4.75)) == Window(0, 2, 3, 3)
+    assert pixel_bounds((-2.25, -0.75, 1, 2)) == Window(-2, -1, 3, 3)
 
 
 def test_adjacent_cells_share_no_pixel_and_leave_no_gap():
@@ -798,8 +840,7 @@ def test_adjacent_cells_share_no_pixel_and_leave_no_gap():
     halves = np.arange(-6, 7) / 2
     for edges in (halves, *np.sort(rng.uniform(-20, 20, (200, 12)))):
         cells = [
-            rasters.pixel_bounds((left, left, right, right))
-            for left, right in pairwise(edges)
+            pixel_bounds((left, left, right, right)) for left, right in pairwise(edges)
         ]
         for one, other in pairwise(cells):
             assert one.col_off + one.width == other.col_off
@@ -809,7 +850,7 @@ def test_adjacent_cells_share_no_pixel_and_leave_no_gap():
 @pytest.mark.parametrize("edge", [-3, 0, 7, 7.5])
 def test_projection_noise_moves_no_edge(edge):
     windows = {
-        rasters.pixel_bounds((edge + noise, edge - noise, 20 + noise, 20 - noise))
+        pixel_bounds((edge + noise, edge - noise, 20 + noise, 20 - noise))
         for noise in (-4e-4, -1e-9, 0, 1e-9, 4e-4)
     }
     assert len(windows) == 1
@@ -821,7 +862,7 @@ def test_projection_noise_moves_no_edge(edge):
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
 def test_whole_labels_of_any_dtype_become_int64(dtype):
     label = np.array([[0, 3], [7, 9]], dtype)
-    whole = rasters.whole_labels(label, np.ones((2, 2), bool), "a.tif")
+    whole = whole_labels(label, np.ones((2, 2), bool), "a.tif")
     assert whole.dtype == np.int64
     assert whole.tolist() == [[0, 3], [7, 9]]
 
@@ -829,28 +870,28 @@ def test_whole_labels_of_any_dtype_become_int64(dtype):
 def test_a_fraction_among_the_labels_is_an_error_that_names_file_and_value():
     label = np.array([[0, 1.5]], np.float32)
     with pytest.raises(DatasetError, match=r"a\.tif holds 1\.5"):
-        rasters.whole_labels(label, np.ones((1, 2), bool), "a.tif")
+        whole_labels(label, np.ones((1, 2), bool), "a.tif")
 
 
 def test_a_fraction_or_nan_that_is_invalid_is_no_error():
     label = np.array([[0.5, np.nan, 4]], np.float32)
     valid = np.array([[False, False, True]])
-    assert rasters.whole_labels(label, valid, "a.tif").tolist() == [[0, 0, 4]]
+    assert whole_labels(label, valid, "a.tif").tolist() == [[0, 0, 4]]
 
 
 def test_a_float_label_beyond_all_integers_does_not_wrap_around():
     label = np.array([[1, 3.4e38]], np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        whole = rasters.whole_labels(label, np.ones((1, 2), bool), "a.tif")
+        whole = whole_labels(label, np.ones((1, 2), bool), "a.tif")
     assert whole[0, 1] > 2**32
 
 
 def test_nodata_and_the_outside_of_a_label_are_unlabelled(tmp_path):
     label = ramp(dtype="uint8") % 5
     path = write_raster(tmp_path / "a.tif", label, nodata=4)
-    with rasters.open_raster(path) as file:
-        read = rasters.read_label(file, Window(-1, 0, 9, 8), 77)
+    with open_raster(path) as file:
+        read = read_label(file, Window(-1, 0, 9, 8), 77)
     assert read.dtype == np.int64
     assert (read[:, 0] == 77).all()
     np.testing.assert_array_equal(read[:, 1:], np.where(label[0] == 4, 77, label[0]))
@@ -859,19 +900,19 @@ def test_nodata_and_the_outside_of_a_label_are_unlabelled(tmp_path):
 def test_nan_in_a_float_label_is_unlabelled(tmp_path):
     label = ramp(dtype="float32")
     label[0, 2, 3] = np.nan
-    with rasters.open_raster(write_raster(tmp_path / "a.tif", label)) as file:
-        read = rasters.read_label(file, WHOLE, 255)
+    with open_raster(write_raster(tmp_path / "a.tif", label)) as file:
+        read = read_label(file, WHOLE, 255)
     assert read[2, 3] == 255
     assert np.count_nonzero(read == ramp()[0]) == 63
 
 
 def test_a_label_has_one_band(tmp_path):
-    with rasters.open_raster(write_raster(tmp_path / "one.tif", ramp())) as file:
-        rasters.require_one_band(file)
+    with open_raster(write_raster(tmp_path / "one.tif", ramp())) as file:
+        require_one_band(file)
     refused = pytest.raises(DatasetError, match=r"two\.tif has 2 bands")
     path = write_raster(tmp_path / "two.tif", ramp(2))
-    with rasters.open_raster(path) as file, refused:
-        rasters.require_one_band(file)
+    with open_raster(path) as file, refused:
+        require_one_band(file)
 
 
 @pytest.mark.parametrize(
@@ -891,9 +932,9 @@ def test_a_label_may_have_an_alpha_band_beside_its_own(tmp_path, label_first):
     if not label_first:
         pixels, colours = pixels[::-1], colours[::-1]
     path = write_raster(tmp_path / "a.tif", pixels, colours=colours)
-    with rasters.open_raster(path) as file:
-        rasters.require_one_band(file)
-        read = rasters.read_label(file, WHOLE, 99)
+    with open_raster(path) as file:
+        require_one_band(file)
+        read = read_label(file, WHOLE, 99)
     expected = ramp()[0] % 3
     expected[0, 0] = 99
     np.testing.assert_array_equal(read, expected)
@@ -906,10 +947,10 @@ def test_the_splits_may_lie_in_patch_or_directly_in_the_root(tmp_path):
     direct = tmp_path / "direct"
     write_patches(direct / "train")
     write_patches(tmp_path / "nested" / "Patch" / "train")
-    assert rasters.patch_root(direct) == direct
-    assert rasters.patch_root(tmp_path / "nested") == tmp_path / "nested" / "Patch"
+    assert patch_root(direct) == direct
+    assert patch_root(tmp_path / "nested") == tmp_path / "nested" / "Patch"
     for root in (direct, str(tmp_path / "nested")):
-        pairs = rasters.list_pairs(root, "train")
+        pairs = list_pairs(root, "train")
         assert [pair.name for pair in pairs] == ["a", "b"]
 
 
@@ -917,7 +958,7 @@ def test_a_root_that_is_no_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     for name in ("absent", "file"):
         with pytest.raises(DatasetError, match=f"No folder .*{name}"):
-            rasters.patch_root(tmp_path / name)
+            patch_root(tmp_path / name)
 
 
 def test_tiffs_are_listed_by_stem_in_order_whatever_the_case_of_their_suffix(tmp_path):
@@ -925,26 +966,26 @@ def test_tiffs_are_listed_by_stem_in_order_whatever_the_case_of_their_suffix(tmp
     others = [".hidden.tif", "._a.tif", "a.tif.aux.xml", "a.png", "readme", "tif"]
     for name in (*names, *others):
         (tmp_path / name).touch()
-    listed = rasters.list_tiffs(tmp_path)
+    listed = list_tiffs(tmp_path)
     assert list(listed) == ["a", "b", "c", "d"]
     assert {path.name for path in listed.values()} == set(names)
 
 
 def test_a_missing_folder_lists_no_tiffs(tmp_path):
-    assert rasters.list_tiffs(tmp_path / "absent") == {}
+    assert list_tiffs(tmp_path / "absent") == {}
 
 
 def test_two_files_of_one_stem_are_an_error(tmp_path):
     (tmp_path / "a.tif").touch()
     (tmp_path / "a.TIFF").touch()
     with pytest.raises(DatasetError, match="same stem"):
-        rasters.list_tiffs(tmp_path)
+        list_tiffs(tmp_path)
 
 
 def test_image_and_label_pair_by_stem_whatever_their_suffixes(tmp_path):
     train = write_patches(tmp_path / "train", ["a"])
     (train / "labels" / "a.tif").rename(train / "labels" / "a.TIFF")
-    (pair,) = rasters.list_pairs(tmp_path, "train")
+    (pair,) = list_pairs(tmp_path, "train")
     assert pair.name == "a"
     assert pair.image == train / "images" / "a.tif"
     assert pair.label == train / "labels" / "a.TIFF"
@@ -958,7 +999,7 @@ def test_an_unmatched_file_is_named(tmp_path, folder, complaint):
     train = write_patches(tmp_path / "train", ["a", "b", "c"])
     (train / folder / "b.tif").unlink()
     with pytest.raises(DatasetError, match=complaint):
-        rasters.list_pairs(tmp_path, "train")
+        list_pairs(tmp_path, "train")
 
 
 def test_unmatched_files_are_counted(tmp_path):
@@ -966,23 +1007,23 @@ def test_unmatched_files_are_counted(tmp_path):
     for name in ("b", "c"):
         (train / "labels" / f"{name}.tif").unlink()
     with pytest.raises(DatasetError, match=r"b\.tif .*\(2 such files\)"):
-        rasters.list_pairs(tmp_path, "train")
+        list_pairs(tmp_path, "train")
 
 
 def test_a_split_without_images_is_an_error_unless_it_may_be_missing(tmp_path):
     write_patches(tmp_path / "train")
     (tmp_path / "test" / "images").mkdir(parents=True)
     for split in ("validation", "test"):
-        assert rasters.list_pairs(tmp_path, split, required=False) == []
+        assert list_pairs(tmp_path, split, required=False) == []
         with pytest.raises(DatasetError, match=rf"{split}/images \(looked for \.tif"):
-            rasters.list_pairs(tmp_path, split)
+            list_pairs(tmp_path, split)
 
 
 @pytest.mark.parametrize("required", [True, False])
 def test_labels_without_any_image_are_an_error(tmp_path, required):
     shutil.rmtree(write_patches(tmp_path / "test") / "images")
     with pytest.raises(DatasetError, match="No images found"):
-        rasters.list_pairs(tmp_path, "test", required)
+        list_pairs(tmp_path, "test", required)
 
 
 @pytest.mark.parametrize("interleave", ["band", "pixel"])
@@ -990,7 +1031,7 @@ def test_labels_without_any_image_are_an_error(tmp_path, required):
 def test_the_header_of_a_patch_gives_bands_size_and_dtype(tmp_path, interleave, more):
     pixels = np.zeros((3, 16, 24), np.float32)
     path = write_raster(tmp_path / "a.tif", pixels, interleave=interleave, **more)
-    assert rasters.patch_header(path) == rasters.PatchHeader(3, 16, 24, "float32")
+    assert patch_header(path) == PatchHeader(3, 16, 24, "float32")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -1000,14 +1041,14 @@ def test_a_patch_that_is_cut_off_is_an_error_that_names_it(tmp_path, share, more
     content = write_raster(tmp_path / "whole.tif", noise, **more).read_bytes()
     (tmp_path / "cut.tif").write_bytes(content[: int(share * len(content))])
     with pytest.raises(DatasetError, match=r"cut\.tif"):
-        rasters.patch_header(tmp_path / "cut.tif")
+        patch_header(tmp_path / "cut.tif")
 
 
 @pytest.mark.parametrize("content", [b"", b"I", b"no TIFF at all", b"\0" * 64])
 def test_a_patch_that_is_no_tiff_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "odd.tif").write_bytes(content)
     with pytest.raises(DatasetError, match=r"odd\.tif"):
-        rasters.patch_header(tmp_path / "odd.tif")
+        patch_header(tmp_path / "odd.tif")
 
 
 @pytest.mark.parametrize("length", [2, 4, 7])
@@ -1015,7 +1056,7 @@ def test_a_patch_cut_off_within_its_first_bytes_is_an_error(tmp_path, length):
     content = write_raster(tmp_path / "whole.tif", ramp()).read_bytes()
     (tmp_path / "cut.tif").write_bytes(content[:length])
     with pytest.raises(DatasetError, match=r"cut\.tif"):
-        rasters.patch_header(tmp_path / "cut.tif")
+        patch_header(tmp_path / "cut.tif")
 
 
 def test_a_patch_cut_off_within_its_tags_is_an_error(tmp_path):
@@ -1029,7 +1070,7 @@ def test_a_patch_cut_off_within_its_tags_is_an_error(tmp_path):
         assert tag.valueoffset > tiff.pages.first.dataoffsets[-1]
     (tmp_path / "cut.tif").write_bytes(whole.read_bytes()[: tag.valueoffset])
     with pytest.raises(DatasetError, match=r"cut\.tif"):
-        rasters.patch_header(tmp_path / "cut.tif")
+        patch_header(tmp_path / "cut.tif")
 
 
 def test_a_patch_is_read_with_its_validity_and_its_mask(tmp_path):
@@ -1037,7 +1078,7 @@ def test_a_patch_is_read_with_its_validity_and_its_mask(tmp_path):
     image[1, 0, 0] = 0
     label[0, 7, 7] = 9
     pair = write_pair(tmp_path, image, label, {"nodata": 0}, {"nodata": 9})
-    read, valid, mask = rasters.read_patch(pair)
+    read, valid, mask = read_patch(pair)
     np.testing.assert_array_equal(read, image)
     assert read.dtype == np.uint16
     assert np.argwhere(~valid).tolist() == [[0, 0]]
@@ -1049,14 +1090,14 @@ def test_a_patch_is_read_with_its_validity_and_its_mask(tmp_path):
 
 def test_a_patch_takes_the_ignore_index_that_is_asked_for(tmp_path):
     pair = write_pair(tmp_path, image_more={"nodata": 1})
-    assert rasters.read_patch(pair, ignore_index=-1)[2][0, 0] == -1
+    assert read_patch(pair, ignore_index=-1)[2][0, 0] == -1
 
 
 def test_the_alpha_band_of_a_patch_is_its_validity_and_no_channel(tmp_path):
     image = ramp(4)
     image[3, 2, 2] = 0
     pair = write_pair(tmp_path, image, image_more={"colours": RGBA})
-    read, valid, mask = rasters.read_patch(pair)
+    read, valid, mask = read_patch(pair)
     np.testing.assert_array_equal(read, image[:3])
     assert np.argwhere(~valid).tolist() == [[2, 2]]
     assert mask[2, 2] == 255
@@ -1078,13 +1119,13 @@ def test_the_alpha_band_of_a_patch_is_its_validity_and_no_channel(tmp_path):
 def test_an_image_and_a_label_that_do_not_fit_are_an_error(tmp_path, change, complaint):
     pair = write_pair(tmp_path, **change)
     with pytest.raises(DatasetError, match=complaint):
-        rasters.read_patch(pair)
+        read_patch(pair)
 
 
 @pytest.mark.parametrize("which", ["image_more", "label_more"])
 def test_a_patch_of_which_one_file_has_no_crs_is_read(tmp_path, which):
     pair = write_pair(tmp_path, **{which: {"crs": None}})
-    assert rasters.read_patch(pair)[1].all()
+    assert read_patch(pair)[1].all()
 
 
 @pytest.mark.parametrize("which", ["image", "label"])
@@ -1092,18 +1133,18 @@ def test_a_file_of_a_pair_that_is_unreadable_is_named(tmp_path, which):
     pair = write_pair(tmp_path)
     getattr(pair, which).write_text("no raster")
     with pytest.raises(RasterError, match=rf"{which}\.tif"):
-        rasters.read_patch(pair)
+        read_patch(pair)
 
 
 def test_class_names_are_read_as_they_were_stored(tmp_path):
     names = ["water", "forêt, mixte", 'a "b"']
     path = write_raster(tmp_path / "a.tif", ramp())
     with rasterio.open(path) as file:
-        assert rasters.class_names_of(file) is None
+        assert class_names_of(file) is None
     with rasterio.open(path, "r+") as file:
-        file.update_tags(**rasters.class_name_tags(names))
+        file.update_tags(**class_name_tags(names))
     with rasterio.open(path) as file:
-        assert rasters.class_names_of(file) == names
+        assert class_names_of(file) == names
 
 
 @pytest.mark.parametrize("text", ["water,forest", "3", '{"0": "water"}'])
@@ -1112,7 +1153,7 @@ def test_a_tag_of_that_name_from_another_program_gives_no_class_names(tmp_path, 
     with rasterio.open(path, "r+") as file:
         file.update_tags(CLASS_NAMES=text)
     with rasterio.open(path) as file:
-        assert rasters.class_names_of(file) is None
+        assert class_names_of(file) is None
 
 
 # --- files that appear whole ----------------------------------------------------------------
@@ -1120,7 +1161,7 @@ def test_a_tag_of_that_name_from_another_program_gives_no_class_names(tmp_path, 
 
 def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
     target = tmp_path / "new" / "folder" / "result.txt"
-    with rasters.whole_file(target) as part:
+    with whole_file(target) as part:
         part.write_text("half")
         assert part.parent == target.parent
         assert not target.exists()
@@ -1130,7 +1171,7 @@ def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_no_file(tmp_path, error):
-    with pytest.raises(error), rasters.whole_file(tmp_path / "result.txt") as part:
+    with pytest.raises(error), whole_file(tmp_path / "result.txt") as part:
         part.write_text("half")
         raise error
     assert os.listdir(tmp_path) == []
@@ -1139,7 +1180,7 @@ def test_an_error_leaves_no_file(tmp_path, error):
 def test_an_error_keeps_the_former_file(tmp_path):
     target = tmp_path / "result.txt"
     target.write_text("former")
-    with pytest.raises(KeyError), rasters.whole_file(target) as part:
+    with pytest.raises(KeyError), whole_file(target) as part:
         part.write_text("half")
         raise KeyError
     assert target.read_text() == "former"
@@ -1149,14 +1190,14 @@ def test_an_error_keeps_the_former_file(tmp_path):
 def test_a_former_file_is_replaced(tmp_path):
     target = tmp_path / "result.txt"
     target.write_text("former")
-    with rasters.whole_file(str(target)) as part:
+    with whole_file(str(target)) as part:
         part.write_text("new")
     assert target.read_text() == "new"
 
 
 def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
     target = tmp_path / ("x" * 251 + ".txt")
-    with rasters.whole_file(target) as part:
+    with whole_file(target) as part:
         part.write_text("long")
     assert target.read_text() == "long"
 
@@ -1165,9 +1206,9 @@ def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
 def test_permissions_follow_the_umask(tmp_path, mask, mode):
     former = os.umask(mask)
     try:
-        with rasters.whole_file(tmp_path / "result.txt") as part:
+        with whole_file(tmp_path / "result.txt") as part:
             part.write_text("text")
-        assert rasters.umask() == mask
+        assert umask() == mask
     finally:
         os.umask(former)
     assert (tmp_path / "result.txt").stat().st_mode & 0o777 == mode
@@ -1177,23 +1218,23 @@ def test_a_new_raster_is_not_shown_by_the_overviews_of_the_former_one(tmp_path):
     target = write_raster(tmp_path / "map.tif", np.full((64, 64), 1, "uint8"))
     with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(target, "r+") as file:
         file.build_overviews([4])
-    with rasters.whole_file(target) as part:
+    with whole_file(target) as part:
         write_raster(part, np.full((64, 64), 2, "uint8"))
-    with rasters.open_raster(target) as file:
-        picture, _ = rasters.overview(file, [1], 16)
+    with open_raster(target) as file:
+        picture, _ = overview(file, [1], 16)
     assert np.unique(picture).tolist() == [2]
 
 
 def test_json_is_written_as_any_reader_accepts_it(tmp_path):
     content = {"scores": [0.5, None], "name": "forêt"}
-    rasters.write_json(tmp_path / "a.json", content)
+    write_json(tmp_path / "a.json", content)
     assert json.loads((tmp_path / "a.json").read_bytes()) == content
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_json_takes_no_nan_and_no_infinity(tmp_path, value):
     with pytest.raises(ValueError, match="JSON"):
-        rasters.write_json(tmp_path / "a.json", {"score": value})
+        write_json(tmp_path / "a.json", {"score": value})
     assert os.listdir(tmp_path) == []
 
 
@@ -1202,16 +1243,16 @@ def test_json_takes_no_nan_and_no_infinity(tmp_path, value):
 
 def test_every_class_has_a_colour_of_its_own_that_is_not_white():
     for count in range(2, 301):
-        colours = rasters.class_colours(count)
+        colours = class_colours(count)
         assert len(colours) == len(set(colours)) == count
         assert (255, 255, 255) not in colours
         assert all(isinstance(v, int) and 0 <= v <= 255 for c in colours for v in c)
 
 
 def test_a_class_keeps_its_colour_whatever_the_number_of_classes():
-    most = rasters.class_colours(300)
+    most = class_colours(300)
     for count in range(3, 300):
-        assert rasters.class_colours(count) == most[:count]
+        assert class_colours(count) == most[:count]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int64"])
@@ -1222,10 +1263,10 @@ def test_a_colour_map_shows_classes_in_their_colours_and_the_rest_white(
     labels = np.array([[0, 1, 5], [100, 255 if dtype == "uint8" else 999, 0]], dtype)
     if dtype != "uint8":
         labels[1, 2] = -1
-    picture = rasters.colour_map(labels, num_classes)
+    picture = colour_map(labels, num_classes)
     assert picture.shape == (2, 3, 3)
     assert picture.dtype == np.uint8
-    colours = rasters.class_colours(num_classes)[:num_classes]
+    colours = class_colours(num_classes)[:num_classes]
     for shown, label in zip(picture.reshape(-1, 3).tolist(), labels.flat):
         known = 0 <= label < num_classes
         assert tuple(shown) == (colours[label] if known else (255, 255, 255))
@@ -1236,7 +1277,7 @@ def test_stretch_runs_from_the_2nd_to_the_98th_percentile_of_valid_pixels():
     image = np.concatenate([image, -image, image * 1e4 + 7]).round()
     valid = np.ones((100, 100), bool)
     valid[:10] = False
-    picture = rasters.stretch(image, valid)
+    picture = stretch(image, valid)
     assert picture.shape == (100, 100, 3)
     assert picture.dtype == np.uint8
     assert (picture[:10] == 255).all()
@@ -1250,23 +1291,23 @@ def test_stretch_runs_from_the_2nd_to_the_98th_percentile_of_valid_pixels():
 
 
 def test_stretch_shows_a_single_band_in_grey():
-    picture = rasters.stretch(ramp(), np.ones((8, 8), bool))
+    picture = stretch(ramp(), np.ones((8, 8), bool))
     assert (picture == picture[..., :1]).all()
     assert np.unique(picture).size > 32
 
 
 def test_stretch_of_nothing_valid_is_white_and_of_a_constant_is_even():
-    nothing = rasters.stretch(ramp(3), np.zeros((8, 8), bool))
+    nothing = stretch(ramp(3), np.zeros((8, 8), bool))
     assert (nothing == 255).all()
-    even = rasters.stretch(np.full((1, 8, 8), 7), np.ones((8, 8), bool))
+    even = stretch(np.full((1, 8, 8), 7), np.ones((8, 8), bool))
     assert np.unique(even).size == 1
 
 
 def test_stretch_does_not_depend_on_the_unit_of_the_image():
     valid = np.ones((8, 8), bool)
     image = ramp(dtype="float64")
-    expected = rasters.stretch(image, valid).astype(int)
-    shown = rasters.stretch(image * 1e-9, valid).astype(int)
+    expected = stretch(image, valid).astype(int)
+    shown = stretch(image * 1e-9, valid).astype(int)
     np.testing.assert_allclose(shown, expected, atol=1)
 
 
@@ -1275,8 +1316,8 @@ def test_an_overview_is_the_raster_thinned_to_a_longest_side(tmp_path):
     pixels[0], pixels[1, :32], pixels[1, 32:] = 1, 5, 9
     pixels[:, :, :16] = 0
     path = write_raster(tmp_path / "a.tif", pixels, nodata=0)
-    with rasters.open_raster(path) as file:
-        image, valid = rasters.overview(file, [2, 1], longest=16)
+    with open_raster(path) as file:
+        image, valid = overview(file, [2, 1], longest=16)
     assert image.shape == (2, 16, 8)
     assert image.dtype == np.uint16
     np.testing.assert_array_equal(image[0, :, 4:], [[5] * 4] * 8 + [[9] * 4] * 8)
@@ -1287,24 +1328,24 @@ def test_an_overview_is_the_raster_thinned_to_a_longest_side(tmp_path):
 def test_an_overview_does_not_enlarge_and_knows_nan(tmp_path):
     pixels = ramp(2, dtype="float32")
     pixels[1, 3, 3] = np.nan
-    with rasters.open_raster(write_raster(tmp_path / "a.tif", pixels)) as file:
-        image, valid = rasters.overview(file, [1, 2])
+    with open_raster(write_raster(tmp_path / "a.tif", pixels)) as file:
+        image, valid = overview(file, [1, 2])
     np.testing.assert_array_equal(image, pixels)
     assert np.argwhere(~valid).tolist() == [[3, 3]]
 
 
 def test_an_overview_of_a_very_long_raster_has_a_row_at_least(tmp_path):
     path = write_raster(tmp_path / "a.tif", np.ones((2, 64), np.uint8))
-    with rasters.open_raster(path) as file:
-        image, valid = rasters.overview(file, [1], longest=8)
+    with open_raster(path) as file:
+        image, valid = overview(file, [1], longest=8)
     assert image.shape == (1, 1, 8)
     assert valid.shape == (1, 8)
 
 
 def test_an_overview_of_an_unreadable_block_is_an_error_that_names_the_file(tmp_path):
     refused = pytest.raises(RasterError, match=r"bad\.tif")
-    with rasters.open_raster(spoilt(tmp_path / "bad.tif")) as file, refused:
-        rasters.overview(file, [1])
+    with open_raster(spoilt(tmp_path / "bad.tif")) as file, refused:
+        overview(file, [1])
 
 
 def panel(title: str = "scene", **more) -> dict:
@@ -1316,7 +1357,7 @@ def test_panels_are_stored_as_a_png(tmp_path):
 
     target = tmp_path / "new" / "picture.png"
     legend = [("water", (0, 0, 255)), ("forest", (0, 128, 0))]
-    rasters.save_figure(rasters.draw_panels([panel()], legend, "Title"), target)
+    save_figure(draw_panels([panel()], legend, "Title"), target)
     assert target.read_bytes().startswith(b"\x89PNG")
     pixels = matplotlib.image.imread(target)[..., :3]
     for colour in ((0, 0, 0), (0, 0, 1), (0, 128 / 255, 0)):  # picture and both keys
@@ -1331,7 +1372,7 @@ def test_panels_lie_in_rows_with_titles_legend_and_colour_bar():
     }
     legend = [("water", (0, 0, 255))]
     panels = [panel("image"), panel("map"), confidence]
-    figure = rasters.draw_panels(panels, legend, "Title", columns=2)
+    figure = draw_panels(panels, legend, "Title", columns=2)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["image", "map", "confidence", ""]  # the last is the colour bar
     assert figure.axes[2].images[0].get_clim() == (0, 1)
@@ -1344,12 +1385,12 @@ def test_panels_lie_in_rows_with_titles_legend_and_colour_bar():
 @pytest.mark.parametrize("where", ["panel", "legend", "title"])
 def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path, where):
     name = r"scene_$\x_{$"
-    figure = rasters.draw_panels(
+    figure = draw_panels(
         [panel(name if where == "panel" else "scene")],
         [(name if where == "legend" else "water", (0, 0, 255))],
         name if where == "title" else "Title",
     )
-    rasters.save_figure(figure, tmp_path / "a.png")
+    save_figure(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
 
 
@@ -1363,7 +1404,7 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path, where):
 )
 def test_the_legend_lies_in_the_figure_and_leaves_room_for_the_panels(panels, classes):
     legend = [(f"land cover {number}", (0, 0, 255)) for number in range(classes)]
-    figure = rasters.draw_panels([panel()] * panels, legend)
+    figure = draw_panels([panel()] * panels, legend)
     figure.draw_without_rendering()
     box, paper = figure.legends[0].get_window_extent(), figure.bbox
     assert paper.x0 <= box.x0 and box.x1 <= paper.x1
@@ -1374,7 +1415,7 @@ def test_the_legend_lies_in_the_figure_and_leaves_room_for_the_panels(panels, cl
 def test_the_block_cache_holds_rows_of_blocks():
     from rasterio.env import get_gdal_config
 
-    with rasterio.Env(**rasters.GDAL_OPTIONS):
+    with rasterio.Env(**GDAL_OPTIONS):
         assert 2**27 <= int(get_gdal_config("GDAL_CACHEMAX")) <= 2**29  # bytes
 
 
@@ -1396,7 +1437,7 @@ def test_an_interruption_that_python_drops_comes_again(number):
     thing, former = Thing(), sys.unraisablehook
     # an exception in what is called when a thing goes reaches nobody
     watched = weakref.ref(thing, lambda _: signal.raise_signal(number))
-    with pytest.raises(KeyboardInterrupt), rasters.ending_as_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), ending_as_ctrl_c():
         del thing
         assert watched() is None
         wait()
@@ -1410,6 +1451,6 @@ def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
 
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
-    with rasters.ending_as_ctrl_c():
+    with ending_as_ctrl_c():
         Thing()
     assert [one.exc_type for one in told] == [ValueError]

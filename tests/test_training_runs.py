@@ -9,21 +9,29 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_dataset
+from helpers import ROOT, patch_everywhere, write_dataset
 from test_main import QUICK, TINY, run_main, same_weights, train
 from test_processes import torchrun
 
-import main
-import model_training as mt
-from model_training import Team
-from rasters import OptionError
+from common.devices import native_precision
+from common.distributed import Team
+from common.errors import DatasetError, OptionError
+from common.patches import list_pairs
+from model_training import Normalization, build_loss, build_model, load_checkpoint
+from training import loop
+from training.epochs import epoch_line
+from training.loop import Stepper, train_one_epoch, training_precision
+from training.preflight import check_experiment
+from training.samples import PatchDataset, make_loader, survey_patches
+from training.settings import TrainingConfig
 
-SCRIPT = str(Path(main.__file__))
+SCRIPT = str(ROOT / "main.py")
 CPU = torch.device("cpu")
 
 
@@ -45,7 +53,7 @@ def rows_of(folder: Path, *left_out: str) -> list[dict]:
 
 def stopped_in(epoch: int, monkeypatch, data, save_dir, *options) -> tuple:
     """A run that Ctrl-C ends in the validation of an epoch."""
-    calls, plain = [], mt.evaluate
+    calls, plain = [], loop.evaluate
 
     def evaluate(*arguments, **more):
         calls.append(1)
@@ -54,7 +62,7 @@ def stopped_in(epoch: int, monkeypatch, data, save_dir, *options) -> tuple:
         return plain(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mt, "evaluate", evaluate)
+        patch_everywhere(patch, "training.loop.evaluate", evaluate)
         given = ("--dataset_root", data, "--save_dir", save_dir, *QUICK, *options)
         return run_main(*given)
 
@@ -163,11 +171,11 @@ def test_the_last_state_is_a_model_too(data, tmp_path):
     assert set(done.checkpoint("last")) == {
         *("model_state_dict", "metadata", "training_state")
     }
-    mt.load_checkpoint(tmp_path / "model_last.pth")
+    load_checkpoint(tmp_path / "model_last.pth")
 
 
 def test_log_plot_and_state_are_there_after_every_epoch(data, tmp_path, monkeypatch):
-    seen, plain = [], mt.train_one_epoch
+    seen, plain = [], train_one_epoch
 
     def epoch(*arguments, **more):
         times = {
@@ -179,7 +187,7 @@ def test_log_plot_and_state_are_there_after_every_epoch(data, tmp_path, monkeypa
         seen.append((rows, times))
         return plain(*arguments, **more)
 
-    monkeypatch.setattr(mt, "train_one_epoch", epoch)
+    patch_everywhere(monkeypatch, "training.loop.train_one_epoch", epoch)
     train(data, tmp_path, "--epochs", 3)
     assert [rows for rows, _ in seen] == [0, 1, 2]
     assert all(seen[1][1][name] < seen[2][1][name] for name in seen[1][1])
@@ -191,8 +199,8 @@ def test_the_line_of_an_epoch_tells_the_time_left():
         {"epoch": number, "train_loss": 1.0, "learning_rate": 1e-3, "seconds": seconds}
         for number, seconds in ((1, 99.0), (2, 10.0), (3, 20.0))
     ]
-    assert mt.epoch_line(rows, 9, []).endswith("20.0 s  left 1:30")
-    assert mt.epoch_line(rows[:1], 100, []).endswith("left 2:43:21")
+    assert epoch_line(rows, 9, []).endswith("20.0 s  left 1:30")
+    assert epoch_line(rows[:1], 100, []).endswith("left 2:43:21")
 
 
 @pytest.mark.parametrize(
@@ -213,8 +221,8 @@ def test_a_signal_leaves_the_best_model_and_no_final_one(data, tmp_path, number)
     assert run.returncode == 130
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("interrupted; the best model so far is")
-    mt.load_checkpoint(tmp_path / "model_best_combined.pth")
-    mt.load_checkpoint(tmp_path / "model_last.pth")
+    load_checkpoint(tmp_path / "model_best_combined.pth")
+    load_checkpoint(tmp_path / "model_last.pth")
     assert not (tmp_path / "model_final_model.pth").exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -242,26 +250,26 @@ def test_amp_is_the_precision_of_the_passes(data, tmp_path, monkeypatch, amp, ex
 
 
 def test_auto_is_the_native_precision():
-    assert mt.training_precision("auto", CPU) == mt.native_precision(CPU)
-    assert mt.training_precision("off", CPU) == "fp32"
+    assert training_precision("auto", CPU) == native_precision(CPU)
+    assert training_precision("off", CPU) == "fp32"
     with pytest.raises(OptionError, match="--amp fp16"):
-        mt.training_precision("fp16", CPU)
+        training_precision("fp16", CPU)
 
 
 def test_batches_add_up_to_a_step_as_one_large_batch_does():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(10, 2, 8, 8, generator=generator)
     masks = torch.randint(0, 3, (10, 8, 8), generator=generator)
-    loss = mt.build_loss("ce", "multiclass", 255)
+    loss = build_loss("ce", "multiclass", 255)
     weights = []
     for size, accumulate in ((4, 1), (2, 2)):
         torch.manual_seed(0)
         network = torch.nn.Conv2d(2, 3, 1)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        stepper = mt.Stepper(optimizer, scaler, accumulate=accumulate)
+        stepper = Stepper(optimizer, scaler, accumulate=accumulate)
         batches = list(zip(images.split(size), masks.split(size)))
-        mt.train_one_epoch(network, batches, loss, stepper, CPU)
+        train_one_epoch(network, batches, loss, stepper, CPU)
         weights.append(network.weight.detach())
     torch.testing.assert_close(*weights)
 
@@ -355,7 +363,7 @@ with mt.join_team() as team:
     script = tmp_path / "step.py"
     script.write_text(code)
     here = os.environ | {
-        "PYTHONPATH": str(Path(mt.__file__).parent),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
     subprocess.run([sys.executable, script, tmp_path / "one.pt"], check=True, env=here)
@@ -372,11 +380,11 @@ with mt.join_team() as team:
 
 
 def test_too_few_patches_for_the_processes_are_an_error(data):
-    survey = mt.survey_patches(mt.rasters.list_pairs(data, "train"), 2, 255)
-    dataset = mt.PatchDataset(survey.subset([0]), mt.Normalization("image"), 255)
-    config = mt.TrainingConfig(dataset_root="data", model="unet")
-    with pytest.raises(mt.DatasetError, match="too few for 2 processes"):
-        mt.make_loader(dataset, config, Team(1, 2), training=True)
+    survey = survey_patches(list_pairs(data, "train"), 2, 255)
+    dataset = PatchDataset(survey.subset([0]), Normalization("image"), 255)
+    config = TrainingConfig(dataset_root="data", model="unet")
+    with pytest.raises(DatasetError, match="too few for 2 processes"):
+        make_loader(dataset, config, Team(1, 2), training=True)
 
 
 # --- looking ahead --------------------------------------------------------------------------
@@ -396,18 +404,18 @@ def test_a_check_tells_what_a_run_will_take_and_leaves_nothing(data, tmp_path):
 
 
 def test_what_a_check_says_of_time_and_memory_is_measured(data, tmp_path):
-    config = mt.TrainingConfig(
+    config = TrainingConfig(
         dataset_root=str(data), model="linknet", encoder_name=TINY[3],
         save_dir=str(tmp_path / "out"), device="cpu", epochs=7,
     )  # fmt: skip
-    problems, found = mt.check_experiment(config)
+    problems, found = check_experiment(config)
     assert not problems and found["patches"] == {"train": 8, "validation": 4}
     assert found["total_seconds"] == pytest.approx(7 * found["epoch_seconds"])
-    model = mt.build_model(config.model_config(3))
+    model = build_model(config.model_config(3))
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert found["memory"] > 1e8
     folds = {"val_strategy": "kfold", "n_splits": 2}
-    _, more = mt.check_experiment(mt.replace(config, **folds))
+    _, more = check_experiment(replace(config, **folds))
     assert more["total_seconds"] == pytest.approx(7 * more["epoch_seconds"] * 2)
 
 

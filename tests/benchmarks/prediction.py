@@ -22,6 +22,24 @@ from pathlib import Path
 
 import numpy as np
 
+from common.architectures import ModelConfig
+from common.console import settings_from, show_messages
+from common.distributed import Team
+from common.machine import keep_memory
+from model_training import (
+    build_model,
+    dataset_normalization,
+    load_checkpoint,
+    normalize,
+    save_checkpoint,
+)
+from prediction import tiling
+from prediction.ensemble import load_models
+from prediction.scene import GDAL_OPTIONS, map_scene
+from prediction.settings import PredictionConfig
+from prediction.tasks import list_tasks
+from prediction.tiling import make_axis
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -69,7 +87,6 @@ def make_model(folder: Path, kind: str, device: str, steps: int = 400) -> Path:
     import rasterio
     import torch
 
-    import model_training as mt
     from examples.demo import synthesize_scene
 
     target = folder / f"{kind}.pth"
@@ -79,11 +96,11 @@ def make_model(folder: Path, kind: str, device: str, steps: int = 400) -> Path:
     with rasterio.open(small.image) as image, rasterio.open(small.label) as label:
         pixels, valid, truth = image.read(), image.dataset_mask() > 0, label.read(1)
     truth = np.where(valid & (truth < CLASSES), truth, 255).astype(np.int64)
-    normalization = mt.dataset_normalization([pixels[:, valid].T[::50]])
+    normalization = dataset_normalization([pixels[:, valid].T[::50]])
     torch.manual_seed(0)
     name, encoder = MODELS[kind]
-    config = mt.ModelConfig(name, BANDS, CLASSES, encoder)
-    model = mt.build_model(config).to(device)
+    config = ModelConfig(name, BANDS, CLASSES, encoder)
+    model = build_model(config).to(device)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     rng = np.random.default_rng(0)
@@ -91,7 +108,7 @@ def make_model(folder: Path, kind: str, device: str, steps: int = 400) -> Path:
         corners = rng.integers(0, 1400 - 128, (4, 2))
         cut = [(slice(r, r + 128), slice(c, c + 128)) for r, c in corners]
         images = [
-            mt.normalize(pixels[:, r, c], valid[r, c], normalization) for r, c in cut
+            normalize(pixels[:, r, c], valid[r, c], normalization) for r, c in cut
         ]
         targets = torch.from_numpy(np.stack([truth[r, c] for r, c in cut]))
         with torch.autocast(torch.device(device).type, torch.bfloat16):
@@ -102,7 +119,7 @@ def make_model(folder: Path, kind: str, device: str, steps: int = 400) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    mt.save_checkpoint(target, model, config, normalization, {})
+    save_checkpoint(target, model, config, normalization, {})
     return target
 
 
@@ -119,9 +136,7 @@ def bound(model: Path, windows: int, device) -> dict:
     """The plain eager forward pass over windows that lie in memory."""
     import torch
 
-    import model_training as mt
-
-    network = mt.load_checkpoint(model, device).model
+    network = load_checkpoint(model, device).model
     best = None
     for batch in (1, 4):
         images = torch.rand(batch, BANDS, PATCH, PATCH, device=device)
@@ -143,9 +158,7 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
     """The whole prediction of a scene, without the loading of the libraries and the model."""
     import rasterio
 
-    import model_training as mt
     import Predict_large_image as prediction
-    import rasters
 
     parser = prediction.build_parser()
     arguments = [
@@ -159,16 +172,16 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
         device,
     ]
     arguments = parser.parse_args([*map(str, arguments), *options])
-    config = rasters.settings_from(prediction.PredictionConfig, arguments)
-    rasters.show_messages()
-    mt.keep_memory()
-    (task,) = prediction.list_tasks(config)
-    with rasterio.Env(**prediction.GDAL_OPTIONS):
-        models = prediction.load_models(config)
+    config = settings_from(PredictionConfig, arguments)
+    show_messages()
+    keep_memory()
+    (task,) = list_tasks(config)
+    with rasterio.Env(**GDAL_OPTIONS):
+        models = load_models(config)
         warm_up(models.first.model, device)
         before = memory("VmRSS")
         clock, cpu = time.perf_counter(), time.process_time()
-        report = prediction.map_scene(task, config, models, mt.Team())
+        report = map_scene(task, config, models, Team())
         result = {
             "wall": time.perf_counter() - clock,
             "cpu": time.process_time() - cpu,
@@ -178,7 +191,7 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
         }
         if device.startswith("cuda"):
             result["gpu busy"] = gpu_busy(
-                lambda: prediction.map_scene(task, config, models, mt.Team()),
+                lambda: map_scene(task, config, models, Team()),
                 count_batches(report["run"]),
             )
     return result
@@ -194,12 +207,9 @@ def warm_up(network, device: str) -> None:
 
 
 def count_batches(run: dict) -> int:
-    import Predict_large_image as prediction
 
-    down, across = (
-        prediction.make_axis(side, PATCH, OVERLAP) for side in run["scene"]["shape"]
-    )
-    row = prediction.batches(across, run["batch_size"], 0, across.length)
+    down, across = (make_axis(side, PATCH, OVERLAP) for side in run["scene"]["shape"])
+    row = tiling.batches(across, run["batch_size"], 0, across.length)
     return len(down.starts) * len(row)
 
 
@@ -231,9 +241,7 @@ def whole_scene(model: Path, scene: Path, output: Path, device) -> dict:
     import rasterio
     import torch
 
-    import model_training as mt
-
-    checkpoint = mt.load_checkpoint(model, device)
+    checkpoint = load_checkpoint(model, device)
     low, high = (
         np.array(values, np.float32)[:, None, None]
         for values in (checkpoint.normalization.low, checkpoint.normalization.high)
@@ -278,7 +286,7 @@ def whole_scene(model: Path, scene: Path, output: Path, device) -> dict:
 
 
 def count_windows(height: int, width: int) -> int:
-    from Predict_large_image import make_axis
+    from prediction.tiling import make_axis
 
     axes = [make_axis(side, PATCH, OVERLAP) for side in (height, width)]
     return len(axes[0].starts) * len(axes[1].starts)

@@ -47,12 +47,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common import SPLITS, UNLABELLED
+from common.architectures import default_class_names
+from common.console import settings_from
+from common.devices import pick_device
+from common.files import write_json
+from common.patches import list_pairs, read_patch
+from evaluation.matrices import fold_statistics
+from model_training import confusion_matrix, scores
+from training.settings import TrainingConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import main as training
-import model_training as mt
-import rasters
 
 
 class Source(NamedTuple):
@@ -142,8 +150,8 @@ class Pixels(NamedTuple):
 
 
 def read_split(patches: Path, split: str) -> Pixels:
-    pairs = rasters.list_pairs(patches, split)
-    return Pixels(*map(np.stack, zip(*map(rasters.read_patch, pairs))))
+    pairs = list_pairs(patches, split)
+    return Pixels(*map(np.stack, zip(*map(read_patch, pairs))))
 
 
 def count_classes(masks: np.ndarray, classes: int) -> np.ndarray:
@@ -193,13 +201,13 @@ def print_splits(trials: list[Trial]) -> None:
     print(f"\n| seed | split | patches | {heads} |\n|---|---|{'---|' * (1 + classes)}")
     tested, again = set(), []
     for trial in trials:
-        for split in rasters.SPLITS:
+        for split in SPLITS:
             masks = read_split(trial.patches, split).masks
             counts = count_classes(masks, classes)
             shares = [f"{n / counts.sum():.2%}" if n else "-" for n in counts]
             cells = [trial.seed, split, len(masks), *shares]
             print(f"| {' | '.join(map(str, cells))} |")
-        names = {pair.name for pair in rasters.list_pairs(trial.patches, "test")}
+        names = {pair.name for pair in list_pairs(trial.patches, "test")}
         again.append(f"{len(names & tested)} of {len(names)}")
         tested |= names
     print(f"\nTest patches that an earlier seed tests too: {', '.join(again)}\n")
@@ -224,7 +232,7 @@ def remembered(trial: Trial, method: str, key: dict, compute: Callable, *words) 
     result = {"dataset": trial.name, "seed": trial.seed, "key": key}
     result |= compute(trial, *words)
     file.parent.mkdir(parents=True, exist_ok=True)
-    rasters.write_json(file, result)
+    write_json(file, result)
     score, seconds = f"mean IoU {result['mean_iou']:.3f}", f"{result['seconds']:.0f} s"
     print(f"{name}: {score} in {seconds}", file=sys.stderr)
     return result
@@ -238,8 +246,8 @@ def measure(trial: Trial, matrix: np.ndarray, seconds: float, **more) -> dict:
         sys.exit(
             f"{trial.patches}: {truth} test pixels by class, but {counted} counted"
         )
-    names = mt.default_class_names(1 if trial.binary else trial.source.classes)
-    result = mt.scores(matrix, names, trial.binary)
+    names = default_class_names(1 if trial.binary else trial.source.classes)
+    result = scores(matrix, names, trial.binary)
     return {
         "seconds": seconds,
         "shares": (truth / truth.sum()).tolist(),
@@ -251,7 +259,7 @@ def count(prediction, masks, classes: int) -> np.ndarray:
     import torch
 
     pair = torch.as_tensor(prediction), torch.as_tensor(masks)
-    return mt.confusion_matrix(*pair, classes).numpy()
+    return confusion_matrix(*pair, classes).numpy()
 
 
 # --- methods --------------------------------------------------------------------------------
@@ -266,7 +274,7 @@ def toolkit(trial: Trial, options: str, epochs: int | None) -> dict:
         *shlex.split(options),
     ]
     parsed = training.build_parser().parse_args([*words, "--dataset_root", ""])
-    config = rasters.settings_from(mt.TrainingConfig, parsed)
+    config = settings_from(TrainingConfig, parsed)
     key = {"settings": asdict(replace(config, save_dir=""))}
     return remembered(trial, "toolkit", key, run_toolkit, words)
 
@@ -325,8 +333,8 @@ def plain_loop(trial: Trial, seconds: float) -> dict:
 
     clock, classes, size = time.perf_counter(), trial.source.classes, 4
     torch.manual_seed(trial.seed)
-    device = mt.pick_device(None)
-    splits = [read_split(trial.patches, split) for split in rasters.SPLITS]
+    device = pick_device(None)
+    splits = [read_split(trial.patches, split) for split in SPLITS]
     seen = splits[0].images.swapaxes(0, 1)[:, splits[0].valid]  # (C, pixels)
     mean, std = (f(seen, axis=1)[:, None, None] for f in (np.mean, np.std))
 
@@ -350,7 +358,7 @@ def plain_loop(trial: Trial, seconds: float) -> dict:
     (images, masks), validation, test = map(tensors, splits)
     shape = {"in_channels": images.shape[1], "classes": classes}
     model = smp.Unet("resnet18", encoder_weights=None, **shape).to(device)
-    loss = torch.nn.CrossEntropyLoss(ignore_index=rasters.UNLABELLED)
+    loss = torch.nn.CrossEntropyLoss(ignore_index=UNLABELLED)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     names, best, weights, epochs, best_epoch = [""] * classes, -1.0, None, 0, 0
     # another epoch where its middle is within the time
@@ -363,7 +371,7 @@ def plain_loop(trial: Trial, seconds: float) -> dict:
             loss(model(batch.to(device)), target.to(device)).backward()
             optimizer.step()
         epochs += 1
-        score = mt.scores(examine(*validation), names, False)["mean_iou"]
+        score = scores(examine(*validation), names, False)["mean_iou"]
         if score > best:
             best, best_epoch = score, epochs
             weights = copy.deepcopy(model.state_dict())
@@ -389,7 +397,7 @@ def compare(trial: Trial, options: str, epochs: int | None) -> dict[str, dict]:
 
 def cell(values: list[float], form: str = ".3f") -> str:
     """Mean and standard deviation over the seeds."""
-    found = mt.fold_statistics(values)
+    found = fold_statistics(values)
     deviation = "" if found["std"] is None else f" ± {found['std']:{form.lstrip('+')}}"
     return f"{found['mean']:{form}}{deviation}"
 
@@ -415,7 +423,7 @@ def print_table(results: list[dict[str, dict]]) -> dict:
         columns = {key: [row[key] for row in rows] for key in (*forms, "kappa")}
         cells = [cell(columns[key], form) for key, form in forms.items()]
         print(f"| {method} | {' | '.join(cells)} |", flush=True)
-        table[method] = {k: mt.fold_statistics(v) for k, v in columns.items()}
+        table[method] = {k: fold_statistics(v) for k, v in columns.items()}
     return table
 
 
@@ -461,7 +469,7 @@ def main() -> int:
             else:
                 results.append(compare(trial, options, epochs))
         table = {"options": options, "epochs": epochs, "table": print_table(results)}
-        rasters.write_json(arguments.folder / f"{kind}-{name}.json", table)
+        write_json(arguments.folder / f"{kind}-{name}.json", table)
     return 0
 
 

@@ -24,6 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
+from common.devices import autocast, native_precision, pick_device
+from common.patches import list_pairs
+from model_training import dataset_normalization
+from training.samples import PatchDataset, survey_patches
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -81,18 +86,15 @@ def loop_epochs(folder: Path, epochs: int, bare: bool) -> list[float]:
     import segmentation_models_pytorch as smp
     import torch
 
-    import model_training as mt
-    import rasters
-
-    device = mt.pick_device(None)
-    precision = mt.native_precision(device) if bare else "fp32"
+    device = pick_device(None)
+    precision = native_precision(device) if bare else "fp32"
     layout = torch.channels_last if bare else torch.contiguous_format
     data = {}
     for split in ("train", "validation"):
-        survey = mt.survey_patches(rasters.list_pairs(folder, split), CLASSES, 255)
+        survey = survey_patches(list_pairs(folder, split), CLASSES, 255)
         if split == "train":
-            scale = mt.dataset_normalization(survey.samples)
-        dataset = mt.PatchDataset(survey, scale, 255)
+            scale = dataset_normalization(survey.samples)
+        dataset = PatchDataset(survey, scale, 255)
         images, masks = zip(*(dataset[i] for i in range(len(dataset))))
         images = torch.from_numpy(np.stack(images)).to(device, memory_format=layout)
         data[split] = images, torch.from_numpy(np.stack(masks)).to(device)
@@ -106,7 +108,7 @@ def loop_epochs(folder: Path, epochs: int, bare: bool) -> list[float]:
     entropy = torch.nn.CrossEntropyLoss(ignore_index=255)
 
     def loss(images, masks):
-        with mt.autocast(device, precision):
+        with autocast(device, precision):
             logits = model(images)
         logits = logits.float()
         return dice(logits, masks) + entropy(logits, masks)

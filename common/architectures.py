@@ -1,0 +1,121 @@
+"""The names that options take, without torch: models, losses, precisions, views, and what each has.
+
+``model_training`` adds what builds a model; settings, help texts and checks need only these tables.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import require, unknown_name
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a registered architecture has and what input it needs."""
+
+    size_divisor: int = 32  # input sides are padded to a multiple of this
+    min_size: int = 0  # and to at least this
+    has_encoder: bool = True  # that --encoder_name exchanges
+    fixed_encoder: str | None = None
+    has_weights: bool = True  # pretrained ones
+
+
+ARCHITECTURES = {
+    "unet-dropout": Architecture(16, has_encoder=False, has_weights=False),
+    "unet": Architecture(),
+    "unet++": Architecture(),
+    "manet": Architecture(),
+    "linknet": Architecture(),
+    "fpn": Architecture(),
+    "pspnet": Architecture(),
+    "pan": Architecture(min_size=128),  # it pools 16 x 8 times
+    "deeplabv3": Architecture(),
+    "deeplabv3+": Architecture(),
+    "segformer": Architecture(),
+    "upernet": Architecture(),
+    "dpt": Architecture(),  # with vision transformers: tu-vit_base_patch16_224...
+    "deeplabv3_resnet50": Architecture(1, has_encoder=False, fixed_encoder="resnet50"),
+}
+
+
+def get_available_models() -> list[str]:
+    """The names that ``--model`` takes."""
+    return list(ARCHITECTURES)
+
+
+def check_model_name(name: str) -> None:
+    """Raise OptionError, with the nearest known name, unless the model is registered."""
+    if name not in ARCHITECTURES:
+        raise unknown_name("model", name, get_available_models())
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What rebuilds a network: all that prediction needs to know beside the weights."""
+
+    model_name: str
+    in_channels: int
+    num_classes: int  # output channels: 1 when binary
+    encoder_name: str | None = "resnet34"
+    dropout_rate: float = 0.3  # unet-dropout only
+
+    @property
+    def mode(self) -> str:
+        return "binary" if self.num_classes == 1 else "multiclass"
+
+    @property
+    def label_classes(self) -> int:
+        """Classes that a label or a map can hold: two when binary."""
+        return max(2, self.num_classes)
+
+
+AUGMENTATIONS = ("none", "symmetries", "full")
+LOSS_NAMES = ("ce", "dice", "focal", "tversky", "jaccard", "lovasz")
+
+
+def parse_loss(text: str) -> dict[str, float]:
+    """The terms of ``--loss`` with their weights: "0.5*dice+ce" is {"dice": 0.5, "ce": 1}.
+
+    Raises:
+        OptionError: An unknown name, or a weight that is not a positive number.
+    """
+    terms: dict[str, float] = {}
+    for term in text.lower().replace(" ", "").split("+"):
+        weight, _, name = term.rpartition("*")
+        name = "ce" if name == "bce" else name
+        if name not in LOSS_NAMES:
+            raise unknown_name("loss", name, LOSS_NAMES)
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = math.nan
+        require(
+            math.isfinite(value) and value > 0, "--loss", text, "weights more than 0"
+        )
+        terms[name] = terms.get(name, 0.0) + value
+    return terms
+
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# the symmetries of a square, as (quarter turns, mirrored), that a prediction is averaged over
+VIEWS = {
+    "none": [(0, False)],
+    "flip": [(0, False), (0, True), (2, False), (2, True)],
+    "d4": [(turns, mirrored) for turns in range(4) for mirrored in (False, True)],
+}
+BINARY_NAMES = ["background", "foreground"]
+
+
+def default_class_names(num_classes: int) -> list[str]:
+    """Names for classes that nobody named; ``num_classes`` 1 is binary."""
+    if num_classes == 1:
+        return list(BINARY_NAMES)
+    return [f"class {index}" for index in range(num_classes)]
+
+
+def is_weights_file(text: str | None) -> bool:
+    suffixes = (".pth", ".pt", ".bin", ".safetensors")
+    return bool(text) and (Path(text).is_file() or Path(text).suffix in suffixes)

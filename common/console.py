@@ -1,0 +1,149 @@
+"""The command line: parsers from options, messages on stderr, problems, exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import get_args, get_type_hints
+
+from common.errors import OptionError, SegmentationError, explain
+from common.interruption import ending_as_ctrl_c
+from common.machine import leads
+
+
+def add_settings(parser, config_class) -> None:
+    """Give an argument parser one option per field of a configuration dataclass."""
+    hints = get_type_hints(config_class)
+    groups: dict[str, object] = {}
+    for item in fields(config_class):
+        more = dict(item.metadata)
+        text, group = more.pop("help"), more.pop("group")
+        flags = [f"--{item.name}", *([more.pop("alias")] if "alias" in more else [])]
+        shown = more.pop("shown", None)
+        more["required"] = item.default is MISSING
+        if not more["required"]:
+            more["default"] = item.default
+            if item.default is not False:
+                text += f" (default: {shown or '%(default)s'})"
+        kind = next(
+            (t for t in get_args(hints[item.name]) if t is not type(None)), None
+        )
+        kind = kind or hints[item.name]
+        if kind is bool:
+            more["action"] = "store_true"
+        else:
+            more["type"] = whole_number if kind is int else kind
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        groups[group].add_argument(*flags, dest=item.name, help=text, **more)
+
+
+def whole_number(text: str) -> int:
+    """An option's whole number; none needs one that 32 bits do not hold."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r:.40}") from None
+    if abs(value) >= 2**32:
+        raise argparse.ArgumentTypeError("expected a smaller number")
+    return value
+
+
+def settings_from(config_class, arguments):
+    """The configuration that parsed arguments describe."""
+    return config_class(
+        **{f.name: getattr(arguments, f.name) for f in fields(config_class)}
+    )
+
+
+class Faults(list):
+    """What stands against a run, a line each: a look ahead tells all of them, not only the first."""
+
+    def attempt(self, action: Callable, *arguments):
+        """What ``action`` gives; None, and its fault noted, where it cannot."""
+        try:
+            return action(*arguments)
+        except (SegmentationError, OSError) as error:
+            self.note(str(error))
+            return None
+
+    def note(self, fault: str) -> None:
+        if fault not in self:
+            self.append(fault)
+
+    def tell(self) -> int:
+        """Print them on stderr, in the process that tells for all; how many there are."""
+        if leads():
+            for fault in self:
+                print(f"error: {fault}", file=sys.stderr)
+        return len(self)
+
+
+def show_messages() -> None:
+    """Send the toolkit's messages to stderr, and keep the libraries' own out of them."""
+    log = logging.getLogger("semanticseg4eo")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO if leads() else logging.ERROR)
+    # what they log, our own errors say too
+    for library in ("rasterio", "tifffile", "huggingface_hub", "httpx"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def make_parser(script: str, description: str) -> argparse.ArgumentParser:
+    """A parser without options, described by the first line of a script's docstring."""
+    return argparse.ArgumentParser(
+        prog=script, description=description.split("\n")[0], allow_abbrev=False
+    )
+
+
+def add_debug(group) -> None:
+    """Give a parser, or a group of it, the option --debug, which ``run_command`` reads."""
+    group.add_argument(
+        "--debug", action="store_true", help="show the traceback of any error"
+    )
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    config_class,
+    run: Callable,
+    scarce: str,
+    interrupted: Callable[[], str],
+) -> int:
+    """Run a command line from its parsed arguments to the exit status.
+
+    Args:
+        parser: Reports options that cannot be right.
+        arguments: As ``parser`` gave them.
+        config_class: The settings dataclass of the options.
+        run: Takes the settings; its result is the exit status.
+        scarce: The options that take memory, for the message when it runs out.
+        interrupted: Gives the line that follows an interruption.
+
+    Returns:
+        0 done, 1 could not be done, 2 wrong command line, 130 interrupted.
+    """
+    show_messages()
+    try:
+        config = settings_from(config_class, arguments)
+        with ending_as_ctrl_c():
+            return int(run(config))
+    except OptionError as error:
+        if arguments.debug:
+            raise
+        parser.error(str(error))
+    except (SegmentationError, OSError, MemoryError) as error:
+        if arguments.debug:
+            raise
+        print(f"error: {explain(error, scarce)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if leads():
+            print(interrupted(), file=sys.stderr)
+        return 130

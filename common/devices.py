@@ -1,0 +1,130 @@
+"""The device of a run: choice, precision, memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+from common import machine
+from common.errors import OptionError, SegmentationError
+
+log = logging.getLogger("semanticseg4eo")
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of a ``--device`` text; without one, the GPU where there is one.
+
+    Raises:
+        SegmentationError: A GPU is asked for and there is none.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu":
+            log.info("no GPU found: running on the CPU")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name}: expected cpu, cuda or cuda:N") from error
+    gpus = torch.cuda.device_count()
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise SegmentationError(
+            f"--device {name}: this machine has {gpus} GPUs; use --device cpu"
+        )
+    # with its number: PyTorch cannot make a GPU without one the present one
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def own_device(name: str | None) -> torch.device:
+    """``pick_device`` for one of the processes of torchrun, each with a GPU of its own: its present
+    one from here on.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and (name == "cuda" or name is None and torch.cuda.is_available()):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has held at most, of a GPU or else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return machine.peak_memory()
+
+
+def free_memory(device) -> int:
+    """Bytes that this process can still take on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return machine.free_memory()
+
+
+def native_precisions(device: torch.device) -> list[str]:
+    """The precisions below float32 that the hardware computes in itself, the safest first.
+
+    bf16 holds numbers as large as float32 does; fp16 is as fast and finer.
+    """
+    if device.type == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
+        names = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+        return ["bf16"] if any(known.get(name) for name in names) else []
+    known = {
+        "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+        "fp16": torch.cuda.get_device_capability(device) >= (7, 0),
+    }
+    return [name for name, there in known.items() if there]
+
+
+def native_precision(device: torch.device) -> str:
+    """The safest of ``native_precisions``, or fp32."""
+    return next(iter(native_precisions(device)), "fp32")
+
+
+def autocast(device: torch.device, precision: str):
+    """A context in which a model computes in a precision."""
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+@cache
+def own_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """A queue of a GPU for what goes on beside the forward passes.
+
+    There is one for each purpose, since PyTorch keeps freed memory for the queue that had it.
+    """
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def beside_passes(
+    device: torch.device, after: torch.cuda.Event | None
+) -> Iterator[None]:
+    """Compute and copy back beside the forward passes of a GPU, after an event among them."""
+    if device.type == "cpu":
+        yield
+        return
+    torch.cuda.set_device(device)  # a new thread has the first one
+    stream = own_stream(device, "download")
+    after.wait(stream)
+    with torch.cuda.stream(stream):
+        yield
+
+
+@contextmanager
+def shared_threads(workers: int) -> Iterator[None]:
+    """Share torch's threads among workers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,150 @@
+"""Files that appear whole, locks on folders, and what identifies a file."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import SegmentationError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+def require_folder(option: str, folder: str | Path) -> None:
+    """Raise SegmentationError unless a folder is there, or can be made, and written to."""
+    path = Path(folder).absolute()
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise SegmentationError(
+            f"{option} {folder}: {existing} cannot be written to; choose another folder"
+        )
+
+
+@contextmanager
+def sole_run(option: str, name: str | Path, folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made, while this one writes to it.
+
+    The lock ends with the process, however that ends. Where the system or the disk knows none
+    (Windows, some network disks), nobody is kept out. A folder that was made and stays empty is
+    removed.
+
+    Args:
+        option: The option that named the output, and ``name``, what it said.
+        name: See ``option``.
+        folder: To be locked.
+
+    Raises:
+        SegmentationError: Another run is at it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SegmentationError(
+                    f"Another run into {name} is under way; wait for it, or choose another {option}"
+                ) from None
+            except OSError:
+                pass  # a disk that knows none
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+@contextmanager
+def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
+    """Write a file aside; it gets its name only when the block ends well.
+
+    Args:
+        target: The file to be (its folder is made).
+        aside: A folder on the same disk for what is unfinished; by default the target's.
+
+    Yields:
+        A temporary path. It is flushed to disk and renamed at the end, and removed when the block
+        raises. What GDAL keeps in an ``.aux.xml`` beside a raster goes with it.
+    """
+    target = Path(target)
+    if target.is_dir():
+        raise SegmentationError(f"{target} is a folder; give the name of a file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = aside or target.parent
+    handle, name = tempfile.mkstemp(".part", _aside(target), folder)
+    os.close(handle)
+    part, beside = Path(name), Path(f"{name}.aux.xml")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~umask())
+        part.replace(target)
+        for ending in (".ovr", ".msk", ".aux.xml"):  # GDAL's, of the former file
+            if os.path.exists(f"{target}{ending}"):
+                os.unlink(f"{target}{ending}")
+        if beside.exists():
+            beside.replace(f"{target}.aux.xml")
+    finally:
+        part.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+def _aside(target: Path) -> str:
+    """How the names begin under which a file is written; no other file's do."""
+    return f".{target.stem[:40]}-{zlib.crc32(os.fsencode(target.name)):08x}-"
+
+
+def drop_unfinished(targets: Iterable[Path]) -> None:
+    """Remove what a killed run has left of files that ``whole_file`` writes.
+
+    For the run that now writes them alone (see ``sole_run``).
+    """
+    for target in targets:
+        for path in target.parent.glob(f"{glob.escape(_aside(target))}????????.part*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Give a finished file of the toolkit a second name, which appears whole; a copy if need be."""
+    with whole_file(target) as part:
+        part.unlink()
+        try:
+            os.link(source, part)
+        except OSError:  # a disk without links
+            shutil.copyfile(source, part)
+
+
+def umask() -> int:
+    """The permissions that new files of this process do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(target: str | Path, content: dict | list) -> None:
+    """Write JSON that any reader accepts: NaN and infinity are defects, not values."""
+    with whole_file(target) as part:
+        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def describe_file(path: str) -> dict:
+    """What tells a file from another one of its name; only the name where GDAL alone can see it."""
+    if not os.path.isfile(path):
+        return {"name": path}
+    status = os.stat(path)
+    return {"name": path, "bytes": status.st_size, "modified": status.st_mtime}

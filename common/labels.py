@@ -1,0 +1,325 @@
+"""Class labels: rasters or polygons on the pixel grid of an image, values, names.
+
+Labels are (H, W) int64 when read; ``MISSING`` marks a pixel of which nothing is known.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from common import UNLABELLED
+from common.errors import DatasetError, OptionError, require, unknown_name
+from common.options import split_list
+from common.rasters import (
+    SCENE_SUFFIXES,
+    image_bands,
+    open_raster,
+    read_image,
+    require_georeference,
+    same_pixel_grid,
+)
+from common.tiffs import require_whole
+from common.vectors import VECTOR_SUFFIXES, in_pixels, read_vector
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+log = logging.getLogger("semanticseg4eo")
+
+MISSING = -(
+    2**31
+)  # a label pixel of which nothing is known, before classes are numbered
+
+
+def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarray:
+    """Labels as int64; float rasters are fine as long as every labelled value is whole.
+
+    Raises:
+        DatasetError: A labelled pixel holds a fraction.
+    """
+    if label.dtype.kind == "f":
+        values = label[valid]
+        if (values != np.round(values)).any():
+            bad = values[values != np.round(values)][0]
+            raise DatasetError(
+                f"{source} holds {bad:g}, which is no class; labels are whole numbers"
+            )
+        # beyond int64 a cast would wrap around
+        label = np.clip(np.where(valid, label, 0), -(2.0**62), 2.0**62)
+    return label.astype(np.int64)
+
+
+def read_label(dataset: rasterio.DatasetReader, window: Window, unlabelled: int):
+    """A window of a one-band label raster as (H, W) int64; invalid pixels get ``unlabelled``."""
+    label, valid = read_image(dataset, window, image_bands(dataset)[:1])
+    return np.where(valid, whole_labels(label[0], valid, dataset.name), unlabelled)
+
+
+def require_one_band(dataset: rasterio.DatasetReader) -> None:
+    """Raise DatasetError unless a label raster has one band (beside alpha)."""
+    if len(image_bands(dataset)) != 1:
+        raise DatasetError(
+            f"{dataset.name} has {dataset.count} bands; a label has one, with a class number "
+            "per pixel"
+        )
+
+
+def class_name_tags(names: Sequence[str]) -> dict[str, str]:
+    """Class names as a GeoTIFF tag, which ``class_names_of`` reads."""
+    return {"CLASS_NAMES": json.dumps(list(names), ensure_ascii=False)}
+
+
+def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
+    """The class names stored in a label or a map, or None."""
+    try:
+        names = json.loads(dataset.tags().get("CLASS_NAMES", "null"))
+    except json.JSONDecodeError:
+        return None  # another program's tag
+    fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if fine and names else None
+
+
+def read_classes(label: rasterio.DatasetReader) -> np.ndarray:
+    """The classes of a label patch (H, W) int64, negative where unlabelled."""
+    window = Window(0, 0, label.width, label.height)
+    classes = read_label(label, window, MISSING)
+    if label.dtypes[0] == "uint8":  # wider ones may have a class of that number
+        classes[classes == UNLABELLED] = MISSING
+    return classes
+
+
+ReadLabel = Callable[[Window], np.ndarray]  # window -> (H, W) values, MISSING if none
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label on the image's pixel grid, and how its values become classes."""
+
+    source: str
+    read: ReadLabel
+    values: list[int] | None  # that are classes, in class order; None: they are already
+    names: list[str] | None
+
+    @property
+    def unlabelled(self) -> int:
+        """What is written where nothing is known: 255, or 65535 past 255 classes."""
+        many = self.values is not None and len(self.values) > UNLABELLED
+        return 65535 if many else UNLABELLED
+
+    def classes(self, window: Window) -> np.ndarray:
+        """The classes of a window, (H, W) uint8 (uint16 past 255 classes).
+
+        Raises:
+            DatasetError: Values that are no class, or a class without a name among names.
+        """
+        label = self._numbered(window)
+        if self.names:
+            highest = label[label != self.unlabelled].max(initial=0)
+            if highest >= len(self.names):
+                raise DatasetError(
+                    f"--class_names names {len(self.names)} classes, but {self.source} holds "
+                    f"class {highest}"
+                )
+        return label
+
+    def _numbered(self, window: Window) -> np.ndarray:
+        label = self.read(window)
+        dtype = np.uint8 if self.unlabelled == UNLABELLED else np.uint16
+        if self.values is None:
+            label[label == MISSING] = self.unlabelled
+            if label.min() < 0 or label.max() > self.unlabelled:
+                strange = np.unique(label[(label < 0) | (label > self.unlabelled)])
+                raise DatasetError(
+                    f"{self.source} holds {', '.join(map(str, strange[:8]))}: classes are 0 to "
+                    "254, 255 is unlabelled; name the values that are classes with "
+                    "--label_values"
+                )
+            return label.astype(dtype)
+        written = np.full(label.shape, self.unlabelled, dtype)
+        for number, value in enumerate(self.values):
+            written[label == value] = number
+        return written
+
+
+@contextmanager
+def open_label(
+    source: str,
+    image: rasterio.DatasetReader,
+    column: str | None = None,
+    values: str | None = None,
+    names: str | None = None,
+) -> Iterator[Label]:
+    """The label of a scene, a raster on any pixel grid or a vector file.
+
+    Args:
+        source: The file.
+        image: The scene, whose pixel grid the label gets.
+        column: ``--label_column``.
+        values: ``--label_values``.
+        names: ``--class_names``.
+
+    Raises:
+        SegmentationError: It cannot be used.
+    """
+    suffix = Path(source).suffix.lower()
+    class_names = split_list(names) or None
+    require(
+        not column or suffix not in SCENE_SUFFIXES,
+        "--label_column",
+        column,
+        f"a vector label with it, but {source} is a raster",
+    )
+    if column or suffix in VECTOR_SUFFIXES:
+        yield _vector_label(source, image, column, values, class_names)
+        return
+    with ExitStack() as stack:
+        raster = stack.enter_context(open_raster(source))
+        require_whole(source)
+        require_one_band(raster)
+        require_georeference(raster)
+        if not same_pixel_grid(image, raster):
+            _require_overlap(image, raster)
+            log.info("%s is warped onto the image's pixels (nearest)", raster.name)
+            masked = (
+                raster.nodata is not None or ColorInterp.alpha in raster.colorinterp
+            )
+            options = {} if masked else {"add_alpha": True}
+            raster = stack.enter_context(
+                WarpedVRT(
+                    raster,
+                    crs=image.crs,
+                    transform=image.transform,
+                    width=image.width,
+                    height=image.height,
+                    resampling=Resampling.nearest,
+                    **options,
+                )
+            )
+
+        def read(window: Window) -> np.ndarray:
+            return read_label(raster, window, MISSING)
+
+        yield Label(source, read, whole_values(values), class_names)
+
+
+def whole_values(text: str | None) -> list[int] | None:
+    """``--label_values`` as numbers."""
+    try:
+        values = [int(item) for item in split_list(text)]
+    except ValueError:
+        raise OptionError(
+            f"--label_values {text}: expected whole numbers for this label"
+        ) from None
+    fine = len(set(values)) == len(values)
+    require(fine, "--label_values", text, "different values")
+    return values or None
+
+
+def _require_overlap(image, label) -> None:
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import CRSError
+    from rasterio.warp import transform_bounds
+
+    try:
+        theirs = transform_bounds(label.crs, image.crs, *label.bounds)
+    except (CRSError, CPLE_BaseError) as error:
+        raise DatasetError(
+            f"{label.name} cannot be brought into the CRS of {image.name}: {error}"
+        ) from error
+    # (west, east) and (south, north), whichever way the rows run
+    for axis in (0, 1):
+        low, high = sorted(theirs[axis::2])
+        first, last = sorted(image.bounds[axis::2])
+        if low >= last or high <= first:
+            raise _no_overlap(label.name, label.crs, image)
+
+
+def _no_overlap(source: str, crs, image) -> DatasetError:
+    return DatasetError(
+        f"{source} does not overlap {image.name}; check the CRS of both: {crs.to_string()} and "
+        f"{image.crs.to_string()}"
+    )
+
+
+def _vector_label(
+    source: str, image, column: str | None, asked: str | None, names: list[str] | None
+) -> Label:
+    """Polygons burnt onto the image's pixels where their centre lies inside; the last wins."""
+    from rasterio.features import rasterize
+
+    table = read_vector(source)
+    values, fill, codes = None, 0, np.ones(len(table), np.int64)
+    if column:
+        fill = MISSING
+        codes, values, texts = _column_codes(table, column, asked, source)
+        names = names or texts
+    elif asked:
+        raise OptionError(
+            f"--label_values {asked}: expected --label_column with it, since {source} is a vector "
+            "file"
+        )
+    outlines = in_pixels(table, image, source)
+    usable = ~(outlines.isna() | outlines.is_empty)
+    outlines, codes = outlines[usable].reset_index(drop=True), codes[usable]
+    index = outlines.sindex
+    if not len(index.intersection((0, 0, image.width, image.height))):
+        raise _no_overlap(source, table.crs, image)
+    # GDAL burns 32-bit numbers, so it burns row numbers that stand for the codes
+    codes = np.concatenate([[fill], codes])
+
+    def read(window: Window) -> np.ndarray:
+        shape = (int(window.height), int(window.width))
+        left, top = window.col_off, window.row_off
+        hits = sorted(index.intersection((left, top, left + shape[1], top + shape[0])))
+        if not len(hits):
+            return np.full(shape, fill, np.int64)
+        shapes = [(outlines[hit], int(hit) + 1) for hit in hits]
+        origin = Affine.translation(left, top)
+        return codes[rasterize(shapes, shape, 0, transform=origin, dtype="int32")]
+
+    return Label(source, read, values, names)
+
+
+def _column_codes(table: GeoDataFrame, name: str, asked: str | None, source: str):
+    """What a column of polygons says of their classes.
+
+    Returns:
+        A code per polygon, ``MISSING`` where it says nothing; the codes that are classes, in class
+        order (None: they are classes already); and their texts, None of a column of numbers.
+    """
+    import pandas
+
+    if name not in table.columns:
+        columns = [column for column in table.columns if column != "geometry"]
+        raise unknown_name("--label_column", name, columns)
+    column = table[name]
+    if pandas.api.types.is_numeric_dtype(column):
+        known = column.fillna(0).to_numpy()
+        if not np.isfinite(known).all() or (known != np.round(known)).any():
+            raise DatasetError(
+                f"{source} has fractions or infinities in {name}; classes are whole numbers or texts"
+            )
+        codes = np.where(column.isna(), MISSING, known).astype(np.int64)
+        return codes, whole_values(asked), None
+    texts = [None if pandas.isna(text) else str(text) for text in column]
+    present = sorted({text for text in texts if text})
+    order = split_list(asked) or present
+    absent = [text for text in order if text not in texts]
+    if absent:
+        raise unknown_name("--label_values", absent[0], present)
+    numbers = {text: number for number, text in enumerate(order)}
+    codes = np.array([numbers.get(text, MISSING) for text in texts])
+    return codes, list(range(len(order))), order

@@ -1,0 +1,141 @@
+"""The dataset folder: ``ROOT/Patch/{train,validation,test}/{images,labels}/NAME.tif``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.windows import Window
+from tqdm import tqdm
+
+from common import UNLABELLED
+from common.errors import DatasetError
+from common.ground import footprint, on_the_ground
+from common.labels import read_label, require_one_band
+from common.machine import fits_in_memory
+from common.rasters import image_bands, open_raster, read_image, same_pixel_grid
+from common.tiffs import list_tiffs
+
+if TYPE_CHECKING:
+    from geopandas import GeoSeries
+
+
+@dataclass(frozen=True)
+class PatchPair:
+    """An image patch and the label patch of the same stem."""
+
+    image: Path
+    label: Path
+
+    @property
+    def name(self) -> str:
+        return self.image.stem
+
+
+def patch_root(dataset_root: str | Path) -> Path:
+    """The folder that holds the splits: ``ROOT/Patch`` when it is there, else ``ROOT``."""
+    root = Path(dataset_root)
+    if not root.is_dir():
+        raise DatasetError(f"No folder {root}; give the --output of the extraction")
+    return root / "Patch" if (root / "Patch").is_dir() else root
+
+
+def list_pairs(dataset_root: str | Path, split: str, required: bool = True):
+    """The patch pairs of a split, by name.
+
+    Returns:
+        A list of ``PatchPair``; empty when the split is not ``required`` and has no images.
+
+    Raises:
+        DatasetError: No images, or an image or label without its partner.
+    """
+    folder = patch_root(dataset_root) / split
+    images, labels = list_tiffs(folder / "images"), list_tiffs(folder / "labels")
+    if not images and (required or labels):
+        raise DatasetError(
+            f"No images found in {folder / 'images'} (looked for .tif, .tiff)"
+        )
+    for missing, there, kind in (
+        (images.keys() - labels.keys(), images, "label"),
+        (labels.keys() - images.keys(), labels, "image"),
+    ):
+        if missing:
+            example = there[min(missing)]
+            raise DatasetError(
+                f"{example} has no {kind} of the same name ({len(missing)} such files); "
+                f"add {'them' if len(missing) > 1 else 'it'} or remove the patch"
+            )
+    return [PatchPair(images[stem], labels[stem]) for stem in images]
+
+
+def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
+    """Read a pair as the network needs it.
+
+    Returns:
+        image (C, H, W) in the file's dtype, valid (H, W) bool, mask (H, W) int64 with
+        ``ignore_index`` where the label is nodata or the image is invalid.
+
+    Raises:
+        DatasetError: The two do not fit each other.
+    """
+    with open_raster(pair.image) as image_file, open_raster(pair.label) as label_file:
+        require_one_band(label_file)
+        if image_file.shape != label_file.shape:
+            raise DatasetError(
+                f"{pair.image} is {image_file.height} x {image_file.width} pixels but its label "
+                f"is {label_file.height} x {label_file.width}"
+            )
+        if (
+            image_file.crs
+            and label_file.crs
+            and not same_pixel_grid(image_file, label_file, 0.5)
+        ):
+            raise DatasetError(
+                f"{pair.image} and its label lie on different ground; extract them again"
+            )
+        pixel = 4 * image_file.count + 9  # beside float32, a mask of int64 and validity
+        if not fits_in_memory(pixel * image_file.height * image_file.width):
+            raise DatasetError(
+                f"{pair.image} is {image_file.height} x {image_file.width} pixels, more than the "
+                "memory holds; cut it into patches"
+            )
+        window = Window(0, 0, image_file.width, image_file.height)
+        image, valid = read_image(image_file, window, image_bands(image_file))
+        mask = read_label(label_file, window, ignore_index)
+    return image, valid, np.where(valid, mask, ignore_index)
+
+
+def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:
+    """Where patches lie: their outlines in one CRS of metres, from the headers of the images.
+
+    Raises:
+        DatasetError: A patch without a CRS, or without a place on the Earth.
+    """
+    from pyproj.exceptions import ProjError
+
+    shapes, systems = [], []
+    bar = {"leave": False, "disable": None, "delay": 2}
+    for pair in tqdm(pairs, desc="reading places", unit="patch", **bar):
+        with open_raster(pair.image) as file:
+            crs = file.crs
+            if crs is None or not (crs.is_projected or crs.is_geographic):
+                raise DatasetError(
+                    f"{pair.image} has no CRS, and --fold_by block and column need to know where "
+                    "patches lie; give --fold_by random, or extract from a georeferenced scene"
+                )
+            shapes.append(footprint(file.transform, file.height, file.width))
+            systems.append(crs)
+    try:
+        ground = on_the_ground(shapes, systems)
+        known = np.isfinite(ground.bounds.to_numpy()).all()
+    except ProjError:
+        known = False
+    if not known:
+        raise DatasetError(
+            f"Patches like {pairs[0].image} do not all lie on the Earth: a transform does not fit "
+            "its CRS; mend it, or give --fold_by random"
+        )
+    return ground

@@ -1,0 +1,312 @@
+"""Rasters: opening, bands, valid pixels, windows.
+
+Images are (C, H, W) as rasterio reads them, masks and validity (H, W); bands count from 1; a window
+is a ``rasterio.windows.Window`` in pixels (col_off, row_off, width, height).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.windows import Window
+
+from common.errors import RasterError, reason
+from common.machine import fits_in_memory
+from common.tiffs import TIFF_SUFFIXES
+
+# GDAL drivers by suffix: a file of another format than its name says is refused
+DRIVERS = {
+    **dict.fromkeys(TIFF_SUFFIXES, ("GTiff",)),
+    ".vrt": ("VRT",),
+    ".jp2": ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID"),
+    ".img": ("HFA", "ENVI"),
+}
+SCENE_SUFFIXES = tuple(DRIVERS)
+# GDAL keeps up to 5 % of the machine's memory as block cache; a fixed size keeps memory flat.
+# rasterio hands the number on as bytes, where GDAL itself would take a small one as megabytes.
+GDAL_OPTIONS = {"GDAL_CACHEMAX": 256 * 2**20, "GDAL_NUM_THREADS": "ALL_CPUS"}
+
+
+def open_raster(path: str | Path) -> rasterio.DatasetReader:
+    """Open anything that GDAL reads, unless the file is not what its name says.
+
+    Raises:
+        RasterError: The file is missing, unreadable, of another format than its suffix, holds
+            complex numbers, or has no bands.
+    """
+    suffix = Path(str(path)).suffix.lower()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            # TIFFs are opened as such only: a VRT can point at any file of the machine
+            tiff = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
+            dataset = rasterio.open(path, **tiff)
+    except rasterio.errors.RasterioIOError as error:
+        there = "; is it a whole raster? copy or write it again" * os.path.isfile(path)
+        raise RasterError(f"Cannot read {path}: {reason(error)}{there}") from error
+    fault = _fault_of(dataset, suffix)
+    if fault:
+        dataset.close()
+        raise RasterError(f"{path} {fault}")
+    return dataset
+
+
+def _fault_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
+    """Why an open raster cannot be used, or None."""
+    driver = dataset.driver
+    if driver == "VRT" and suffix != ".vrt":
+        return "is a VRT under another name; rename it to .vrt"
+    if driver not in DRIVERS.get(suffix, (driver,)):
+        return f"is no {suffix} file but one of format {driver}; give it its right name"
+    if dataset.count == 0:
+        return "has no bands; name one of its subdatasets"
+    if any("complex" in dtype for dtype in dataset.dtypes):
+        return "holds complex numbers; convert it to amplitude or dB"
+    (height, width), dtype = dataset.block_shapes[0], np.dtype(dataset.dtypes[0])
+    together = dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+    bands = dataset.count if together else 1
+    if not fits_in_memory(size := height * width * dtype.itemsize * bands):
+        return (
+            f"is stored in blocks of {height} x {width} pixels, {size / 1e9:.0f} GB each, which the "
+            "memory does not hold; write it again in tiles (gdal_translate -co TILED=YES)"
+        )
+    return None
+
+
+def require_georeference(dataset: rasterio.DatasetReader) -> None:
+    """Raise RasterError unless the raster has a coordinate reference system."""
+    if dataset.crs is None:
+        raise RasterError(
+            f"{dataset.name} has no CRS; assign one (gdal_edit.py -a_srs)"
+        )
+
+
+def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
+    """Whether two rasters have the same CRS, shape and transform (to a share of a pixel)."""
+    if a.crs != b.crs or a.shape != b.shape:
+        return False
+    corners = [(0, 0), (a.width, 0), (0, a.height)]
+    shifts = [np.subtract(~a.transform * (b.transform * c), c) for c in corners]
+    return bool(np.abs(shifts).max() <= tolerance)
+
+
+def once_per_raster(look_up):
+    """Remember what a function finds of an open raster; rasterio looks it up at every access."""
+    known: WeakKeyDictionary = WeakKeyDictionary()
+
+    @functools.wraps(look_up)
+    def remembered(dataset: rasterio.DatasetReader, bands: Sequence[int] = ()):
+        found, key = known.setdefault(dataset, {}), tuple(bands)
+        if key not in found:
+            found[key] = look_up(dataset, bands) if key else look_up(dataset)
+        return found[key]
+
+    return remembered
+
+
+@once_per_raster
+def image_bands(dataset: rasterio.DatasetReader) -> list[int]:
+    """The band numbers that hold the image: all but alpha."""
+    return [
+        index
+        for index, role in enumerate(dataset.colorinterp, start=1)
+        if role != ColorInterp.alpha
+    ]
+
+
+def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int]:
+    """Band numbers for a ``--bands`` text: 1-based numbers or band descriptions.
+
+    Without a text: all bands but alpha. A description matches whole, or by its first word
+    ("B04" for "B04 red"), whatever its case.
+
+    Raises:
+        RasterError: A number outside the raster, an unknown or ambiguous description.
+    """
+    if bands is None:
+        chosen = image_bands(dataset)
+        if not chosen:
+            raise RasterError(f"{dataset.name} has no band beside alpha")
+        return chosen
+    chosen = []
+    for item in (part.strip() for part in bands.split(",")):
+        if not item:
+            raise RasterError(
+                f"--bands {bands!r}: expected names or numbers between commas"
+            )
+        if item.isdecimal():
+            if not 1 <= int(item) <= dataset.count:
+                raise RasterError(
+                    f"--bands {item}: {dataset.name} has bands 1 to {dataset.count}"
+                )
+            chosen.append(int(item))
+            continue
+        names = [(text or "").strip().lower() for text in dataset.descriptions]
+        found = [i for i, name in enumerate(names, 1) if name == item.lower()]
+        found = found or [
+            i for i, name in enumerate(names, 1) if name.split()[:1] == [item.lower()]
+        ]
+        if len(found) != 1:
+            raise RasterError(
+                f"--bands {item!r}: {len(found)} bands of {dataset.name} have that "
+                f"description ({', '.join(name or '-' for name in names)})"
+            )
+        chosen.append(found[0])
+    return chosen
+
+
+class Validity(NamedTuple):
+    """What tells the valid pixels of some bands of a raster."""
+
+    one_dtype: bool
+    dtype: np.dtype  # that holds all bands
+    nodata: list  # a value or None per band
+    shared_mask: bool  # one mask band for all bands
+    alphas: list[int]  # alpha bands beside the bands
+
+
+@once_per_raster
+def validity(dataset: rasterio.DatasetReader, bands: Sequence[int]) -> Validity:
+    """What tells the valid pixels of these bands.
+
+    GDAL's own masks let one kind shadow another (nodata hides alpha); here all of them count.
+    """
+    dtypes = [np.dtype(dataset.dtypes[band - 1]) for band in bands]
+    values = [dataset.nodatavals[band - 1] for band in bands]
+    flags = dataset.mask_flag_enums[bands[0] - 1]
+    roles = enumerate(dataset.colorinterp, start=1)
+    return Validity(
+        len(set(dtypes)) == 1,
+        np.result_type(*dataset.dtypes),
+        [as_dtype(value, dtype) for value, dtype in zip(values, dtypes)],
+        MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
+        [i for i, role in roles if role == ColorInterp.alpha and i not in bands],
+    )
+
+
+def as_dtype(value: float | None, dtype: np.dtype):
+    """A nodata value in a dtype; None when there is none or the dtype cannot hold it."""
+    if value is None or dtype.kind == "f":
+        return None if value is None else dtype.type(value)
+    limits = np.iinfo(dtype)
+    whole = math.isfinite(value) and value == int(value)
+    return (
+        dtype.type(int(value)) if whole and limits.min <= value <= limits.max else None
+    )
+
+
+def read_image(
+    dataset: rasterio.DatasetReader, window: Window, bands: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a window that may reach beyond the raster.
+
+    A pixel is valid when it lies inside the raster and its mask (nodata of any band, mask band,
+    alpha), and is neither NaN nor infinite in any of the bands.
+
+    Args:
+        dataset: An open raster.
+        window: Whole pixels; parts outside the raster come back as zeros, invalid.
+        bands: 1-based band numbers; an alpha band among them is read as data.
+
+    Returns:
+        image (C, H, W) in the raster's dtype, valid (H, W) bool.
+
+    Raises:
+        RasterError: A block cannot be read.
+    """
+    inside = window_within(window, dataset.width, dataset.height)
+    shape = (int(window.height), int(window.width))
+    dtype = validity(dataset, bands).dtype
+    if inside == window:
+        return _read(dataset, bands, window=inside)
+    if inside is None:
+        return np.zeros((len(bands), *shape), dtype), np.zeros(shape, bool)
+    return _placed(window, inside, *_read(dataset, bands, window=inside))
+
+
+def _read(dataset: rasterio.DatasetReader, bands: Sequence[int], **where):
+    """Pixels (C, H, W) and validity (H, W) of a part inside a raster."""
+    known = validity(dataset, bands)
+    try:
+        if known.one_dtype:
+            pixels = dataset.read(list(bands), **where)
+        else:  # rasterio reads bands of one dtype together
+            pixels = np.stack([dataset.read(band, **where) for band in bands])
+        seen = np.ones(pixels.shape[1:], bool)
+        if pixels.dtype.kind == "f":
+            seen &= np.isfinite(pixels).all(axis=0)
+        for nodata, values in zip(known.nodata, pixels):
+            if nodata is not None:
+                seen &= values != nodata
+        if known.shared_mask:
+            seen &= dataset.read_masks(bands[0], **where) > 0
+        for band in known.alphas:
+            seen &= dataset.read(band, **where) > 0
+    except rasterio.errors.RasterioIOError as error:
+        raise RasterError(
+            f"Cannot read {dataset.name}: {reason(error).rstrip('.')}; copy or write it again"
+        ) from error
+    return pixels.astype(known.dtype, copy=False), seen
+
+
+def _placed(window: Window, inside: Window, pixels: np.ndarray, seen: np.ndarray):
+    """Pixels of the part of a window inside a raster, amid zeros that are not valid."""
+    shape = (int(window.height), int(window.width))
+    image, valid = np.zeros((len(pixels), *shape), pixels.dtype), np.zeros(shape, bool)
+    rows = slice(
+        int(inside.row_off - window.row_off),
+        int(inside.row_off - window.row_off + inside.height),
+    )
+    cols = slice(
+        int(inside.col_off - window.col_off),
+        int(inside.col_off - window.col_off + inside.width),
+    )
+    image[:, rows, cols] = pixels
+    valid[rows, cols] = seen
+    return image, valid
+
+
+def overview(
+    dataset: rasterio.DatasetReader, bands: Sequence[int], longest: int = 1000
+):
+    """A whole raster, thinned to at most ``longest`` pixels a side: image, valid."""
+    scale = min(1.0, longest / max(dataset.shape))
+    height, width = (max(1, round(side * scale)) for side in dataset.shape)
+    return _read(dataset, bands, out_shape=(height, width))
+
+
+def window_within(window: Window, width: int, height: int) -> Window | None:
+    """The part of a window inside a raster, or None."""
+    left, top = max(0, window.col_off), max(0, window.row_off)
+    right = min(width, window.col_off + window.width)
+    bottom = min(height, window.row_off + window.height)
+    if right <= left or bottom <= top:
+        return None
+    return Window(left, top, right - left, bottom - top)
+
+
+def window_starts(length: int, patch_size: int, stride: int) -> list[int]:
+    """Offsets that cover ``[0, length)`` with the fewest windows; the last ends at the edge."""
+    if length <= patch_size:
+        return [0]
+    return [*range(0, length - patch_size, stride), length - patch_size]
+
+
+def pixel_bounds(coordinates: tuple[float, float, float, float]) -> Window:
+    """The window between bounds given in pixels (left, top, right, bottom), edges rounded.
+
+    A pixel belongs to the window when its centre lies between the bounds, so that cells that
+    share an edge share no pixel; a thousandth of a pixel of projection noise makes no difference.
+    """
+    left, top, right, bottom = (math.floor(round(v, 3) + 0.5) for v in coordinates)
+    return Window(left, top, right - left, bottom - top)

@@ -1,0 +1,110 @@
+"""TIFF files as files: what their header says, whether all of their pixels are there."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from common.errors import DatasetError, RasterError
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+def list_tiffs(folder: Path) -> dict[str, Path]:
+    """The TIFF files of a folder by stem, sorted; hidden files are left out."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix.lower() in TIFF_SUFFIXES and not path.name.startswith("."):
+            if path.stem in files:
+                raise DatasetError(
+                    f"{path} and {files[path.stem].name} have the same stem; remove one"
+                )
+            files[path.stem] = path
+    return files
+
+
+def last_byte(page) -> int:
+    """Where the pixels of tifffile's page end in the file; 0 when there are none."""
+    ends = np.add(page.dataoffsets, page.databytecounts)
+    return int(ends.max(initial=0))
+
+
+def require_whole(path: str | Path) -> None:
+    """Raise RasterError where a TIFF points at pixels beyond its end: it was cut off.
+
+    GDAL opens such a file, and fails at the first block that is not there.
+    """
+    import tifffile
+
+    if Path(path).suffix.lower() not in TIFF_SUFFIXES or not os.path.isfile(path):
+        return
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            end = last_byte(tiff.pages.first)
+    except (tifffile.TiffFileError, IndexError, ValueError, struct.error):
+        return  # GDAL knows more kinds of TIFF
+    if end > os.path.getsize(path):
+        raise RasterError(f"{path} is cut off; copy or download it again")
+
+
+@dataclass(frozen=True)
+class PatchHeader:
+    """What a patch says of itself before it is decoded."""
+
+    bands: int
+    height: int
+    width: int
+    dtype: str
+
+
+def patch_header(path: Path) -> PatchHeader:
+    """The header of a patch, read without decoding a pixel.
+
+    Raises:
+        DatasetError: Not a TIFF, or cut off: it points at data beyond its end.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            tiff.filehandle.seek(page.offset)
+            layout = tiff.tiff
+            count = tiff.filehandle.read(layout.tagnosize)
+            (tags,) = struct.unpack(layout.tagnoformat, count)
+            end = last_byte(page)
+            header = PatchHeader(
+                page.samplesperpixel, page.imagelength, page.imagewidth, str(page.dtype)
+            )
+    except (tifffile.TiffFileError, IndexError, ValueError, struct.error) as error:
+        raise DatasetError(f"{path} is not a readable TIFF; write it again") from error
+    if not 0 < end <= path.stat().st_size or len(page.tags) != tags:
+        raise DatasetError(f"{path} is cut off; write it again")
+    return header
+
+
+@contextmanager
+def create_tiff(path: str | Path, **profile) -> Iterator[rasterio.io.DatasetWriter]:
+    """A GeoTIFF to write to.
+
+    Raises:
+        RasterError: Not all of it was written, which GDAL tells only in its log.
+    """
+    with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
+        yield raster
+    require_whole_tiff(path)
+
+
+def require_whole_tiff(path: str | Path) -> None:
+    """Raise RasterError unless all of a TIFF was written."""
+    try:
+        patch_header(Path(path))
+    except DatasetError as error:
+        raise RasterError(f"{path} was not written whole; is the disk full?") from error

@@ -1,0 +1,86 @@
+"""Scores over folds and blocks: means, intervals, differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from model_training import HEADLINES
+
+
+def fold_statistics(values: Sequence[float]) -> dict:
+    """Mean, standard deviation (n - 1) and 95 % t-interval of one score over folds."""
+    from scipy import stats
+
+    mean, count = float(np.mean(values)), len(values)
+    deviation = interval = None
+    if count > 1:
+        deviation = float(np.std(values, ddof=1))
+        half = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+        interval = [mean - half, mean + half]
+    return {
+        "mean": mean,
+        "std": deviation,
+        "interval_95": interval,
+        "values": list(values),
+    }
+
+
+def fold_summary(results: Sequence[dict]) -> dict:
+    """``fold_statistics`` of each score that at least one fold has."""
+    known = {
+        key: [result[key] for result in results if result[key] is not None]
+        for key in HEADLINES
+    }
+    return {key: fold_statistics(values) for key, values in known.items() if values}
+
+
+def block_bootstrap(
+    matrices: np.ndarray, measure: Callable, seed: int, repeats: int = 1000
+) -> dict:
+    """95 % percentile interval of each score of summed matrices, by resampling blocks.
+
+    Blocks are drawn with replacement, as many as there are; pixels and patches are not, since
+    neighbours tell the same. A draw may lack a class that few blocks hold; its means are then over
+    the others.
+
+    Args:
+        matrices: (G, ..., K, K) confusion matrices of G blocks.
+        measure: Gives the scores of a sum of them by name, such as ``scores`` does.
+        seed: Of the draws; the same blocks are drawn for the same G and seed.
+        repeats: Number of draws.
+
+    Returns:
+        [low, high] for each of ``HEADLINES``; None where there is but one block or no draw has the
+        score.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    matrices, count = np.asarray(matrices, np.float64), len(matrices)
+    if count < 2:
+        return dict.fromkeys(HEADLINES)
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(count, np.full(count, 1 / count), repeats)  # (repeats, G)
+    results = [
+        measure(total) for total in np.tensordot(times.astype(float), matrices, 1)
+    ]
+    found = {
+        key: [result[key] for result in results if result[key] is not None]
+        for key in HEADLINES
+    }
+    return {
+        key: np.percentile(values, [2.5, 97.5]).tolist() if values else None
+        for key, values in found.items()
+    }
+
+
+def score_gap(random: dict, blocked: dict) -> dict:
+    """By how much each score of the first is better; None where one of them is missing."""
+    return {
+        key: random[key] - blocked[key]
+        if None not in (random[key], blocked[key])
+        else None
+        for key in HEADLINES
+    }

@@ -1,0 +1,201 @@
+"""Logs and plots of a training, and what is collected while a test is evaluated."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from common.files import whole_file
+from common.patches import PatchPair
+from common.pictures import save_figure
+from evaluation.calibration import Calibration
+from evaluation.examples import Examples, patch_accuracy, worth_showing
+from model_training import confusion_matrix, predict_classes
+
+
+class Inspection:
+    """Looks on while test patches are evaluated, one after the other."""
+
+    def __init__(
+        self,
+        pairs: Sequence[PatchPair],
+        counts: np.ndarray,
+        temperature: float = 1.0,
+    ):
+        """``counts`` (patches, classes) are labelled pixels."""
+        self.pairs, self.worth = pairs, worth_showing(counts)
+        self.classes = counts.shape[1]
+        self.temperature = temperature
+        self.before, self.after = Calibration(), Calibration()
+        self.examples = Examples()
+        self.matrices = []  # (K, K) of each patch
+
+    def __call__(self, logits: Tensor, masks: Tensor) -> None:
+        self.before.add(logits, masks)
+        self.after.add(logits, masks, self.temperature)
+        for guess, mask in zip(predict_classes(logits), masks):
+            number = len(self.matrices)
+            matrix = confusion_matrix(guess, mask, self.classes)
+            self.matrices.append(matrix.cpu().numpy())
+            if self.worth[number]:
+                guess, mask = guess.cpu().numpy(), mask.cpu().numpy()
+                score = patch_accuracy(guess, mask, self.classes)
+                self.examples.add(score, self.pairs[number], guess)
+
+    def calibration(self) -> dict:
+        """Temperature, errors of calibration and their bins, as plain numbers for JSON."""
+        before, after = self.before.report(), self.after.report()
+        return {
+            "temperature": self.temperature,
+            "ece_before": before["expected_calibration_error"],
+            "ece_after": after["expected_calibration_error"],
+            "before": before,
+            "after": after,
+        }
+
+
+def write_log(target: Path, rows: Sequence[dict]) -> None:
+    """The epochs as CSV, a column per measure."""
+    with whole_file(target) as part, open(part, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot_training(target: Path, report: dict) -> None:
+    """Draw a report: loss and score curves, bars per class, confusion matrix.
+
+    Bars and matrix are those of the test split, else pooled over the folds, else those that a fold
+    holds out, else validation; a run that is not finished has only curves.
+    """
+    from matplotlib.figure import Figure
+
+    sources = ("test", "pooled", "held_out", "validation")
+    source = next((key for key in sources if key in report), None)
+    runs = [r["history"] for r in report.get("folds", [])] or [report["history"]]
+    rows = 2 if source else 1
+    figure = Figure(figsize=(14, 5 * rows), layout="constrained")
+    losses, curves, *below = figure.subplots(rows, 2).ravel()
+    for index, rows in enumerate(runs):
+        epochs = [row["epoch"] for row in rows]
+        faint = 1.0 if len(runs) == 1 else 0.6
+        first = index == 0
+        for axes, key, name, colour in (
+            (losses, "train_loss", "training", "C0"),
+            (losses, "val_loss", "validation", "C1"),
+            (curves, "val_iou", "IoU", "C2"),
+            (curves, "val_f1", "F1", "C3"),
+            (curves, "val_kappa", "kappa", "C4"),
+        ):
+            if key in rows[0]:
+                values = [np.nan if row[key] is None else row[key] for row in rows]
+                label = name if first else None
+                axes.plot(
+                    epochs, values, color=colour, alpha=faint, label=label, marker="."
+                )
+    best = report.get("best_epoch", {}).get("combined")
+    if best:
+        curves.axvline(
+            best, color="grey", linestyle=":", label=f"final model: epoch {best}"
+        )
+    losses.set(title="Loss", xlabel="epoch", ylabel="loss")
+    title = "Validation scores" + (f", {len(runs)} folds" if len(runs) > 1 else "")
+    curves.set(title=title, xlabel="epoch", ylim=(0, 1.02))
+    for axes in (losses, curves):
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(frameon=False)
+    if source:
+        bars, table = below
+        _draw_bars(bars, report[source], source)
+        _draw_matrix(figure, table, report[source], source)
+    save_figure(figure, target)
+
+
+def plot_reliability(
+    axes, curves: Mapping[str, dict], title: str = "Reliability"
+) -> None:
+    """Draw accuracy over confidence, and which share of the pixels has that confidence.
+
+    Bins with less than a ten-thousandth of the pixels are noise and left out.
+
+    Args:
+        axes: Where.
+        curves: Reports of ``Calibration`` by what they are called in the legend.
+        title: Above.
+    """
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as sure as right")
+    for number, (name, report) in enumerate(curves.items()):
+        pixels = np.array(report["pixels"])
+        filled = pixels > 1e-4 * pixels.sum()
+        if not filled.any():
+            continue
+        confidence = np.array(report["confidence"], float)[filled]
+        accuracy = np.array(report["accuracy"], float)[filled]
+        error = report["expected_calibration_error"]
+        label, colour = f"{name}: ECE {error:.3f}", f"C{number}"
+        axes.plot(confidence, accuracy, color=colour, marker=".", label=label)
+        edges = np.linspace(0, 1, len(pixels) + 1)
+        axes.stairs(pixels / pixels.sum(), edges, color=colour, alpha=0.25, fill=True)
+    axes.set(xlabel="confidence", ylabel="accuracy; share of pixels (filled)")
+    axes.set(title=title, xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def draw_calibration(target: Path, calibration: dict) -> None:
+    """Draw the reliability before and after the temperature, where there is one."""
+    from matplotlib.figure import Figure
+
+    curves = {"network": calibration["before"]}
+    if calibration["temperature"] != 1:
+        name = f"temperature {calibration['temperature']:.2f}"
+        curves[name] = calibration["after"]
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    plot_reliability(figure.subplots(), curves, "Reliability, test")
+    save_figure(figure, target)
+
+
+def _draw_bars(axes, result: dict, source: str) -> None:
+    entries = result["per_class"]
+    places = np.arange(len(entries))
+    for shift, key in ((-0.2, "iou"), (0.2, "f1")):
+        values = [entry[key] or 0 for entry in entries]
+        drawn = axes.bar(
+            places + shift, values, 0.38, label=key.upper().replace("IOU", "IoU")
+        )
+        labels = ["-" if e[key] is None else f"{e[key]:.2f}" for e in entries]
+        axes.bar_label(drawn, labels, fontsize=8)
+    names = [entry["name"] for entry in entries]
+    axes.set_xticks(places, names, rotation=30, ha="right", parse_math=False)
+    mean = result["mean_iou"]
+    shown = "-" if mean is None else f"{mean:.3f}"
+    axes.set(title=f"Per class, {source} (mean IoU {shown})", ylim=(0, 1.1))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _draw_matrix(figure, axes, result: dict, source: str) -> None:
+    counts = np.array(result["confusion_matrix"], float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [entry["name"] for entry in result["per_class"]]
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(
+        title=f"Confusion, {source} (share of the true class)",
+        xlabel="predicted",
+        ylabel="true",
+    )
+    if len(names) <= 16:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if share > 0.5 else "black"
+            text = f"{share:.2f}"
+            axes.text(
+                column, row, text, ha="center", va="center", color=colour, fontsize=8
+            )
+    figure.colorbar(drawn, ax=axes, shrink=0.8)

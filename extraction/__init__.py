@@ -1,0 +1,1 @@
+"""From a scene, its label and a grid to a dataset of patches."""

@@ -1,0 +1,172 @@
+"""The cells of a grid, in the pixels of an image."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+from rasterio.transform import Affine
+from rasterio.windows import Window
+
+from common.errors import DatasetError, unknown_name
+from common.rasters import GDAL_OPTIONS, pixel_bounds, validity, window_within
+from common.text import _first_reason
+from common.vectors import in_pixels, polygonal, read_vector
+from extraction.settings import CuttingConfig, SceneFiles
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+    from shapely import Geometry
+
+ID_COLUMNS = ("id", "fid", "cell_id", "cellid", "grid_id", "gridid", "patch_id", "name")
+LONGEST_NAME = 200  # bytes; file systems allow 255, and others put endings behind it
+LARGEST_CELL = 16  # times the patch size, per side
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid in the image's pixels."""
+
+    name: str
+    window: Window  # its bounding box; may reach beyond the image
+    outline: Geometry | None = None  # in pixels; None when the cell fills the window
+
+
+def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[str]:
+    """A file name per cell, from an id column or the row number (from 1).
+
+    Raises:
+        OptionError: No such column.
+        DatasetError: The column named holds an id twice, or none.
+    """
+    columns = {name.lower(): name for name in grid.columns if name != "geometry"}
+    if column is not None and column.lower() not in columns:
+        raise unknown_name("--id_column", column, list(columns))
+    for name in [column.lower()] if column else ID_COLUMNS:
+        if name not in columns:
+            continue
+        ids = [_id_text(value) for value in grid[columns[name]]]
+        names = Counter(_file_names([text for text in ids if text], prefix))
+        twice = [text for text in ids if not text]
+        twice += [text for text in names if names[text] > 1]
+        twice += [text for text in names if len(os.fsencode(text)) > LONGEST_NAME]
+        if not twice:
+            break
+        if column:
+            raise DatasetError(
+                f"--id_column {column}: {len(twice)} ids are not unique, empty or too long, as "
+                f"{twice[0][:80]!r}; name another column"
+            )
+    else:
+        ids = [str(row) for row in range(1, len(grid) + 1)]
+    return _file_names(ids, prefix)
+
+
+def _file_names(ids: Sequence[str], prefix: str) -> list[str]:
+    """Ids as the names of patches; numbers are filled up so that they sort."""
+    digits = max([3, *(len(text) for text in ids if text.isdecimal())])
+    return [f"{prefix}_{t.zfill(digits) if t.isdecimal() else t}" for t in ids]
+
+
+def _id_text(value) -> str:
+    """An id as part of a file name; separators and the like become underscores."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return re.sub(r"[^\w.-]+", "_", str(value)).strip("._")
+
+
+def regular_cells(width: int, height: int, size: int, stride: int, prefix: str):
+    """Square cells every ``stride`` pixels; the last ones may reach beyond the image."""
+    return [
+        Cell(f"{prefix}_r{row:03}_c{column:03}", Window(left, top, size, size))
+        for row, top in enumerate(range(0, height, stride))
+        for column, left in enumerate(range(0, width, stride))
+    ]
+
+
+def cells_of(scene: SceneFiles, config: CuttingConfig, image: rasterio.DatasetReader):
+    """The cells of a scene, and why others cannot be cut.
+
+    Returns:
+        cells, {name: reason} of those that cannot be used.
+
+    Raises:
+        DatasetError: Not such a file, a cell that is absurdly large, or none over the image.
+    """
+    import shapely
+
+    if scene.grid is None:
+        size, stride = config.patch_size, config.stride or config.patch_size
+        cells = regular_cells(image.width, image.height, size, stride, scene.name)
+        return cells, {}
+    grid = read_vector(scene.grid)
+    names = cell_names(grid, config.id_column, scene.name)
+    cells, skipped = [], {}
+    for name, outline in zip(names, in_pixels(grid, image, scene.grid)):
+        outline = polygonal(outline)
+        if outline is None:
+            skipped[name] = "no polygon"
+            continue
+        if not np.isfinite(outline.bounds).all():
+            skipped[name] = "cannot be expressed in the image's CRS"
+            continue
+        window = pixel_bounds(outline.bounds)
+        largest = LARGEST_CELL * config.patch_size
+        if max(window.width, window.height) > largest:
+            raise DatasetError(
+                f"{name} of {scene.grid} covers {window.width} x {window.height} pixels, more "
+                f"than {LARGEST_CELL} times --patch_size {config.patch_size}; use a finer grid"
+            )
+        if not window.width or not window.height:
+            skipped[name] = "smaller than a pixel"
+            continue
+        if window_within(window, image.width, image.height) is None:
+            skipped[name] = "outside the image"
+            continue
+        box = shapely.box(*outline.bounds)
+        gap = shapely.hausdorff_distance(outline.boundary, box.boundary)
+        cells.append(Cell(name, window, outline if gap > 0.01 else None))
+    if not cells:
+        raise DatasetError(
+            f"No cell of {scene.grid} lies on {image.name} ({_first_reason(skipped)}); check the CRS "
+            f"of both: {grid.crs.to_string()} and {image.crs.to_string()}"
+        )
+    return cells, skipped
+
+
+def reading_order(cells: Sequence[Cell], image, bands: Sequence[int]) -> list[Cell]:
+    """Cells in an order in which GDAL's block cache serves neighbours: each block decoded once.
+
+    From top to bottom, in columns that are so wide that the blocks under two rows of cells fit into
+    half of the cache.
+    """
+    block = image.block_shapes[0][0]
+    rows = block + max(block, *(int(cell.window.height) for cell in cells))
+    pixel = len(bands) * validity(image, bands).dtype.itemsize
+    width = max(1, GDAL_OPTIONS["GDAL_CACHEMAX"] // 2 // (pixel * rows))
+
+    def place(cell: Cell) -> tuple[int, int, int]:
+        window = cell.window
+        return window.col_off // width, window.row_off, window.col_off
+
+    return sorted(cells, key=place)
+
+
+def cell_mask(cell: Cell) -> np.ndarray:
+    """(H, W) bool: the window's pixels whose centre lies in the cell."""
+    from rasterio.features import geometry_mask
+
+    shape = (int(cell.window.height), int(cell.window.width))
+    if cell.outline is None:
+        return np.ones(shape, bool)
+    origin = Affine.translation(cell.window.col_off, cell.window.row_off)
+    return geometry_mask([cell.outline], shape, origin, invert=True)

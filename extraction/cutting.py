@@ -1,0 +1,303 @@
+"""From a cell to the two files of a patch: reading, resizing, writing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
+from tqdm import tqdm
+
+from common.errors import DatasetError, RasterError
+from common.labels import Label, class_name_tags, open_label
+from common.machine import own_cores
+from common.rasters import as_dtype, open_raster, read_image
+from common.tiffs import create_tiff
+from extraction.cells import Cell, cell_mask, reading_order
+from extraction.journal import Journal
+from extraction.scenes import ERROR, Plan, label_options
+from extraction.settings import CuttingConfig
+
+
+@dataclass(frozen=True)
+class CellPixels:
+    """One cell as it was read."""
+
+    cell: Cell
+    image: np.ndarray  # (C, H, W)
+    valid: np.ndarray  # (H, W) bool
+    classes: np.ndarray  # (H, W)
+    valid_share: float
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One cell, ready to be written."""
+
+    image: np.ndarray  # (C, size, size)
+    valid: np.ndarray  # (size, size) bool
+    label: np.ndarray  # (size, size)
+    transform: Affine
+
+
+def read_cell(
+    cell: Cell, image, bands: Sequence[int], label: Label, config: CuttingConfig
+) -> CellPixels | str:
+    """Read one cell; its pixels, or the reason why there is no patch of it."""
+    pixels, valid = read_image(image, cell.window, bands)
+    inside = cell_mask(cell)
+    share = float(valid[inside].mean()) if inside.any() else 0.0
+    if share < config.min_valid or not share:
+        return f"less than {config.min_valid:.0%} valid" if share else "no valid pixel"
+    classes = label.classes(cell.window)
+    classes[~(inside & valid)] = label.unlabelled
+    if (classes == label.unlabelled).all():
+        return "no labelled pixel"
+    return CellPixels(cell, pixels, valid, classes, share)
+
+
+def make_patch(read: CellPixels, profile: Profile, config: CuttingConfig):
+    """Bring a cell to ``--patch_size``; the patch, or the reason why there is none."""
+    window, size = read.cell.window, config.patch_size
+    transform = profile.transform * Affine.translation(window.col_off, window.row_off)
+    height, width = read.classes.shape
+    if (height, width) == (size, size):
+        return Patch(read.image, read.valid, read.classes, transform)
+    image, valid = resize_image(
+        read.image, read.valid, size, config.interpolation, profile.nodata
+    )
+    classes = resize_label(read.classes, size)
+    if (classes == profile.label_nodata).all():
+        return "no labelled pixel after resizing"
+    transform *= Affine.scale(width / size, height / size)
+    return Patch(image, valid, classes, transform)
+
+
+def resize_label(label: np.ndarray, size: int) -> np.ndarray:
+    """Labels (H, W) as (size, size): each pixel from the nearest one."""
+    import cv2
+
+    return cv2.resize(label, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def resize_image(
+    image: np.ndarray, valid: np.ndarray, size: int, interpolation: str, nodata=None
+):
+    """Resize an image without letting invalid pixels bleed into valid ones.
+
+    Args:
+        image: (C, H, W), any dtype; it is kept.
+        valid: (H, W) bool.
+        size: Side of the result in pixels.
+        interpolation: A choice of ``--interpolation``.
+        nodata: A value that no valid pixel may get; the next one takes its place.
+
+    Returns:
+        image (C, size, size), valid (size, size): where valid pixels make up half the weight.
+    """
+    import cv2
+
+    methods = {
+        "nearest": cv2.INTER_NEAREST_EXACT,
+        "bilinear": cv2.INTER_LINEAR,
+        "cubic": cv2.INTER_CUBIC,
+        "area": cv2.INTER_AREA,
+    }
+    if interpolation == "auto":
+        interpolation = "area" if min(valid.shape) >= size else "bilinear"
+
+    def resize(layer):
+        return cv2.resize(layer, (size, size), interpolation=methods[interpolation])
+
+    if interpolation == "nearest":
+        # by position, since OpenCV does not know every dtype
+        places = resize(np.arange(valid.size, dtype=np.float64).reshape(valid.shape))
+        rows, columns = np.divmod(places.astype(np.int64), valid.shape[1])
+        return image[:, rows, columns], valid[rows, columns]
+    exact = np.float32 if image.dtype.itemsize < 4 else np.float64
+    weight = resize(valid.astype(exact))
+    kept = weight >= 0.5
+    resized = np.zeros((len(image), size, size), image.dtype)
+    for target, band in zip(resized, image):
+        values = resize(np.where(valid, band, 0).astype(exact))[kept] / weight[kept]
+        if image.dtype.kind in "iu":
+            limits = np.iinfo(image.dtype)
+            values = np.clip(np.rint(values), limits.min, limits.max)
+        values = values.astype(image.dtype)
+        if nodata is not None:
+            values[values == nodata] = next_to(nodata)
+        target[kept] = values
+    return resized, kept
+
+
+def next_to(value: np.generic) -> np.generic:
+    """The next larger number of the same dtype, or the next smaller of the largest."""
+    if value.dtype.kind == "f":
+        return np.nextafter(value, value.dtype.type(np.inf))
+    step = 1 if value < np.iinfo(value.dtype).max else -1
+    return value.dtype.type(int(value) + step)
+
+
+def declared_nodata(image, bands: Sequence[int]):
+    """The nodata value that all bands share and that their dtype can hold, or None."""
+    values = {repr(image.nodatavals[band - 1]) for band in bands}  # NaN equals NaN
+    if len(values) != 1:
+        return None
+    nodata = image.nodatavals[bands[0] - 1]
+    return as_dtype(nodata, np.result_type(*image.dtypes))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What all patches of a scene have in common."""
+
+    crs: object
+    transform: Affine  # of the scene
+    nodata: float | None
+    descriptions: tuple[str | None, ...]
+    colours: tuple
+    label_nodata: int
+    class_names: list[str] | None
+
+    @classmethod
+    def of(cls, image, bands: Sequence[int], label: Label) -> Profile:
+        return cls(
+            image.crs,
+            image.transform,
+            declared_nodata(image, bands),
+            tuple(image.descriptions[band - 1] for band in bands),
+            tuple(_role(image.colorinterp[band - 1]) for band in bands),
+            label.unlabelled,
+            label.names,
+        )
+
+    def write(self, patch: Patch, image_path: Path, label_path: Path) -> None:
+        """Write a patch as two GeoTIFFs that any reader opens.
+
+        Invalid pixels become the declared nodata value; without one, an internal mask marks them.
+        """
+        pixels, masked = patch.image, not patch.valid.all()
+        if masked and self.nodata is not None:
+            pixels = np.where(patch.valid, pixels, self.nodata)
+        with self._create(image_path, patch, pixels.dtype, len(pixels)) as file:
+            file.descriptions = self.descriptions
+            file.colorinterp = self.colours
+            file.write(pixels)
+            if masked and self.nodata is None:
+                file.write_mask(patch.valid)
+        with self._create(label_path, patch, patch.label.dtype, 1, label=True) as file:
+            if self.class_names:
+                file.update_tags(**class_name_tags(self.class_names))
+            file.write(patch.label, 1)
+
+    def _create(self, path: Path, patch: Patch, dtype, bands: int, label=False):
+        height, width = patch.valid.shape
+        return create_tiff(
+            path,
+            width=width,
+            height=height,
+            count=bands,
+            dtype=dtype,
+            crs=self.crs,
+            transform=patch.transform,
+            nodata=self.label_nodata if label else self.nodata,
+            compress="deflate",
+            zlevel=1,
+            # tifffile alone cannot undo the predictor for floats
+            predictor=2 if np.dtype(dtype).kind in "iu" else 1,
+            interleave="band",
+            blockysize=height,
+        )
+
+
+def _role(colour: ColorInterp) -> ColorInterp:
+    """The role of a band in a patch: an alpha band that was selected is data."""
+    return ColorInterp.undefined if colour == ColorInterp.alpha else colour
+
+
+def write_cell(
+    read: CellPixels, profile: Profile, config: CuttingConfig, staging: Path
+):
+    """Write the patch of a cell; its record, or the reason why there is none."""
+    patch = make_patch(read, profile, config)
+    if isinstance(patch, str):
+        return patch
+    name = read.cell.name
+    paths = (staging / kind / f"{name}.tif" for kind in ("images", "labels"))
+    with rasterio.Env(GDAL_NUM_THREADS=1, GDAL_TIFF_INTERNAL_MASK=True):
+        profile.write(patch, *paths)
+    counts = np.bincount(patch.label[patch.label != profile.label_nodata])
+    window = read.cell.window
+    return {
+        "name": name,
+        "window": [
+            int(v)
+            for v in (window.col_off, window.row_off, window.width, window.height)
+        ],
+        "transform": list(patch.transform[:6]),
+        "valid_share": round(read.valid_share, 4),
+        "class_pixels": counts.tolist(),
+    }
+
+
+def cut_scene(
+    plan: Plan, config: CuttingConfig, staging: Path, journal: Journal
+) -> None:
+    """Write the patches of a scene to ``staging/{images,labels}``.
+
+    One thread reads the cells, others resize and write them.
+
+    Raises:
+        SegmentationError: A cell that cannot be read, unless ``--skip_errors``.
+    """
+    done = journal.records.keys() | journal.skipped.keys()
+    cells = [cell for cell in plan.cells if cell.name not in done]
+    if not cells:
+        return
+    with ExitStack() as stack:
+        image = stack.enter_context(open_raster(plan.scene.image))
+        label = stack.enter_context(
+            open_label(plan.scene.label, image, *label_options(config))
+        )
+        bands = [entry["band"] for entry in plan.bands]
+        profile = Profile.of(image, bands, label)
+        title = Path(plan.scene.image).name
+        bar = stack.enter_context(
+            tqdm(total=len(cells), desc=title, unit="cell", leave=False, disable=None)
+        )
+        threads = config.workers or min(8, own_cores())
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        waiting: deque[tuple[str, Future]] = deque()
+
+        def settle(most: int) -> None:
+            """Wait until at most so many cells are in flight."""
+            while len(waiting) > most:
+                name, future = waiting.popleft()
+                outcome = future.result()
+                if isinstance(outcome, dict):
+                    outcome["scene"] = plan.scene.image
+                journal.note(name, outcome)
+                bar.update()
+
+        for cell in reading_order(cells, image, bands):
+            try:
+                read = read_cell(cell, image, bands, label, config)
+            except (RasterError, DatasetError) as error:
+                if not config.skip_errors:
+                    raise
+                read = f"{ERROR}{error}"
+            if isinstance(read, str):
+                journal.note(cell.name, read)
+                bar.update()
+                continue
+            future = pool.submit(write_cell, read, profile, config, staging)
+            waiting.append((cell.name, future))
+            settle(2 * threads)
+        settle(0)

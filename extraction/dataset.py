@@ -1,0 +1,248 @@
+"""A whole extraction: cells cut aside, shared among the splits, published as ``Patch``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.transform import Affine
+
+from common import SPLITS, VERSION
+from common.errors import DatasetError
+from common.files import drop_unfinished, require_folder, sole_run, write_json
+from common.ground import footprint, on_the_ground
+from common.text import _first_reason
+from extraction.cutting import cut_scene
+from extraction.journal import Journal
+from extraction.scenes import Plan, plan_scenes
+from extraction.settings import BatchConfig, CuttingConfig, ExtractionConfig
+from extraction.splits import share_out
+
+if TYPE_CHECKING:
+    from geopandas import GeoSeries
+
+log = logging.getLogger("semanticseg4eo")
+
+# settings that may change between an interrupted run and its completion
+FREE_SETTINGS = ("resume", "overwrite", "workers", "save_metadata", "skip_errors")
+STAGING = ".Patch-partial"  # beside Patch, while a run is under way
+
+
+def extract(config: ExtractionConfig | BatchConfig) -> dict:
+    """Cut the cells of all scenes and share them among the splits.
+
+    Patches are written aside; the folder ``Patch`` appears when all of them are there.
+
+    Returns:
+        What ``--save_metadata`` writes.
+
+    Raises:
+        SegmentationError: Anything in the data that cannot be right.
+    """
+    target = Path(config.output) / "Patch"
+    if target.exists() and not target.is_dir():
+        raise DatasetError(f"{target} is a file; choose another --output")
+    former = former_settings(target) if config.resume else {}
+    require_folder("--output", config.output)
+    overwrite = config.overwrite or former.get("overwrite", False)
+    if not overwrite and target.is_dir() and any(target.iterdir()):
+        raise DatasetError(
+            f"{target} already holds patches; choose another --output, or give --overwrite"
+        )
+    skipped: dict[str, str] = {}
+    plans = plan_scenes(config, skipped)
+    with staging_folder(target, config) as staging:
+        with closing(Journal(staging / "journal.jsonl")) as journal:
+            journal.forget_missing(staging)
+            for plan in plans:
+                cut_scene(plan, config, staging, journal)
+        report = assemble(staging, plans, journal, skipped, config)
+        publish(staging, target)
+    return report
+
+
+def assemble(
+    staging: Path,
+    plans: Sequence[Plan],
+    journal: Journal,
+    skipped: dict[str, str],
+    config: ExtractionConfig | BatchConfig,
+) -> dict:
+    """Share the patches that were cut among the splits, and describe them.
+
+    Returns:
+        What ``--save_metadata`` writes.
+
+    Raises:
+        DatasetError: There is no patch, or there are too few blocks.
+    """
+    names = [cell.name for plan in plans for cell in plan.cells]
+    skipped |= {n: journal.skipped[n] for n in names if n in journal.skipped}
+    found = [(plan, journal.records.get(c.name)) for plan in plans for c in plan.cells]
+    found = [(plan, record) for plan, record in found if record]
+    if not found:
+        raise DatasetError(
+            f"None of the {len(names)} cells gives a patch ({_first_reason(skipped)}); look at the "
+            f"nodata of {plans[0].scene.image} and of its label, or lower --min_valid"
+        )
+    size = config.patch_size
+    shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
+    ground = on_the_ground(shapes, [plan.crs for plan, _ in found])
+    splits, dropped = share_out([record for _, record in found], ground, config)
+    records = []
+    for index, ((_, record), split) in enumerate(zip(found, splits)):
+        if index in dropped:
+            skipped[record["name"]] = dropped[index]
+            continue
+        records.append(record | {"split": split})
+        for kind in ("images", "labels"):
+            name = f"{record['name']}.tif"
+            (staging / kind / name).rename(staging / split / kind / name)
+    if dropped and not any(record["split"] == "train" for record in records):
+        raise DatasetError(
+            f"No patch is left to train on ({_first_reason(skipped)}); lower --buffer"
+        )
+    report = describe(config, plans, records, skipped)
+    cells = ground.drop(list(dropped)).to_crs(plans[0].crs)
+    write_cells(staging / "cells.gpkg", cells, report)
+    if config.save_metadata:
+        write_json(staging / "metadata.json", report)
+    for kind in ("images", "labels"):
+        shutil.rmtree(staging / kind)
+    return report
+
+
+def describe(config, plans: Sequence[Plan], records: list[dict], skipped: dict) -> dict:
+    """Where all patches come from, as plain values for JSON."""
+    first = plans[0]
+    return {
+        "version": VERSION,
+        "settings": asdict(config),
+        "crs": first.crs.to_string(),
+        "bands": first.bands,
+        "label_values": first.label_values,
+        "class_names": first.class_names,
+        "unlabelled": first.unlabelled,
+        "scenes": [
+            asdict(plan.scene) | {"crs": plan.crs.to_string()} for plan in plans
+        ],
+        "patches": records,
+        "skipped": skipped,
+    }
+
+
+@contextmanager
+def staging_folder(target: Path, config: CuttingConfig) -> Iterator[Path]:
+    """A hidden folder beside ``target`` with the folders of a dataset.
+
+    It is removed when the block fails, and stays when it is interrupted, for ``--resume``.
+    """
+    parent, staging = target.parent, target.with_name(STAGING)
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    locked = "--output", parent, staging
+    if staging.exists():
+        with sole_run(*locked):
+            if config.overwrite:
+                shutil.rmtree(staging)
+            else:
+                _require_same_run(target, config)
+    with sole_run(*locked):
+        yield from _staged(staging, config, made)
+
+
+def _staged(staging: Path, config: CuttingConfig, made: Sequence[Path]):
+    """Make the folders of a dataset in ``staging``, which is locked; see ``staging_folder``."""
+    try:
+        for kind in ("images", "labels"):
+            (staging / kind).mkdir(parents=True, exist_ok=True)
+            for split in SPLITS:
+                folder = staging / split / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                # of a run that was interrupted at its end
+                for patch in list(folder.iterdir()):
+                    patch.rename(staging / kind / patch.name)
+        drop_unfinished(staging / f"{name}.json" for name in ("settings", "metadata"))
+        if not (staging / "settings.json").exists():
+            write_json(staging / "settings.json", asdict(config))
+        yield staging
+    except Exception:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    except BaseException:
+        log.warning("what was cut is kept; the command with --resume completes it")
+        raise
+
+
+def former_settings(target: Path) -> dict:
+    """The settings of an interrupted run; empty when there is none."""
+    stored = target.with_name(STAGING) / "settings.json"
+    return json.loads(stored.read_text()) if stored.exists() else {}
+
+
+def _require_same_run(target: Path, config: CuttingConfig) -> None:
+    if not config.resume:
+        raise DatasetError(
+            f"A run into {target.parent} is under way or was interrupted: --resume completes it, "
+            "--overwrite starts anew"
+        )
+    settings = json.loads(json.dumps(asdict(config)))
+    former = former_settings(target) or settings
+    for name in former | settings:
+        before, now = former.get(name), settings.get(name)
+        if name not in FREE_SETTINGS and before != now:
+            raise DatasetError(
+                f"The interrupted run in {target.parent} had --{name} {before}, not {now}; give "
+                "the same, or start anew with --overwrite"
+            )
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Flush a finished folder to disk and give it its name; what had the name is removed."""
+    former = target.with_name(f"{staging.name}-former")
+
+    def remove_former() -> None:
+        if former.is_symlink():
+            former.unlink()
+        elif former.exists():
+            shutil.rmtree(former)
+
+    os.sync()
+    if target.exists():
+        remove_former()  # an interrupted run had no time to
+        target.rename(former)
+    for name in ("journal.jsonl", "settings.json"):
+        (staging / name).unlink(missing_ok=True)
+    staging.rename(target)
+    remove_former()
+
+
+def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
+    """The cells that became patches as a GeoPackage: split, valid share, class shares."""
+    import geopandas
+
+    records = report["patches"]
+    classes = max(len(record["class_pixels"]) for record in records)
+    names = report["class_names"] or [""] * classes
+    columns = {
+        key: [r[key] for r in records]
+        for key in ("name", "scene", "split", "valid_share")
+    }
+    pixels = np.zeros((len(records), len(names)))
+    for row, record in zip(pixels, records):
+        row[: len(record["class_pixels"])] = record["class_pixels"]
+    shares = pixels / pixels.sum(axis=1, keepdims=True)
+    # the number keeps names apart that differ in case only
+    columns |= {f"share {k} {n}".strip(): shares[:, k] for k, n in enumerate(names)}
+    table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)
+    table.to_file(path, driver="GPKG", layer="cells")

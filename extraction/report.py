@@ -1,0 +1,318 @@
+"""What a dataset holds: tables, overlaps between splits, pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from common import SPLITS
+from common.errors import SegmentationError, require
+from common.ground import footprint, near_pairs, on_the_ground
+from common.labels import MISSING, class_names_of, read_classes, require_one_band
+from common.patches import list_pairs, read_patch
+from common.pictures import (
+    class_colours,
+    colour_map,
+    draw_panels,
+    rgb_bands,
+    save_figure,
+    stretch,
+)
+from common.rasters import image_bands, open_raster
+from common.tiffs import patch_header
+from extraction.settings import CuttingConfig, InfoConfig, SampleConfig
+
+if TYPE_CHECKING:
+    from shapely import Geometry
+
+log = logging.getLogger("semanticseg4eo")
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """One split of a dataset in numbers."""
+
+    patches: int = 0
+    pixels: int = 0  # of all labels
+    class_pixels: tuple[int, ...] = ()  # labelled, by class
+
+    def __add__(self, other: SplitSummary) -> SplitSummary:
+        size = max(len(self.class_pixels), len(other.class_pixels))
+        padded = [
+            np.pad(s.class_pixels, (0, size - len(s.class_pixels))).astype(int)
+            for s in (self, other)
+        ]
+        return SplitSummary(
+            self.patches + other.patches,
+            self.pixels + other.pixels,
+            tuple(sum(padded).tolist()),
+        )
+
+    @property
+    def unlabelled_share(self) -> float:
+        return 1 - sum(self.class_pixels) / self.pixels if self.pixels else 0.0
+
+    def class_share(self, number: int) -> float:
+        """The share of a class among labelled pixels."""
+        counts = self.class_pixels
+        return counts[number] / sum(counts) if number < len(counts) else 0.0
+
+
+def split_table(summaries: dict[str, SplitSummary], names: Sequence[str] | None) -> str:
+    """Splits as columns, class shares as rows."""
+    classes = max(len(s.class_pixels) for s in summaries.values())
+    names = names or [f"class {number}" for number in range(classes)]
+    width = max([12, *(len(name) + 2 for name in names)])
+    rows = [
+        ("", list(summaries)),
+        ("patches", [f"{s.patches:,}" for s in summaries.values()]),
+        *(
+            (name, [f"{s.class_share(number):.1%}" for s in summaries.values()])
+            for number, name in enumerate(names)
+        ),
+        ("unlabelled", [f"{s.unlabelled_share:.1%}" for s in summaries.values()]),
+    ]
+    return "\n".join(
+        f"{name:{width}}" + "".join(f"{value:>12}" for value in values)
+        for name, values in rows
+    )
+
+
+def summarize(report: dict, config: CuttingConfig) -> dict[str, SplitSummary]:
+    """The splits of an extraction in numbers."""
+    summaries = dict.fromkeys(SPLITS, SplitSummary())
+    for record in report["patches"]:
+        summaries[record["split"]] += SplitSummary(
+            1, config.patch_size**2, tuple(record["class_pixels"])
+        )
+    return summaries
+
+
+def warn_of_skipped(report: dict, config: CuttingConfig) -> None:
+    """Log what an extraction left out, and splits and classes that got nothing."""
+    summaries, skipped = summarize(report, config), report["skipped"]
+    if skipped:
+        total = len(skipped) + len(report["patches"])
+        log.warning("skipped %d of %d cells:", len(skipped), total)
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in skipped.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            more = ", ... (--save_metadata stores all)" if len(names) > 12 else ""
+            log.warning("  %s: %s%s", reason, ", ".join(names[:12]), more)
+    for split, ratio in zip(SPLITS, config.ratios):
+        if ratio and not summaries[split].patches:
+            log.warning("the %s split got no patch: there are too few", split)
+    labelled = sum(summaries.values(), SplitSummary())
+    if np.count_nonzero(labelled.class_pixels) == 1:
+        log.warning(
+            "all labelled pixels are class %d, and nothing can be learnt from one class; 255 "
+            "means unlabelled: if it is a class in your label, use --label_values 0,255",
+            int(np.flatnonzero(labelled.class_pixels)[0]),
+        )
+
+
+def extraction_text(report: dict, config: CuttingConfig) -> str:
+    """What an extraction wrote, as text."""
+    table = split_table(summarize(report, config), report["class_names"])
+    return f"{table}\n\nPatches: {Path(config.output) / 'Patch'}"
+
+
+class Place(NamedTuple):
+    """Where a patch lies."""
+
+    split: str
+    name: str
+    footprint: Geometry
+    crs: object
+
+
+def dataset_info(config: InfoConfig) -> tuple[dict, list[Place]]:
+    """Patches, sizes, bands, dtypes and class shares of a dataset, by split; and where they lie.
+
+    Raises:
+        DatasetError: Not a dataset, or a file that cannot be read.
+    """
+    report = {"dataset_root": config.output, "class_names": None, "splits": {}}
+    places: list[Place] = []
+    for split in SPLITS:
+        pairs = list_pairs(config.output, split, required=split == "train")
+        summary, kinds = SplitSummary(), Counter()
+        for pair in tqdm(pairs, desc=split, unit="patch", leave=False, disable=None):
+            kinds[patch_header(pair.image)] += 1
+            with open_raster(pair.image) as file:
+                shape = footprint(file.transform, file.height, file.width)
+                places.append(Place(split, pair.name, shape, file.crs))
+            with open_raster(pair.label) as file:
+                require_one_band(file)
+                label = read_classes(file)
+                report["class_names"] = report["class_names"] or class_names_of(file)
+            known = label[label >= 0]
+            summary += SplitSummary(1, label.size, tuple(np.bincount(known).tolist()))
+        report["splits"][split] = {
+            **asdict(summary),
+            "unlabelled_share": summary.unlabelled_share,
+            "kinds": [
+                asdict(kind) | {"patches": count} for kind, count in kinds.most_common()
+            ],
+        }
+    report["overlaps"] = split_overlaps(places)
+    return report, places
+
+
+def split_overlaps(places: Sequence[Place]) -> list[dict] | None:
+    """Patches of different splits that share ground: what a test then measures is memory.
+
+    Returns:
+        An entry per pair of splits with "splits", "patches" (of the second that share ground with
+        the first) and "examples"; None where a patch has no CRS.
+    """
+    if any(place.crs is None for place in places):
+        return None
+    splits, names, shapes, systems = zip(*places)
+    parts = [SPLITS.index(split) for split in splits]
+    ground = on_the_ground(shapes, systems)
+    pairs = near_pairs(ground, parts, 0)
+    found: dict[tuple[str, str], list] = {}
+    for first, second in pairs:
+        found.setdefault((splits[first], splits[second]), []).append((first, second))
+    return [
+        {
+            "splits": list(key),
+            "patches": len({second for _, second in hits}),
+            "examples": [f"{names[b]} and {names[a]}" for a, b in hits[:5]],
+        }
+        for key, hits in found.items()
+    ]
+
+
+def draw_splits(places: Sequence[Place], target: Path) -> None:
+    """Draw the patches of a dataset where they lie, coloured by split."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch as Key
+
+    ground = on_the_ground([p.footprint for p in places], [p.crs for p in places])
+    figure = Figure(figsize=(7, 7.5), layout="constrained")
+    axes = figure.add_subplot()
+    keys = []
+    for split, colour in zip(SPLITS, ("#9db8d2", "#f0a030", "#c8283c")):
+        corners = [
+            np.array(shape.exterior.coords)
+            for shape, place in zip(ground, places)
+            if place.split == split
+        ]
+        style = {"facecolor": colour, "edgecolor": "white"}
+        axes.add_collection(PolyCollection(corners, linewidth=0.4, **style))
+        keys.append(Key(label=f"{split} ({len(corners):,})", **style))
+    axes.autoscale_view()
+    axes.set_aspect("equal")
+    axes.ticklabel_format(useOffset=False, style="plain")
+    axes.tick_params(labelsize=8)
+    axes.set(xlabel="metres", ylabel="metres")
+    figure.legend(handles=keys, loc="outside upper center", ncols=3, frameon=False)
+    save_figure(figure, target)
+
+
+def info_text(report: dict) -> str:
+    """The dataset report as text."""
+    summaries, lines = {}, []
+    for split, entry in report["splits"].items():
+        summaries[split] = SplitSummary(
+            entry["patches"], entry["pixels"], tuple(entry["class_pixels"])
+        )
+        for kind in entry["kinds"]:
+            lines.append(
+                f"{split:12}{kind['patches']:>6} patches of {kind['height']} x {kind['width']} "
+                f"pixels, {kind['bands']} bands, {kind['dtype']}"
+            )
+    lines += ["", split_table(summaries, report["class_names"]), ""]
+    if report["overlaps"] is None:
+        lines.append(
+            "overlap between splits: unknown, since not all patches have a CRS"
+        )
+    for entry in report["overlaps"] or []:
+        first, second = entry["splits"]
+        lines.append(
+            f"LEAK: {entry['patches']} patches of {second} share ground with {first}, as "
+            f"{entry['examples'][0]}"
+        )
+    if report["overlaps"] == []:
+        lines.append("no ground is shared between splits")
+    return "\n".join(lines)
+
+
+def draw_sample(config: SampleConfig) -> Path:
+    """Draw one patch: image, label with legend, and both together.
+
+    Returns:
+        The PNG that was written.
+
+    Raises:
+        OptionError: No such patch.
+    """
+    pairs = list_pairs(config.output, config.split)
+    index = config.sample_index
+    require(
+        0 <= index < len(pairs),
+        "--sample_index",
+        index,
+        f"0 to {len(pairs) - 1}, since {config.split} has {len(pairs)} patches",
+    )
+    pair = pairs[index]
+    image, valid, _ = read_patch(pair, MISSING)
+    with open_raster(pair.image) as file:
+        bands = [band - 1 for band in image_bands(file)]
+        shown = rgb_bands(
+            [file.descriptions[band] for band in bands],
+            [file.colorinterp[band] for band in bands],
+        )
+    with open_raster(pair.label) as file:
+        names = class_names_of(file)
+        mask = np.where(valid, read_classes(file), MISSING)
+    present = np.unique(mask[mask >= 0])
+    count = len(names) if names else max(2, int(present.max(initial=0)) + 1)
+    names = names or [f"class {number}" for number in range(count)]
+    picture = stretch(image[[band - 1 for band in shown]], valid)
+    label = colour_map(mask, count)
+    overlay = np.where(
+        (mask >= 0)[..., None],
+        (0.55 * picture + 0.45 * label).astype(np.uint8),
+        picture,
+    )
+    colours = class_colours(count)
+    target = Path(config.output) / f"sample_{config.split}_{pair.name}.png"
+    panels = [
+        {"title": f"image (bands {', '.join(map(str, shown))})", "picture": picture},
+        {"title": "label", "picture": label},
+        {"title": "overlay", "picture": overlay},
+    ]
+    legend = [(names[number], colours[number]) for number in present if number < count]
+    title = f"{config.split} {index}: {pair.name}"
+    save_figure(draw_panels(panels, legend, title), target)
+    return target
+
+
+def open_window(picture: Path) -> None:
+    """Show a PNG in a window and wait until it is closed.
+
+    Raises:
+        SegmentationError: There is no display.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.backends import BackendFilter, backend_registry
+
+    interactive = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+    if plt.get_backend().lower() not in [name.lower() for name in interactive]:
+        raise SegmentationError(f"No display for --show; look at {picture} instead")
+    pixels = plt.imread(picture)
+    figure = plt.figure(figsize=(pixels.shape[1] / 100, pixels.shape[0] / 100))
+    figure.figimage(pixels)
+    plt.show()

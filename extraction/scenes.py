@@ -1,0 +1,204 @@
+"""Scenes with their labels and grids, found and looked at before the work begins."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.errors import DatasetError, OptionError, RasterError, SegmentationError
+from common.labels import open_label
+from common.rasters import open_raster, require_georeference, select_bands
+from common.text import _first_reason
+from common.tiffs import require_whole
+from common.vectors import VECTOR_SUFFIXES
+from extraction.cells import Cell, _id_text, cells_of
+from extraction.settings import BatchConfig, CuttingConfig, ExtractionConfig, SceneFiles
+
+log = logging.getLogger("semanticseg4eo")
+
+ERROR = "error: "  # begins the reasons that --skip_errors lets pass
+
+
+def list_scenes(config: ExtractionConfig | BatchConfig) -> list[SceneFiles]:
+    """The scenes that a command names; see ``pair_scenes``."""
+    if isinstance(config, BatchConfig):
+        return pair_scenes(config)
+    return [SceneFiles(config.image, config.label, config.grid, "patch")]
+
+
+def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
+    """The scenes of a folder with their labels and grids, by the ids in their names.
+
+    Raises:
+        DatasetError: No scene, an id twice, or a file without its partner (unless they are to be
+            skipped).
+    """
+    folder = Path(config.data_dir)
+    if not folder.is_dir():
+        raise DatasetError(f"No folder {folder}; give that of the scenes as --data_dir")
+    paths = folder.rglob("*") if config.recursive else folder.iterdir()
+    paths = sorted(path for path in paths if path.is_file())
+    images = find_ids(paths, config.image_pattern)
+    labels = find_ids(paths, config.label_pattern)
+    grids = dict.fromkeys(images, config.grid)
+    if config.use_per_image_grid:
+        vectors = [path for path in paths if path.suffix.lower() in VECTOR_SUFFIXES]
+        grids = find_ids(vectors, config.grid_pattern)
+    if not images:
+        raise DatasetError(f"No file in {folder} is called {config.image_pattern}")
+    kinds = [images, labels, *([grids] if config.use_per_image_grid else [])]
+    lonely = sorted(
+        {
+            path
+            for kind in kinds
+            for key, path in kind.items()
+            if not all(key in other for other in kinds)
+        }
+    )
+    if lonely:
+        named = ", ".join(str(path) for path in lonely[:5])
+        more = f" and {len(lonely) - 5} more" if len(lonely) > 5 else ""
+        text = f"without the files that belong to them: {named}{more}"
+        if not config.skip_unmatched:
+            raise DatasetError(f"{text}; add them, or give --skip_unmatched")
+        log.warning("left out, %s", text)
+    scenes = [
+        SceneFiles(str(path), str(labels[key]), _text(grids[key]), _id_text(key))
+        for key, path in images.items()
+        if key in labels and key in grids
+    ]
+    if not scenes:
+        raise DatasetError(f"No scene in {folder} has all the files that belong to it")
+    return scenes
+
+
+def _text(path: Path | str | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
+    """Files whose name fits a pattern, in any case, by what stands for ``<id>`` in it.
+
+    Raises:
+        DatasetError: Two files of one id.
+    """
+    regex = re.escape(pattern).replace(r"\*", ".*").replace("<id>", "(?P<id>.+)")
+    found: dict[str, Path] = {}
+    for path in paths:
+        match = re.fullmatch(regex, path.name, re.IGNORECASE)
+        if not match:
+            continue
+        key = match["id"].lower()
+        if key in found:
+            raise DatasetError(f"{found[key]} and {path} have the same id")
+        found[key] = path
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scene that was looked at before the work, and its cells."""
+
+    scene: SceneFiles
+    crs: object
+    bands: list[dict]
+    cells: list[Cell]
+    label_values: list[int] | None
+    class_names: list[str] | None
+    unlabelled: int
+
+
+def plan_scenes(config: ExtractionConfig | BatchConfig, skipped: dict) -> list[Plan]:
+    """Look at all scenes before the work begins.
+
+    Args:
+        config: Their settings.
+        skipped: Gets the cells, and with ``--skip_errors`` the scenes, that cannot be used.
+
+    Raises:
+        SegmentationError: What ``--skip_errors`` does not let pass.
+    """
+    plans: list[Plan] = []
+    scenes = list_scenes(config)
+    for scene in tqdm(scenes, "looking at scenes", leave=False, disable=None):
+        try:
+            plan, reasons = plan_scene(scene, config)
+            if plans:
+                _require_alike(plans[0], plan)
+        except (SegmentationError, OSError) as error:
+            if (
+                not config.skip_errors
+                or len(scenes) == 1
+                or isinstance(error, OptionError)
+            ):
+                raise
+            skipped[scene.image] = f"{ERROR}{error}"
+            continue
+        plans.append(plan)
+        skipped |= reasons
+    if not plans:
+        raise DatasetError(f"No scene can be used ({_first_reason(skipped)})")
+    names = Counter(cell.name for plan in plans for cell in plan.cells)
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        raise DatasetError(f"Two cells would be called {name}; rename scenes or ids")
+    return plans
+
+
+def plan_scene(scene: SceneFiles, config: CuttingConfig) -> tuple[Plan, dict[str, str]]:
+    """Open a scene and its label, find its cells; {name: reason} of those that are of no use."""
+    with open_raster(scene.image) as image:
+        require_whole(scene.image)
+        require_georeference(image)
+        bands = select_bands(image, config.bands)
+        if config.image_channels not in (None, len(bands)):
+            raise RasterError(
+                f"--image_channels {config.image_channels}, but {image.name} gives {len(bands)} "
+                "bands; select them with --bands"
+            )
+        cells, skipped = cells_of(scene, config, image)
+        described = [
+            {"band": band, "description": image.descriptions[band - 1]}
+            for band in bands
+        ]
+        with open_label(scene.label, image, *label_options(config)) as label:
+            return Plan(
+                scene, image.crs, described, cells, label.values, label.names, label.unlabelled
+            ), skipped  # fmt: skip
+
+
+def has_errors(report: dict) -> bool:
+    """Whether an extraction left out what could not be read (``--skip_errors``)."""
+    return any(reason.startswith(ERROR) for reason in report["skipped"].values())
+
+
+def label_options(config: CuttingConfig) -> tuple:
+    """What the options say of the label, for ``open_label``."""
+    return config.label_column, config.label_values, config.class_names
+
+
+def _require_alike(first: Plan, other: Plan) -> None:
+    """Raise DatasetError unless two scenes can be in one dataset."""
+    if len(first.bands) != len(other.bands):
+        raise DatasetError(
+            f"{other.scene.image} gives {len(other.bands)} bands, but {first.scene.image} "
+            f"{len(first.bands)}; select them with --bands"
+        )
+    described = [[band["description"] for band in p.bands] for p in (first, other)]
+    if described[0] != described[1] and all(described[0] + described[1]):
+        raise DatasetError(
+            f"The bands of {other.scene.image} are {', '.join(described[1])}, but those of "
+            f"{first.scene.image} {', '.join(described[0])}; select them with --bands"
+        )
+    if first.class_names != other.class_names:
+        raise DatasetError(
+            f"{other.scene.label} has the classes {', '.join(other.class_names or ['0, 1...'])}, "
+            f"but {first.scene.label} {', '.join(first.class_names or ['0, 1...'])}; name them in "
+            "order with --label_values"
+        )

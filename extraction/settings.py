@@ -1,0 +1,252 @@
+"""The options of ``extract``, ``batch``, ``visualize`` and ``info``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from common import SPLITS
+from common.errors import require
+from common.options import setting, split_list
+
+LARGEST_PATCH = 16384  # pixels of a side
+
+
+@dataclass(frozen=True)
+class SceneFiles:
+    """Files that belong together, and what their patches' names begin with."""
+
+    image: str
+    label: str
+    grid: str | None
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneScene:
+    """What ``extract`` reads."""
+
+    image: str = setting(help="scene, anything that GDAL reads", group="data")
+    label: str = setting(
+        help="label raster on any pixel grid, or vector file of polygons", group="data"
+    )
+    grid: str | None = setting(
+        None,
+        "vector file whose polygons are the cells, in any CRS",
+        "data",
+        shown="cells of --patch_size every --stride pixels",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFolder:
+    """What ``batch`` reads."""
+
+    data_dir: str = setting(help="folder of scenes and labels", group="data")
+    grid: str | None = setting(
+        None,
+        "vector file whose polygons are the cells of all scenes, in any CRS",
+        "data",
+        shown="cells of --patch_size every --stride pixels",
+    )
+    use_per_image_grid: bool = setting(
+        False, "each scene has a grid of its own, found by --grid_pattern", "data"
+    )
+    image_pattern: str = setting(
+        "Image_<id>.tif", "names of scenes; <id> pairs them, * is anything", "data"
+    )
+    label_pattern: str = setting("Label_<id>.tif", "names of labels", "data")
+    grid_pattern: str = setting("Grid_<id>.*", "names of grids", "data")
+    recursive: bool = setting(False, "look into folders of the folder too", "data")
+    skip_unmatched: bool = setting(
+        False, "leave out files without a partner instead of stopping", "data"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CuttingConfig:
+    """What ``extract`` and ``batch`` have in common."""
+
+    output: str = setting(help="dataset folder to write", group="data")
+    bands: str | None = setting(
+        None,
+        "bands to keep, in this order: numbers from 1 or band descriptions, as B04,B03,B02",
+        "data",
+        shown="all but alpha",
+    )
+    image_channels: int | None = setting(
+        None, "number of bands that must result", "data", shown="not checked"
+    )
+    id_column: str | None = setting(
+        None,
+        "grid column that names the patches",
+        "data",
+        shown="id or the like when there is one, else the row number",
+    )
+    label_values: str | None = setting(
+        None,
+        "label values (or texts of --label_column) that are classes, in class order, as 1,2,5: "
+        "written as 0, 1, 2...; all others become unlabelled",
+        "labels",
+        shown="the label holds 0, 1, 2...",
+    )
+    label_column: str | None = setting(
+        None,
+        "column of a vector label that holds the class; outside its polygons is unlabelled",
+        "labels",
+        shown="every polygon is class 1, everything else class 0",
+    )
+    class_names: str | None = setting(
+        None,
+        "names in class order, separated by commas; they go with the patches to the map",
+        "labels",
+        shown="none, or the texts of --label_column",
+    )
+    patch_size: int = setting(
+        224, "side of the patches in pixels; other cells are resized", "patches"
+    )
+    stride: int | None = setting(
+        None,
+        "pixels from cell to cell where there is no grid",
+        "patches",
+        shown="--patch_size",
+    )
+    interpolation: str = setting(
+        "auto",
+        "how image pixels are resized (labels: nearest); auto averages when shrinking and is "
+        "bilinear when enlarging",
+        "patches",
+        choices=("auto", "nearest", "bilinear", "cubic", "area"),
+    )
+    min_valid: float = setting(
+        0.5, "least valid share of a cell, 0 to 1; other cells are skipped", "patches"
+    )
+    train_ratio: float = setting(0.75, "share of the training split", "split")
+    val_ratio: float = setting(0.15, "share of the validation split", "split")
+    test_ratio: float = setting(0.10, "share of the test split", "split")
+    split_by: str = setting(
+        "random",
+        "draw cell by cell, or in square blocks, which keeps neighbours together",
+        "split",
+        choices=("random", "block"),
+    )
+    block_size: float | None = setting(
+        None, "side of a block in metres", "split", shown="four cells"
+    )
+    buffer: float = setting(
+        0.0, "metres; cells nearer than that to another split are dropped", "split"
+    )
+    seed: int = setting(42, "seed of the split", "split", alias="--random_seed")
+    save_metadata: bool = setting(
+        False, "write Patch/metadata.json: where each patch comes from", "output"
+    )
+    overwrite: bool = setting(False, "replace the patches of an earlier run", "output")
+    resume: bool = setting(False, "complete a run that was interrupted", "output")
+    skip_errors: bool = setting(
+        False,
+        "go on after a cell or scene that cannot be read; list it and end with status 1",
+        "output",
+    )
+    workers: int | None = setting(
+        None, "cells in flight", "output", shown="the number of CPUs, at most 8"
+    )
+
+    def __post_init__(self):
+        fine = 8 <= self.patch_size <= LARGEST_PATCH
+        expected = f"at least 8, at most {LARGEST_PATCH}"
+        require(fine, "--patch_size", self.patch_size, expected)
+        for name in ("stride", "workers", "image_channels"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}", value, "at least 1")
+        fine = (self.workers or 1) <= 1024
+        require(fine, "--workers", self.workers, "1 to 1024")
+        require(
+            self.stride is None or self.grid is None,
+            "--stride with --grid",
+            self.grid,
+            "one of the two",
+        )
+        fine = self.block_size is None or 1e-3 <= self.block_size < math.inf
+        require(
+            fine, "--block_size", self.block_size, "more than 0 metres, at least 0.001"
+        )
+        fine = self.block_size is None or self.split_by == "block"
+        require(fine, "--block_size", self.block_size, "--split_by block with it")
+        fine = 0 <= self.buffer < math.inf
+        require(fine, "--buffer", self.buffer, "0 metres or more")
+        require(
+            not (self.overwrite and self.resume),
+            "--overwrite",
+            "and --resume",
+            "one of the two",
+        )
+        require(0 <= self.min_valid <= 1, "--min_valid", self.min_valid, "0 to 1")
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
+        ratios = dict(zip(("train", "val", "test"), self.ratios))
+        for name, ratio in ratios.items():
+            require(0 <= ratio <= 1, f"--{name}_ratio", ratio, "0 to 1")
+        require(self.train_ratio > 0, "--train_ratio", self.train_ratio, "more than 0")
+        total = sum(self.ratios)
+        require(
+            abs(total - 1) < 1e-6,
+            "--train_ratio, --val_ratio and --test_ratio",
+            f"sum to {total:g}",
+            "a sum of 1",
+        )
+        values, names = (split_list(v) for v in (self.label_values, self.class_names))
+        require(
+            not values or len(set(values)) == len(values) >= 2,
+            "--label_values",
+            self.label_values,
+            "at least two different values",
+        )
+        require(
+            not (values and names) or len(values) == len(names),
+            "--class_names",
+            self.class_names,
+            f"{len(values)} names, as many as --label_values",
+        )
+
+    @property
+    def ratios(self) -> tuple[float, float, float]:
+        return self.train_ratio, self.val_ratio, self.test_ratio
+
+
+# the fields of the last class come first, so that --help begins with the files
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig(CuttingConfig, OneScene):
+    """Every setting of ``extract``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(CuttingConfig, SceneFolder):
+    """Every setting of ``batch``."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            not (self.use_per_image_grid and (self.grid or self.stride)),
+            "--use_per_image_grid",
+            "with --grid or --stride",
+            "one of them",
+        )
+        for name in ("image_pattern", "label_pattern", "grid_pattern"):
+            text = getattr(self, name)
+            require(text.count("<id>") == 1, f"--{name}", text, "one <id> in it")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Every setting of ``visualize``."""
+
+    output: str = setting(help="dataset folder that extract wrote", group="data")
+    split: str = setting("train", "which split to look into", "data", choices=SPLITS)
+    sample_index: int = setting(0, "which patch of the split, from 0", "data")
+    show: bool = setting(False, "open a window too", "output")
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Every setting of ``info``."""
+
+    output: str = setting(help="dataset folder that extract wrote", group="data")

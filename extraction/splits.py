@@ -1,0 +1,177 @@
+"""Which split a patch goes to: at random or by blocks, repeat coverage kept together."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common import SPLITS
+from common.errors import DatasetError
+from common.ground import block_numbers, common_ground, near_pairs, side_of
+from extraction.settings import CuttingConfig
+
+if TYPE_CHECKING:
+    from geopandas import GeoSeries
+
+log = logging.getLogger("semanticseg4eo")
+
+
+def split_counts(count: int, ratios: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to ``count`` and are nearest to the ratios (largest remainder)."""
+    exact = [count * ratio for ratio in ratios]
+    counts = [math.floor(value + 1e-9) for value in exact]
+    by_remainder = sorted(range(len(ratios)), key=lambda i: counts[i] - exact[i])
+    for index in by_remainder[: count - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def assign_splits(count: int, ratios: Sequence[float], seed: int) -> list[str]:
+    """A split for each of ``count`` places, drawn at random with a seed."""
+    names = np.repeat(SPLITS, split_counts(count, ratios))
+    return np.random.default_rng(seed).permutation(names).tolist()
+
+
+def assign_blocks(content: np.ndarray, ratios: Sequence[float], seed: int) -> list[str]:
+    """A split for each block, so that patches and every class are shared as the ratios say.
+
+    The sum of the deviations from the ratios, over splits and columns, is lowered by moving and
+    swapping blocks until no step helps, from several random beginnings. A class that enough blocks hold
+    is to be in every split, whatever that costs.
+
+    Args:
+        content: (blocks, 1 + classes): patches, then pixels of each class.
+        ratios: Shares of training, validation and test.
+        seed: Of the beginnings.
+    """
+    shares = content / np.maximum(content.sum(axis=0), 1)
+    wanted = np.asarray(ratios) / np.sum(ratios)
+    used = np.flatnonzero(wanted)
+    # patches weigh as much as all classes together
+    weights = np.array([max(1, content.shape[1] - 1), *[1] * (content.shape[1] - 1)])
+    everywhere = (content > 0).sum(axis=0) >= len(used)
+
+    def cost(sums: np.ndarray) -> float:
+        missing = (sums[used] <= 1e-12) & everywhere
+        gaps = np.abs(sums - wanted[:, None]) * weights
+        return float(gaps.sum() + 10 * missing.sum())
+
+    rng = np.random.default_rng(seed)
+    best, lowest = None, math.inf
+    for _ in range(max(3, min(20, 10_000 // len(shares)))):
+        chosen = rng.choice(len(wanted), len(shares), p=wanted)
+        sums = np.stack([shares[chosen == s].sum(axis=0) for s in range(len(wanted))])
+        current, before = cost(sums), math.inf
+        while current < before - 1e-9:
+            before = current
+            for block in rng.permutation(len(shares)):
+                # move it to another split, or swap it with a block that is there
+                other = rng.integers(len(shares))
+                steps = [{block: split} for split in used]
+                steps.append({block: chosen[other], other: chosen[block]})
+                for step in steps:
+                    moved = sums.copy()
+                    for index, split in step.items():
+                        moved[chosen[index]] -= shares[index]
+                        moved[split] += shares[index]
+                    if (value := cost(moved)) < current - 1e-9:
+                        sums, current = moved, value
+                        for index, split in step.items():
+                            chosen[index] = split
+        if current < lowest:
+            best, lowest = chosen.copy(), current
+    return [SPLITS[split] for split in best]
+
+
+def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
+    """A number per patch; patches of several scenes that show one place have the same.
+
+    Two patches do when, between their two scenes, each has most of its ground in common with the
+    other and with none more.
+
+    Args:
+        footprints: The ground of each patch.
+        scenes: The scene that each comes from.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count, scenes = len(footprints), np.asarray(scenes)
+    pairs = footprints.sindex.query(footprints, predicate="intersects").T
+    pairs = pairs[scenes[pairs[:, 0]] != scenes[pairs[:, 1]]]
+    shared = common_ground(footprints, pairs)
+    pairs, shared = pairs[shared > 0.5], shared[shared > 0.5]
+    # of each patch, the best partner in each other scene
+    order = np.argsort(-shared, kind="stable")
+    best: dict[tuple[int, int], int] = {}
+    for left, right in pairs[order].tolist():
+        best.setdefault((left, int(scenes[right])), right)
+    links = [
+        (left, right)
+        for (left, _), right in best.items()
+        if best.get((right, int(scenes[left]))) == left
+    ]
+    left, right = np.array(links, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(left)), (left, right)), (count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig):
+    """Put patches into splits.
+
+    Args:
+        records: Of the patches; "scene" and "class_pixels" are looked at.
+        ground: Their footprints, in metres.
+        config: How.
+
+    Returns:
+        A split per patch, and {index: reason} of the patches that are to be dropped.
+    """
+    if config.split_by == "random":
+        scenes = {record["scene"]: number for number, record in enumerate(records)}
+        places = same_places(ground, [scenes[record["scene"]] for record in records])
+        drawn = assign_splits(places.max() + 1, config.ratios, config.seed)
+        splits = [drawn[place] for place in places]
+    else:
+        splits = _block_splits(records, ground, config)
+    dropped: dict[int, str] = {}
+    parts = [SPLITS.index(split) for split in splits]
+    overlapping = near_pairs(ground, parts, 0)
+    if config.split_by == "block":
+        dropped |= {int(i): "shares ground with another split" for i, _ in overlapping}
+    elif config.buffer == 0:
+        touching = near_pairs(ground, parts, 1e-3 * side_of(ground))
+        if len(touching):
+            log.warning(
+                "%d of %d patches touch or overlap a patch of another split, so scores will be too "
+                "good; --split_by block keeps neighbours together",
+                len(np.unique(touching)),
+                len(records),
+            )
+    if config.buffer:
+        reason = f"nearer than {config.buffer:g} m to another split"
+        dropped |= {int(i): reason for i, _ in near_pairs(ground, parts, config.buffer)}
+    return splits, dropped
+
+
+def _block_splits(records, ground: GeoSeries, config: CuttingConfig) -> list[str]:
+    """Splits by square blocks; a patch belongs where its centre lies."""
+    size = config.block_size or 4 * side_of(ground)
+    numbers = block_numbers(ground, size)
+    classes = max(len(record["class_pixels"]) for record in records)
+    content = np.zeros((numbers.max() + 1, 1 + classes))
+    for number, record in zip(numbers, records):
+        content[number, 0] += 1
+        pixels = record["class_pixels"]
+        content[number, 1 : 1 + len(pixels)] += pixels
+    if len(content) < np.count_nonzero(config.ratios):
+        raise DatasetError(
+            f"The cells lie in {len(content)} blocks of {size:g} m, too few for the splits; give a "
+            "smaller --block_size"
+        )
+    drawn = assign_blocks(content, config.ratios, config.seed)
+    return [drawn[number] for number in numbers]

@@ -1,0 +1,1 @@
+"""From a trained model and a scene of any size to a map."""

@@ -1,0 +1,183 @@
+"""The checkpoints of a run, and whether a scene goes with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.windows import Window
+
+from common.devices import native_precisions, own_device
+from common.errors import CheckpointError, OptionError, RasterError
+from common.rasters import read_image, select_bands
+from model_training import Checkpoint, load_checkpoint
+from prediction.predictor import Predictor, fold_normalization, speed_up_pointwise
+from prediction.settings import PredictionConfig
+from prediction.tasks import list_models
+
+log = logging.getLogger("semanticseg4eo")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The checkpoints of a run, on their device."""
+
+    files: list[str]
+    checkpoints: list[Checkpoint]
+    device: torch.device
+    make_predictor: Callable[[str], Predictor]  # from a precision
+
+    @property
+    def first(self) -> Checkpoint:
+        return self.checkpoints[0]
+
+
+def load_models(config: PredictionConfig) -> Models:
+    """Open all checkpoints of a run.
+
+    Raises:
+        CheckpointError: One cannot be used, contradicts an option, or does not go with the first.
+    """
+    device = own_device(config.device)
+    files = list_models(config.model)
+    checkpoints = [load_checkpoint(file, device, config.described) for file in files]
+    checkpoints = [
+        replace(
+            one,
+            model=fold_normalization(one.model, one.config.in_channels),
+        )
+        for one in checkpoints
+    ]
+    if one_thread_each(config, device):
+        for checkpoint in checkpoints:
+            speed_up_pointwise(checkpoint.model)
+    first = checkpoints[0]
+    for file, other in zip(files, checkpoints):
+        for what, a, b in (
+            ("bands", first.config.in_channels, other.config.in_channels),
+            ("outputs", first.config.num_classes, other.config.num_classes),
+            ("class names", first.class_names, other.class_names),
+        ):
+            if a != b:
+                raise CheckpointError(
+                    f"{file} has {what} {b}, but {files[0]} has {a}; they cannot be averaged"
+                )
+    if (
+        first.config.mode == "multiclass"
+        and config.threshold != PredictionConfig.threshold
+    ):
+        raise OptionError(
+            f"--threshold {config.threshold}: {files[0]} has {first.config.num_classes} classes, "
+            "and a threshold is for binary models"
+        )
+    if config.precision == "fp16" and device.type == "cpu":
+        raise OptionError("--precision fp16: for GPUs; take auto, bf16 or fp32")
+    disagreement = config.save_uncertainty and len(files) > 1
+
+    @cache
+    def make_predictor(precision: str) -> Predictor:
+        return Predictor(
+            checkpoints, device, precision, config.tta, disagreement,
+            batch_size_of(config, device) if config.compile else 0,
+        )  # fmt: skip
+
+    return Models(files, checkpoints, device, make_predictor)
+
+
+def one_thread_each(config: PredictionConfig, device) -> bool:
+    """Whether windows are predicted by oneDNN, each in a thread of its own."""
+    if device.type != "cpu" or config.compile:
+        return False
+    native = native_precisions(device)
+    known = config.precision != "bf16" or "bf16" in native
+    return known and torch.backends.mkldnn.is_available()
+
+
+BATCH_SIZES = {"cpu": 1, "cuda": 32}  # of --batch_size auto
+
+
+def batch_size_of(config: PredictionConfig, device) -> int:
+    """Windows per step."""
+    auto = config.batch_size == "auto"
+    return BATCH_SIZES[device.type] if auto else int(config.batch_size)
+
+
+def match_bands(
+    scene: rasterio.DatasetReader, config: PredictionConfig, models: Models
+) -> list[int]:
+    """The bands of a scene that the model gets.
+
+    Raises:
+        RasterError: Not as many as the model takes.
+    """
+    bands = select_bands(scene, config.bands)
+    expected = models.first.config.in_channels
+    trained = [
+        names if all(names) else []
+        for checkpoint in models.checkpoints
+        for names in [checkpoint.metadata.get("band_descriptions") or []]
+    ]
+    if len(bands) != expected:
+        known = f" ({', '.join(trained[0])})" if trained[0] else ""
+        raise RasterError(
+            f"{scene.name} gives {len(bands)} bands, but {models.files[0]} takes {expected}{known}; "
+            "select them with --bands"
+        )
+    ours = [scene.descriptions[band - 1] for band in bands]
+    for file, names in zip(models.files, trained):
+        if all(ours) and names and ours != list(names):
+            log.warning(
+                "warning: the bands of %s are %s, but %s was trained on %s; --bands orders them",
+                scene.name, ", ".join(ours), file, ", ".join(names),
+            )  # fmt: skip
+            break
+    return bands
+
+
+def sample_pixels(scene: rasterio.DatasetReader, bands: Sequence[int]) -> np.ndarray:
+    """Valid pixels (M, C) of small windows spread over a scene."""
+    size, samples = 64, []
+    # the middle and towards the corners, like the five on a die
+    for down, across in ((3, 3), (1, 1), (1, 5), (5, 1), (5, 5)):
+        row = max(0, scene.height - size) * down // 6
+        column = max(0, scene.width - size) * across // 6
+        window = Window(column, row, size, size)
+        image, valid = read_image(scene, window, bands)
+        samples.append(image[:, valid].T)
+    return np.concatenate(samples)
+
+
+def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
+    """Warn, once, of bands whose values are not those that a model was trained on.
+
+    That is where over a quarter of the pixels (in training: 2 %) lie outside the training
+    percentiles, or where all of them lie within a tenth of that range.
+    """
+    pixels = sample_pixels(scene, bands)
+    for file, checkpoint in zip(models.files, models.checkpoints):
+        normalization = checkpoint.normalization
+        if normalization.rule != "dataset" or not len(pixels):
+            continue
+        low, high = np.array(normalization.low), np.array(normalization.high)
+        outside = ((pixels < low) | (pixels > high)).mean(axis=0)
+        span = np.diff(np.percentile(pixels, [1, 99], axis=0), axis=0)[0]
+        strange = np.flatnonzero((outside > 0.25) | (span < 0.1 * (high - low)))
+        if not len(strange):
+            continue
+        middle = np.median(pixels, axis=0)
+        told = [
+            f"{bands[i]} (median {middle[i]:.4g}, trained on {low[i]:.4g} to {high[i]:.4g})"
+            for i in strange[:4]
+        ]
+        more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
+        log.warning(
+            "warning: %s has other values than %s was trained on, in band %s%s; same sensor, units "
+            "and processing?",
+            scene.name, file, ", ".join(told), more,
+        )  # fmt: skip
+        return

@@ -1,0 +1,163 @@
+"""The files of a map: GeoTIFF, cloud-optimized GeoTIFF, quicklook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio.windows import Window
+
+from common.files import whole_file
+from common.labels import class_name_tags
+from common.pictures import (
+    class_colours,
+    colour_map,
+    draw_panels,
+    rgb_bands,
+    save_figure,
+    stretch,
+)
+from common.rasters import open_raster, overview
+from common.tiffs import create_tiff, require_whole_tiff
+from prediction.jobs import Job
+from prediction.layers import Layer
+from prediction.rowstore import Unfinished
+from prediction.statistics import COUNTED_ROWS, Statistics
+from prediction.tasks import Task
+
+BLOCK = 256  # side of the outputs' tiles in pixels
+
+
+class Maps:
+    """Puts finished rows into the output files, in order and as whole rows of blocks."""
+
+    def __init__(self, unfinished: Unfinished, files: dict, statistics: Statistics):
+        self.unfinished = unfinished
+        self.files = files
+        self.statistics = statistics
+        self.row = 0
+
+    def advance(self) -> None:
+        """Write what has become whole since."""
+        rows, height = self.unfinished, self.unfinished.height
+        open_rows = np.flatnonzero(rows.covered[self.row :] < rows.width)
+        ready = self.row + int(open_rows[0]) if len(open_rows) else height
+        while (bottom := min(self.row + BLOCK, height)) <= ready and self.row < height:
+            window = Window(0, self.row, rows.width, bottom - self.row)
+            for name, file in self.files.items():
+                array = rows.read(name, self.row, bottom)
+                file.write(array, window=window)
+                if name == "classes":
+                    for row in range(0, len(array[0]), COUNTED_ROWS):
+                        self.statistics.add(array[0, row : row + COUNTED_ROWS])
+            self.row = bottom
+
+
+def map_profile(scene: rasterio.DatasetReader, layer: Layer) -> dict:
+    """What an output is created with."""
+    profile = {
+        "width": scene.width,
+        "height": scene.height,
+        "count": len(layer.bands),
+        "dtype": layer.dtype,
+        "nodata": layer.nodata,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "compress": "deflate",
+        "interleave": "band",
+        "bigtiff": "if_safer",
+    }
+    if layer.dtype == "float32":
+        profile["predictor"] = 3
+    points, points_crs = scene.gcps
+    if points and points_crs and scene.crs is None:
+        return profile | {"gcps": points, "crs": points_crs}
+    return profile | {"crs": scene.crs, "transform": scene.transform}
+
+
+@contextmanager
+def open_outputs(job: Job, folder: Path) -> Iterator[dict]:
+    """The output files of a scene to write to, by layer; unfinished ones lie in ``folder``.
+
+    All appear under their names when all are complete. GeoTIFF has no place for the names of
+    categories that other programs look into, so they lie also in GDAL's ``.aux.xml``.
+    """
+    task, layers, names = job.task, job.layers, job.names
+    with ExitStack() as finished:
+        parts = {
+            name: finished.enter_context(whole_file(task.beside(layer.ending), folder))
+            for name, layer in layers.items()
+        }
+        plain = parts
+        if job.config.format == "cog":
+            plain = {name: folder / f"{name}.tif" for name in layers}
+        with ExitStack() as unfinished:
+            files = {}
+            for name, layer in layers.items():
+                file = create_tiff(plain[name], **map_profile(job.scene, layer))
+                files[name] = file = unfinished.enter_context(file)
+                file.update_tags(**job.tags, **class_name_tags(names))
+                file.descriptions = layer.bands
+                file.scales = [layer.scale] * len(layer.bands)
+            colours = enumerate(class_colours(len(names)))
+            files["classes"].write_colormap(
+                1, {number: (*rgb, 255) for number, rgb in colours}
+            )
+            yield files
+        if job.config.format == "cog":
+            for name, layer in layers.items():
+                make_cog(plain[name], parts[name], layer)
+        add_categories(Path(f"{parts['classes']}.aux.xml"), names)
+
+
+def make_cog(plain: Path, target: Path, layer: Layer) -> None:
+    """Make a cloud-optimized GeoTIFF of a plain one, with overviews."""
+    options = {
+        "COMPRESS": "DEFLATE",
+        "PREDICTOR": "FLOATING_POINT" if layer.dtype == "float32" else "NO",
+        "OVERVIEW_RESAMPLING": "MODE" if layer.name == "classes" else "AVERAGE",
+        "BIGTIFF": "IF_SAFER",
+    }
+    rasterio.shutil.copy(plain, target, driver="COG", **options)
+    require_whole_tiff(target)
+
+
+def add_categories(path: Path, names: Sequence[str]) -> None:
+    """Put the category names of band 1 into GDAL's auxiliary metadata, there or not yet."""
+    root = ElementTree.Element("PAMDataset")
+    if path.exists():  # GDAL has put there what a GeoTIFF cannot hold
+        root = ElementTree.parse(path).getroot()
+    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+    categories = ElementTree.SubElement(band, "CategoryNames")
+    for name in names:
+        ElementTree.SubElement(categories, "Category").text = name
+    ElementTree.ElementTree(root).write(path, encoding="utf-8")
+
+
+def draw_quicklook(task: Task, names: Sequence[str], confidence: bool) -> Path:
+    """Draw scene, map with legend and, when there is one, confidence; the PNG."""
+    with open_raster(task.scene) as scene:
+        shown = rgb_bands(scene.descriptions, scene.colorinterp)
+        picture = stretch(*overview(scene, shown))
+    with open_raster(task.output) as raster:
+        classes, _ = overview(raster, [1])
+    panels = [
+        {"title": f"scene (bands {', '.join(map(str, shown))})", "picture": picture},
+        {"title": "map", "picture": colour_map(classes[0], len(names))},
+    ]
+    if confidence:
+        with open_raster(task.beside("_confidence.tif")) as raster:
+            values, valid = overview(raster, [1])
+        values = np.where(valid, values[0], np.nan)
+        panels.append({"title": "confidence", "picture": values, "limits": (0, 1)})
+    target = task.beside("_quicklook.png")
+    colours = class_colours(len(names))
+    figure = draw_panels(panels, list(zip(names, colours)), task.output.name)
+    save_figure(figure, target)
+    return target

@@ -1,0 +1,145 @@
+"""``Predict_large_image.py --check``: all that a run would look at, and what it will take."""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from common.console import Faults
+from common.devices import peak_memory, shared_threads
+from common.files import sole_run
+from common.rasters import open_raster
+from common.text import duration
+from model_training import load_checkpoint
+from prediction.ensemble import (
+    Models,
+    batch_size_of,
+    load_models,
+    warn_of_strange_values,
+)
+from prediction.jobs import Job, count_workers, frame_job, open_rows, row_limit
+from prediction.layers import bytes_of
+from prediction.manifest import former_run
+from prediction.precision import choose_precision, probe_windows
+from prediction.rowstore import require_room
+from prediction.settings import PredictionConfig
+from prediction.tasks import (
+    Task,
+    list_models,
+    list_scenes,
+    list_tasks,
+    require_folders,
+    require_readable,
+)
+
+
+def check_scenes(config: PredictionConfig) -> tuple[Faults, dict]:
+    """Look at all that a run would look at, and do none of its work.
+
+    Returns:
+        What stands against the run, a line each; and, when nothing does, what it will take:
+        "scenes" that are not finished, with their "pixels" and "windows", "window_seconds"
+        (measured on a batch), "memory" in bytes (of the GPU, else of this process), "unfinished"
+        (bytes on disk of the largest map in work) and "maps" (of all, without compression), and
+        the "precision".
+    """
+    faults = Faults()
+    models = faults.attempt(load_models, config)
+    if not models:  # the loading ends with the first fault
+        for file in faults.attempt(list_models, config.model) or []:
+            options = file, "cpu", config.described
+            faults.attempt(load_checkpoint, *options)
+    tasks = faults.attempt(list_tasks, config) or []
+    faults.attempt(require_folders, tasks)
+    if not (models and tasks):
+        for scene in faults.attempt(list_scenes, config.input) or []:
+            faults.attempt(require_readable, scene)
+        return faults, {}
+    outlook = dict.fromkeys(("scenes", "pixels", "windows", "unfinished", "maps"), 0)
+    for task in tasks:
+        measure = "memory" not in outlook
+        found = faults.attempt(check_scene, task, config, models, measure) or {}
+        for key, number in found.items():
+            more = max if key == "unfinished" else operator.add
+            outlook[key] = more(outlook[key], number) if key in outlook else number
+    return faults, outlook
+
+
+def check_scene(
+    task: Task, config: PredictionConfig, models: Models, measure: bool
+) -> dict:
+    """Raise what would be raised before the work on a scene; its numbers for ``check_scenes``.
+
+    A scene that ``--resume`` finds finished has none. Those of ``measure_windows`` come when asked for.
+    """
+    if task.partial.exists():  # another run may be at it
+        with sole_run("--output", task.output, task.partial):
+            pass
+    with open_raster(task.scene) as scene:
+        job = frame_job(task, config, models, scene)
+        if config.resume and (former := former_run(job)) and former[1]:
+            return {}
+        warn_of_strange_values(scene, job.bands, models)
+        unfinished = require_room(task.partial, job.layers, scene.shape)
+        pixels = scene.height * scene.width
+        return {
+            "scenes": 1,
+            "pixels": pixels,
+            "windows": math.prod(len(axis.starts) for axis in job.axes),
+            "unfinished": unfinished,
+            "maps": bytes_of(job.layers) * pixels,
+        } | (measure_windows(job) if measure else {})
+
+
+def measure_windows(job: Job) -> dict:
+    """Predict a batch of a scene: the "window_seconds", "memory" and "precision" of a run."""
+    config, models, device = job.config, job.models, job.models.device
+    auto = config.precision == "auto"
+    precision = choose_precision(job) if auto else config.precision
+    probes = probe_windows(job.scene, job.bands, job.axes)
+    rows = min(open_rows(job), row_limit(job))
+    if not probes:
+        return {}  # nothing but nodata: the next scene may have more
+    count, workers = batch_size_of(config, device), count_workers(job)
+    images, masks = (
+        torch.from_numpy(np.stack([array] * count)).to(device) for array in probes[0]
+    )
+    predictor = models.make_predictor(precision)
+
+    def predict(_) -> float:
+        return predictor(images, masks).sum().item()
+
+    with shared_threads(workers), ThreadPoolExecutor(workers) as pool:
+        for _ in range(2):  # libraries warm up in the first
+            started = time.perf_counter()
+            list(pool.map(predict, range(workers)))
+            seconds = time.perf_counter() - started
+    memory = peak_memory(device)
+    return {
+        "window_seconds": seconds / (workers * count),
+        "memory": memory and memory + rows,
+        "precision": precision,
+    }
+
+
+def outlook_text(outlook: dict, patch_size: int) -> str:
+    """What a run will take, as text; see ``check_scenes``."""
+    lines = [
+        f"scenes        {outlook['scenes']}, {outlook['pixels'] / 1e6:.1f} megapixels",
+        f"windows       {outlook['windows']} of {patch_size} x {patch_size}",
+    ]
+    if "window_seconds" in outlook:
+        seconds = duration(outlook["windows"] * outlook["window_seconds"])
+        lines.append(f"time          {seconds} at most, in {outlook['precision']}")
+    if outlook.get("memory"):
+        lines.append(f"memory        {outlook['memory'] / 1e9:.1f} GB")
+    maps, unfinished = (f"{outlook[k] / 1e9:.2f}" for k in ("maps", "unfinished"))
+    lines.append(
+        f"disk          {maps} GB at most, and {unfinished} GB while a scene is mapped"
+    )
+    return "\n".join([*lines, "Nothing stands against this run."])

@@ -1,0 +1,165 @@
+"""Finished rows of a map on disk: what an interrupted run is resumed from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.errors import SegmentationError
+from common.files import whole_file, write_json
+from prediction.layers import Layer, bytes_of
+from prediction.tiling import Region
+
+log = logging.getLogger("semanticseg4eo")
+
+
+def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
+    """The bytes that an unfinished map of shape (H, W) takes in a folder.
+
+    Raises:
+        SegmentationError: The disk does not hold them.
+    """
+    needed = bytes_of(layers) * shape[0] * shape[1]
+    places = folder.absolute(), *folder.absolute().parents
+    free = shutil.disk_usage(next(path for path in places if path.exists())).free
+    # what is there of a former run is gone on with, or dropped
+    for path in folder.glob("*.raw"):
+        status = path.stat()
+        free += getattr(status, "st_blocks", status.st_size / 512) * 512  # no holes
+    if needed > free:
+        raise SegmentationError(
+            f"{folder.parent} has {free / 1e9:.1f} GB free, but the unfinished map takes "
+            f"{needed / 1e9:.1f} GB; free some, or write elsewhere"
+        )
+    return needed
+
+
+class Unfinished:
+    """Finished rows of a map on disk: what an interrupted run goes on from.
+
+    In a hidden folder lie ``run.json`` (what is being made), a raw file per layer in the order
+    (row, band, column), and a ``done-N.txt`` per process with a line for every part of the scene
+    that is safely in them: its four sides and its ``tally``. Output files are always made from
+    there, from the first row to the last: they do not depend on who found which row when. A thread
+    may read while another one writes.
+    """
+
+    def __init__(self, folder: Path, layers: dict[str, Layer], shape, number: int = 0):
+        """Open what ``begin`` has made, as process ``number``; shape is (H, W)."""
+        self.layers = layers
+        self.height, self.width = shape
+        self.covered = np.zeros(self.height, np.int64)  # finished columns of each row
+        self.opened = ExitStack()
+
+        def unbuffered(name: str, mode: str):
+            file = open(folder / name, mode, buffering=0)  # noqa: SIM115
+            return self.opened.enter_context(file)
+
+        self.files = {name: unbuffered(f"{name}.raw", "r+b") for name in layers}
+        self.sources = {name: unbuffered(f"{name}.raw", "rb") for name in layers}
+        self.journal = unbuffered(f"done-{number}.txt", "ab")
+
+    @staticmethod
+    def begin(folder: Path, run: dict, layers: dict[str, Layer], shape) -> None:
+        """Make the folder of a map of which nothing is there yet."""
+        if folder.exists():
+            if (folder / "run.json").exists():
+                log.info("the unfinished map in %s is dropped", folder)
+            Unfinished.drop(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in layers:
+            (folder / f"{name}.raw").touch()
+        write_json(folder / "run.json", run)
+
+    @staticmethod
+    def drop(folder: Path) -> None:
+        """Empty the folder; a kill amid it leaves nothing that looks like a run to go on with."""
+        (folder / "run.json").unlink(missing_ok=True)
+        for path in folder.glob("*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    @staticmethod
+    def finished_parts(folder: Path) -> list[Finished]:
+        """The parts that are there, the journals of former processes joined into one."""
+        journals = sorted(folder.glob("done-*.txt"))
+        parts = [part for journal in journals for part in read_journal(journal)]
+        parts = list(dict.fromkeys(parts))  # two tell the same after a kill right here
+        with whole_file(folder / "done-0.txt") as file:
+            file.write_text("".join(map(_journal_line, parts)))
+        for journal in journals:
+            if journal.name != "done-0.txt":
+                journal.unlink()
+        return parts
+
+    def mark(self, part: Region) -> None:
+        """Count a part as finished."""
+        self.covered[part.top : part.bottom] += part.right - part.left
+
+    def write(
+        self, part: Region, arrays: dict[str, np.ndarray], counted: np.ndarray
+    ) -> None:
+        """Store a part, {layer: (bands, n, w)} and its ``tally``, safely."""
+        for name, array in arrays.items():
+            file, pixel = self.files[name], array.itemsize
+            rows = np.ascontiguousarray(array.swapaxes(0, 1))
+            bands = len(array)
+            if array.shape[2] == self.width:
+                pieces = [(part.top * bands * self.width, rows)]
+            else:
+                pieces = [
+                    (((part.top + row) * bands + band) * self.width + part.left, line)
+                    for row, lines in enumerate(rows)
+                    for band, line in enumerate(lines)
+                ]
+            for place, piece in pieces:
+                file.seek(place * pixel)
+                _write_all(file, memoryview(piece).cast("B"))
+            os.fsync(file.fileno())
+        line = _journal_line(Finished(part, tuple(counted.tolist())))
+        _write_all(self.journal, memoryview(line.encode()))
+        os.fsync(self.journal.fileno())
+        self.mark(part)
+
+    def read(self, name: str, top: int, bottom: int) -> np.ndarray:
+        """Finished rows of a layer, (bands, n, W)."""
+        layer, file = self.layers[name], self.sources[name]
+        rows = np.empty((bottom - top, len(layer.bands), self.width), layer.dtype)
+        file.seek(top * rows[0].nbytes)
+        data = memoryview(rows).cast("B")
+        while data:
+            if not (count := file.readinto(data)):
+                raise SegmentationError(
+                    f"{file.name} is cut off; leave --resume out to start anew"
+                )
+            data = data[count:]
+        return rows.swapaxes(0, 1)
+
+
+class Finished(NamedTuple):
+    """A part of a map that is safely stored."""
+
+    part: Region
+    tally: tuple[int, ...]  # of its confidence
+
+
+def _journal_line(finished: Finished) -> str:
+    return " ".join(map(str, finished.part + finished.tally)) + "\n"
+
+
+def read_journal(path: Path) -> list[Finished]:
+    """The finished parts that a journal tells of."""
+    lines = path.read_text().splitlines(keepends=True)
+    # a line without an end is of a process that was killed while it wrote
+    numbers = [tuple(map(int, line.split())) for line in lines if line.endswith("\n")]
+    return [Finished(Region(*line[:4]), line[4:]) for line in numbers]
+
+
+def _write_all(file, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]

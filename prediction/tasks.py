@@ -1,0 +1,168 @@
+"""Scenes, models and outputs: what ``--input``, ``--model`` and ``--output`` name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.errors import CheckpointError, RasterError, require
+from common.files import require_folder
+from common.rasters import SCENE_SUFFIXES, open_raster
+from common.tiffs import TIFF_SUFFIXES, require_whole
+from prediction.settings import PredictionConfig
+
+LONGEST_NAME = 255  # bytes of a file's name that file systems allow
+FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scene and the files that come of it."""
+
+    scene: str
+    output: Path
+    polygons: Path | None = None
+
+    def beside(self, ending: str) -> Path:
+        """The path of a further file, named after the map."""
+        stem = self.output.stem
+        return self.output if ending == ".tif" else self.output.with_name(stem + ending)
+
+    @property
+    def partial(self) -> Path:
+        """The hidden folder of the unfinished map."""
+        return self.output.with_name(f".{self.output.name}-partial")
+
+
+def list_scenes(given: Sequence[str]) -> list[str]:
+    """The scenes that ``--input`` names; a folder stands for those in it.
+
+    Raises:
+        RasterError: A folder without scenes.
+    """
+    scenes = []
+    for text in given:
+        if not Path(text).is_dir():
+            scenes.append(text)
+            continue
+        found = sorted(
+            str(path)
+            for path in Path(text).iterdir()
+            if path.suffix.lower() in SCENE_SUFFIXES
+            and path.is_file()
+            and not path.name.startswith(".")
+        )
+        if not found:
+            raise RasterError(
+                f"No scenes in {text} (looked for {', '.join(SCENE_SUFFIXES)})"
+            )
+        scenes += found
+    return scenes
+
+
+def list_tasks(config: PredictionConfig) -> list[Task]:
+    """The scenes to map and the names of their maps.
+
+    Raises:
+        OptionError: An output that is no .tif, a folder that is a file, an output that is an input.
+        RasterError: A folder without scenes, or two scenes of one name.
+    """
+    scenes, output = list_scenes(config.input), Path(config.output)
+    folders = any(Path(text).is_dir() for text in config.input)
+    if len(scenes) > 1 or folders or output.is_dir():
+        tiff = output.suffix.lower() in TIFF_SUFFIXES
+        fine = output.is_dir() or not (output.exists() or tiff)
+        require(fine, "--output", output, "a folder for several scenes")
+        tasks = [Task(s, output / f"{Path(s).stem}_prediction.tif") for s in scenes]
+        if folder := config.polygons:
+            fine = Path(folder).suffix != ".gpkg"
+            require(fine, "--polygons", folder, "a folder for several scenes")
+            tasks = [
+                replace(task, polygons=Path(folder) / f"{task.output.stem}.gpkg")
+                for task in tasks
+            ]
+    else:
+        fine = output.suffix.lower() in TIFF_SUFFIXES
+        require(fine, "--output", output, "a name that ends in .tif")
+        polygons = config.polygons and Path(config.polygons)
+        fine = not polygons or polygons.suffix == ".gpkg"
+        require(fine, "--polygons", polygons, "a name that ends in .gpkg")
+        tasks = [Task(scenes[0], output, polygons or None)]
+    require_names(tasks, config)
+    return tasks
+
+
+def require_readable(scene: str) -> None:
+    """Raise RasterError unless a scene can be opened and all of it is there."""
+    open_raster(scene).close()
+    require_whole(scene)
+
+
+def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
+    """Raise what ``list_tasks`` raises for maps of names that cannot be."""
+    written: dict[Path, str] = {}
+    for task in tasks:
+        other = written.setdefault(task.output, task.scene)
+        if other is not task.scene:
+            raise RasterError(
+                f"{other} and {task.scene} would both be mapped to {task.output}"
+            )
+    for task in tasks:
+        name = task.output.name
+        longest = os.fsencode(task.beside("_probabilities.tif").name)
+        fine = len(longest) <= LONGEST_NAME
+        require(
+            fine,
+            "--output",
+            name,
+            "a shorter name, which the maps beside it begin with",
+        )
+    scenes = [task.scene for task in tasks]
+    inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
+    for task in tasks:
+        for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):
+            path = task.beside(ending)
+            require(path.resolve() not in inputs, "--output", path, "not an input")
+
+
+def require_folders(tasks: Sequence[Task]) -> None:
+    """Raise SegmentationError where maps cannot be written."""
+    for task in tasks:
+        require_folder("--output", task.output.parent)
+        if task.polygons:
+            require_folder("--polygons", task.polygons.parent)
+
+
+def list_models(given: Sequence[str]) -> list[str]:
+    """The checkpoints that ``--model`` names.
+
+    A folder stands for the final models of the folds in it; without folds for its own final
+    model, and without one for all its checkpoints.
+
+    Raises:
+        CheckpointError: A folder without checkpoints.
+    """
+    files: list[str] = []
+    for text in given:
+        folder = Path(text)
+        if not folder.is_dir():
+            files.append(text)
+            continue
+        found = (
+            sorted(folder.glob("fold_*/model_final_model.pth"), key=_fold_number)
+            or sorted(folder.glob("model_final_model.pth"))
+            or sorted(p for p in folder.glob("*.pth") if p.name != "model_last.pth")
+        )
+        if not found:
+            raise CheckpointError(
+                f"No checkpoints (.pth) in {folder}, nor in folders fold_N of it"
+            )
+        files += map(str, found)
+    return files
+
+
+def _fold_number(path: Path) -> tuple[int, str]:
+    number = path.parent.name.removeprefix("fold_")
+    return (int(number) if number.isdecimal() else 0), number

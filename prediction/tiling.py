@@ -1,0 +1,155 @@
+"""Where windows lie on a scene, which weights they have, which rows and columns they need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from common.rasters import window_starts
+from prediction.settings import SIDE_MULTIPLE
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one side of a scene, and how they are blended."""
+
+    length: int  # pixels of the scene
+    size: int  # pixels of a window
+    starts: list[int]
+    weights: np.ndarray  # (windows, size) float32; over the scene they sum to one
+    kinds: list[int]  # for each window the first one with its weights
+
+
+class Region(NamedTuple):
+    """A part of a scene in pixels: first row, row after the last, columns likewise."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def window_weights(size: int, blend: str) -> np.ndarray:
+    """The weights (size,) along a side of a window, positive everywhere.
+
+    Args:
+        size: Pixels; the weights are those of their centres.
+        blend: ``hann``, ``gaussian`` (standard deviation an eighth of the window), ``linear`` (a
+            triangle), or ``none`` (all alike).
+    """
+    centre = (np.arange(size) + 0.5) / size
+    if blend == "hann":
+        return np.sin(np.pi * centre) ** 2
+    if blend == "gaussian":
+        return np.exp(-0.5 * ((centre - 0.5) * 8) ** 2)
+    return 1 - np.abs(2 * centre - 1) if blend == "linear" else np.ones(size)
+
+
+def make_axis(length: int, patch_size: int, overlap: int, blend: str = "hann") -> Axis:
+    """Lay windows along a side of a scene.
+
+    The weights of a window are divided by the sum of all windows' there. A side shorter than a
+    patch gets one window.
+
+    Args:
+        length: Pixels of the scene along this side.
+        patch_size: Largest side of a window in pixels.
+        overlap: Pixels shared by neighbours; the last window, which ends at the edge, shares more.
+        blend: See ``window_weights``.
+    """
+    rounded = -(-length // SIDE_MULTIPLE) * SIDE_MULTIPLE
+    size = min(patch_size, rounded)
+    starts = window_starts(length, size, patch_size - overlap)
+    ramp = window_weights(size, blend)
+    total = np.zeros(max(length, size))
+    for start in starts:
+        total[start : start + size] += ramp
+    weights = np.stack([ramp / total[start : start + size] for start in starts])
+    weights = weights.astype(np.float32)
+    _, first, which = np.unique(weights, axis=0, return_index=True, return_inverse=True)
+    return Axis(length, size, starts, weights, first[which.ravel()].tolist())
+
+
+def batches(axis: Axis, batch_size: int, first: int, last: int) -> list[np.ndarray]:
+    """The windows of one row that are predicted together, as numbers along ``axis``.
+
+    They are the same whatever part of the row is asked for, so that no result depends on how
+    a scene is shared out.
+
+    Args:
+        axis: The columns.
+        batch_size: Windows of the largest batch.
+        first: Batches that end left of this pixel are left out.
+        last: And those that begin at this pixel or right of it.
+    """
+    count = len(axis.starts)
+    groups = np.array_split(np.arange(count), math.ceil(count / batch_size))
+    return [
+        group
+        for group in groups
+        if axis.starts[group[0]] < last and axis.starts[group[-1]] + axis.size > first
+    ]
+
+
+def split_columns(axis: Axis, batch_size: int, pieces: int) -> list[tuple[int, int]]:
+    """Share the columns of a scene out into pieces (left, right) of whole batches."""
+    groups = batches(axis, batch_size, 0, axis.length)
+    shares = np.array_split(np.arange(len(groups)), min(pieces, len(groups)))
+    lefts = [axis.starts[groups[share[0]][0]] for share in shares]
+    return list(zip(lefts, [*lefts[1:], axis.length]))
+
+
+def split_rows(
+    axis: Axis, top: int, bottom: int, number: int, of: int
+) -> tuple[int, int] | None:
+    """One of several equal shares of the rows between two, in whole window rows."""
+    cuts = [top, *(start for start in axis.starts if top < start < bottom)]
+    share = np.array_split(np.arange(len(cuts)), of)[number]
+    if not len(share):
+        return None
+    return cuts[share[0]], [*cuts, bottom][share[-1] + 1]
+
+
+def finished_by(down: Axis, row: int, region: Region) -> Region:
+    """The rows of a region that no window after a row of windows adds to."""
+    ends = [*down.starts[1:], down.length]
+    top, bottom = max(down.starts[row], region.top), min(ends[row], region.bottom)
+    return region._replace(top=top, bottom=max(top, bottom))
+
+
+def region_to_read(axes: tuple[Axis, Axis], region: Region, batch_size: int) -> Region:
+    """The part of a scene that the windows over a region, and their batches, look at."""
+    down, across = axes
+    tops = [
+        top
+        for top in down.starts
+        if top + down.size > region.top and top < region.bottom
+    ]
+    groups = batches(across, batch_size, region.left, region.right)
+    right = across.starts[groups[-1][-1]] + across.size
+    return Region(
+        tops[0],
+        min(tops[-1] + down.size, down.length),
+        across.starts[groups[0][0]],
+        min(right, across.length),
+    )
+
+
+def remaining(parts: Sequence[Region], part: Region) -> list[Region]:
+    """What of a part is not yet finished, as row ranges over all its columns."""
+    missing = np.ones(part.bottom - part.top + 2, bool)
+    missing[[0, -1]] = False
+    for done in parts:
+        if done.left <= part.left and done.right >= part.right:
+            first, last = (
+                max(row - part.top, 0) + 1 for row in (done.top, done.bottom)
+            )
+            missing[first:last] = False
+    edges = np.flatnonzero(missing[1:] != missing[:-1]) + part.top
+    return [
+        part._replace(top=int(a), bottom=int(b)) for a, b in zip(*[iter(edges)] * 2)
+    ]

@@ -1,0 +1,1 @@
+"""From a dataset of patches to a trained model."""

@@ -1,0 +1,159 @@
+"""What a trained model is worth: validation, calibration, test, areas; the final model's file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.distributed import Team
+from common.files import write_json
+from common.ground import pixel_areas
+from common.patches import PatchPair, read_patch
+from common.rasters import open_raster
+from evaluation.areas import estimate_areas
+from evaluation.calibration import LogitSample, fit_temperature
+from evaluation.examples import draw_examples
+from evaluation.reports import Inspection, draw_calibration, plot_training
+from model_training import (
+    confusion_matrix,
+    load_checkpoint,
+    normalize,
+    predict_classes,
+    scores,
+)
+from training.loop import evaluate
+from training.run import Run
+from training.samples import Survey
+
+log = logging.getLogger("semanticseg4eo")
+
+
+def finish(run: Run, test: Survey | None, held_out: HeldOut | None = None) -> dict:
+    """Take the best weights, examine them, write the final model and the picture.
+
+    Args:
+        run: A run that was fitted.
+        test: Patches to examine with all that there is to know.
+        held_out: Those of a fold, which get scores alone.
+
+    Returns:
+        The report of the run: history, best epochs and the scores of the final model.
+    """
+    best = load_checkpoint(run.save_dir / "model_best_combined.pth", run.device)
+    run.model.load_state_dict(best.model.state_dict())
+    report = {
+        "best_epoch": dict(run.history.best_epoch),
+        "best": dict(run.history.best),
+    }
+    run.sample = LogitSample(seed=run.config.seed)
+    report["validation"] = examine(run, run.validation, run.sample.add)
+    calibrate(run, [run.sample])
+    if held_out:
+        report["held_out"] = examine(run, held_out.survey, held_out)
+    report |= examine_test(run, test)
+    kinds = ("validation", "held_out", "test")
+    run.save("final_model", {key: report[key] for key in kinds if key in report})
+    report["history"] = run.history.rows
+    report["class_names"] = run.names
+    if held_out:  # the report of a whole run gets more, and is written once it has
+        write_json(run.save_dir / "model_metrics.json", report)
+    plot_training(run.save_dir / "model_training_plot.png", report)
+    return report
+
+
+def examine(run: Run, survey: Survey, watch: Callable | None = None) -> dict:
+    """Loss and scores of a run's model on surveyed patches, in float32, by this process alone.
+
+    ``watch`` is that of ``evaluate``.
+    """
+    loss, matrix = evaluate(
+        run.model,
+        run.loader(survey, team=Team()),
+        run.loss,
+        run.device,
+        run.model_config.label_classes,
+        watch,
+    )
+    return {"loss": loss} | scores(matrix, run.names, run.config.mode == "binary")
+
+
+def calibrate(run: Run, samples: Sequence[LogitSample]) -> None:
+    """Fit a run's temperature on pixels that its model, or those of its folds, did not learn."""
+    if run.config.no_calibration:
+        return
+    logits = np.concatenate([sample.logits for sample in samples])
+    target = np.concatenate([sample.target for sample in samples])
+    run.temperature = fit_temperature(logits, target)
+    log.info(
+        "temperature %.3f, from %d validation pixels", run.temperature, len(target)
+    )
+
+
+def examine_test(run: Run, test: Survey | None) -> dict:
+    """Examine a run's model on test/: scores, calibration, areas if asked for, two pictures.
+
+    Returns:
+        The keys ``test``, ``calibration`` and ``areas`` of a report; nothing without patches.
+    """
+    if not test:
+        return {}
+    seen = Inspection(test.pairs, test.counts, run.temperature or 1.0)
+    report = {"test": examine(run, test, seen), "calibration": seen.calibration()}
+    if run.config.area_estimation:
+        surveys = [survey for survey in (run.train, run.validation, test) if survey]
+        ground, in_metres = map_patches(run, [p for s in surveys for p in s.pairs])
+        area = 1.0 if in_metres else None
+        areas = estimate_areas(np.stack(seen.matrices), ground, area)
+        for entry in areas["per_class"]:
+            entry["name"] = run.names[entry["class"]]
+        report["areas"] = areas
+    draw_calibration(run.save_dir / "model_reliability.png", report["calibration"])
+    pictures = run.save_dir / "model_test_examples.png"
+    draw_examples(pictures, seen.examples, run.names, run.config.ignore_index)
+    return report
+
+
+def map_patches(run: Run, pairs: Sequence[PatchPair]) -> tuple[np.ndarray, bool]:
+    """How much ground each class has in a run's map of patches, labelled or not.
+
+    Returns:
+        (K,) square metres and True; pixels and False where the CRS of a patch does not tell.
+    """
+    classes = run.model_config.label_classes
+    pixels, sizes = [], []
+    run.model.eval()
+    for pair in pairs:
+        image, valid, _ = read_patch(pair, run.config.ignore_index)
+        image = normalize(image, valid, run.normalization)[None].to(run.device)
+        with torch.inference_mode():
+            guess = predict_classes(run.model(image))[0].cpu().numpy()
+        pixels.append(np.bincount(guess[valid], minlength=classes))
+        with open_raster(pair.image) as file:
+            areas = pixel_areas(file)
+        sizes.append(None if areas is None else areas.mean())
+    if None in sizes:
+        return np.sum(pixels, axis=0), False
+    return np.array(sizes) @ np.array(pixels), True
+
+
+class HeldOut:
+    """Looks on while the patches that a fold holds out are evaluated, one after the other."""
+
+    def __init__(self, survey: Survey, classes: int, seed: int):
+        self.survey, self.classes = survey, classes
+        self.sample = LogitSample(seed=seed)
+        self.matrices = []  # (K, K) of each patch
+
+    def found(self) -> list[np.ndarray]:
+        """The confusion matrix (K, K) of each patch."""
+        return self.matrices
+
+    def __call__(self, logits: Tensor, masks: Tensor) -> None:
+        self.sample.add(logits, masks)
+        for guess, mask in zip(predict_classes(logits), masks):
+            matrix = confusion_matrix(guess, mask, self.classes)
+            self.matrices.append(matrix.cpu().numpy())

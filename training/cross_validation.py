@@ -1,0 +1,160 @@
+"""K-fold cross-validation, then a final model on all of its patches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.distributed import Team
+from evaluation.calibration import LogitSample
+from evaluation.matrices import block_bootstrap, fold_summary, score_gap
+from evaluation.reports import plot_training
+from model_training import HEADLINES, scores
+from training.assessment import HeldOut, calibrate, examine_test, finish
+from training.dataset import names_for, require_several_classes, survey_split
+from training.epochs import fit
+from training.folds import Fold, plan_all_folds
+from training.outputs import clear_former_run
+from training.run import Run, prepare
+from training.samples import Survey, open_cache
+from training.settings import TrainingConfig
+from training.weights import build_initial_model, rgb_channels
+
+log = logging.getLogger("semanticseg4eo")
+
+
+def train_folds(
+    config: TrainingConfig,
+    pooled: Survey,
+    folds: Sequence[Fold],
+    save_dir: Path,
+    names,
+    device,
+    team: Team,
+) -> tuple[list[dict], np.ndarray, list[LogitSample]]:
+    """Train a model per fold and examine it, once, on the patches that it is held out from.
+
+    Returns:
+        A report per fold, the confusion matrix of each patch (P, K, K) by the model that did not
+        see it, and logits of such patches per fold.
+    """
+    classes = config.label_classes
+    matrices = np.zeros((len(pooled.pairs), classes, classes), np.int64)
+    reports, samples = [], []
+    for number, fold in enumerate(folds, start=1):
+        log.info("fold %d of %d", number, len(folds))
+        train, validation = pooled.subset(fold.train), pooled.subset(fold.validation)
+        place = save_dir / f"fold_{number}"
+        run = Run(config, train, validation, place, names, config.epochs, device, team)
+        prepare(run)
+        fit(run)
+        held_out = HeldOut(pooled.subset(fold.held_out), classes, config.seed)
+        reports.append(team.share(finish, run, None, held_out))
+        matrices[fold.held_out] = team.share(held_out.found)
+        samples.append(held_out.sample)
+    return reports, matrices, samples
+
+
+def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
+    """K-fold cross-validation over train/ and validation/, then a final model on all of it.
+
+    Each fold chooses its best epoch by validation patches of its own and is examined, once, on
+    what it holds out. With ``--fold_by both`` the folds at random come first, for comparison. The
+    final model is trained for the median of the epochs that the (other) folds found best; test/,
+    when there, is the examination of that model alone.
+    """
+    cache = open_cache(config)
+    pooled = survey_split(config, "train", None, cache)
+    more = survey_split(config, "validation", pooled, cache, required=False)
+    pooled = pooled + more if more else pooled
+    test = survey_split(config, "test", pooled, required=False)
+    require_several_classes(pooled)
+    names, save_dir = names_for(config, pooled), Path(config.save_dir)
+    plans, blocks = plan_all_folds(config, pooled)
+    both = len(plans) == 2
+
+    # what cannot be built is an error before the former run is gone
+    colours = rgb_channels(config, pooled)
+    build_initial_model(config.model_config(pooled.shape[0]), config.weights, colours)
+    team.share(clear_former_run, config)
+
+    def measure(matrix: np.ndarray) -> dict:
+        return scores(matrix, names, config.mode == "binary")
+
+    results, per_block = {}, {}
+    for kind, folds in plans.items():
+        place = save_dir / kind if both else save_dir
+        # the samples that stay are those of the last kind
+        reports, matrices, samples = train_folds(
+            config, pooled, folds, place, names, device, team
+        )
+        sums = np.zeros((blocks.max() + 1, *matrices.shape[1:]), np.int64)
+        np.add.at(sums, blocks, matrices)
+        per_block[kind] = sums
+        results[kind] = {
+            "folds": reports,
+            "summary": fold_summary([r["held_out"] for r in reports]),
+            "pooled": measure(matrices.sum(axis=0)),
+            "intervals": block_bootstrap(sums, measure, config.seed),
+        }
+    epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
+    log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
+    final = Run(config, pooled, None, save_dir, names, epochs, device, team)
+    prepare(final)
+    fit(final)
+    report = {
+        "class_names": names,
+        **results[kind],
+        "blocks": None if config.fold_by == "random" else len(sums),
+        "final_epochs": epochs,
+        "history": final.history.rows,
+    }
+    if both:
+        report["random"] = results["random"]
+        report["optimism"] = optimism(results, per_block, measure, config.seed)
+    return team.share(finish_folds, final, report, samples, test)
+
+
+def finish_folds(
+    final: Run, report: dict, samples: Sequence[LogitSample], test: Survey | None
+) -> dict:
+    """Calibrate the final model of k-fold, examine it, write it and the picture; its report."""
+    for criterion in ("loss", "iou"):  # what the checkpoint tells of its validation
+        best = [fold["best"][criterion] for fold in report["folds"]]
+        final.history.best[criterion] = float(np.mean(best))
+    calibrate(final, samples)
+    report = report | examine_test(final, test)
+    kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
+    final.save("final_model", kept)
+    plot_training(final.save_dir / "model_training_plot.png", report)
+    return report
+
+
+def optimism(
+    results: Mapping[str, dict],
+    per_block: Mapping[str, np.ndarray],
+    measure: Callable,
+    seed: int,
+) -> dict:
+    """By how much the pooled scores of folds at random are better than those by block.
+
+    Args:
+        results: The "pooled" scores of "random" and "block".
+        per_block: Their confusion matrices by block of the ground, (G, K, K).
+        measure: See ``block_bootstrap``.
+        seed: Likewise.
+
+    Returns:
+        "value" and "interval_95" of each score; the same blocks are drawn for both.
+    """
+    pairs = np.stack([per_block["random"], per_block["block"]], axis=1)
+    gaps = score_gap(results["random"]["pooled"], results["block"]["pooled"])
+    intervals = block_bootstrap(
+        pairs, lambda pair: score_gap(*map(measure, pair)), seed
+    )
+    return {
+        key: {"value": gaps[key], "interval_95": intervals[key]} for key in HEADLINES
+    }

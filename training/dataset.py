@@ -1,0 +1,90 @@
+"""The splits of a dataset as a training needs them."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from common import SPLITS
+from common.architectures import default_class_names
+from common.errors import DatasetError
+from common.patches import list_pairs
+from common.tiffs import patch_header
+from training.samples import Cache, Survey, survey_patches
+from training.settings import TrainingConfig
+
+log = logging.getLogger("semanticseg4eo")
+
+
+def needed_splits(config: TrainingConfig) -> tuple[str, ...]:
+    """The splits that a run cannot do without."""
+    return ("train", "validation") if config.val_strategy == "split" else ("train",)
+
+
+def require_patches(config: TrainingConfig) -> None:
+    """Look at all splits before any patch is read, which takes long.
+
+    Raises:
+        DatasetError: A split without patches, a patch without its partner, or one that is cut off.
+    """
+    for split in SPLITS:
+        needed = split in needed_splits(config)
+        for pair in list_pairs(config.dataset_root, split, needed):
+            patch_header(pair.image)
+            patch_header(pair.label)
+
+
+def survey_split(
+    config: TrainingConfig,
+    split: str,
+    like: Survey | None,
+    cache: Cache | None = None,
+    required=True,
+):
+    """The survey of a split, or None when it is not required and has no patches."""
+    pairs = list_pairs(config.dataset_root, split, required)
+    if not pairs:
+        return None
+    survey = survey_patches(
+        pairs, config.label_classes, config.ignore_index, like, cache
+    )
+    require_usable(config, split, survey)
+    log.info("%-10s %5d patches of %d x %d pixels, %d bands", split, len(pairs), *survey.shape[1:],
+             survey.shape[0])  # fmt: skip
+    return survey
+
+
+def require_usable(config: TrainingConfig, split: str, survey: Survey) -> None:
+    """Raise DatasetError where a split has other bands than asked for, or no label."""
+    bands = survey.shape[0]
+    if config.in_channels not in (None, bands):
+        raise DatasetError(
+            f"--in_channels {config.in_channels}, but the patches in {config.dataset_root} have "
+            f"{bands} bands"
+        )
+    if survey.counts.sum() == 0:
+        raise DatasetError(
+            f"No patch of the {split} split has a labelled pixel that is valid in the image; look "
+            "at the nodata of both, and at --ignore_index"
+        )
+
+
+def require_several_classes(survey: Survey) -> None:
+    """Raise DatasetError when all labelled pixels are of one class."""
+    present = np.flatnonzero(survey.counts.sum(axis=0))
+    if len(present) < 2:
+        raise DatasetError(
+            f"All labelled training pixels are class {present[0]}: there is nothing to tell apart "
+            "(255 means unlabelled; if it is a class, extract with --label_values 0,255)"
+        )
+
+
+def names_for(config: TrainingConfig, survey: Survey) -> list[str]:
+    """Class names: given, else stored with the labels, else numbers."""
+    if config.class_names:
+        return [name.strip() for name in config.class_names.split(",")]
+    stored = survey.class_names
+    if stored and len(stored) == config.label_classes:
+        return stored
+    return default_class_names(1 if config.mode == "binary" else config.classes)

@@ -1,0 +1,121 @@
+"""A whole training run, from the settings to the report."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+
+from common import files
+from common.devices import own_device
+from common.distributed import LOST_PROCESS, Team, join_team
+from common.errors import DatasetError, SegmentationError
+from common.files import drop_unfinished, write_json
+from common.machine import keep_memory
+from common.patches import list_pairs
+from model_training import check_architecture
+from training.assessment import finish
+from training.cross_validation import cross_validate
+from training.dataset import (
+    names_for,
+    require_patches,
+    require_several_classes,
+    survey_split,
+)
+from training.epochs import fit
+from training.loop import training_precision
+from training.outputs import clear_former_run, require_output, run_files
+from training.run import Run, prepare
+from training.samples import open_cache
+from training.settings import TrainingConfig
+
+
+def run_experiment(config: TrainingConfig) -> dict:
+    """Train as the settings say, write all files of ``--save_dir``; the report.
+
+    Raises:
+        SegmentationError: Anything in the data or the settings that cannot be right; found before
+            training begins.
+    """
+    device = own_device(config.device)
+    training_precision(config.amp, device)
+    for require_something in BEFOREHAND:
+        require_something(config)
+    require_patches(config)
+    run_kind = train_split if config.val_strategy == "split" else cross_validate
+    report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
+    save_dir = Path(config.save_dir)
+    if device.type == "cpu":
+        keep_memory()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with join_team(backend) as team, contextlib.ExitStack() as stack:
+        if team.leads:
+            sole_run = files.sole_run("--save_dir", save_dir, save_dir)
+            stack.enter_context(sole_run)
+            drop_unfinished(run_files(save_dir))
+        try:
+            report |= run_kind(config, device, team)
+        except (RuntimeError, SegmentationError) as error:
+            if known := known_fault(error, config, device):
+                raise known from error
+            raise
+        if team.leads:
+            write_json(save_dir / "model_metrics.json", report)
+    return report
+
+
+def known_fault(error: Exception, config: TrainingConfig, device):
+    """What torch reports in its own way, as SegmentationError; None for what is not known."""
+    text = str(error)
+    if isinstance(error, SegmentationError):  # of a process that reads patches
+        line = text.splitlines()[-1].partition(": ")[2]
+        return SegmentationError(line) if "Original Traceback" in text else None
+    if "memory" in text and ("out of" in text or "allocate" in text):
+        return SegmentationError(
+            f"The memory of {device} does not hold {config.batch_size} patches; lower --batch_size"
+        )
+    if "DataLoader worker" in text:
+        return SegmentationError(
+            "A process that reads patches was killed (no memory left?); lower --num_workers or "
+            "--batch_size"
+        )
+    if "gloo" in text or "NCCL" in text:
+        return SegmentationError(LOST_PROCESS)
+    return None
+
+
+def require_model(config: TrainingConfig) -> None:
+    """Raise OptionError where the model cannot be built at all."""
+    check_architecture(config.model_config(config.in_channels or 1), config.weights)
+
+
+def require_test(config: TrainingConfig) -> None:
+    """Raise DatasetError where areas are to be estimated without a test split."""
+    if config.area_estimation and not list_pairs(
+        config.dataset_root, "test", required=False
+    ):
+        raise DatasetError(
+            f"--area_estimation: {config.dataset_root} has no test split to learn the map's "
+            "errors from; leave it out, or extract with a --test_ratio"
+        )
+
+
+# what the settings alone tell
+BEFOREHAND = (require_model, require_output, require_test)
+
+
+def train_split(config: TrainingConfig, device, team: Team) -> dict:
+    """Train on train/, choose on validation/, examine the final model on test/."""
+    cache = open_cache(config)
+    train = survey_split(config, "train", None, cache)
+    validation = survey_split(config, "validation", train, cache)
+    test = survey_split(config, "test", train, required=False)
+    require_several_classes(train)
+    run = Run(
+        config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
+        device, team,
+    )  # fmt: skip
+    prepare(run)
+    team.share(clear_former_run, config)
+    fit(run)
+    return team.share(finish, run, test)

@@ -1,0 +1,203 @@
+"""One epoch: steps of the weights, evaluation, schedules of the learning rate."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import lr_scheduler
+
+from common.devices import autocast, native_precision
+from common.distributed import Team
+from common.errors import SegmentationError, require
+from model_training import confusion_matrix, predict_classes
+from training.samples import load_batches
+from training.settings import TrainingConfig
+
+
+def training_precision(amp: str, device: torch.device) -> str:
+    """What ``--amp`` means on a device: "fp32", "bf16" or "fp16".
+
+    Raises:
+        OptionError: fp16 on the CPU.
+    """
+    if amp == "auto":
+        return native_precision(device)
+    require(
+        amp != "fp16" or device.type != "cpu",
+        "--amp",
+        amp,
+        "auto, bf16 or off on the CPU",
+    )
+    return "fp32" if amp == "off" else amp
+
+
+@dataclass
+class Stepper:
+    """Turns gradients into steps of the weights."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    clip_grad: float = 0.0  # largest norm of all gradients; 0 is no limit
+    scheduler: object = None  # stepped with each step
+    accumulate: int = 1  # batches per step
+
+    def step(self) -> None:
+        """One step; the gradients are gone after it."""
+        if self.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            groups = self.optimizer.param_groups
+            clip_grad_norm_([p for g in groups for p in g["params"]], self.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler:
+            self.scheduler.step()
+
+
+def train_one_epoch(
+    model,
+    loader,
+    loss,
+    stepper: Stepper,
+    device,
+    precision: str = "fp32",
+    team: Team | None = None,
+    frozen=None,
+) -> float:
+    """One pass over the training patches; the mean loss.
+
+    The loss of a batch is that of the parts of all processes together, so that it does not matter
+    how many they are.
+
+    Args:
+        model: As ``build_model`` makes it, or wrapped by ``distribute``.
+        loader: Batches of images and masks, with a length.
+        loss: See ``build_loss``.
+        stepper: What takes the steps.
+        device: Of the model.
+        precision: "fp32", "bf16" or "fp16".
+        team: The processes that train.
+        frozen: A part of the model that is not trained, its normalization neither.
+
+    Raises:
+        SegmentationError: The loss is no longer a number, or the batch is too small.
+    """
+    team = team or Team()
+    model.train()
+    if frozen:
+        frozen.eval()
+    total, count = torch.zeros((), device=device), 0
+    batches, group = len(loader), stepper.accumulate
+    for number, (images, masks) in enumerate(load_batches(loader, device)):
+        last_of_group = (number + 1) % group == 0 or number + 1 == batches
+        in_group = min(group, batches - number // group * group)
+        # gradients are exchanged once per step
+        apart = team.size > 1 and not last_of_group
+        with model.no_sync() if apart else contextlib.nullcontext():
+            try:
+                with autocast(device, precision):
+                    logits = model(images)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise SegmentationError(
+                    "This model normalizes over the batch and cannot train on a single patch; "
+                    "use --batch_size 2 or more, and at least 2 training patches"
+                ) from error
+            value = loss(team.join(logits.float()), team.join(masks))
+            stepper.scaler.scale(value / in_group).backward()
+        if last_of_group:
+            stepper.step()
+        patches = len(images) * team.size
+        total += value.detach() * patches  # no .item(): it would wait for the device
+        count += patches
+    return finite_loss(total.item() / count, "training")
+
+
+def finite_loss(value: float, kind: str) -> float:
+    """The value, or SegmentationError when it is not a number."""
+    if not math.isfinite(value):
+        raise SegmentationError(
+            f"The {kind} loss is no longer a number; lower --learning_rate"
+        )
+    return value
+
+
+def evaluate(
+    model,
+    loader,
+    loss,
+    device,
+    num_classes: int,
+    watch: Callable | None = None,
+    precision: str = "fp32",
+    team: Team | None = None,
+) -> tuple[float, np.ndarray]:
+    """Mean loss and confusion matrix (K, K) of a model over a loader.
+
+    ``watch`` is called with the logits and masks of each batch. A ``team`` adds up what its
+    processes find in loaders of their own.
+    """
+    model.eval()
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, patches
+    with torch.inference_mode():
+        for images, masks in load_batches(loader, device):
+            with autocast(device, precision):
+                logits = model(images)
+            logits = logits.float()
+            sums[0] += loss(logits, masks) * len(images)
+            sums[1] += len(images)
+            matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
+            if watch:
+                watch(logits, masks)
+    (team or Team()).sum(sums, matrix)
+    total, count = sums.tolist()
+    return finite_loss(total / count, "validation"), matrix.cpu().numpy()
+
+
+def make_scheduler(optimizer, config: TrainingConfig, epochs: int, steps: int = 1):
+    """The learning-rate schedule after the warm-up; None for ``none``.
+
+    It is stepped once per epoch, ``onecycle`` (Smith and Topin 2018) after each of the ``steps`` of
+    an epoch.
+    """
+    rate, epochs = config.learning_rate, epochs - config.warmup_epochs
+    if config.scheduler == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=0)
+    if config.scheduler == "plateau":
+        return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+    if config.scheduler == "onecycle":
+        return lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
+    return None
+
+
+def warm_up(optimizer, config: TrainingConfig, epoch: int) -> None:
+    """Set the learning rate of the first epochs: even steps up to its value after them."""
+    last = config.warmup_epochs + 1
+    if config.warmup_epochs and epoch <= last:
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * epoch / last
+
+
+def freeze_encoder(model: nn.Module, config: TrainingConfig, epoch: int):
+    """Take the encoder out of the training of an epoch, or into it; the encoder if it is out."""
+    if not config.freeze_encoder_epochs:
+        return None
+    encoder = getattr(model.network, "encoder", None) or model.network.backbone
+    frozen = epoch <= config.freeze_encoder_epochs
+    encoder.requires_grad_(not frozen)
+    return encoder if frozen else None
+
+
+def seed_epoch(seed: int, epoch: int, team: Team) -> None:
+    """Start the generators of an epoch, so that it does not matter where a run began."""
+    numbers = np.random.SeedSequence([seed, epoch, team.rank]).generate_state(1)
+    torch.manual_seed(int(numbers[0]))

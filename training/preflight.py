@@ -1,0 +1,119 @@
+"""``main.py --check``: all that a run would look at, and what it will take."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from common import SPLITS
+from common.console import Faults
+from common.devices import own_device, peak_memory
+from common.patches import list_pairs
+from common.text import duration
+from training.dataset import (
+    names_for,
+    needed_splits,
+    require_several_classes,
+    require_usable,
+)
+from training.experiment import BEFOREHAND, known_fault
+from training.folds import plan_all_folds
+from training.loop import evaluate, train_one_epoch, training_precision
+from training.run import Run, make_stepper, prepare
+from training.samples import Survey, survey_patches
+from training.settings import TrainingConfig
+
+
+def check_experiment(config: TrainingConfig) -> tuple[Faults, dict]:
+    """Look at all that a run would look at, and do none of its work.
+
+    Returns:
+        What stands against the run, a line each; and, when nothing does, what it will take:
+        "patches" per split, "parameters", "epoch_seconds" and "total_seconds" at most (measured on
+        a batch), and "memory" in bytes (of the GPU, else of this process).
+    """
+    faults = Faults()
+    device = faults.attempt(own_device, config.device)
+    if device:
+        faults.attempt(training_precision, config.amp, device)
+    for require_something in BEFOREHAND:
+        faults.attempt(require_something, config)
+    surveys: dict[str, Survey] = {}
+    like = None
+    for split in SPLITS:
+        needed = split in needed_splits(config)
+        pairs = faults.attempt(list_pairs, config.dataset_root, split, needed) or []
+        classes, ignored = config.label_classes, config.ignore_index
+        survey = survey_patches(pairs, classes, ignored, like, faults=faults)
+        if survey:
+            like, surveys[split] = like or survey, survey
+            faults.attempt(require_usable, config, split, survey)
+    train, validation = surveys.get("train"), surveys.get("validation")
+    if train and config.val_strategy == "kfold":
+        train, validation = train + validation if validation else train, None
+        faults.attempt(plan_all_folds, config, train)
+    if train:
+        faults.attempt(require_several_classes, train)
+    if faults:
+        return faults, {}
+    names = names_for(config, train)
+    place = Path(config.save_dir)
+    run = Run(config, train, validation, place, names, config.epochs, device)
+    try:
+        faults.attempt(prepare, run)
+        took = faults.attempt(measure_batches, run) or {}
+    except RuntimeError as error:
+        took, fault = {}, known_fault(error, config, device)
+        if not fault:
+            raise
+        faults.note(str(fault))
+    patches = {split: len(survey.pairs) for split, survey in surveys.items()}
+    return faults, took | {"patches": patches}
+
+
+def measure_batches(run: Run) -> dict:
+    """Train and evaluate a batch of a prepared run; what the run will take by that.
+
+    Returns:
+        See ``check_experiment``.
+    """
+    config, device, seconds = run.config, run.device, []
+    loader = run.loader(run.train, training=True)
+    stepper, _ = make_stepper(run, len(loader))
+    batch = next(iter(loader))
+    options = stepper, device, run.precision
+    for _ in range(2):  # libraries warm up in the first
+        started = time.perf_counter()
+        train_one_epoch(run.model, [batch], run.loss, *options)
+        middle = time.perf_counter()
+        classes = run.model_config.label_classes
+        evaluate(run.model, [batch], run.loss, device, classes, None, run.precision)
+        seconds = [middle - started, time.perf_counter() - middle]
+    checked = len(run.validation.pairs) if run.validation else 0
+    epoch = seconds[0] * len(loader) + seconds[1] * checked / config.batch_size
+    runs = 1.0
+    if config.val_strategy == "kfold":
+        kinds = 2 if config.fold_by == "both" else 1
+        runs += kinds * (
+            config.n_splits - 1
+        )  # each fold sees that share of all patches
+    return {
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "epoch_seconds": epoch,
+        "total_seconds": epoch * config.epochs * runs,
+        "memory": peak_memory(device),
+    }
+
+
+def outlook_text(outlook: dict) -> str:
+    """What a run will take, as text; see ``check_experiment``."""
+    patches = ", ".join(f"{n} {split}" for split, n in outlook["patches"].items())
+    lines = [
+        f"patches       {patches}",
+        f"parameters    {outlook['parameters'] / 1e6:.1f} million",
+        f"an epoch      {duration(outlook['epoch_seconds'])}",
+        f"all epochs    {duration(outlook['total_seconds'])} at most, less if training stops early",
+    ]
+    if outlook["memory"]:
+        lines.append(f"memory        {outlook['memory'] / 1e9:.1f} GB")
+    return "\n".join([*lines, "Nothing stands against this run."])

@@ -1,0 +1,153 @@
+"""One model in training: from its settings and patches to its checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.architectures import ModelConfig
+from common.distributed import Team, share_normalization
+from evaluation.calibration import LogitSample
+from model_training import (
+    Normalization,
+    balanced_weights,
+    build_loss,
+    dataset_normalization,
+    save_checkpoint,
+)
+from training.loop import Stepper, make_scheduler, training_precision
+from training.samples import PatchDataset, Survey, make_loader
+from training.settings import TrainingConfig
+from training.weights import build_initial_model, rgb_channels
+
+
+@dataclass
+class History:
+    """The epochs of one run, a row each, and the best of them."""
+
+    rows: list[dict] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)  # criterion -> value
+    best_epoch: dict[str, int] = field(default_factory=dict)
+
+    def improve(self, criterion: str, value: float, higher: bool) -> bool:
+        """Note a value; whether it is the best so far."""
+        known = self.best.get(criterion)
+        better = known is None or (value > known if higher else value < known)
+        if better and math.isfinite(value):
+            self.best[criterion] = value
+            self.best_epoch[criterion] = len(self.rows)
+        return better and math.isfinite(value)
+
+
+@dataclass
+class Run:
+    """One model in training: all that its epochs and its files need."""
+
+    config: TrainingConfig
+    train: Survey
+    validation: Survey | None
+    save_dir: Path
+    names: list[str]
+    epochs: int
+    device: torch.device
+    team: Team = field(default_factory=Team)
+    model: nn.Module = None
+    precision: str = "fp32"
+    model_config: ModelConfig = None
+    normalization: Normalization = None
+    loss: Callable = None
+    history: History = field(default_factory=History)
+    sample: LogitSample = None  # of the validation patches
+    temperature: float | None = None  # None: not calibrated
+
+    def loader(self, survey: Survey, training: bool = False, team: Team | None = None):
+        config = self.config
+        dataset = PatchDataset(
+            survey,
+            self.normalization,
+            config.ignore_index,
+            augment=config.data_augmentation,
+            seed=config.seed,
+        )
+        gpu = self.device.type == "cuda"
+        return make_loader(dataset, config, team or self.team, training, gpu)
+
+    def save(
+        self, name: str, metrics: dict, training_state: dict | None = None
+    ) -> Path:
+        """Write ``model_<name>.pth`` with what is known so far."""
+        path = self.save_dir / f"model_{name}.pth"
+        best = self.history.best
+        metadata = {
+            "input_size": list(self.train.shape[1:]),
+            "pretrained": bool(self.config.weights),
+            "class_names": self.names,
+            "band_descriptions": list(self.train.descriptions),
+            "ignore_index": self.config.ignore_index,
+            "training_params": asdict(self.config)
+            | {
+                "best_val_loss": best.get("loss"),
+                "best_val_iou": best.get("iou"),
+                "epochs_run": len(self.history.rows),
+            },
+            "performance_metrics": metrics,
+        }
+        if name == "final_model" and self.temperature is not None:
+            metadata["temperature"] = self.temperature
+        save_checkpoint(
+            path,
+            self.model,
+            self.model_config,
+            self.normalization,
+            metadata,
+            training_state,
+        )
+        return path
+
+
+def prepare(run: Run) -> None:
+    """Build a run's model, normalization and loss from its settings and training patches."""
+    config, survey = run.config, run.train
+    if config.normalization == "dataset":
+        run.normalization = dataset_normalization(survey.samples)
+    else:
+        run.normalization = Normalization("image")
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.deterministic = True
+    run.model_config = config.model_config(survey.shape[0])
+    colours = rgb_channels(config, survey)
+    run.model = build_initial_model(run.model_config, config.weights, colours)
+    share_normalization(run.model, run.device, run.team)
+    run.model.to(run.device, memory_format=torch.channels_last)
+    run.precision = training_precision(config.amp, run.device)
+    class_weights = None
+    if config.use_class_weights:
+        class_weights = torch.from_numpy(balanced_weights(survey.counts.sum(axis=0)))
+    run.loss = build_loss(config.loss, config.mode, config.ignore_index, class_weights)
+
+
+def make_stepper(run: Run, batches: int) -> tuple[Stepper, object]:
+    """What takes the steps of a run, and its schedule (of epochs, if the stepper has none)."""
+    config = run.config
+    optimizer = torch.optim.AdamW(
+        run.model.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    steps = math.ceil(batches / config.accumulate)
+    scheduler = make_scheduler(optimizer, config, run.epochs, steps)
+    fp16 = run.precision == "fp16"
+    stepper = Stepper(
+        optimizer,
+        torch.amp.GradScaler(run.device.type, enabled=fp16),
+        config.clip_grad,
+        scheduler if config.scheduler == "onecycle" else None,
+        config.accumulate,
+    )
+    return stepper, scheduler

@@ -1,0 +1,342 @@
+"""Patches as training samples: one reading of a split, the cache, batches in order or shuffled."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.distributed import Team
+from common.errors import DatasetError, SegmentationError
+from common.labels import class_names_of
+from common.machine import free_memory, own_cores
+from common.patches import PatchPair, read_patch
+from common.rasters import image_bands, open_raster
+from model_training import Normalization, normalize
+from training.augmentation import turn_patch, vary_radiometry
+from training.settings import TrainingConfig
+
+SAMPLE_VALUES = (
+    2**24
+)  # values kept for the percentiles of the training split, all bands
+
+
+class Patch(NamedTuple):
+    """A decoded pair of files."""
+
+    image: np.ndarray  # (C, H, W) in the file's dtype
+    valid: np.ndarray  # (H, W) bool
+    mask: np.ndarray  # (H, W) of the smallest dtype that holds it
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + self.valid.nbytes + self.mask.nbytes
+
+
+class Cache:
+    """Decides which decoded patches stay in memory: the first that fit in ``limit`` bytes."""
+
+    def __init__(self, limit: float, whole: bool = False):
+        self.left, self.whole = limit, whole
+
+    def keep(self, image, valid, mask) -> Patch | None:
+        """The patch as it is kept, or None.
+
+        Raises:
+            DatasetError: It does not fit, and the cache must be ``whole``.
+        """
+        kinds = map(np.min_scalar_type, (mask.min(), mask.max()))
+        patch = Patch(image, valid, mask.astype(np.result_type(*kinds)))
+        if patch.nbytes <= self.left:
+            self.left -= patch.nbytes
+            return patch
+        if self.whole:
+            raise DatasetError(
+                "The patches do not fit in memory; leave --cache ram out, or take --cache off"
+            )
+        self.left = 0
+        return None
+
+
+def open_cache(config: TrainingConfig) -> Cache:
+    """The cache of a run, for the share of the memory that is this process's."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = free_memory() / processes
+    share = {"auto": 0.25, "ram": 0.8, "off": 0}[config.cache]
+    return Cache(share * free, whole=config.cache == "ram")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one reading of a list of patches tells; ``subset`` gives the same for some of them."""
+
+    pairs: list[PatchPair]
+    counts: np.ndarray  # (patches, classes) int64: labelled pixels
+    samples: list[np.ndarray]  # per patch (M, C): valid pixels, thinned at random
+    shape: tuple[int, int, int]  # (C, H, W)
+    descriptions: tuple[str | None, ...]
+    class_names: list[str] | None
+    decoded: list[Patch | None]  # those that stay in memory
+
+    def subset(self, indices: Iterable[int]) -> Survey:
+        chosen = list(indices)
+        return replace(
+            self,
+            pairs=[self.pairs[i] for i in chosen],
+            counts=self.counts[chosen],
+            samples=[self.samples[i] for i in chosen],
+            decoded=[self.decoded[i] for i in chosen],
+        )
+
+    def __add__(self, other: Survey) -> Survey:
+        return replace(
+            self,
+            pairs=self.pairs + other.pairs,
+            counts=np.concatenate([self.counts, other.counts]),
+            samples=self.samples + other.samples,
+            decoded=self.decoded + other.decoded,
+        )
+
+
+def survey_patches(
+    pairs: Sequence[PatchPair],
+    num_classes: int,
+    ignore_index: int,
+    like: Survey | None = None,
+    cache: Cache | None = None,
+    faults: list[str] | None = None,
+) -> Survey | None:
+    """Read every patch once: check it, count its classes, sample its pixels, keep it if it fits.
+
+    Args:
+        pairs: Patches of one split.
+        num_classes: Classes that labels may hold, 0..num_classes-1.
+        ignore_index: The other value that they may hold.
+        like: A survey whose size, bands and band order these patches must have too.
+        cache: What decides which of them stay in memory; None for none.
+        faults: Where to note patches that cannot be used, and go on without them; None to stop at
+            the first.
+
+    Returns:
+        The survey; None where no patch can be used.
+
+    Raises:
+        SegmentationError: See ``read_like``.
+    """
+    good, counts, samples, decoded = [], [], [], []
+    rng, cache = np.random.default_rng(0), cache or Cache(0)
+    first = like
+    for pair in tqdm(
+        pairs, desc="reading patches", unit="patch", leave=False, disable=None
+    ):
+        try:
+            (image, valid, mask), first = read_like(
+                first, pair, num_classes, ignore_index
+            )
+        except (SegmentationError, OSError) as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+            continue
+        good.append(pair)
+        known = (mask >= 0) & (mask < num_classes)
+        counts.append(np.bincount(mask[known], minlength=num_classes))
+        pixels = image[:, valid].T
+        # one share for all patches, so that each pixel of the split weighs alike
+        share = SAMPLE_VALUES / (len(pairs) * image.size)
+        kept = rng.random(len(pixels)) < share if share < 1 else slice(None)
+        samples.append(pixels[kept].copy())
+        decoded.append(cache.keep(image, valid, mask))
+    if not good:
+        return None
+    return replace(
+        first, pairs=good, counts=np.stack(counts), samples=samples, decoded=decoded
+    )
+
+
+def read_like(
+    first: Survey | None, pair: PatchPair, num_classes: int, ignore_index: int
+) -> tuple[tuple, Survey]:
+    """Read a patch that must be like the first of a survey; it, and the survey's beginning.
+
+    Raises:
+        DatasetError: It is unreadable, of another size or with other bands than the first, or its
+            label holds a value that is no class.
+    """
+    patch = image, _, mask = read_patch(pair, ignore_index)
+    described = band_descriptions(pair.image)
+    if first is None:
+        with open_raster(pair.label) as file:
+            names = class_names_of(file)
+        first = Survey([], np.empty(0), [], image.shape, described, names, [])
+    if image.shape != first.shape:
+        raise DatasetError(
+            f"{pair.image} has (bands, height, width) {image.shape}, but other patches have "
+            f"{first.shape}; all patches need one size and the same bands"
+        )
+    if all(described) and all(first.descriptions) and described != first.descriptions:
+        raise DatasetError(
+            f"The bands of {pair.image} are {', '.join(described)}, but other patches have "
+            f"{', '.join(first.descriptions)}"
+        )
+    known = (mask >= 0) & (mask < num_classes)
+    strange = np.unique(mask[~known & (mask != ignore_index)])
+    if strange.size:
+        raise DatasetError(
+            f"{pair.label} holds {', '.join(map(str, strange[:8]))}: labels are 0.."
+            f"{num_classes - 1}, or {ignore_index} for unlabelled (see --classes, "
+            "--ignore_index, and --label_values of the extraction)"
+        )
+    return patch, first
+
+
+def band_descriptions(image: Path) -> tuple[str | None, ...]:
+    """The descriptions of a patch's bands, without alpha."""
+    with open_raster(image) as file:
+        return tuple(file.descriptions[b - 1] for b in image_bands(file))
+
+
+class Draw(NamedTuple):
+    """A patch to train on, and the how-many-eth draw of the whole run it is."""
+
+    index: int
+    turn: int
+
+
+class PatchDataset:
+    """Patches as network input: a map-style dataset for ``torch.utils.data.DataLoader``.
+
+    An item is (image (C, H, W) float32 in [0, 1], mask (H, W) int64). It is asked for by index, or
+    by a ``Draw``, which is varied as ``augment`` says (see ``--data_augmentation``); the variation
+    depends on the seed and the draw alone, so worker processes do not change it.
+    """
+
+    def __init__(
+        self,
+        survey: Survey,
+        normalization: Normalization,
+        ignore_index: int,
+        augment: str = "none",
+        seed: int = 0,
+    ):
+        self.pairs, self.decoded = survey.pairs, survey.decoded
+        self.normalization = normalization
+        self.ignore_index = ignore_index
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no item needs a file."""
+        return None not in self.decoded
+
+    def __getitem__(self, item: int | Draw) -> tuple[np.ndarray, np.ndarray]:
+        index, turn = item if isinstance(item, Draw) else (item, None)
+        image, valid, mask = self.decoded[index] or read_patch(
+            self.pairs[index], self.ignore_index
+        )
+        image = normalize(image, valid, self.normalization).numpy()
+        if self.augment != "none" and turn is not None:
+            rng = np.random.default_rng([self.seed, turn])
+            image, valid, mask = turn_patch(image, valid, mask, rng)
+            if self.augment == "full":
+                image = vary_radiometry(image, valid, rng)
+            image, mask = map(np.ascontiguousarray, (image, mask))
+        return image, mask.astype(np.int64, copy=False)
+
+
+class Shuffle:
+    """Batches of ``Draw`` in an order that depends on seed and epoch alone.
+
+    Each process gets its part of every batch. A last patch that would be alone in its batch is left
+    out, since normalization layers after global pooling cannot train on it, and so is what cannot be
+    shared evenly among the processes.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, team: Team):
+        self.count, self.seed, self.team = count, seed, team
+        self.whole = batch_size * team.size  # a batch of all processes
+        rest = count % self.whole
+        left_out = rest % team.size
+        if rest == 1 and count > self.whole > 1:
+            left_out = 1
+        self.used = count - left_out
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return math.ceil(self.used / self.whole)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        before = self.epoch * self.count
+        draws = [Draw(int(i), before + turn) for turn, i in enumerate(order)]
+        for start in range(0, self.used, self.whole):
+            batch = draws[start : min(start + self.whole, self.used)]
+            yield batch[self.team.rank :: self.team.size]
+
+
+def make_loader(
+    dataset: PatchDataset,
+    config: TrainingConfig,
+    team: Team,
+    training: bool = False,
+    gpu: bool = False,
+):
+    """A DataLoader of batches: shuffled to train on, or in order; for a GPU, or the CPU.
+
+    Several processes share each batch of ``training``, and take every so-many-eth batch of the
+    others.
+    """
+    count, size = len(dataset), config.batch_size
+    if training:
+        batches = Shuffle(count, size, config.seed, team)
+        if not len(batches):
+            raise DatasetError(
+                f"{count} training patches are too few for {team.size} processes"
+            )
+    else:
+        batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        batches = batches[team.rank :: team.size]
+    workers = count_workers(config.num_workers, dataset, len(batches), gpu)
+    ahead = {}
+    if workers:
+        # forked processes see the patches in memory without a copy
+        forks = "fork" in multiprocessing.get_all_start_methods()
+        context = "fork" if forks else None
+        ahead = {"prefetch_factor": 4, "multiprocessing_context": context}
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=gpu,
+        **ahead,
+    )
+
+
+def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) -> int:
+    """How many processes are to prepare batches."""
+    if asked != "auto":
+        return min(int(asked), batches)
+    if not gpu:
+        return 0 if dataset.in_memory else min(1, batches)
+    return min(8, max(1, own_cores() - 1), batches)
+
+
+def load_batches(loader: Iterable, device: torch.device):
+    """The batches of a loader on a device, the images channels-last."""
+    for images, masks in loader:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        yield images, masks.to(device, non_blocking=True)
