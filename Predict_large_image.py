@@ -16,7 +16,7 @@ import sys
 from functools import partial
 
 from common.console import add_debug, add_settings, make_parser, run_command
-from common.machine import leads
+from common.machine import is_main_process
 from prediction.settings import PredictionConfig
 
 
@@ -52,7 +52,7 @@ def check(config: PredictionConfig) -> int:
 
     with rasterio.Env(**GDAL_OPTIONS):
         faults, outlook = check_scenes(config)
-    if not faults.tell() and leads():
+    if not faults.tell() and is_main_process():
         print(outlook_text(outlook, config.patch_size))
     return 1 if faults else 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.architectures import get_available_models
 from common.console import add_debug, add_settings, make_parser, run_command
-from common.machine import leads
+from common.machine import is_main_process
 from training.settings import TrainingConfig
 
 
@@ -65,7 +65,7 @@ def train(config: TrainingConfig) -> int:
     from training.experiment import run_experiment
 
     report = run_experiment(config)
-    if leads():
+    if is_main_process():
         print(report_text(report))
         print(f"\nFinal model: {Path(config.save_dir) / 'model_final_model.pth'}")
     return 0
@@ -75,7 +75,7 @@ def check(config: TrainingConfig) -> int:
     from training.preflight import check_experiment, outlook_text
 
     faults, outlook = check_experiment(config)
-    if not faults.tell() and leads():
+    if not faults.tell() and is_main_process():
         print(outlook_text(outlook))
     return 1 if faults else 0
 

@@ -29,7 +29,7 @@ from common.architectures import (
     is_weights_file,
     parse_loss,
 )
-from common.earlier_models import _complete_description, _newer, registered_name
+from common.earlier_models import complete_description, is_newer, registered_name
 from common.errors import (
     CheckpointError,
     DatasetError,
@@ -37,7 +37,7 @@ from common.errors import (
     SegmentationError,
     unknown_name,
 )
-from common.files import whole_file
+from common.files import atomic_write
 
 
 def _build_smp(config: ModelConfig, weights: str | None) -> nn.Module:
@@ -546,7 +546,7 @@ def save_checkpoint(
         },
         **more,
     }
-    with whole_file(target) as part:
+    with atomic_write(target) as part:
         # sums of a file that the next epoch replaces would take as long as writing it
         torch.serialization.set_crc32_options(training_state is None)
         try:
@@ -610,7 +610,7 @@ def load_checkpoint(
         given["model_name"] = registered_name(given["model_name"])
     state, stored = _read_checkpoint(Path(path))
     try:
-        metadata = _complete_description(path, stored, given)
+        metadata = complete_description(path, stored, given)
         config = _read_config(path, metadata, state)
         _check_options(path, config, given)
         normalization = _read_normalization(path, metadata, config)
@@ -641,7 +641,7 @@ def _read_checkpoint(path: Path) -> tuple[dict, dict]:
     stored = {
         k: v.item() if isinstance(v, np.generic) else v for k, v in stored.items()
     }
-    if _newer(stored.get("version", "0")):
+    if is_newer(stored.get("version", "0")):
         raise CheckpointError(
             f"{path} is of version {stored['version']}, this is {VERSION}; update"
         )

@@ -101,7 +101,7 @@ def parse_loss(text: str) -> dict[str, float]:
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # the symmetries of a square, as (quarter turns, mirrored), that a prediction is averaged over
-VIEWS = {
+TTA_TRANSFORMS = {
     "none": [(0, False)],
     "flip": [(0, False), (0, True), (2, False), (2, True)],
     "d4": [(turns, mirrored) for turns in range(4) for mirrored in (False, True)],

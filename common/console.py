@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import get_args, get_type_hints
 
-from common.errors import OptionError, SegmentationError, explain
-from common.interruption import ending_as_ctrl_c
-from common.machine import leads
+from common.errors import OptionError, SegmentationError, error_message
+from common.interruption import interruptible
+from common.machine import is_main_process
 
 
 def add_settings(parser, config_class) -> None:
@@ -59,7 +59,7 @@ def settings_from(config_class, arguments):
     )
 
 
-class Faults(list):
+class Problems(list):
     """What stands against a run, a line each: a look ahead tells all of them, not only the first."""
 
     def attempt(self, action: Callable, *arguments):
@@ -76,7 +76,7 @@ class Faults(list):
 
     def tell(self) -> int:
         """Print them on stderr, in the process that tells for all; how many there are."""
-        if leads():
+        if is_main_process():
             for fault in self:
                 print(f"error: {fault}", file=sys.stderr)
         return len(self)
@@ -88,7 +88,7 @@ def show_messages() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO if leads() else logging.ERROR)
+    log.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     # what they log, our own errors say too
     for library in ("rasterio", "tifffile", "huggingface_hub", "httpx"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
@@ -132,7 +132,7 @@ def run_command(
     show_messages()
     try:
         config = settings_from(config_class, arguments)
-        with ending_as_ctrl_c():
+        with interruptible():
             return int(run(config))
     except OptionError as error:
         if arguments.debug:
@@ -141,9 +141,9 @@ def run_command(
     except (SegmentationError, OSError, MemoryError) as error:
         if arguments.debug:
             raise
-        print(f"error: {explain(error, scarce)}", file=sys.stderr)
+        print(f"error: {error_message(error, scarce)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if leads():
+        if is_main_process():
             print(interrupted(), file=sys.stderr)
         return 130

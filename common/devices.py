@@ -41,7 +41,7 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def own_device(name: str | None) -> torch.device:
+def local_device(name: str | None) -> torch.device:
     """``pick_device`` for one of the processes of torchrun, each with a GPU of its own: its present
     one from here on.
     """

@@ -65,7 +65,7 @@ class Team:
 
 @functools.cache
 def _collectives() -> SimpleNamespace:
-    """``sum`` over processes, and ``join`` of their parts, as functions with a gradient.
+    """``sum`` over processes, and ``connected_groups`` of their parts, as functions with a gradient.
 
     The gradient is that of the sum of what all processes compute, as PyTorch's own synchronized
     layers have it; ``DistributedDataParallel`` makes it a mean.

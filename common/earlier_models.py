@@ -27,7 +27,7 @@ def registered_name(text: str) -> str:
     raise unknown_name("model", text, get_available_models())
 
 
-def _newer(version: str) -> bool:
+def is_newer(version: str) -> bool:
     def major(text: str) -> int:
         return int(text.split(".")[0]) if text.split(".")[0].isdecimal() else 0
 
@@ -37,7 +37,7 @@ def _newer(version: str) -> bool:
 DESCRIPTION = ("model_name", "encoder_name", "in_channels", "num_classes")
 
 
-def _complete_description(path, stored: dict, given: dict) -> dict:
+def complete_description(path, stored: dict, given: dict) -> dict:
     """What the file says, and what the options say where the file says nothing.
 
     Raises:

@@ -42,7 +42,7 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> OptionError:
     return OptionError(f"Unknown {kind} {name!r}{hint} ({listed})")
 
 
-def explain(error: BaseException, scarce: str) -> str:
+def error_message(error: BaseException, scarce: str) -> str:
     """One line for an error that ends a script; ``scarce`` are the options that take memory."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
@@ -53,7 +53,7 @@ def explain(error: BaseException, scarce: str) -> str:
     return text
 
 
-def reason(error: BaseException) -> str:
+def gdal_message(error: BaseException) -> str:
     """What went wrong, in one line: GDAL's own words where rasterio only points at them."""
     cause = error.__cause__ if "previous exception" in str(error) else None
     lines = str(cause or error).strip().splitlines()

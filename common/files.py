@@ -31,7 +31,7 @@ def require_folder(option: str, folder: str | Path) -> None:
 
 
 @contextmanager
-def sole_run(option: str, name: str | Path, folder: Path) -> Iterator[None]:
+def exclusive_lock(option: str, name: str | Path, folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder, which is made, while this one writes to it.
 
     The lock ends with the process, however that ends. Where the system or the disk knows none
@@ -69,7 +69,7 @@ def sole_run(option: str, name: str | Path, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
+def atomic_write(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
     """Write a file aside; it gets its name only when the block ends well.
 
     Args:
@@ -85,7 +85,7 @@ def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
         raise SegmentationError(f"{target} is a folder; give the name of a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = aside or target.parent
-    handle, name = tempfile.mkstemp(".part", _aside(target), folder)
+    handle, name = tempfile.mkstemp(".part", part_prefix(target), folder)
     os.close(handle)
     part, beside = Path(name), Path(f"{name}.aux.xml")
     try:
@@ -104,24 +104,26 @@ def whole_file(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def _aside(target: Path) -> str:
+def part_prefix(target: Path) -> str:
     """How the names begin under which a file is written; no other file's do."""
     return f".{target.stem[:40]}-{zlib.crc32(os.fsencode(target.name)):08x}-"
 
 
-def drop_unfinished(targets: Iterable[Path]) -> None:
-    """Remove what a killed run has left of files that ``whole_file`` writes.
+def remove_partial_files(targets: Iterable[Path]) -> None:
+    """Remove what a killed run has left of files that ``atomic_write`` writes.
 
-    For the run that now writes them alone (see ``sole_run``).
+    For the run that now writes them alone (see ``exclusive_lock``).
     """
     for target in targets:
-        for path in target.parent.glob(f"{glob.escape(_aside(target))}????????.part*"):
+        for path in target.parent.glob(
+            f"{glob.escape(part_prefix(target))}????????.part*"
+        ):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def copy_whole(source: Path, target: Path) -> None:
+def atomic_copy(source: Path, target: Path) -> None:
     """Give a finished file of the toolkit a second name, which appears whole; a copy if need be."""
-    with whole_file(target) as part:
+    with atomic_write(target) as part:
         part.unlink()
         try:
             os.link(source, part)
@@ -138,7 +140,7 @@ def umask() -> int:
 
 def write_json(target: str | Path, content: dict | list) -> None:
     """Write JSON that any reader accepts: NaN and infinity are defects, not values."""
-    with whole_file(target) as part:
+    with atomic_write(target) as part:
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 

@@ -73,7 +73,7 @@ def footprint(transform: Affine, height: int, width: int) -> Geometry:
     return shapely.Polygon([transform * corner for corner in corners])
 
 
-def on_the_ground(footprints: Sequence[Geometry], systems: Sequence) -> GeoSeries:
+def to_metric_crs(footprints: Sequence[Geometry], systems: Sequence) -> GeoSeries:
     """Footprints of several CRS in one of metres: their own, or an equal-area one around them.
 
     Args:
@@ -95,20 +95,20 @@ def on_the_ground(footprints: Sequence[Geometry], systems: Sequence) -> GeoSerie
     return degrees.to_crs(f"+proj=laea {middle} +datum=WGS84 +units=m")
 
 
-def side_of(footprints: GeoSeries) -> float:
+def typical_patch_side(footprints: GeoSeries) -> float:
     """The side of a usual patch."""
     return float(np.sqrt(footprints.area.median()))
 
 
-def block_numbers(footprints: GeoSeries, size: float) -> np.ndarray:
+def spatial_block_ids(footprints: GeoSeries, size: float) -> np.ndarray:
     """A number per patch, 0, 1...: the square block of ``size`` metres that its centre lies in."""
     centres = np.stack([footprints.centroid.x, footprints.centroid.y], axis=1)
-    origin = centres.min(axis=0) - side_of(footprints) / 2
+    origin = centres.min(axis=0) - typical_patch_side(footprints) / 2
     blocks = np.floor((centres - origin) / size).astype(int)
     return np.unique(blocks, axis=0, return_inverse=True)[1].ravel()
 
 
-def common_ground(footprints: GeoSeries, pairs: np.ndarray) -> np.ndarray:
+def overlap_fraction(footprints: GeoSeries, pairs: np.ndarray) -> np.ndarray:
     """The share of the smaller patch's ground that lies in the other, per pair (M, 2)."""
     import shapely
 
@@ -118,7 +118,7 @@ def common_ground(footprints: GeoSeries, pairs: np.ndarray) -> np.ndarray:
     return common / np.minimum(areas[left], areas[right])
 
 
-def near_pairs(footprints: GeoSeries, parts: Sequence[int], distance: float):
+def pairs_within(footprints: GeoSeries, parts: Sequence[int], distance: float):
     """Pairs of patches of different parts that lie nearer than a distance to each other.
 
     Args:
@@ -131,10 +131,10 @@ def near_pairs(footprints: GeoSeries, parts: Sequence[int], distance: float):
     """
     parts, index = np.asarray(parts), footprints.sindex
     if distance:
-        reach = max(0.0, distance - 1e-6 * side_of(footprints))
+        reach = max(0.0, distance - 1e-6 * typical_patch_side(footprints))
         pairs = index.query(footprints, predicate="dwithin", distance=reach).T
     else:
         pairs = index.query(footprints, predicate="intersects").T
     pairs = pairs[parts[pairs[:, 0]] < parts[pairs[:, 1]]]
     # a ten-thousandth is what projections leave between neighbours
-    return pairs if distance else pairs[common_ground(footprints, pairs) > 1e-4]
+    return pairs if distance else pairs[overlap_fraction(footprints, pairs) > 1e-4]

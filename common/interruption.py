@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def ending_as_ctrl_c() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Have SIGTERM end a program as Ctrl-C does, so that what is open can be closed.
 
     Neither is lost: where it falls into a call whose exceptions Python drops (PyTorch has one

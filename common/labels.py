@@ -31,7 +31,7 @@ from common.rasters import (
     require_georeference,
     same_pixel_grid,
 )
-from common.tiffs import require_whole
+from common.tiffs import require_complete
 from common.vectors import VECTOR_SUFFIXES, in_pixels, read_vector
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def open_label(
         return
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(source))
-        require_whole(source)
+        require_complete(source)
         require_one_band(raster)
         require_georeference(raster)
         if not same_pixel_grid(image, raster):

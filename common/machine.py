@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process tells for all that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -54,7 +54,7 @@ def peak_memory() -> int | None:
     return most if sys.platform == "darwin" else most << 10
 
 
-def own_cores() -> int:
+def available_cores() -> int:
     """The processor's cores that this process may use: its share of those of the machine."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -62,7 +62,7 @@ def own_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Have the C library keep freed memory for the next batch, one pool for all threads.
 
     By default glibc gives large blocks back to the system at once, and the system zeroes them
@@ -77,7 +77,7 @@ def keep_memory() -> None:
             ctypes.CDLL(None).mallopt(option, value)
 
 
-class InOrder:
+class SerialWorker:
     """A thread that does what it is given in order, while a few things wait at most."""
 
     def __init__(self, most: int):
@@ -98,7 +98,7 @@ class InOrder:
 
 
 @contextmanager
-def ahead(items: Iterable) -> Iterator[Iterator]:
+def prefetch(items: Iterable) -> Iterator[Iterator]:
     """Have a thread fetch the next item while the present one is worked on."""
     end, source = object(), iter(items)
 

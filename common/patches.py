@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common import UNLABELLED
 from common.errors import DatasetError
-from common.ground import footprint, on_the_ground
+from common.ground import footprint, to_metric_crs
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
 from common.rasters import image_bands, open_raster, read_image, same_pixel_grid
@@ -129,7 +129,7 @@ def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:
             shapes.append(footprint(file.transform, file.height, file.width))
             systems.append(crs)
     try:
-        ground = on_the_ground(shapes, systems)
+        ground = to_metric_crs(shapes, systems)
         known = np.isfinite(ground.bounds.to_numpy()).all()
     except ProjError:
         known = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rasterio.enums import ColorInterp
 
-from common.files import whole_file
+from common.files import atomic_write
 from common.patches import PatchPair, read_patch
 from common.rasters import image_bands, open_raster
 
@@ -146,11 +146,11 @@ def draw_panels(
 
 def save_figure(figure: Figure, target: str | Path) -> None:
     """Store a figure as a PNG."""
-    with whole_file(target) as part:
+    with atomic_write(target) as part:
         figure.savefig(part, format="png", dpi=110)
 
 
-def _read_example(pair: PatchPair, ignore_index: int):
+def read_patch_picture(pair: PatchPair, ignore_index: int):
     """Picture (H, W, 3), valid and mask of a patch."""
     image, valid, mask = read_patch(pair, ignore_index)
     with open_raster(pair.image) as file:

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from common.errors import RasterError
-from common.files import _aside, whole_file
+from common.files import atomic_write, part_prefix
 from common.ground import pixel_areas
 from common.labels import read_label, require_one_band
 from common.rasters import open_raster
@@ -42,7 +42,7 @@ class Areas:
         return Areas(classes, pixels, np.bincount(number, self.extent, count), last)
 
 
-def join(count: int, pairs: np.ndarray) -> tuple[int, np.ndarray]:
+def connected_groups(count: int, pairs: np.ndarray) -> tuple[int, np.ndarray]:
     """Unite what pairs (2, n) connect, directly or through others.
 
     Returns:
@@ -81,7 +81,9 @@ def label_strip(classes: np.ndarray, top: int, row_areas: np.ndarray):
     runs = np.cumsum(starts, dtype=np.int32).reshape(classes.shape) - 1
     below = (classes[1:] == classes[:-1]) & (starts[1:] | starts[:-1])
     begin = np.flatnonzero(starts)
-    count, number = join(len(begin), np.stack([runs[:-1][below], runs[1:][below]]))
+    count, number = connected_groups(
+        len(begin), np.stack([runs[:-1][below], runs[1:][below]])
+    )
     pixels = np.diff(begin, append=classes.size)
     rows = (top + begin // classes.shape[1]).astype(np.int32)
     parts = Areas(classes.ravel()[begin], pixels, pixels * row_areas[rows], rows)
@@ -139,7 +141,7 @@ def find_areas(strips: Iterator, min_area: float) -> tuple[np.ndarray, Areas]:
     columns = zip(*(vars(table).values() for table in tables))
     areas, pairs = Areas(*map(np.concatenate, columns)), np.concatenate(pairs, axis=1)
     same = areas.classes[pairs[0]] == areas.classes[pairs[1]]
-    count, number = join(len(areas.classes), pairs[:, same])
+    count, number = connected_groups(len(areas.classes), pairs[:, same])
     areas = areas.united(number, count)
     if min_area > 0:
         pairs = distinct_pairs(*number[pairs[:, ~same]])
@@ -264,7 +266,7 @@ def straighten(polygons: Sequence) -> np.ndarray:
     return shapely.from_ragged_array(kind, points, (ends, shells))
 
 
-def whole_polygons(strips: Iterator, belongs: np.ndarray, areas: Areas) -> Iterator:
+def polygons_of_strips(strips: Iterator, belongs: np.ndarray, areas: Areas) -> Iterator:
     """Turn areas into polygons strip by strip, without seams.
 
     Args:
@@ -343,10 +345,10 @@ def write_polygons(
     """
     with (
         open_raster(map_path) as dataset,
-        whole_file(target) as part,
+        atomic_write(target) as part,
         # SQLite's own files lie beside a GeoPackage while it grows
         tempfile.TemporaryDirectory(
-            ".part", _aside(Path(target)), part.parent
+            ".part", part_prefix(Path(target)), part.parent
         ) as folder,
     ):
         require_one_band(dataset)
@@ -360,7 +362,9 @@ def write_polygons(
         strips = labelled_strips(dataset, len(names), rows, "polygons")
         file, total = Path(folder) / "map.gpkg", 0
         none = np.zeros(0, int), np.zeros(0, object)  # makes the layer of an empty map
-        for numbers, polygons in chain([none], whole_polygons(strips, belongs, areas)):
+        for numbers, polygons in chain(
+            [none], polygons_of_strips(strips, belongs, areas)
+        ):
             table = feature_table(numbers, polygons, areas, names, dataset.transform)
             append_features(file, Path(target).stem, table, dataset.crs)
             total += len(numbers)

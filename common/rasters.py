@@ -20,7 +20,7 @@ import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from common.errors import RasterError, reason
+from common.errors import RasterError, gdal_message
 from common.machine import fits_in_memory
 from common.tiffs import TIFF_SUFFIXES
 
@@ -53,7 +53,9 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             dataset = rasterio.open(path, **tiff)
     except rasterio.errors.RasterioIOError as error:
         there = "; is it a whole raster? copy or write it again" * os.path.isfile(path)
-        raise RasterError(f"Cannot read {path}: {reason(error)}{there}") from error
+        raise RasterError(
+            f"Cannot read {path}: {gdal_message(error)}{there}"
+        ) from error
     fault = _fault_of(dataset, suffix)
     if fault:
         dataset.close()
@@ -254,7 +256,7 @@ def _read(dataset: rasterio.DatasetReader, bands: Sequence[int], **where):
             seen &= dataset.read(band, **where) > 0
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(
-            f"Cannot read {dataset.name}: {reason(error).rstrip('.')}; copy or write it again"
+            f"Cannot read {dataset.name}: {gdal_message(error).rstrip('.')}; copy or write it again"
         ) from error
     return pixels.astype(known.dtype, copy=False), seen
 

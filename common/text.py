@@ -10,12 +10,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _first_reason(skipped: dict[str, str]) -> str:
+def first_reason(skipped: dict[str, str]) -> str:
     name, reason = next(iter(skipped.items()))
     return f"{name}: {reason}"
 
 
-def _short(name: str, longest: int = 40) -> str:
+def shorten(name: str, longest: int = 40) -> str:
     """A name that fits above a panel."""
     half = (longest - 3) // 2
     return name if len(name) <= longest else f"{name[:half]}...{name[-half:]}"

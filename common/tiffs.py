@@ -36,7 +36,7 @@ def last_byte(page) -> int:
     return int(ends.max(initial=0))
 
 
-def require_whole(path: str | Path) -> None:
+def require_complete(path: str | Path) -> None:
     """Raise RasterError where a TIFF points at pixels beyond its end: it was cut off.
 
     GDAL opens such a file, and fails at the first block that is not there.
@@ -55,7 +55,7 @@ def require_whole(path: str | Path) -> None:
 
 
 @dataclass(frozen=True)
-class PatchHeader:
+class TiffHeader:
     """What a patch says of itself before it is decoded."""
 
     bands: int
@@ -64,7 +64,7 @@ class PatchHeader:
     dtype: str
 
 
-def patch_header(path: Path) -> PatchHeader:
+def tiff_header(path: Path) -> TiffHeader:
     """The header of a patch, read without decoding a pixel.
 
     Raises:
@@ -80,7 +80,7 @@ def patch_header(path: Path) -> PatchHeader:
             count = tiff.filehandle.read(layout.tagnosize)
             (tags,) = struct.unpack(layout.tagnoformat, count)
             end = last_byte(page)
-            header = PatchHeader(
+            header = TiffHeader(
                 page.samplesperpixel, page.imagelength, page.imagewidth, str(page.dtype)
             )
     except (tifffile.TiffFileError, IndexError, ValueError, struct.error) as error:
@@ -99,12 +99,12 @@ def create_tiff(path: str | Path, **profile) -> Iterator[rasterio.io.DatasetWrit
     """
     with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
         yield raster
-    require_whole_tiff(path)
+    require_complete_tiff(path)
 
 
-def require_whole_tiff(path: str | Path) -> None:
+def require_complete_tiff(path: str | Path) -> None:
     """Raise RasterError unless all of a TIFF was written."""
     try:
-        patch_header(Path(path))
+        tiff_header(Path(path))
     except DatasetError as error:
         raise RasterError(f"{path} was not written whole; is the disk full?") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import rasterio
 
-from common.errors import DatasetError, SegmentationError, reason
+from common.errors import DatasetError, SegmentationError, gdal_message
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -35,7 +35,7 @@ def read_vector(path: str) -> GeoDataFrame:
         table = read(path)
     except Exception as error:  # every driver raises its own kinds
         raise DatasetError(
-            f"{path} cannot be read as a vector file: {reason(error):.100}; give a whole "
+            f"{path} cannot be read as a vector file: {gdal_message(error):.100}; give a whole "
             "GeoPackage, GeoJSON, or shapefile with its .shx and .dbf beside it"
         ) from error
     if not isinstance(table, geopandas.GeoDataFrame) or table.geometry.isna().all():
@@ -94,6 +94,6 @@ def append_features(file: Path, layer: str, table: dict, crs) -> None:
             frame.to_file(file, engine="pyogrio", **options)
     except (DataSourceError, DataLayerError) as error:
         raise SegmentationError(  # GDAL may quote pages of SQL
-            f"Cannot write the polygons {layer}: {reason(error):.120}; "
+            f"Cannot write the polygons {layer}: {gdal_message(error):.120}; "
             "is the disk full?"
         ) from error

@@ -11,13 +11,13 @@ import numpy as np
 from common import UNLABELLED
 from common.patches import PatchPair
 from common.pictures import (
-    _read_example,
     class_colours,
     colour_map,
     draw_panels,
+    read_patch_picture,
     save_figure,
 )
-from common.text import _short
+from common.text import shorten
 
 
 def patch_accuracy(
@@ -88,13 +88,13 @@ def draw_examples(
     """
     panels, present = [], set()
     for score, pair, prediction in examples.entries:
-        picture, valid, mask = _read_example(pair, ignore_index)
+        picture, valid, mask = read_patch_picture(pair, ignore_index)
         labelled = (mask >= 0) & (mask < len(names))
         prediction = np.where(valid, prediction, -1)
         wrong = np.where(labelled, prediction != mask, -1)  # two classes: grey and red
         present |= {*np.unique(mask[labelled]), *np.unique(prediction[valid])}
         panels += [
-            {"title": _short(pair.name), "picture": picture},
+            {"title": shorten(pair.name), "picture": picture},
             {"title": "truth", "picture": colour_map(mask, len(names))},
             {"title": "prediction", "picture": colour_map(prediction, len(names))},
             {"title": f"{1 - score:.1%} wrong (red)", "picture": colour_map(wrong, 2)},

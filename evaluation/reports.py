@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from common.files import whole_file
+from common.files import atomic_write
 from common.patches import PatchPair
 from common.pictures import save_figure
 from evaluation.calibration import Calibration
@@ -17,7 +17,7 @@ from evaluation.examples import Examples, patch_accuracy, worth_showing
 from model_training import confusion_matrix, predict_classes
 
 
-class Inspection:
+class TestCollector:
     """Looks on while test patches are evaluated, one after the other."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Inspection:
 
 def write_log(target: Path, rows: Sequence[dict]) -> None:
     """The epochs as CSV, a column per measure."""
-    with whole_file(target) as part, open(part, "w", newline="") as file:
+    with atomic_write(target) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -17,9 +17,9 @@ from rasterio.windows import Window
 
 from common.errors import DatasetError, unknown_name
 from common.rasters import GDAL_OPTIONS, pixel_bounds, validity, window_within
-from common.text import _first_reason
+from common.text import first_reason
 from common.vectors import in_pixels, polygonal, read_vector
-from extraction.settings import CuttingConfig, SceneFiles
+from extraction.settings import ExtractionOptions, SceneFiles
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -93,7 +93,9 @@ def regular_cells(width: int, height: int, size: int, stride: int, prefix: str):
     ]
 
 
-def cells_of(scene: SceneFiles, config: CuttingConfig, image: rasterio.DatasetReader):
+def cells_of(
+    scene: SceneFiles, config: ExtractionOptions, image: rasterio.DatasetReader
+):
     """The cells of a scene, and why others cannot be cut.
 
     Returns:
@@ -137,7 +139,7 @@ def cells_of(scene: SceneFiles, config: CuttingConfig, image: rasterio.DatasetRe
         cells.append(Cell(name, window, outline if gap > 0.01 else None))
     if not cells:
         raise DatasetError(
-            f"No cell of {scene.grid} lies on {image.name} ({_first_reason(skipped)}); check the CRS "
+            f"No cell of {scene.grid} lies on {image.name} ({first_reason(skipped)}); check the CRS "
             f"of both: {grid.crs.to_string()} and {image.crs.to_string()}"
         )
     return cells, skipped

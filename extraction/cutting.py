@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from common.errors import DatasetError, RasterError
 from common.labels import Label, class_name_tags, open_label
-from common.machine import own_cores
+from common.machine import available_cores
 from common.rasters import as_dtype, open_raster, read_image
 from common.tiffs import create_tiff
 from extraction.cells import Cell, cell_mask, reading_order
 from extraction.journal import Journal
-from extraction.scenes import ERROR, Plan, label_options
-from extraction.settings import CuttingConfig
+from extraction.scenes import ERROR, ScenePlan, label_options
+from extraction.settings import ExtractionOptions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Patch:
 
 
 def read_cell(
-    cell: Cell, image, bands: Sequence[int], label: Label, config: CuttingConfig
+    cell: Cell, image, bands: Sequence[int], label: Label, config: ExtractionOptions
 ) -> CellPixels | str:
     """Read one cell; its pixels, or the reason why there is no patch of it."""
     pixels, valid = read_image(image, cell.window, bands)
@@ -63,7 +63,7 @@ def read_cell(
     return CellPixels(cell, pixels, valid, classes, share)
 
 
-def make_patch(read: CellPixels, profile: Profile, config: CuttingConfig):
+def make_patch(read: CellPixels, profile: PatchWriter, config: ExtractionOptions):
     """Bring a cell to ``--patch_size``; the patch, or the reason why there is none."""
     window, size = read.cell.window, config.patch_size
     transform = profile.transform * Affine.translation(window.col_off, window.row_off)
@@ -155,7 +155,7 @@ def declared_nodata(image, bands: Sequence[int]):
 
 
 @dataclass(frozen=True)
-class Profile:
+class PatchWriter:
     """What all patches of a scene have in common."""
 
     crs: object
@@ -167,7 +167,7 @@ class Profile:
     class_names: list[str] | None
 
     @classmethod
-    def of(cls, image, bands: Sequence[int], label: Label) -> Profile:
+    def of(cls, image, bands: Sequence[int], label: Label) -> PatchWriter:
         return cls(
             image.crs,
             image.transform,
@@ -223,7 +223,7 @@ def _role(colour: ColorInterp) -> ColorInterp:
 
 
 def write_cell(
-    read: CellPixels, profile: Profile, config: CuttingConfig, staging: Path
+    read: CellPixels, profile: PatchWriter, config: ExtractionOptions, staging: Path
 ):
     """Write the patch of a cell; its record, or the reason why there is none."""
     patch = make_patch(read, profile, config)
@@ -248,7 +248,7 @@ def write_cell(
 
 
 def cut_scene(
-    plan: Plan, config: CuttingConfig, staging: Path, journal: Journal
+    plan: ScenePlan, config: ExtractionOptions, staging: Path, journal: Journal
 ) -> None:
     """Write the patches of a scene to ``staging/{images,labels}``.
 
@@ -267,12 +267,12 @@ def cut_scene(
             open_label(plan.scene.label, image, *label_options(config))
         )
         bands = [entry["band"] for entry in plan.bands]
-        profile = Profile.of(image, bands, label)
+        profile = PatchWriter.of(image, bands, label)
         title = Path(plan.scene.image).name
         bar = stack.enter_context(
             tqdm(total=len(cells), desc=title, unit="cell", leave=False, disable=None)
         )
-        threads = config.workers or min(8, own_cores())
+        threads = config.workers or min(8, available_cores())
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         waiting: deque[tuple[str, Future]] = deque()
 

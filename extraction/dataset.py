@@ -1,4 +1,4 @@
-"""A whole extraction: cells cut aside, shared among the splits, published as ``Patch``."""
+"""A whole extraction: cells cut aside, shared among the splits, published as ``DecodedPatch``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from rasterio.transform import Affine
 
 from common import SPLITS, VERSION
 from common.errors import DatasetError
-from common.files import drop_unfinished, require_folder, sole_run, write_json
-from common.ground import footprint, on_the_ground
-from common.text import _first_reason
+from common.files import (
+    exclusive_lock,
+    remove_partial_files,
+    require_folder,
+    write_json,
+)
+from common.ground import footprint, to_metric_crs
+from common.text import first_reason
 from extraction.cutting import cut_scene
 from extraction.journal import Journal
-from extraction.scenes import Plan, plan_scenes
-from extraction.settings import BatchConfig, CuttingConfig, ExtractionConfig
-from extraction.splits import share_out
+from extraction.scenes import ScenePlan, plan_scenes
+from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
+from extraction.splits import assign_splits
 
 if TYPE_CHECKING:
     from geopandas import GeoSeries
@@ -39,7 +44,7 @@ STAGING = ".Patch-partial"  # beside Patch, while a run is under way
 def extract(config: ExtractionConfig | BatchConfig) -> dict:
     """Cut the cells of all scenes and share them among the splits.
 
-    Patches are written aside; the folder ``Patch`` appears when all of them are there.
+    Patches are written aside; the folder ``DecodedPatch`` appears when all of them are there.
 
     Returns:
         What ``--save_metadata`` writes.
@@ -71,7 +76,7 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
 
 def assemble(
     staging: Path,
-    plans: Sequence[Plan],
+    plans: Sequence[ScenePlan],
     journal: Journal,
     skipped: dict[str, str],
     config: ExtractionConfig | BatchConfig,
@@ -90,13 +95,13 @@ def assemble(
     found = [(plan, record) for plan, record in found if record]
     if not found:
         raise DatasetError(
-            f"None of the {len(names)} cells gives a patch ({_first_reason(skipped)}); look at the "
+            f"None of the {len(names)} cells gives a patch ({first_reason(skipped)}); look at the "
             f"nodata of {plans[0].scene.image} and of its label, or lower --min_valid"
         )
     size = config.patch_size
     shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
-    ground = on_the_ground(shapes, [plan.crs for plan, _ in found])
-    splits, dropped = share_out([record for _, record in found], ground, config)
+    ground = to_metric_crs(shapes, [plan.crs for plan, _ in found])
+    splits, dropped = assign_splits([record for _, record in found], ground, config)
     records = []
     for index, ((_, record), split) in enumerate(zip(found, splits)):
         if index in dropped:
@@ -108,7 +113,7 @@ def assemble(
             (staging / kind / name).rename(staging / split / kind / name)
     if dropped and not any(record["split"] == "train" for record in records):
         raise DatasetError(
-            f"No patch is left to train on ({_first_reason(skipped)}); lower --buffer"
+            f"No patch is left to train on ({first_reason(skipped)}); lower --buffer"
         )
     report = describe(config, plans, records, skipped)
     cells = ground.drop(list(dropped)).to_crs(plans[0].crs)
@@ -120,7 +125,9 @@ def assemble(
     return report
 
 
-def describe(config, plans: Sequence[Plan], records: list[dict], skipped: dict) -> dict:
+def describe(
+    config, plans: Sequence[ScenePlan], records: list[dict], skipped: dict
+) -> dict:
     """Where all patches come from, as plain values for JSON."""
     first = plans[0]
     return {
@@ -140,7 +147,7 @@ def describe(config, plans: Sequence[Plan], records: list[dict], skipped: dict) 
 
 
 @contextmanager
-def staging_folder(target: Path, config: CuttingConfig) -> Iterator[Path]:
+def staging_folder(target: Path, config: ExtractionOptions) -> Iterator[Path]:
     """A hidden folder beside ``target`` with the folders of a dataset.
 
     It is removed when the block fails, and stays when it is interrupted, for ``--resume``.
@@ -149,16 +156,16 @@ def staging_folder(target: Path, config: CuttingConfig) -> Iterator[Path]:
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     locked = "--output", parent, staging
     if staging.exists():
-        with sole_run(*locked):
+        with exclusive_lock(*locked):
             if config.overwrite:
                 shutil.rmtree(staging)
             else:
                 _require_same_run(target, config)
-    with sole_run(*locked):
+    with exclusive_lock(*locked):
         yield from _staged(staging, config, made)
 
 
-def _staged(staging: Path, config: CuttingConfig, made: Sequence[Path]):
+def _staged(staging: Path, config: ExtractionOptions, made: Sequence[Path]):
     """Make the folders of a dataset in ``staging``, which is locked; see ``staging_folder``."""
     try:
         for kind in ("images", "labels"):
@@ -169,7 +176,9 @@ def _staged(staging: Path, config: CuttingConfig, made: Sequence[Path]):
                 # of a run that was interrupted at its end
                 for patch in list(folder.iterdir()):
                     patch.rename(staging / kind / patch.name)
-        drop_unfinished(staging / f"{name}.json" for name in ("settings", "metadata"))
+        remove_partial_files(
+            staging / f"{name}.json" for name in ("settings", "metadata")
+        )
         if not (staging / "settings.json").exists():
             write_json(staging / "settings.json", asdict(config))
         yield staging
@@ -190,7 +199,7 @@ def former_settings(target: Path) -> dict:
     return json.loads(stored.read_text()) if stored.exists() else {}
 
 
-def _require_same_run(target: Path, config: CuttingConfig) -> None:
+def _require_same_run(target: Path, config: ExtractionOptions) -> None:
     if not config.resume:
         raise DatasetError(
             f"A run into {target.parent} is under way or was interrupted: --resume completes it, "

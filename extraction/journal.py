@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from common.errors import DatasetError
-from common.tiffs import patch_header
+from common.tiffs import tiff_header
 from extraction.scenes import ERROR
 
 
@@ -46,7 +46,7 @@ class Journal:
         for name in list(self.records):
             try:
                 for kind in ("images", "labels"):
-                    patch_header(staging / kind / f"{name}.tif")
+                    tiff_header(staging / kind / f"{name}.tif")
             except (DatasetError, OSError):
                 del self.records[name]
         for kind in ("images", "labels"):

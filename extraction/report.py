@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common import SPLITS
 from common.errors import SegmentationError, require
-from common.ground import footprint, near_pairs, on_the_ground
+from common.ground import footprint, pairs_within, to_metric_crs
 from common.labels import MISSING, class_names_of, read_classes, require_one_band
 from common.patches import list_pairs, read_patch
 from common.pictures import (
@@ -26,8 +26,8 @@ from common.pictures import (
     stretch,
 )
 from common.rasters import image_bands, open_raster
-from common.tiffs import patch_header
-from extraction.settings import CuttingConfig, InfoConfig, SampleConfig
+from common.tiffs import tiff_header
+from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
 
 if TYPE_CHECKING:
     from shapely import Geometry
@@ -85,7 +85,7 @@ def split_table(summaries: dict[str, SplitSummary], names: Sequence[str] | None)
     )
 
 
-def summarize(report: dict, config: CuttingConfig) -> dict[str, SplitSummary]:
+def summarize(report: dict, config: ExtractionOptions) -> dict[str, SplitSummary]:
     """The splits of an extraction in numbers."""
     summaries = dict.fromkeys(SPLITS, SplitSummary())
     for record in report["patches"]:
@@ -95,7 +95,7 @@ def summarize(report: dict, config: CuttingConfig) -> dict[str, SplitSummary]:
     return summaries
 
 
-def warn_of_skipped(report: dict, config: CuttingConfig) -> None:
+def warn_of_skipped(report: dict, config: ExtractionOptions) -> None:
     """Log what an extraction left out, and splits and classes that got nothing."""
     summaries, skipped = summarize(report, config), report["skipped"]
     if skipped:
@@ -119,13 +119,13 @@ def warn_of_skipped(report: dict, config: CuttingConfig) -> None:
         )
 
 
-def extraction_text(report: dict, config: CuttingConfig) -> str:
+def extraction_text(report: dict, config: ExtractionOptions) -> str:
     """What an extraction wrote, as text."""
     table = split_table(summarize(report, config), report["class_names"])
     return f"{table}\n\nPatches: {Path(config.output) / 'Patch'}"
 
 
-class Place(NamedTuple):
+class PatchLocation(NamedTuple):
     """Where a patch lies."""
 
     split: str
@@ -134,22 +134,22 @@ class Place(NamedTuple):
     crs: object
 
 
-def dataset_info(config: InfoConfig) -> tuple[dict, list[Place]]:
+def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
     """Patches, sizes, bands, dtypes and class shares of a dataset, by split; and where they lie.
 
     Raises:
         DatasetError: Not a dataset, or a file that cannot be read.
     """
     report = {"dataset_root": config.output, "class_names": None, "splits": {}}
-    places: list[Place] = []
+    places: list[PatchLocation] = []
     for split in SPLITS:
         pairs = list_pairs(config.output, split, required=split == "train")
         summary, kinds = SplitSummary(), Counter()
         for pair in tqdm(pairs, desc=split, unit="patch", leave=False, disable=None):
-            kinds[patch_header(pair.image)] += 1
+            kinds[tiff_header(pair.image)] += 1
             with open_raster(pair.image) as file:
                 shape = footprint(file.transform, file.height, file.width)
-                places.append(Place(split, pair.name, shape, file.crs))
+                places.append(PatchLocation(split, pair.name, shape, file.crs))
             with open_raster(pair.label) as file:
                 require_one_band(file)
                 label = read_classes(file)
@@ -167,7 +167,7 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[Place]]:
     return report, places
 
 
-def split_overlaps(places: Sequence[Place]) -> list[dict] | None:
+def split_overlaps(places: Sequence[PatchLocation]) -> list[dict] | None:
     """Patches of different splits that share ground: what a test then measures is memory.
 
     Returns:
@@ -178,8 +178,8 @@ def split_overlaps(places: Sequence[Place]) -> list[dict] | None:
         return None
     splits, names, shapes, systems = zip(*places)
     parts = [SPLITS.index(split) for split in splits]
-    ground = on_the_ground(shapes, systems)
-    pairs = near_pairs(ground, parts, 0)
+    ground = to_metric_crs(shapes, systems)
+    pairs = pairs_within(ground, parts, 0)
     found: dict[tuple[str, str], list] = {}
     for first, second in pairs:
         found.setdefault((splits[first], splits[second]), []).append((first, second))
@@ -193,13 +193,13 @@ def split_overlaps(places: Sequence[Place]) -> list[dict] | None:
     ]
 
 
-def draw_splits(places: Sequence[Place], target: Path) -> None:
+def draw_splits(places: Sequence[PatchLocation], target: Path) -> None:
     """Draw the patches of a dataset where they lie, coloured by split."""
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch as Key
 
-    ground = on_the_ground([p.footprint for p in places], [p.crs for p in places])
+    ground = to_metric_crs([p.footprint for p in places], [p.crs for p in places])
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     axes = figure.add_subplot()
     keys = []

@@ -14,11 +14,16 @@ from tqdm import tqdm
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
 from common.labels import open_label
 from common.rasters import open_raster, require_georeference, select_bands
-from common.text import _first_reason
-from common.tiffs import require_whole
+from common.text import first_reason
+from common.tiffs import require_complete
 from common.vectors import VECTOR_SUFFIXES
 from extraction.cells import Cell, _id_text, cells_of
-from extraction.settings import BatchConfig, CuttingConfig, ExtractionConfig, SceneFiles
+from extraction.settings import (
+    BatchConfig,
+    ExtractionConfig,
+    ExtractionOptions,
+    SceneFiles,
+)
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -102,7 +107,7 @@ def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScenePlan:
     """A scene that was looked at before the work, and its cells."""
 
     scene: SceneFiles
@@ -114,7 +119,9 @@ class Plan:
     unlabelled: int
 
 
-def plan_scenes(config: ExtractionConfig | BatchConfig, skipped: dict) -> list[Plan]:
+def plan_scenes(
+    config: ExtractionConfig | BatchConfig, skipped: dict
+) -> list[ScenePlan]:
     """Look at all scenes before the work begins.
 
     Args:
@@ -124,7 +131,7 @@ def plan_scenes(config: ExtractionConfig | BatchConfig, skipped: dict) -> list[P
     Raises:
         SegmentationError: What ``--skip_errors`` does not let pass.
     """
-    plans: list[Plan] = []
+    plans: list[ScenePlan] = []
     scenes = list_scenes(config)
     for scene in tqdm(scenes, "looking at scenes", leave=False, disable=None):
         try:
@@ -143,7 +150,7 @@ def plan_scenes(config: ExtractionConfig | BatchConfig, skipped: dict) -> list[P
         plans.append(plan)
         skipped |= reasons
     if not plans:
-        raise DatasetError(f"No scene can be used ({_first_reason(skipped)})")
+        raise DatasetError(f"No scene can be used ({first_reason(skipped)})")
     names = Counter(cell.name for plan in plans for cell in plan.cells)
     name, count = names.most_common(1)[0]
     if count > 1:
@@ -151,10 +158,12 @@ def plan_scenes(config: ExtractionConfig | BatchConfig, skipped: dict) -> list[P
     return plans
 
 
-def plan_scene(scene: SceneFiles, config: CuttingConfig) -> tuple[Plan, dict[str, str]]:
+def plan_scene(
+    scene: SceneFiles, config: ExtractionOptions
+) -> tuple[ScenePlan, dict[str, str]]:
     """Open a scene and its label, find its cells; {name: reason} of those that are of no use."""
     with open_raster(scene.image) as image:
-        require_whole(scene.image)
+        require_complete(scene.image)
         require_georeference(image)
         bands = select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):
@@ -168,7 +177,7 @@ def plan_scene(scene: SceneFiles, config: CuttingConfig) -> tuple[Plan, dict[str
             for band in bands
         ]
         with open_label(scene.label, image, *label_options(config)) as label:
-            return Plan(
+            return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled
             ), skipped  # fmt: skip
 
@@ -178,12 +187,12 @@ def has_errors(report: dict) -> bool:
     return any(reason.startswith(ERROR) for reason in report["skipped"].values())
 
 
-def label_options(config: CuttingConfig) -> tuple:
+def label_options(config: ExtractionOptions) -> tuple:
     """What the options say of the label, for ``open_label``."""
     return config.label_column, config.label_values, config.class_names
 
 
-def _require_alike(first: Plan, other: Plan) -> None:
+def _require_alike(first: ScenePlan, other: ScenePlan) -> None:
     """Raise DatasetError unless two scenes can be in one dataset."""
     if len(first.bands) != len(other.bands):
         raise DatasetError(

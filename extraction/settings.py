@@ -64,7 +64,7 @@ class SceneFolder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CuttingConfig:
+class ExtractionOptions:
     """What ``extract`` and ``batch`` have in common."""
 
     output: str = setting(help="dataset folder to write", group="data")
@@ -214,12 +214,12 @@ class CuttingConfig:
 
 # the fields of the last class come first, so that --help begins with the files
 @dataclass(frozen=True, kw_only=True)
-class ExtractionConfig(CuttingConfig, OneScene):
+class ExtractionConfig(ExtractionOptions, OneScene):
     """Every setting of ``extract``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchConfig(CuttingConfig, SceneFolder):
+class BatchConfig(ExtractionOptions, SceneFolder):
     """Every setting of ``batch``."""
 
     def __post_init__(self):

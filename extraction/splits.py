@@ -11,8 +11,13 @@ import numpy as np
 
 from common import SPLITS
 from common.errors import DatasetError
-from common.ground import block_numbers, common_ground, near_pairs, side_of
-from extraction.settings import CuttingConfig
+from common.ground import (
+    overlap_fraction,
+    pairs_within,
+    spatial_block_ids,
+    typical_patch_side,
+)
+from extraction.settings import ExtractionOptions
 
 if TYPE_CHECKING:
     from geopandas import GeoSeries
@@ -30,13 +35,15 @@ def split_counts(count: int, ratios: Sequence[float]) -> list[int]:
     return counts
 
 
-def assign_splits(count: int, ratios: Sequence[float], seed: int) -> list[str]:
+def random_splits(count: int, ratios: Sequence[float], seed: int) -> list[str]:
     """A split for each of ``count`` places, drawn at random with a seed."""
     names = np.repeat(SPLITS, split_counts(count, ratios))
     return np.random.default_rng(seed).permutation(names).tolist()
 
 
-def assign_blocks(content: np.ndarray, ratios: Sequence[float], seed: int) -> list[str]:
+def balance_blocks(
+    content: np.ndarray, ratios: Sequence[float], seed: int
+) -> list[str]:
     """A split for each block, so that patches and every class are shared as the ratios say.
 
     The sum of the deviations from the ratios, over splits and columns, is lowered by moving and
@@ -87,7 +94,7 @@ def assign_blocks(content: np.ndarray, ratios: Sequence[float], seed: int) -> li
     return [SPLITS[split] for split in best]
 
 
-def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
+def link_repeat_coverage(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
     """A number per patch; patches of several scenes that show one place have the same.
 
     Two patches do when, between their two scenes, each has most of its ground in common with the
@@ -103,7 +110,7 @@ def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
     count, scenes = len(footprints), np.asarray(scenes)
     pairs = footprints.sindex.query(footprints, predicate="intersects").T
     pairs = pairs[scenes[pairs[:, 0]] != scenes[pairs[:, 1]]]
-    shared = common_ground(footprints, pairs)
+    shared = overlap_fraction(footprints, pairs)
     pairs, shared = pairs[shared > 0.5], shared[shared > 0.5]
     # of each patch, the best partner in each other scene
     order = np.argsort(-shared, kind="stable")
@@ -120,7 +127,9 @@ def same_places(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
-def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig):
+def assign_splits(
+    records: Sequence[dict], ground: GeoSeries, config: ExtractionOptions
+):
     """Put patches into splits.
 
     Args:
@@ -133,18 +142,20 @@ def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig)
     """
     if config.split_by == "random":
         scenes = {record["scene"]: number for number, record in enumerate(records)}
-        places = same_places(ground, [scenes[record["scene"]] for record in records])
-        drawn = assign_splits(places.max() + 1, config.ratios, config.seed)
+        places = link_repeat_coverage(
+            ground, [scenes[record["scene"]] for record in records]
+        )
+        drawn = random_splits(places.max() + 1, config.ratios, config.seed)
         splits = [drawn[place] for place in places]
     else:
         splits = _block_splits(records, ground, config)
     dropped: dict[int, str] = {}
     parts = [SPLITS.index(split) for split in splits]
-    overlapping = near_pairs(ground, parts, 0)
+    overlapping = pairs_within(ground, parts, 0)
     if config.split_by == "block":
         dropped |= {int(i): "shares ground with another split" for i, _ in overlapping}
     elif config.buffer == 0:
-        touching = near_pairs(ground, parts, 1e-3 * side_of(ground))
+        touching = pairs_within(ground, parts, 1e-3 * typical_patch_side(ground))
         if len(touching):
             log.warning(
                 "%d of %d patches touch or overlap a patch of another split, so scores will be too "
@@ -154,14 +165,16 @@ def share_out(records: Sequence[dict], ground: GeoSeries, config: CuttingConfig)
             )
     if config.buffer:
         reason = f"nearer than {config.buffer:g} m to another split"
-        dropped |= {int(i): reason for i, _ in near_pairs(ground, parts, config.buffer)}
+        dropped |= {
+            int(i): reason for i, _ in pairs_within(ground, parts, config.buffer)
+        }
     return splits, dropped
 
 
-def _block_splits(records, ground: GeoSeries, config: CuttingConfig) -> list[str]:
+def _block_splits(records, ground: GeoSeries, config: ExtractionOptions) -> list[str]:
     """Splits by square blocks; a patch belongs where its centre lies."""
-    size = config.block_size or 4 * side_of(ground)
-    numbers = block_numbers(ground, size)
+    size = config.block_size or 4 * typical_patch_side(ground)
+    numbers = spatial_block_ids(ground, size)
     classes = max(len(record["class_pixels"]) for record in records)
     content = np.zeros((numbers.max() + 1, 1 + classes))
     for number, record in zip(numbers, records):
@@ -173,5 +186,5 @@ def _block_splits(records, ground: GeoSeries, config: CuttingConfig) -> list[str
             f"The cells lie in {len(content)} blocks of {size:g} m, too few for the splits; give a "
             "smaller --block_size"
         )
-    drawn = assign_blocks(content, config.ratios, config.seed)
+    drawn = balance_blocks(content, config.ratios, config.seed)
     return [drawn[number] for number in numbers]

@@ -12,8 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prediction.reader import Chunk, OpenChunks
-from prediction.tiling import Axis, Region, batches, finished_by, region_to_read
+from prediction.reader import RowBlock, RowBuffer
+from prediction.tiling import (
+    Extent,
+    WindowLayout,
+    batch_groups,
+    extent_to_read,
+    finished_by,
+)
 
 Predict = Callable[["Tensor", "Tensor | None"], "Tensor"]
 
@@ -60,14 +66,17 @@ def join_pieces(windows: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> T
 
 
 def cut_batches(
-    source: Iterator[Chunk], axes: tuple[Axis, Axis], region: Region, batch_size: int
+    source: Iterator[RowBlock],
+    axes: tuple[WindowLayout, WindowLayout],
+    region: Extent,
+    batch_size: int,
 ) -> Iterator[Batch]:
     """Cut the windows over a region out of its rows, in order; a row has at least one batch."""
     down, across = axes
     size = down.size, across.size
-    *_, left, right = region_to_read(axes, region, batch_size)
-    chunks = OpenChunks(source, left)
-    groups = batches(across, batch_size, region.left, region.right)
+    *_, left, right = extent_to_read(axes, region, batch_size)
+    chunks = RowBuffer(source, left)
+    groups = batch_groups(across, batch_size, region.left, region.right)
     for row, top in enumerate(down.starts):
         if top + down.size <= region.top or top >= region.bottom:
             continue
@@ -77,7 +86,7 @@ def cut_batches(
             columns, windows, masks = [], [], []
             for column in group:
                 start = across.starts[column]
-                part = Region(top, bottom, start, min(start + across.size, right))
+                part = Extent(top, bottom, start, min(start + across.size, right))
                 mask = chunks.valid(part)
                 if mask.any():
                     columns.append(int(column))
@@ -123,22 +132,22 @@ def predicted(
 
 
 def blended_rows(
-    source: Iterator[Chunk],
+    source: Iterator[RowBlock],
     predict: Predict,
-    axes: tuple[Axis, Axis],
-    region: Region,
+    axes: tuple[WindowLayout, WindowLayout],
+    region: Extent,
     channels: int,
     batch_size: int = 4,
     device="cpu",
     workers: int = 1,
-) -> Iterator[tuple[Region, Tensor, np.ndarray]]:
+) -> Iterator[tuple[Extent, Tensor, np.ndarray]]:
     """Slide a window over a part of a scene and yield its rows from top to bottom, each once.
 
     Every pixel gets all windows that cover it, also those that reach beyond the part, in the order
     of rows and columns: parts of a scene hold exactly what the whole would.
 
     Args:
-        source: The rows of ``region_to_read``.
+        source: The rows of ``extent_to_read``.
         predict: Images (N, C, h, w) and valid (N, h, w), None if all are, to (N, K, h, w).
         axes: Rows and columns.
         region: The part.

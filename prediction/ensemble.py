@@ -12,11 +12,11 @@ import rasterio
 import torch
 from rasterio.windows import Window
 
-from common.devices import native_precisions, own_device
+from common.devices import local_device, native_precisions
 from common.errors import CheckpointError, OptionError, RasterError
 from common.rasters import read_image, select_bands
 from model_training import Checkpoint, load_checkpoint
-from prediction.predictor import Predictor, fold_normalization, speed_up_pointwise
+from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
 from prediction.settings import PredictionConfig
 from prediction.tasks import list_models
 
@@ -43,19 +43,19 @@ def load_models(config: PredictionConfig) -> Models:
     Raises:
         CheckpointError: One cannot be used, contradicts an option, or does not go with the first.
     """
-    device = own_device(config.device)
+    device = local_device(config.device)
     files = list_models(config.model)
     checkpoints = [load_checkpoint(file, device, config.described) for file in files]
     checkpoints = [
         replace(
             one,
-            model=fold_normalization(one.model, one.config.in_channels),
+            model=fuse_batch_norm(one.model, one.config.in_channels),
         )
         for one in checkpoints
     ]
     if one_thread_each(config, device):
         for checkpoint in checkpoints:
-            speed_up_pointwise(checkpoint.model)
+            route_pointwise_to_onednn(checkpoint.model)
     first = checkpoints[0]
     for file, other in zip(files, checkpoints):
         for what, a, b in (

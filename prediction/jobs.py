@@ -16,13 +16,13 @@ from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file
 from common.rasters import validity
-from common.tiffs import require_whole
+from common.tiffs import require_complete
 from prediction.ensemble import Models, match_bands
 from prediction.layers import Layer, bytes_of, list_layers
 from prediction.reader import rows_at_once
 from prediction.settings import PredictionConfig
 from prediction.tasks import Task
-from prediction.tiling import Axis, make_axis
+from prediction.tiling import WindowLayout, lay_windows
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -38,7 +38,7 @@ RESULT_OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Job:
+class SceneJob:
     """A scene that is to be mapped, and how."""
 
     task: Task
@@ -54,10 +54,10 @@ class Job:
         return self.models.first.class_names
 
     @cached_property
-    def axes(self) -> tuple[Axis, Axis]:
+    def axes(self) -> tuple[WindowLayout, WindowLayout]:
         """Where windows lie, along the rows and the columns."""
         options = self.config.patch_size, self.config.overlap, self.config.blend
-        down, across = (make_axis(side, *options) for side in self.scene.shape)
+        down, across = (lay_windows(side, *options) for side in self.scene.shape)
         return down, across
 
     @property
@@ -86,17 +86,19 @@ class Job:
         }
 
 
-def frame_job(task: Task, config: PredictionConfig, models: Models, scene) -> Job:
+def prepare_scene(
+    task: Task, config: PredictionConfig, models: Models, scene
+) -> SceneJob:
     """Look at a scene and its outputs; the ``run`` is still to be planned.
 
     Raises:
         RasterError: The scene is cut off, does not fit the model, or would be written over.
     """
-    require_whole(task.scene)
+    require_complete(task.scene)
     bands = match_bands(scene, config, models)
     layers = list_layers(config, models.first.class_names, len(models.files))
-    job = Job(task, config, models, scene, bands, layers, {})
-    outputs = {path.resolve() for path in written(job)}
+    job = SceneJob(task, config, models, scene, bands, layers, {})
+    outputs = {path.resolve() for path in output_rasters(job)}
     if overwritten := outputs & {Path(file).resolve() for file in scene.files}:
         raise RasterError(
             f"{overwritten.pop()} is a part of {task.scene}; name another"
@@ -108,17 +110,17 @@ def frame_job(task: Task, config: PredictionConfig, models: Models, scene) -> Jo
     return job
 
 
-def written(job: Job) -> list[Path]:
+def output_rasters(job: SceneJob) -> list[Path]:
     """The rasters that come of a scene."""
     return [job.task.beside(layer.ending) for layer in job.layers.values()]
 
 
-def count_pieces(job: Job) -> int:
+def count_pieces(job: SceneJob) -> int:
     """Into how many pieces of columns a scene is cut to keep its open rows in memory."""
     return math.ceil(open_rows(job) / row_limit(job))
 
 
-def row_limit(job: Job) -> float:
+def row_limit(job: SceneJob) -> float:
     """Bytes that open rows may take."""
     if job.config.max_memory:
         return job.config.max_memory * 1e9
@@ -126,7 +128,7 @@ def row_limit(job: Job) -> float:
     return min(limit, OPEN_ROWS) if job.models.device.type == "cpu" else limit
 
 
-def open_rows(job: Job) -> int:
+def open_rows(job: SceneJob) -> int:
     """Bytes that the open rows of a scene take in its whole width."""
     scene, bands, size = job.scene, job.bands, job.axes[0].size
     image = validity(scene, bands).dtype.itemsize * len(bands) + 1
@@ -137,7 +139,7 @@ def open_rows(job: Job) -> int:
     return column * scene.width
 
 
-def count_workers(job: Job) -> int:
+def count_workers(job: SceneJob) -> int:
     """Batches to predict at a time: on the CPU several, as many as the cores can.
 
     Each core at its own window waits for no other one, neither within a pass, nor where reading and

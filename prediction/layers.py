@@ -67,7 +67,7 @@ def few_rows(tensor: Tensor, rows: int) -> Iterator[slice]:
         yield slice(first, first + step)
 
 
-def decide(probabilities: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
+def classify(probabilities: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
     """The class of each pixel, and its probability.
 
     Args:
@@ -101,7 +101,7 @@ def decide(probabilities: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tenso
     return classes, confidence.clamp_(max=1)
 
 
-def derive(
+def compute_layers(
     blended: Tensor, layers: dict[str, Layer], classes: int, threshold: float
 ) -> dict[str, Tensor]:
     """Classes, confidence and the other layers, (bands, H, W) each, of blended probabilities.
@@ -113,7 +113,7 @@ def derive(
         threshold: Of a binary map.
     """
     probabilities = blended[:classes]
-    chosen, confidence = decide(probabilities, threshold)
+    chosen, confidence = classify(probabilities, threshold)
     result = {"classes": chosen[None], "confidence": confidence[None]}
     if "uncertainty" in layers:
         entropy = predictor.entropy(probabilities.clamp(0, 1)).clamp_(0, 1)

@@ -6,13 +6,13 @@ import json
 
 from common.errors import SegmentationError
 from prediction.ensemble import batch_size_of, warn_of_strange_values
-from prediction.jobs import Job, count_pieces, written
+from prediction.jobs import SceneJob, count_pieces, output_rasters
 from prediction.precision import choose_precision
 from prediction.rowstore import require_room
 from prediction.tiling import split_columns
 
 
-def plan_run(job: Job) -> tuple[dict, bool]:
+def make_manifest(job: SceneJob) -> tuple[dict, bool]:
     """Decide how a scene is mapped: all that its result depends on, as JSON.
 
     Returns:
@@ -22,7 +22,7 @@ def plan_run(job: Job) -> tuple[dict, bool]:
         SegmentationError: The disk does not hold it, or ``--resume`` finds another run.
     """
     config, models, scene, asked = job.config, job.models, job.scene, job.asked
-    former = former_run(job) if config.resume else None
+    former = load_manifest(job) if config.resume else None
     if not (former and former[1]):
         require_room(job.task.partial, job.layers, scene.shape)
     if former:
@@ -39,7 +39,7 @@ def plan_run(job: Job) -> tuple[dict, bool]:
     return run, False
 
 
-def former_run(job: Job) -> tuple[dict, bool] | None:
+def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
     """The run that ``--resume`` goes on with, and whether it is finished; None without one.
 
     Raises:
@@ -51,7 +51,11 @@ def former_run(job: Job) -> tuple[dict, bool] | None:
         run = json.loads(place.read_text())
     else:
         place = task.beside("_statistics.json")
-        expected = [place, *(task.polygons,) * bool(task.polygons), *written(job)]
+        expected = [
+            place,
+            *(task.polygons,) * bool(task.polygons),
+            *output_rasters(job),
+        ]
         if job.config.quicklook:
             expected.append(task.beside("_quicklook.png"))
         if not all(path.exists() for path in expected):

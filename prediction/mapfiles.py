@@ -12,7 +12,7 @@ import rasterio
 import rasterio.shutil
 from rasterio.windows import Window
 
-from common.files import whole_file
+from common.files import atomic_write
 from common.labels import class_name_tags
 from common.pictures import (
     class_colours,
@@ -23,20 +23,20 @@ from common.pictures import (
     stretch,
 )
 from common.rasters import open_raster, overview
-from common.tiffs import create_tiff, require_whole_tiff
-from prediction.jobs import Job
+from common.tiffs import create_tiff, require_complete_tiff
+from prediction.jobs import SceneJob
 from prediction.layers import Layer
-from prediction.rowstore import Unfinished
+from prediction.rowstore import RowStore
 from prediction.statistics import COUNTED_ROWS, Statistics
 from prediction.tasks import Task
 
 BLOCK = 256  # side of the outputs' tiles in pixels
 
 
-class Maps:
+class MapWriter:
     """Puts finished rows into the output files, in order and as whole rows of blocks."""
 
-    def __init__(self, unfinished: Unfinished, files: dict, statistics: Statistics):
+    def __init__(self, unfinished: RowStore, files: dict, statistics: Statistics):
         self.unfinished = unfinished
         self.files = files
         self.statistics = statistics
@@ -82,7 +82,7 @@ def map_profile(scene: rasterio.DatasetReader, layer: Layer) -> dict:
 
 
 @contextmanager
-def open_outputs(job: Job, folder: Path) -> Iterator[dict]:
+def open_outputs(job: SceneJob, folder: Path) -> Iterator[dict]:
     """The output files of a scene to write to, by layer; unfinished ones lie in ``folder``.
 
     All appear under their names when all are complete. GeoTIFF has no place for the names of
@@ -91,7 +91,9 @@ def open_outputs(job: Job, folder: Path) -> Iterator[dict]:
     task, layers, names = job.task, job.layers, job.names
     with ExitStack() as finished:
         parts = {
-            name: finished.enter_context(whole_file(task.beside(layer.ending), folder))
+            name: finished.enter_context(
+                atomic_write(task.beside(layer.ending), folder)
+            )
             for name, layer in layers.items()
         }
         plain = parts
@@ -125,7 +127,7 @@ def make_cog(plain: Path, target: Path, layer: Layer) -> None:
         "BIGTIFF": "IF_SAFER",
     }
     rasterio.shutil.copy(plain, target, driver="COG", **options)
-    require_whole_tiff(target)
+    require_complete_tiff(target)
 
 
 def add_categories(path: Path, names: Sequence[str]) -> None:

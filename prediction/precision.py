@@ -14,8 +14,8 @@ from torch import Tensor
 from common.devices import native_precisions, shared_threads
 from common.rasters import read_image, window_within
 from prediction.blending import reflect_beyond
-from prediction.jobs import Job, count_workers
-from prediction.layers import decide
+from prediction.jobs import SceneJob, count_workers
+from prediction.layers import classify
 from prediction.predictor import Predictor
 
 log = logging.getLogger("semanticseg4eo")
@@ -56,7 +56,7 @@ def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
     return windows
 
 
-def choose_precision(job: Job) -> str:
+def choose_precision(job: SceneJob) -> str:
     """The precision of ``--precision auto`` for a scene.
 
     The first that the hardware computes natively in which the classes of some windows stay as they
@@ -80,7 +80,7 @@ def choose_precision(job: Job) -> str:
 
         def predict(probe) -> Tensor:
             image, mask = probe
-            return decide(predictor(image, mask)[0], config.threshold)[0][mask[0]]
+            return classify(predictor(image, mask)[0], config.threshold)[0][mask[0]]
 
         with shared_threads(workers), ThreadPoolExecutor(workers) as pool:
             return list(pool.map(predict, probes))

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common.architectures import VIEWS
+from common.architectures import TTA_TRANSFORMS
 from common.errors import SegmentationError
 from model_training import Checkpoint, class_probabilities, normalize
 
 log = logging.getLogger("semanticseg4eo")
 
 
-def fold_normalization(model: nn.Module, in_channels: int) -> nn.Module:
+def fuse_batch_norm(model: nn.Module, in_channels: int) -> nn.Module:
     """Put the batch normalization that follows a convolution into its weights, for prediction.
 
     What follows what is watched in a forward pass, and the outcome is checked against the model:
@@ -68,7 +68,7 @@ def fold_normalization(model: nn.Module, in_channels: int) -> nn.Module:
     return folded if same else model
 
 
-def speed_up_pointwise(model: nn.Module) -> None:
+def route_pointwise_to_onednn(model: nn.Module) -> None:
     """Have PyTorch compute convolutions of 1 x 1 pixel by oneDNN on a single thread too, in place.
 
     There it takes kernels of its own for them, which are slower where the bands of a pixel lie
@@ -113,13 +113,13 @@ class Predictor:
             checkpoints: Models of the same bands and classes.
             device: Where they are.
             precision: fp32, bf16 or fp16 (autocast).
-            tta: A key of ``VIEWS``.
+            tta: A key of ``TTA_TRANSFORMS``.
             disagreement: Give one more channel, the mean of the models' own entropies.
             compile_batch: Compile the networks for batches of this size; 0 is not to.
         """
         self.device = device
         self.precision = precision
-        self.views = VIEWS[tta]
+        self.views = TTA_TRANSFORMS[tta]
         self.disagreement = disagreement
         self.compile_batch = compile_batch
         self.largest = sys.maxsize  # windows that fit into memory at once

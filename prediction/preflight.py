@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from common.console import Faults
+from common.console import Problems
 from common.devices import peak_memory, shared_threads
-from common.files import sole_run
+from common.files import exclusive_lock
 from common.rasters import open_raster
 from common.text import duration
 from model_training import load_checkpoint
@@ -22,9 +22,9 @@ from prediction.ensemble import (
     load_models,
     warn_of_strange_values,
 )
-from prediction.jobs import Job, count_workers, frame_job, open_rows, row_limit
+from prediction.jobs import SceneJob, count_workers, open_rows, prepare_scene, row_limit
 from prediction.layers import bytes_of
-from prediction.manifest import former_run
+from prediction.manifest import load_manifest
 from prediction.precision import choose_precision, probe_windows
 from prediction.rowstore import require_room
 from prediction.settings import PredictionConfig
@@ -38,7 +38,7 @@ from prediction.tasks import (
 )
 
 
-def check_scenes(config: PredictionConfig) -> tuple[Faults, dict]:
+def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
     """Look at all that a run would look at, and do none of its work.
 
     Returns:
@@ -48,7 +48,7 @@ def check_scenes(config: PredictionConfig) -> tuple[Faults, dict]:
         (bytes on disk of the largest map in work) and "maps" (of all, without compression), and
         the "precision".
     """
-    faults = Faults()
+    faults = Problems()
     models = faults.attempt(load_models, config)
     if not models:  # the loading ends with the first fault
         for file in faults.attempt(list_models, config.model) or []:
@@ -78,11 +78,11 @@ def check_scene(
     A scene that ``--resume`` finds finished has none. Those of ``measure_windows`` come when asked for.
     """
     if task.partial.exists():  # another run may be at it
-        with sole_run("--output", task.output, task.partial):
+        with exclusive_lock("--output", task.output, task.partial):
             pass
     with open_raster(task.scene) as scene:
-        job = frame_job(task, config, models, scene)
-        if config.resume and (former := former_run(job)) and former[1]:
+        job = prepare_scene(task, config, models, scene)
+        if config.resume and (former := load_manifest(job)) and former[1]:
             return {}
         warn_of_strange_values(scene, job.bands, models)
         unfinished = require_room(task.partial, job.layers, scene.shape)
@@ -96,7 +96,7 @@ def check_scene(
         } | (measure_windows(job) if measure else {})
 
 
-def measure_windows(job: Job) -> dict:
+def measure_windows(job: SceneJob) -> dict:
     """Predict a batch of a scene: the "window_seconds", "memory" and "precision" of a run."""
     config, models, device = job.config, job.models, job.models.device
     auto = config.precision == "auto"

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from common import rasters
 from common.devices import own_stream
-from common.machine import own_cores
+from common.machine import available_cores
 from common.rasters import open_raster, read_image, validity
-from prediction.tiling import Region
+from prediction.tiling import Extent
 
 # each block of a scene is read once: its cache only has to hold those of one reading
 GDAL_OPTIONS = rasters.GDAL_OPTIONS | {"GDAL_CACHEMAX": 64 * 2**20}
@@ -35,7 +35,7 @@ MOST_READERS = 16  # threads that read a scene
 READ_BY_SEVERAL = ("GTiff",)
 
 
-class Chunk(NamedTuple):
+class RowBlock(NamedTuple):
     """Some rows of a scene."""
 
     top: int
@@ -53,7 +53,7 @@ def rows_at_once(scene: rasterio.DatasetReader, band: int) -> int:
     return min(max(READ_ROWS // block, 1) * block, READ_ROWS_MOST)
 
 
-class Readers:
+class ParallelReader:
     """Threads that read a scene, each with a dataset of its own: GDAL's bear one thread each."""
 
     def __init__(self, scene: rasterio.DatasetReader, bands: Sequence[int], count: int):
@@ -105,10 +105,10 @@ class Readers:
                     mask[rows, columns] = valid[source]
 
         right = left + masks[0].shape[1]
-        pieces = self._pieces(Region(top, firsts[-1], left, right))
+        pieces = self._pieces(Extent(top, firsts[-1], left, right))
         return self.pool.map(read, pieces)
 
-    def _pieces(self, part: Region) -> list[Window]:
+    def _pieces(self, part: Extent) -> list[Window]:
         """Some tiles each, so that no array is as large as a row of them, or some strips."""
         high, wide = self.scene.block_shapes[self.bands[0] - 1]
         rows, columns = part.bottom, part.right
@@ -128,9 +128,9 @@ class Readers:
         ]
 
 
-def read_chunks(
-    readers: Readers, device: torch.device, part: Region
-) -> Iterator[Chunk]:
+def read_row_blocks(
+    readers: ParallelReader, device: torch.device, part: Extent
+) -> Iterator[RowBlock]:
     """Read a part of a scene from top to bottom.
 
     Blocks higher than ``READ_ROWS`` come in several chunks, so that rows can be dropped one by one.
@@ -160,7 +160,7 @@ def read_chunks(
         filling = readers.fill(top, part.left, arrays, masks)
         return filling, list(zip(cuts, images, masks))
 
-    def finished(filling: Iterator, chunks: list) -> Iterator[Chunk]:
+    def finished(filling: Iterator, chunks: list) -> Iterator[RowBlock]:
         deque(filling, 0)
         while chunks:
             high, image, mask = chunks.pop(0)
@@ -168,7 +168,7 @@ def read_chunks(
                 with torch.cuda.stream(upload):
                     image = image.to(device)
                 image.record_stream(torch.cuda.default_stream(device))
-            yield Chunk(high, image, mask)
+            yield RowBlock(high, image, mask)
 
     inner = range((part.top // step + 1) * step, part.bottom, step)
     for top, bottom in pairwise([part.top, *inner, part.bottom]):
@@ -179,13 +179,13 @@ def read_chunks(
         yield from finished(*waiting.popleft())
 
 
-class OpenChunks:
+class RowBuffer:
     """The chunks that windows still look at, between two columns of a scene."""
 
-    def __init__(self, chunks: Iterator[Chunk], left: int):
+    def __init__(self, chunks: Iterator[RowBlock], left: int):
         self.chunks = chunks
         self.left = left
-        self.kept: deque[Chunk] = deque()
+        self.kept: deque[RowBlock] = deque()
 
     def move(self, top: int, bottom: int) -> None:
         """Drop what lies above ``top`` and fetch what is missing down to ``bottom``."""
@@ -194,19 +194,19 @@ class OpenChunks:
         while not self.kept or self.kept[-1].bottom < bottom:
             self.kept.append(next(self.chunks))
 
-    def pieces(self, part: Region) -> list[Tensor]:
+    def pieces(self, part: Extent) -> list[Tensor]:
         """A part that is there, (C, n, w) from top to bottom, nothing copied."""
         return [
             chunk.image[:, rows, columns] for chunk, rows, columns in self._cut(part)
         ]
 
-    def valid(self, part: Region) -> np.ndarray:
+    def valid(self, part: Extent) -> np.ndarray:
         """(h, w) bool of a part that is there."""
         return np.concatenate(
             [chunk.valid[rows, columns] for chunk, rows, columns in self._cut(part)]
         )
 
-    def _cut(self, part: Region):
+    def _cut(self, part: Extent):
         columns = slice(part.left - self.left, part.right - self.left)
         for chunk in self.kept:
             if chunk.top < part.bottom and chunk.bottom > part.top:
@@ -216,5 +216,5 @@ class OpenChunks:
 
 def count_readers(device: torch.device) -> int:
     """Threads that read a scene at a time; two cores are left to those that feed a GPU."""
-    cores = own_cores() - 2 * (device.type == "cuda")
+    cores = available_cores() - 2 * (device.type == "cuda")
     return min(max(1, cores), MOST_READERS)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import SegmentationError
-from common.files import whole_file, write_json
+from common.files import atomic_write, write_json
 from prediction.layers import Layer, bytes_of
-from prediction.tiling import Region
+from prediction.tiling import Extent
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -40,12 +40,12 @@ def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
     return needed
 
 
-class Unfinished:
+class RowStore:
     """Finished rows of a map on disk: what an interrupted run goes on from.
 
     In a hidden folder lie ``run.json`` (what is being made), a raw file per layer in the order
     (row, band, column), and a ``done-N.txt`` per process with a line for every part of the scene
-    that is safely in them: its four sides and its ``tally``. Output files are always made from
+    that is safely in them: its four sides and its ``confidence_counts``. Output files are always made from
     there, from the first row to the last: they do not depend on who found which row when. A thread
     may read while another one writes.
     """
@@ -71,7 +71,7 @@ class Unfinished:
         if folder.exists():
             if (folder / "run.json").exists():
                 log.info("the unfinished map in %s is dropped", folder)
-            Unfinished.drop(folder)
+            RowStore.drop(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in layers:
             (folder / f"{name}.raw").touch()
@@ -85,26 +85,26 @@ class Unfinished:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @staticmethod
-    def finished_parts(folder: Path) -> list[Finished]:
+    def finished_parts(folder: Path) -> list[StoredPart]:
         """The parts that are there, the journals of former processes joined into one."""
         journals = sorted(folder.glob("done-*.txt"))
         parts = [part for journal in journals for part in read_journal(journal)]
         parts = list(dict.fromkeys(parts))  # two tell the same after a kill right here
-        with whole_file(folder / "done-0.txt") as file:
+        with atomic_write(folder / "done-0.txt") as file:
             file.write_text("".join(map(_journal_line, parts)))
         for journal in journals:
             if journal.name != "done-0.txt":
                 journal.unlink()
         return parts
 
-    def mark(self, part: Region) -> None:
+    def mark(self, part: Extent) -> None:
         """Count a part as finished."""
         self.covered[part.top : part.bottom] += part.right - part.left
 
     def write(
-        self, part: Region, arrays: dict[str, np.ndarray], counted: np.ndarray
+        self, part: Extent, arrays: dict[str, np.ndarray], counted: np.ndarray
     ) -> None:
-        """Store a part, {layer: (bands, n, w)} and its ``tally``, safely."""
+        """Store a part, {layer: (bands, n, w)} and its ``confidence_counts``, safely."""
         for name, array in arrays.items():
             file, pixel = self.files[name], array.itemsize
             rows = np.ascontiguousarray(array.swapaxes(0, 1))
@@ -121,7 +121,7 @@ class Unfinished:
                 file.seek(place * pixel)
                 _write_all(file, memoryview(piece).cast("B"))
             os.fsync(file.fileno())
-        line = _journal_line(Finished(part, tuple(counted.tolist())))
+        line = _journal_line(StoredPart(part, tuple(counted.tolist())))
         _write_all(self.journal, memoryview(line.encode()))
         os.fsync(self.journal.fileno())
         self.mark(part)
@@ -141,23 +141,23 @@ class Unfinished:
         return rows.swapaxes(0, 1)
 
 
-class Finished(NamedTuple):
+class StoredPart(NamedTuple):
     """A part of a map that is safely stored."""
 
-    part: Region
+    part: Extent
     tally: tuple[int, ...]  # of its confidence
 
 
-def _journal_line(finished: Finished) -> str:
+def _journal_line(finished: StoredPart) -> str:
     return " ".join(map(str, finished.part + finished.tally)) + "\n"
 
 
-def read_journal(path: Path) -> list[Finished]:
+def read_journal(path: Path) -> list[StoredPart]:
     """The finished parts that a journal tells of."""
     lines = path.read_text().splitlines(keepends=True)
     # a line without an end is of a process that was killed while it wrote
     numbers = [tuple(map(int, line.split())) for line in lines if line.endswith("\n")]
-    return [Finished(Region(*line[:4]), line[4:]) for line in numbers]
+    return [StoredPart(Extent(*line[:4]), line[4:]) for line in numbers]
 
 
 def _write_all(file, data: memoryview) -> None:

@@ -16,23 +16,29 @@ from common import files
 from common.devices import beside_passes, shared_threads
 from common.distributed import Team, join_team
 from common.errors import SegmentationError
-from common.files import drop_unfinished, write_json
+from common.files import remove_partial_files, write_json
 from common.ground import pixel_areas
-from common.machine import InOrder, ahead, keep_memory
+from common.machine import SerialWorker, prefetch, tune_malloc
 from common.polygons import write_polygons
 from common.rasters import open_raster
 from prediction.blending import blended_rows
 from prediction.ensemble import Models, load_models
-from prediction.jobs import STORED_AHEAD, Job, count_workers, frame_job, written
-from prediction.layers import derive, mask_layers
-from prediction.manifest import plan_run
-from prediction.mapfiles import Maps, draw_quicklook, open_outputs
-from prediction.reader import Readers, count_readers, read_chunks
-from prediction.rowstore import Finished, Unfinished, read_journal
+from prediction.jobs import (
+    STORED_AHEAD,
+    SceneJob,
+    count_workers,
+    output_rasters,
+    prepare_scene,
+)
+from prediction.layers import compute_layers, mask_layers
+from prediction.manifest import make_manifest
+from prediction.mapfiles import MapWriter, draw_quicklook, open_outputs
+from prediction.reader import ParallelReader, count_readers, read_row_blocks
+from prediction.rowstore import RowStore, StoredPart, read_journal
 from prediction.settings import PredictionConfig
-from prediction.statistics import Statistics, report_text, tally
+from prediction.statistics import Statistics, confidence_counts, report_text
 from prediction.tasks import Task, list_tasks, require_folders, require_readable
-from prediction.tiling import Region, region_to_read, remaining, split_rows
+from prediction.tiling import Extent, extent_to_read, remaining, split_rows
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -54,7 +60,7 @@ def predict_scenes(config: PredictionConfig, tell: Callable[[str], None]) -> int
     require_folders(tasks)
     if len(tasks) == 1:
         require_readable(tasks[0].scene)  # before the model is loaded
-    keep_memory()
+    tune_malloc()
     with join_team() as team:
         models = load_models(config)
         if 1 < team.size <= len(tasks):
@@ -88,30 +94,30 @@ def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) 
         SegmentationError: The scene does not fit the model, or into memory, or cannot be read.
     """
     with open_raster(task.scene) as scene:
-        job = frame_job(task, config, models, scene)
-        run, finished = team.share(lambda: plan_run(job))
+        job = prepare_scene(task, config, models, scene)
+        run, finished = team.share(lambda: make_manifest(job))
         job = replace(job, run=run)
         if finished:
             log.info("%s is there already", task.output)
             if team.leads and task.partial.exists():  # killed while it was dropped
-                with files.sole_run("--output", task.output, task.partial):
-                    Unfinished.drop(task.partial)
+                with files.exclusive_lock("--output", task.output, task.partial):
+                    RowStore.drop(task.partial)
                 task.partial.rmdir()
             return json.loads(task.beside("_statistics.json").read_text())
         with ExitStack() as stack:
             if team.leads:
-                sole_run = files.sole_run("--output", task.output, task.partial)
+                sole_run = files.exclusive_lock("--output", task.output, task.partial)
                 stack.enter_context(sole_run)
                 endings = ("_statistics.json", "_quicklook.png")
                 further = [task.polygons] if task.polygons else []
-                drop_unfinished([*map(task.beside, endings), *further])
+                remove_partial_files([*map(task.beside, endings), *further])
             try:
-                statistics = compute(job, team)
-                return finish(job, statistics) if team.leads else {}
+                statistics = predict_scene(job, team)
+                return write_products(job, statistics) if team.leads else {}
             except Exception as error:
                 if team.size == 1:
                     with suppress(OSError):  # the error that ends the run is told
-                        Unfinished.drop(task.partial)
+                        RowStore.drop(task.partial)
                         task.partial.rmdir()
                 if isinstance(error, torch.OutOfMemoryError):
                     raise SegmentationError(
@@ -121,7 +127,7 @@ def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) 
                 raise
 
 
-def finish(job: Job, statistics: Statistics) -> dict:
+def write_products(job: SceneJob, statistics: Statistics) -> dict:
     """Write what is made of the finished maps, the statistics last; these."""
     task, config = job.task, job.config
     report = {"scene": task.scene, "output": str(task.output)}
@@ -136,20 +142,20 @@ def finish(job: Job, statistics: Statistics) -> dict:
     if config.quicklook:
         draw_quicklook(task, job.names, config.save_confidence)
     write_json(task.beside("_statistics.json"), report)
-    Unfinished.drop(task.partial)
+    RowStore.drop(task.partial)
     task.partial.rmdir()
     return report
 
 
-def compute(job: Job, team: Team) -> Statistics:
+def predict_scene(job: SceneJob, team: Team) -> Statistics:
     """Predict what is not there yet of a scene, and write its maps (the first process does)."""
     folder, shape = job.task.partial, job.scene.shape
 
-    def begin() -> list[Finished]:
+    def begin() -> list[StoredPart]:
         if job.config.resume and (folder / "run.json").exists():
-            drop_unfinished(folder / path.name for path in written(job))
-            return Unfinished.finished_parts(folder)
-        Unfinished.begin(folder, job.run, job.layers, shape)
+            remove_partial_files(folder / path.name for path in output_rasters(job))
+            return RowStore.finished_parts(folder)
+        RowStore.begin(folder, job.run, job.layers, shape)
         return []
 
     former = team.share(begin)
@@ -161,7 +167,7 @@ def compute(job: Job, team: Team) -> Statistics:
         )
     statistics = Statistics(job.names, pixel_areas(job.scene))
     with ExitStack() as stack:
-        rows = Unfinished(folder, job.layers, shape, team.rank)
+        rows = RowStore(folder, job.layers, shape, team.rank)
         stack.enter_context(rows.opened)
         maps = None
         if team.leads:
@@ -169,15 +175,15 @@ def compute(job: Job, team: Team) -> Statistics:
                 rows.mark(part)
                 statistics.tally += counted
             outputs = open_outputs(job, folder)
-            maps = Maps(rows, stack.enter_context(outputs), statistics)
+            maps = MapWriter(rows, stack.enter_context(outputs), statistics)
         mine = []
         for left, right in job.run["columns"]:
-            for open_part in remaining(parts, Region(0, shape[0], left, right)):
+            for open_part in remaining(parts, Extent(0, shape[0], left, right)):
                 share = split_rows(
                     job.axes[0], open_part.top, open_part.bottom, team.rank, team.size
                 )
                 if share:
-                    mine.append(Region(*share, left, right))
+                    mine.append(Extent(*share, left, right))
         predict_parts(job, mine, rows, maps)
         team.wait()
         if maps:
@@ -190,7 +196,7 @@ def compute(job: Job, team: Team) -> Statistics:
 
 
 def predict_parts(
-    job: Job, parts: Sequence[Region], rows: Unfinished, maps: Maps | None
+    job: SceneJob, parts: Sequence[Extent], rows: RowStore, maps: MapWriter | None
 ) -> None:
     """Predict parts of a scene and store them; threads read ahead, store, and write the maps."""
     predictor = job.models.make_predictor(job.run["precision"])
@@ -206,16 +212,16 @@ def predict_parts(
     with ExitStack() as stack:
         stack.enter_context(bar)
         stack.enter_context(shared_threads(workers))
-        readers = Readers(job.scene, job.bands, count_readers(device))
+        readers = ParallelReader(job.scene, job.bands, count_readers(device))
         stack.enter_context(readers.opened)
-        storing, writing = InOrder(STORED_AHEAD[device.type]), InOrder(1)
+        storing, writing = SerialWorker(STORED_AHEAD[device.type]), SerialWorker(1)
         for thread in (writing, storing):  # storing ends first: it has more to write
             stack.enter_context(thread.pool)
 
-        def store(part: Region, tensors, valid, derived) -> None:
+        def store(part: Extent, tensors, valid, derived) -> None:
             with beside_passes(device, derived):
                 both = tensors["classes"][0], tensors["confidence"][0]
-                counted = tally(*both, valid, len(job.names))
+                counted = confidence_counts(*both, valid, len(job.names))
                 arrays = mask_layers(tensors, valid, job.layers)
             rows.write(part, arrays, counted)
             if maps:
@@ -225,9 +231,9 @@ def predict_parts(
         if maps:
             writing.do(maps.advance)
         for part in parts:
-            needed = region_to_read(job.axes, part, batch_size)
+            needed = extent_to_read(job.axes, part, batch_size)
             with (
-                ahead(read_chunks(readers, device, needed)) as chunks,
+                prefetch(read_row_blocks(readers, device, needed)) as chunks,
                 closing(
                     blended_rows(
                         chunks, predictor, job.axes, part, predictor.channels,
@@ -236,7 +242,7 @@ def predict_parts(
                 ) as blended,
             ):  # fmt: skip
                 for done, probabilities, valid in blended:
-                    tensors = derive(
+                    tensors = compute_layers(
                         probabilities,
                         job.layers,
                         predictor.classes,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.architectures import PRECISIONS, VIEWS
+from common.architectures import PRECISIONS, TTA_TRANSFORMS
 from common.errors import require
 from common.options import number_or_auto, setting
 
@@ -96,7 +96,7 @@ class PredictionConfig:
     )  # fmt: skip
     tta: str = setting(
         "none", "average over 4 mirrored (flip) or 8 turned (d4) views", "window",
-        choices=tuple(VIEWS),
+        choices=tuple(TTA_TRANSFORMS),
     )  # fmt: skip
     threshold: float = setting(
         0.5, "least foreground probability of a binary map, 0 to 1", "window"

@@ -17,7 +17,7 @@ BINS = 1000  # of the confidence between 0 and 1
 PARTS = 2**20
 
 
-def tally(
+def confidence_counts(
     classes: Tensor, confidence: Tensor, valid: np.ndarray, count: int
 ) -> np.ndarray:
     """Count the confidence of a part of a map.

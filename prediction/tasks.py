@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import CheckpointError, RasterError, require
 from common.files import require_folder
 from common.rasters import SCENE_SUFFIXES, open_raster
-from common.tiffs import TIFF_SUFFIXES, require_whole
+from common.tiffs import TIFF_SUFFIXES, require_complete
 from prediction.settings import PredictionConfig
 
 LONGEST_NAME = 255  # bytes of a file's name that file systems allow
@@ -97,7 +97,7 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
 def require_readable(scene: str) -> None:
     """Raise RasterError unless a scene can be opened and all of it is there."""
     open_raster(scene).close()
-    require_whole(scene)
+    require_complete(scene)
 
 
 def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:

@@ -14,7 +14,7 @@ from prediction.settings import SIDE_MULTIPLE
 
 
 @dataclass(frozen=True)
-class Axis:
+class WindowLayout:
     """The windows along one side of a scene, and how they are blended."""
 
     length: int  # pixels of the scene
@@ -24,7 +24,7 @@ class Axis:
     kinds: list[int]  # for each window the first one with its weights
 
 
-class Region(NamedTuple):
+class Extent(NamedTuple):
     """A part of a scene in pixels: first row, row after the last, columns likewise."""
 
     top: int
@@ -49,7 +49,9 @@ def window_weights(size: int, blend: str) -> np.ndarray:
     return 1 - np.abs(2 * centre - 1) if blend == "linear" else np.ones(size)
 
 
-def make_axis(length: int, patch_size: int, overlap: int, blend: str = "hann") -> Axis:
+def lay_windows(
+    length: int, patch_size: int, overlap: int, blend: str = "hann"
+) -> WindowLayout:
     """Lay windows along a side of a scene.
 
     The weights of a window are divided by the sum of all windows' there. A side shorter than a
@@ -71,10 +73,12 @@ def make_axis(length: int, patch_size: int, overlap: int, blend: str = "hann") -
     weights = np.stack([ramp / total[start : start + size] for start in starts])
     weights = weights.astype(np.float32)
     _, first, which = np.unique(weights, axis=0, return_index=True, return_inverse=True)
-    return Axis(length, size, starts, weights, first[which.ravel()].tolist())
+    return WindowLayout(length, size, starts, weights, first[which.ravel()].tolist())
 
 
-def batches(axis: Axis, batch_size: int, first: int, last: int) -> list[np.ndarray]:
+def batch_groups(
+    axis: WindowLayout, batch_size: int, first: int, last: int
+) -> list[np.ndarray]:
     """The windows of one row that are predicted together, as numbers along ``axis``.
 
     They are the same whatever part of the row is asked for, so that no result depends on how
@@ -95,16 +99,18 @@ def batches(axis: Axis, batch_size: int, first: int, last: int) -> list[np.ndarr
     ]
 
 
-def split_columns(axis: Axis, batch_size: int, pieces: int) -> list[tuple[int, int]]:
+def split_columns(
+    axis: WindowLayout, batch_size: int, pieces: int
+) -> list[tuple[int, int]]:
     """Share the columns of a scene out into pieces (left, right) of whole batches."""
-    groups = batches(axis, batch_size, 0, axis.length)
+    groups = batch_groups(axis, batch_size, 0, axis.length)
     shares = np.array_split(np.arange(len(groups)), min(pieces, len(groups)))
     lefts = [axis.starts[groups[share[0]][0]] for share in shares]
     return list(zip(lefts, [*lefts[1:], axis.length]))
 
 
 def split_rows(
-    axis: Axis, top: int, bottom: int, number: int, of: int
+    axis: WindowLayout, top: int, bottom: int, number: int, of: int
 ) -> tuple[int, int] | None:
     """One of several equal shares of the rows between two, in whole window rows."""
     cuts = [top, *(start for start in axis.starts if top < start < bottom)]
@@ -114,14 +120,16 @@ def split_rows(
     return cuts[share[0]], [*cuts, bottom][share[-1] + 1]
 
 
-def finished_by(down: Axis, row: int, region: Region) -> Region:
+def finished_by(down: WindowLayout, row: int, region: Extent) -> Extent:
     """The rows of a region that no window after a row of windows adds to."""
     ends = [*down.starts[1:], down.length]
     top, bottom = max(down.starts[row], region.top), min(ends[row], region.bottom)
     return region._replace(top=top, bottom=max(top, bottom))
 
 
-def region_to_read(axes: tuple[Axis, Axis], region: Region, batch_size: int) -> Region:
+def extent_to_read(
+    axes: tuple[WindowLayout, WindowLayout], region: Extent, batch_size: int
+) -> Extent:
     """The part of a scene that the windows over a region, and their batches, look at."""
     down, across = axes
     tops = [
@@ -129,9 +137,9 @@ def region_to_read(axes: tuple[Axis, Axis], region: Region, batch_size: int) -> 
         for top in down.starts
         if top + down.size > region.top and top < region.bottom
     ]
-    groups = batches(across, batch_size, region.left, region.right)
+    groups = batch_groups(across, batch_size, region.left, region.right)
     right = across.starts[groups[-1][-1]] + across.size
-    return Region(
+    return Extent(
         tops[0],
         min(tops[-1] + down.size, down.length),
         across.starts[groups[0][0]],
@@ -139,7 +147,7 @@ def region_to_read(axes: tuple[Axis, Axis], region: Region, batch_size: int) -> 
     )
 
 
-def remaining(parts: Sequence[Region], part: Region) -> list[Region]:
+def remaining(parts: Sequence[Extent], part: Extent) -> list[Extent]:
     """What of a part is not yet finished, as row ranges over all its columns."""
     missing = np.ones(part.bottom - part.top + 2, bool)
     missing[[0, -1]] = False

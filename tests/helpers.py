@@ -41,7 +41,7 @@ def patch_everywhere(monkeypatch, dotted: str, value) -> None:
 
     Args:
         monkeypatch: The fixture, which undoes it.
-        dotted: As "common.machine.free_memory", or a method, as "prediction.mapfiles.Maps.advance".
+        dotted: As "common.machine.free_memory", or a method, as "prediction.mapfiles.MapWriter.advance".
         value: What takes its place.
     """
     owner, name = resolve(dotted)

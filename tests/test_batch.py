@@ -29,16 +29,16 @@ import Patch_extraction
 from common import SPLITS, rasters
 from common.console import settings_from
 from common.errors import DatasetError
-from common.ground import footprint, near_pairs, on_the_ground
+from common.ground import footprint, pairs_within, to_metric_crs
 from common.rasters import GDAL_OPTIONS
 from extraction import cutting
 from extraction.cells import reading_order, regular_cells
-from extraction.cutting import Profile
+from extraction.cutting import PatchWriter
 from extraction.journal import Journal
-from extraction.report import Place, split_overlaps
+from extraction.report import PatchLocation, split_overlaps
 from extraction.scenes import find_ids, pair_scenes
 from extraction.settings import BatchConfig
-from extraction.splits import assign_blocks, same_places
+from extraction.splits import balance_blocks, link_repeat_coverage
 
 SIDE = 8
 RATIOS = (0.75, 0.15, 0.10)
@@ -419,19 +419,19 @@ def test_dates_of_one_scene_do_not_change_the_ratios(batch):
 
 def test_places_are_patches_of_several_scenes_that_share_most_of_their_ground():
     shapes = [box(0, 0, 9, 9), box(9, 0, 18, 9), box(4, 0, 13, 9), box(5, 0, 14, 9)]
-    one, two, three, four = same_places(metric(shapes), [0, 0, 1, 2])
+    one, two, three, four = link_repeat_coverage(metric(shapes), [0, 0, 1, 2])
     assert one == three == four == two  # the last shares 5 of 9 with the second
     pairs = [box(0, 0, 9, 9), box(1, 0, 10, 9), box(5, 0, 14, 9)]
-    assert len(set(same_places(metric(pairs), [0, 0, 0]))) == 3
-    one, two, three = same_places(metric(pairs), [0, 1, 0])
+    assert len(set(link_repeat_coverage(metric(pairs), [0, 0, 0]))) == 3
+    one, two, three = link_repeat_coverage(metric(pairs), [0, 1, 0])
     assert one == two != three  # the second shares most with the first
-    one, two, three = same_places(metric(pairs), [0, 0, 1])
+    one, two, three = link_repeat_coverage(metric(pairs), [0, 0, 1])
     assert two == three != one
 
 
 def test_a_small_patch_within_a_large_one_is_the_same_place():
     shapes = metric([box(0, 0, 100, 100), box(10, 10, 18, 18), box(200, 0, 208, 8)])
-    one, two, three = same_places(shapes, [0, 1, 1])
+    one, two, three = link_repeat_coverage(shapes, [0, 1, 1])
     assert one == two != three
 
 
@@ -466,7 +466,7 @@ def test_footprints_of_several_crs_come_together_in_one_of_metres():
     x, y = project("EPSG:32631", "EPSG:32632", here, there)
     systems = [rasterio.CRS.from_epsg(code) for code in (32631, 32632)]
     shapes = [box(here[0], there[0], here[1], there[1]), box(x[0], y[0], x[1], y[1])]
-    ground = on_the_ground(shapes, systems)
+    ground = to_metric_crs(shapes, systems)
     assert ground.crs.axis_info[0].unit_name == "metre"
     assert ground[0].area == pytest.approx(80 * 80, rel=2e-3)
     assert ground[1].centroid.distance(ground[0].centroid) < 1
@@ -480,7 +480,7 @@ def test_footprints_of_several_crs_come_together_in_one_of_metres():
     ],
 )
 def test_footprints_in_degrees_or_feet_become_metres(code, shape):
-    ground = on_the_ground([shape], [rasterio.CRS.from_epsg(code)])
+    ground = to_metric_crs([shape], [rasterio.CRS.from_epsg(code)])
     assert ground.crs.axis_info[0].unit_name == "metre"
     expected = 100**2 if code == 2263 else 82.6 * 111.1
     assert ground.area[0] == pytest.approx(expected, rel=0.003)
@@ -506,7 +506,7 @@ def test_overlapping_cells_of_two_dates_can_be_split_by_block(batch):
 def test_footprints_of_far_continents_keep_their_size():
     zones = [rasterio.CRS.from_epsg(code) for code in (32631, 32756)]
     shapes = [box(5e5, 5e6, 5.001e5, 5.0001e6), box(5e5, 6.3e6, 5.001e5, 6.3001e6)]
-    areas = on_the_ground(shapes, zones).area.tolist()
+    areas = to_metric_crs(shapes, zones).area.tolist()
     assert areas == pytest.approx([100**2] * 2, rel=0.02)
 
 
@@ -761,19 +761,19 @@ def test_every_class_that_can_be_in_every_split_is_in_every_split():
             return int((np.array(sums) == 0).sum())
 
         least = min(map(missing, itertools.product(SPLITS, repeat=blocks)))
-        assert missing(assign_blocks(content, RATIOS, 42)) == least
+        assert missing(balance_blocks(content, RATIOS, 42)) == least
 
 
 def test_blocks_are_shared_as_the_ratios_say_where_that_is_possible():
     content = np.array([[10, 30, 0], [10, 0, 30], [5, 15, 0], [5, 0, 15]] * 4)
-    splits = np.array(assign_blocks(content, (0.5, 0.25, 0.25), 1))
+    splits = np.array(balance_blocks(content, (0.5, 0.25, 0.25), 1))
     for split, ratio in zip(SPLITS, (0.5, 0.25, 0.25)):
         shares = content[splits == split].sum(axis=0) / content.sum(axis=0)
         assert shares == pytest.approx([ratio] * 3, abs=0.05)
 
 
 def test_a_split_without_a_share_gets_no_block():
-    splits = assign_blocks(np.full((20, 2), 5), (0.8, 0.2, 0.0), 3)
+    splits = balance_blocks(np.full((20, 2), 5), (0.8, 0.2, 0.0), 3)
     assert Counter(splits) == {"train": 16, "validation": 4}
 
 
@@ -801,7 +801,7 @@ def test_ratios_that_are_rounded_thirds_can_be_drawn_by_block():
         val_ratio=0.3333333,
         test_ratio=0.3333333,
     )
-    assert len(assign_blocks(np.full((9, 2), 5), config.ratios, 1)) == 9
+    assert len(balance_blocks(np.full((9, 2), 5), config.ratios, 1)) == 9
 
 
 def test_a_scene_in_degrees_may_lie_near_a_pole(batch):
@@ -841,33 +841,33 @@ def test_exactly_the_cells_within_the_buffer_are_dropped(batch, split_by, distan
 
 def test_pairs_that_share_ground_are_found_and_those_that_touch_are_not():
     shapes = [box(0, 0, 80, 80), box(80, 0, 160, 80), box(150, 70, 230, 150)]
-    pairs = near_pairs(metric(shapes), [2, 0, 1], 0)
+    pairs = pairs_within(metric(shapes), [2, 0, 1], 0)
     assert pairs.tolist() == [[1, 2]]
-    assert near_pairs(metric(shapes), [0] * 3, 0).tolist() == []
+    assert pairs_within(metric(shapes), [0] * 3, 0).tolist() == []
 
 
 def test_pairs_within_a_distance_come_with_the_earlier_split_first():
     shapes = [box(0, 0, 80, 80), box(100, 0, 180, 80), box(500, 0, 580, 80)]
     splits = [2, 0, 1]  # test, training, validation
-    assert near_pairs(metric(shapes), splits, 19).tolist() == []
-    assert near_pairs(metric(shapes), splits, 21).tolist() == [[1, 0]]
-    found = near_pairs(metric(shapes), splits, 330).tolist()
+    assert pairs_within(metric(shapes), splits, 19).tolist() == []
+    assert pairs_within(metric(shapes), splits, 21).tolist() == [[1, 0]]
+    found = pairs_within(metric(shapes), splits, 330).tolist()
     assert sorted(found) == [[1, 0], [1, 2]]
 
 
 def test_large_cells_within_the_buffer_are_found():
     shapes = metric([box(0, 0, 3000, 3000), box(3995, 0, 6995, 3000)])
-    assert len(near_pairs(shapes, [0, 2], 1000)) == 1
+    assert len(pairs_within(shapes, [0, 2], 1000)) == 1
 
 
 def test_a_small_buffer_drops_large_neighbours():
     shapes = metric([box(0, 0, 2240, 2240), box(2240, 0, 4480, 2240)])
-    assert len(near_pairs(shapes, [0, 2], 5)) == 1
+    assert len(pairs_within(shapes, [0, 2], 5)) == 1
 
 
 def test_one_pixel_that_large_cells_share_is_found():
     shapes = metric([box(0, 0, 600, 600), box(599, 0, 1199, 600)])
-    assert len(near_pairs(shapes, [0, 2], 0)) == 1
+    assert len(pairs_within(shapes, [0, 2], 0)) == 1
 
 
 def test_a_buffer_is_in_metres_on_the_ground_also_in_mercator(batch):
@@ -1003,15 +1003,15 @@ def test_overlapping_cells_that_were_drawn_at_random_are_leaks(batch, capsys):
 def test_overlaps_are_counted_by_pairs_of_splits_and_unknown_without_a_crs():
     crs = rasterio.CRS.from_epsg(32631)
     places = [
-        Place("train", "a", box(0, 0, 80, 80), crs),
-        Place("train", "b", box(40, 0, 120, 80), crs),
-        Place("test", "c", box(60, 0, 140, 80), crs),
-        Place("validation", "d", box(900, 0, 980, 80), crs),
+        PatchLocation("train", "a", box(0, 0, 80, 80), crs),
+        PatchLocation("train", "b", box(40, 0, 120, 80), crs),
+        PatchLocation("test", "c", box(60, 0, 140, 80), crs),
+        PatchLocation("validation", "d", box(900, 0, 980, 80), crs),
     ]
     (entry,) = split_overlaps(places)
     assert (entry["splits"], entry["patches"]) == (["train", "test"], 1)
     assert sorted(entry["examples"]) == ["c and a", "c and b"]
-    places.append(Place("test", "e", box(0, 0, 1, 1), None))
+    places.append(PatchLocation("test", "e", box(0, 0, 1, 1), None))
     assert split_overlaps(places) is None
 
 
@@ -1217,14 +1217,14 @@ def same_result(one: Dataset, other: Dataset) -> bool:
 
 def interrupt_writing(monkeypatch, after: int) -> None:
     """Raise KeyboardInterrupt at the patch after so many."""
-    write_patch, calls = Profile.write, itertools.count()
+    write_patch, calls = PatchWriter.write, itertools.count()
 
     def failing(self, patch, image_path, label_path):
         if next(calls) >= after:
             raise KeyboardInterrupt
         write_patch(self, patch, image_path, label_path)
 
-    monkeypatch.setattr(Profile, "write", failing)
+    monkeypatch.setattr(PatchWriter, "write", failing)
 
 
 def interrupt_renaming(monkeypatch, after: int) -> None:
@@ -1275,7 +1275,7 @@ def whole(uninterrupted, tmp_path) -> tuple[Batch, Dataset]:
     [
         *((interrupt_writing, n) for n in (0, 1, 20, 33, 58)),
         *((interrupt_renaming, n) for n in (0, 1, 30)),
-        (interrupt_at("extraction.splits.share_out"), 0),
+        (interrupt_at("extraction.splits.assign_splits"), 0),
         (interrupt_at("extraction.dataset.write_cells"), 0),
         (interrupt_at("extraction.dataset.publish"), 0),
     ],
@@ -1325,7 +1325,7 @@ def test_a_resumed_run_cuts_only_what_is_missing(whole, monkeypatch):
 def test_patches_that_are_cut_off_or_missing_are_cut_again(whole, monkeypatch):
     batch, expected = whole
     with monkeypatch.context() as patching:
-        interrupt_at("extraction.splits.share_out")(patching, 0)
+        interrupt_at("extraction.splits.assign_splits")(patching, 0)
         assert run(*batch.words("--split_by", "block")) == 130
     staging = batch.out / ".Patch-partial"
     images, labels = (
@@ -1412,7 +1412,7 @@ def test_a_resumed_run_without_skip_errors_lets_no_error_pass(
 ):
     draw_spoilt(batch, "Label")
     with monkeypatch.context() as patching:
-        interrupt_at("extraction.splits.share_out")(patching, 0)
+        interrupt_at("extraction.splits.assign_splits")(patching, 0)
         assert run(*batch.words("--skip_errors")) == 130
     write(batch.data / "Label_a.tif", noise(24)[1])  # mended
     assert len(batch.cut("--resume").splits) == 9

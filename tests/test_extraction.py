@@ -35,10 +35,10 @@ from common.labels import class_name_tags, class_names_of
 from common.pictures import class_colours, stretch
 from common.rasters import image_bands
 from extraction.cells import cell_mask, cell_names, cells_of
-from extraction.cutting import Profile, resize_image, resize_label
+from extraction.cutting import PatchWriter, resize_image, resize_label
 from extraction.report import SplitSummary
 from extraction.settings import ExtractionConfig
-from extraction.splits import assign_splits, split_counts
+from extraction.splits import random_splits, split_counts
 
 CRS = "EPSG:32631"
 TRANSFORM = from_origin(431_240, 4_912_560, 10, 10)
@@ -308,7 +308,7 @@ def test_every_split_is_less_than_a_patch_away_from_its_ratio():
 
 def test_splits_are_drawn_again_alike_by_the_same_seed_and_not_by_another():
     ratios = (0.5, 0.3, 0.2)
-    first, again, other = (assign_splits(40, ratios, seed) for seed in (7, 7, 8))
+    first, again, other = (random_splits(40, ratios, seed) for seed in (7, 7, 8))
     assert first == again != other
     assert Counter(first) == Counter(other) == dict(zip(SPLITS, (20, 12, 8)))
     assert first != sorted(first, key=SPLITS.index)  # in no order of the grid
@@ -1512,8 +1512,8 @@ def test_an_empty_folder_of_that_name_is_no_obstacle(site):
 
 
 def failing_write(error: BaseException):
-    """A ``Profile.write`` that fails at the fifth patch."""
-    write, calls = Profile.write, []
+    """A ``PatchWriter.write`` that fails at the fifth patch."""
+    write, calls = PatchWriter.write, []
 
     def failing(self, patch, image_path, label_path):
         write(self, patch, image_path, label_path)
@@ -1533,7 +1533,7 @@ def test_a_run_that_ends_early_leaves_the_former_patches_untouched(
 ):
     site.extract()
     before = {path: pixels(path) for path in site.out.rglob("*.tif")}
-    monkeypatch.setattr(Profile, "write", failing_write(error))
+    monkeypatch.setattr(PatchWriter, "write", failing_write(error))
     capsys.readouterr()
     assert run(*site.words("--overwrite")) == status
     lines = capsys.readouterr().err.splitlines()
@@ -1551,7 +1551,7 @@ def test_a_run_that_ends_early_leaves_the_former_patches_untouched(
 
 def test_a_defect_shows_its_traceback_and_leaves_no_file(site, monkeypatch):
     failing = failing_write(ZeroDivisionError())
-    monkeypatch.setattr(Profile, "write", failing)
+    monkeypatch.setattr(PatchWriter, "write", failing)
     with pytest.raises(ZeroDivisionError):
         run(*site.words())
     assert site.leftovers() == []

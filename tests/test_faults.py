@@ -82,7 +82,7 @@ WORK = {
     "extract": "extraction.cutting.cut_scene",
     "batch": "extraction.cutting.cut_scene",
     "train": "training.epochs.fit",
-    "predict": "prediction.scene.compute",
+    "predict": "prediction.scene.predict_scene",
 }
 # what may stand on stderr beside the error
 MESSAGES = re.compile(

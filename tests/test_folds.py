@@ -20,7 +20,7 @@ from pyproj import Geod
 
 import main
 from common.errors import DatasetError
-from common.ground import side_of
+from common.ground import typical_patch_side
 from common.patches import PatchPair, list_pairs, patch_footprints
 from evaluation.matrices import block_bootstrap, fold_statistics, score_gap
 from evaluation.tables import side_by_side
@@ -34,7 +34,7 @@ from training.folds import (
     plan_folds,
     spatial_groups,
 )
-from training.samples import survey_patches
+from training.samples import index_samples
 from training.settings import TrainingConfig
 
 SIDE = 320.0  # metres, of the patches of ``ground``
@@ -93,7 +93,7 @@ def test_footprints_are_those_of_the_files(tmp_path):
     expected = np.stack([left, top - SIDE, left + SIDE, top], axis=1)
     assert np.allclose(found.bounds, expected)
     assert found.crs == "EPSG:32631"
-    assert side_of(found) == SIDE
+    assert typical_patch_side(found) == SIDE
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:4258"])
@@ -111,7 +111,7 @@ def test_footprints_in_degrees_become_metres(tmp_path, crs):
 
 def test_mercator_metres_are_put_right(tmp_path):
     pairs = write_patches(tmp_path, [(1e6, 8.4e6), (1e6 + 320, 8.4e6)], crs="EPSG:3857")
-    side = side_of(patch_footprints(pairs))
+    side = typical_patch_side(patch_footprints(pairs))
     assert side == pytest.approx(320 * np.cos(np.radians(60.0)), rel=0.01)
 
 
@@ -543,7 +543,7 @@ def held_out_of(scene, found: Trained, kind: str) -> list[np.ndarray]:
     """The places that each fold of a run holds out, planned anew from its settings."""
     config = TrainingConfig(**found.report["settings"])
     pairs = [p for split in ("train", "validation") for p in list_pairs(scene, split)]
-    survey = survey_patches(pairs, 2, 255)
+    survey = index_samples(pairs, 2, 255)
     ground = patch_footprints(pairs)
     blocks = spatial_groups(ground, "block", config.block_size, config.n_splits)
     folds = plan_folds(config, kind, survey, ground, blocks)

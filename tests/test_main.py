@@ -54,8 +54,8 @@ from model_training import (
 from training.epochs import save_best
 from training.folds import plan_folds
 from training.loop import train_one_epoch
-from training.run import Run, prepare
-from training.samples import survey_patches
+from training.run import TrainingRun, build
+from training.samples import index_samples
 from training.settings import TrainingConfig
 
 TINY = ("--model", "linknet", "--encoder_name", "tu-mobilenetv3_small_050")
@@ -640,7 +640,7 @@ def drawn_folds(run: Outcome, root: Path) -> tuple[list, list]:
     """All patches of a dataset, and the folds at random that a run drew of them."""
     pairs = list_pairs(root, "train") + list_pairs(root, "validation")
     config = TrainingConfig(**run.report["settings"])
-    survey = survey_patches(pairs, config.label_classes, config.ignore_index)
+    survey = index_samples(pairs, config.label_classes, config.ignore_index)
     return pairs, plan_folds(config, "random", survey, None, None)
 
 
@@ -994,9 +994,11 @@ def test_all_checkpoints_appear_even_without_foreground(small_data, tmp_path):
         dataset_root=str(small_data), model="linknet", encoder_name=TINY[3]
     )
     pairs = list_pairs(small_data, "train")
-    survey = survey_patches(pairs, 2, UNLABELLED)
-    run = Run(config, survey, survey, tmp_path, BINARY_NAMES, 1, torch.device("cpu"))
-    prepare(run)
+    survey = index_samples(pairs, 2, UNLABELLED)
+    run = TrainingRun(
+        config, survey, survey, tmp_path, BINARY_NAMES, 1, torch.device("cpu")
+    )
+    build(run)
     result = model_training.scores(
         np.array([[9, 0], [0, 0]]), BINARY_NAMES, binary=True
     )

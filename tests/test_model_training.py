@@ -38,7 +38,7 @@ from common.architectures import (
     get_available_models,
     parse_loss,
 )
-from common.devices import own_device, pick_device
+from common.devices import local_device, pick_device
 from common.distributed import Team
 from common.errors import CheckpointError, DatasetError, OptionError, SegmentationError
 from common.patches import PatchPair, list_pairs, read_patch
@@ -59,19 +59,19 @@ from model_training import (
     save_checkpoint,
     scores,
 )
-from training.augmentation import turn_patch, vary_radiometry
+from training.augmentation import jitter_radiometry, random_d4
 from training.loop import Stepper, evaluate, make_scheduler, train_one_epoch
 from training.run import History
 from training.samples import (
-    Cache,
-    Draw,
+    EpochBatchSampler,
+    PatchCache,
     PatchDataset,
-    Shuffle,
-    Survey,
+    Sample,
+    SampleIndex,
     count_workers,
+    index_samples,
+    make_cache,
     make_loader,
-    open_cache,
-    survey_patches,
 )
 from training.settings import TrainingConfig
 from training.weights import build_initial_model, rgb_channels
@@ -354,8 +354,8 @@ def test_the_lowest_float_as_nodata_raises_no_warning(dtype, nodata):
 # --- patches --------------------------------------------------------------------------------
 
 
-def survey(root: Path, split: str = "train", classes: int = 2, **more) -> Survey:
-    return survey_patches(list_pairs(root, split), classes, IGNORE, **more)
+def survey(root: Path, split: str = "train", classes: int = 2, **more) -> SampleIndex:
+    return index_samples(list_pairs(root, split), classes, IGNORE, **more)
 
 
 def test_survey_counts_the_labelled_pixels_of_each_patch(make_dataset):
@@ -390,8 +390,8 @@ def test_survey_tells_shape_descriptions_and_class_names(make_dataset):
 
 def test_survey_of_a_subset_is_that_of_its_patches(make_dataset):
     pairs = list_pairs(make_dataset(5), "train")
-    part = survey_patches(pairs, 2, IGNORE).subset([3, 0])
-    own = survey_patches([pairs[3], pairs[0]], 2, IGNORE)
+    part = index_samples(pairs, 2, IGNORE).subset([3, 0])
+    own = index_samples([pairs[3], pairs[0]], 2, IGNORE)
     assert part.pairs == own.pairs
     np.testing.assert_array_equal(part.counts, own.counts)
     np.testing.assert_array_equal(
@@ -411,7 +411,7 @@ def test_labels_outside_the_classes_are_named_with_their_file(tmp_path):
     label[0, :2] = (7, 9)
     pair = one_patch(tmp_path, image, label, "odd")
     with pytest.raises(DatasetError) as caught:
-        survey_patches([pair], 2, IGNORE)
+        index_samples([pair], 2, IGNORE)
     assert "odd.tif" in str(caught.value) and "7, 9" in str(caught.value)
 
 
@@ -420,13 +420,13 @@ def test_negative_labels_are_refused_not_clipped(tmp_path):
     label = label.astype(np.int16)
     label[3, 3] = -2
     with pytest.raises(DatasetError, match="-2"):
-        survey_patches([one_patch(tmp_path, image, label)], 2, IGNORE)
+        index_samples([one_patch(tmp_path, image, label)], 2, IGNORE)
 
 
 def test_whole_float_labels_count_as_classes(tmp_path):
     image, label = make_patch(np.random.default_rng(0), bands=2)
     pair = one_patch(tmp_path, image, label.astype(np.float32))
-    found = survey_patches([pair], 2, IGNORE)
+    found = index_samples([pair], 2, IGNORE)
     assert found.counts.tolist() == [[(label == 0).sum(), (label == 1).sum()]]
 
 
@@ -434,7 +434,7 @@ def test_fractional_labels_are_refused(tmp_path):
     image, label = make_patch(np.random.default_rng(0), bands=2)
     pair = one_patch(tmp_path, image, label.astype(np.float32) + 0.5)
     with pytest.raises(DatasetError, match="0.5"):
-        survey_patches([pair], 2, IGNORE)
+        index_samples([pair], 2, IGNORE)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_patches_that_differ_are_named_with_both_shapes(tmp_path, other):
     first = one_patch(tmp_path, *make_patch(rng, bands=3), "a")
     second = one_patch(tmp_path, *make_patch(rng, **{"bands": 3} | other), "b")
     with pytest.raises(DatasetError) as caught:
-        survey_patches([first, second], 2, IGNORE)
+        index_samples([first, second], 2, IGNORE)
     assert "b.tif" in str(caught.value) and "(3, 32, 32)" in str(caught.value)
 
 
@@ -459,7 +459,7 @@ def test_patches_with_another_band_order_are_refused(tmp_path):
         for index, descriptions in enumerate(orders)
     ]
     with pytest.raises(DatasetError, match="p1.tif"):
-        survey_patches(pairs, 2, IGNORE)
+        index_samples(pairs, 2, IGNORE)
 
 
 def test_patches_of_mixed_dtype_are_surveyed_in_their_own_values(tmp_path):
@@ -468,7 +468,7 @@ def test_patches_of_mixed_dtype_are_surveyed_in_their_own_values(tmp_path):
         one_patch(tmp_path, image.astype(dtype), label, dtype)
         for dtype in ("uint16", "int32", "float32")
     ]
-    stats = dataset_normalization(survey_patches(pairs, 2, IGNORE).samples)
+    stats = dataset_normalization(index_samples(pairs, 2, IGNORE).samples)
     low, high = np.percentile(np.tile(image.reshape(2, -1), 3), [1, 99], axis=1)
     np.testing.assert_allclose(stats.low, low)
     np.testing.assert_allclose(stats.high, high)
@@ -485,7 +485,7 @@ def test_thinned_samples_see_every_column(tmp_path, monkeypatch):
     ramp = np.tile(np.arange(64, dtype=np.uint16), (64, 1))[None]
     pair = one_patch(tmp_path, ramp, np.zeros((64, 64), np.uint8))
     patch_everywhere(monkeypatch, "training.samples.SAMPLE_VALUES", 64)
-    stats = dataset_normalization(survey_patches([pair], 2, IGNORE).samples)
+    stats = dataset_normalization(index_samples([pair], 2, IGNORE).samples)
     assert stats.low[0] < 6 and stats.high[0] > 57
 
 
@@ -498,13 +498,13 @@ def test_thinned_samples_weigh_valid_pixels_alike(tmp_path, monkeypatch):
         for index, image in enumerate((full, sliver))
     ]
     patch_everywhere(monkeypatch, "training.samples.SAMPLE_VALUES", 2 * 128)
-    samples = survey_patches(pairs, 2, IGNORE).samples
+    samples = index_samples(pairs, 2, IGNORE).samples
     assert (np.concatenate(samples) == 20).mean() < 0.1
 
 
 def test_an_item_is_the_normalized_patch(make_dataset):
     pairs = list_pairs(make_dataset(2, nodata=0, invalid_rows=4), "train")
-    found = survey_patches(pairs, 2, IGNORE)
+    found = index_samples(pairs, 2, IGNORE)
     stats = dataset_normalization(found.samples)
     dataset = PatchDataset(found, stats, IGNORE)
     image, mask = dataset[1]
@@ -520,7 +520,7 @@ def test_an_item_is_the_normalized_patch(make_dataset):
 @pytest.mark.parametrize("ignore", [255, -1, 99])
 def test_declared_label_nodata_becomes_the_ignore_index(make_dataset, ignore):
     root = make_dataset(1, label_nodata=200, unlabelled_rows=6)
-    found = survey_patches(list_pairs(root, "train"), 2, ignore)
+    found = index_samples(list_pairs(root, "train"), 2, ignore)
     _, mask = PatchDataset(found, statistics(10), ignore)[0]
     assert (mask[-6:] == ignore).all()
     assert set(np.unique(mask[:-6])) == {0, 1}
@@ -528,14 +528,14 @@ def test_declared_label_nodata_becomes_the_ignore_index(make_dataset, ignore):
 
 def augmented(root: Path, seed: int = 5, cache: float = 0) -> PatchDataset:
     pairs = list_pairs(root, "train")
-    found = survey_patches(pairs, 2, IGNORE, cache=Cache(cache))
+    found = index_samples(pairs, 2, IGNORE, cache=PatchCache(cache))
     return PatchDataset(found, Normalization("image"), IGNORE, "full", seed)
 
 
 def test_augmentation_depends_on_seed_and_draw_alone(make_dataset):
     root = make_dataset(6)
     one, other = augmented(root), augmented(root)
-    draws = [Draw(index, 10 + index) for index in range(6)]
+    draws = [Sample(index, 10 + index) for index in range(6)]
     forwards = [one[draw] for draw in draws]
     backwards = [other[draw] for draw in reversed(draws)][::-1]
     for a, b in zip(forwards, backwards):
@@ -548,7 +548,7 @@ def test_another_seed_or_draw_varies_the_patches_otherwise(make_dataset, seed, t
     root = make_dataset(6)
     one, other = augmented(root), augmented(root, seed)
     same = [
-        np.array_equal(one[Draw(i, 10 * i)][0], other[Draw(i, turn * i)][0])
+        np.array_equal(one[Sample(i, 10 * i)][0], other[Sample(i, turn * i)][0])
         for i in range(1, 6)
     ]
     assert not all(same)
@@ -564,12 +564,12 @@ def test_an_index_alone_is_never_varied(make_dataset):
 def test_patches_vary_as_asked(make_dataset, augment):
     root = make_dataset(1)
     pairs = list_pairs(root, "train")
-    found = survey_patches(pairs, 2, IGNORE)
+    found = index_samples(pairs, 2, IGNORE)
     dataset = PatchDataset(found, Normalization("image"), IGNORE, augment)
     image, mask = dataset[0]
     turned, values = set(), 0
     for turn in range(40):
-        varied, labels = dataset[Draw(0, turn)]
+        varied, labels = dataset[Sample(0, turn)]
         assert varied.flags.c_contiguous and labels.flags.c_contiguous
         assert labels.dtype == np.int64 and varied.dtype == np.float32
         turned.add(labels.tobytes())
@@ -620,9 +620,13 @@ def test_processes_share_the_batches_of_one(count, size):
     """Together they draw what a single process with the whole batch draws, in that order."""
     if count < size:
         return
-    parts = [list(Shuffle(count, 2, 7, Team(rank, size))) for rank in range(size)]
-    single = list(Shuffle(count, 2 * size, 7, Team()))
-    assert {len(part) for part in parts} == {len(Shuffle(count, 2, 7, Team(0, size)))}
+    parts = [
+        list(EpochBatchSampler(count, 2, 7, Team(rank, size))) for rank in range(size)
+    ]
+    single = list(EpochBatchSampler(count, 2 * size, 7, Team()))
+    assert {len(part) for part in parts} == {
+        len(EpochBatchSampler(count, 2, 7, Team(0, size)))
+    }
     seen = []
     for batch, *shares in zip(single, *parts):
         assert len({len(share) for share in shares}) == 1  # none waits for another
@@ -633,7 +637,7 @@ def test_processes_share_the_batches_of_one(count, size):
 
 
 def test_every_epoch_has_an_order_of_its_own():
-    order = Shuffle(20, 4, 3, Team())
+    order = EpochBatchSampler(20, 4, 3, Team())
     orders = []
     for epoch in (1, 2, 1):
         order.epoch = epoch
@@ -654,12 +658,12 @@ def test_validation_batches_are_parted_without_duplicates(make_dataset, size):
 
 def test_the_cache_holds_the_first_patches_that_fit(make_dataset):
     pairs = list_pairs(make_dataset(4), "train")
-    one = survey_patches(pairs, 2, IGNORE, cache=Cache(math.inf)).decoded[0]
-    found = survey_patches(pairs, 2, IGNORE, cache=Cache(2.5 * one.nbytes))
+    one = index_samples(pairs, 2, IGNORE, cache=PatchCache(math.inf)).decoded[0]
+    found = index_samples(pairs, 2, IGNORE, cache=PatchCache(2.5 * one.nbytes))
     assert [patch is not None for patch in found.decoded] == [True, True, False, False]
     assert one.mask.dtype == np.uint8
     dataset = PatchDataset(found, statistics(10), IGNORE)
-    plain = PatchDataset(survey_patches(pairs, 2, IGNORE), statistics(10), IGNORE)
+    plain = PatchDataset(index_samples(pairs, 2, IGNORE), statistics(10), IGNORE)
     assert not dataset.in_memory and plain.decoded == [None] * 4
     for index in range(4):
         for a, b in zip(dataset[index], plain[index]):
@@ -671,7 +675,7 @@ def test_the_cache_holds_the_first_patches_that_fit(make_dataset):
 def test_cached_masks_keep_every_value(make_dataset, ignore):
     root = make_dataset(1, label_nodata=200, unlabelled_rows=6)
     pairs = list_pairs(root, "train")
-    found = survey_patches(pairs, 2, ignore, cache=Cache(math.inf))
+    found = index_samples(pairs, 2, ignore, cache=PatchCache(math.inf))
     _, mask = PatchDataset(found, statistics(10), ignore)[0]
     np.testing.assert_array_equal(mask, read_patch(pairs[0], ignore)[2])
 
@@ -686,7 +690,7 @@ def test_a_cached_patch_needs_no_file(make_dataset):
 def test_patches_that_must_all_fit_but_do_not_are_an_error(make_dataset):
     pairs = list_pairs(make_dataset(3), "train")
     with pytest.raises(DatasetError, match="--cache ram"):
-        survey_patches(pairs, 2, IGNORE, cache=Cache(30_000, whole=True))
+        index_samples(pairs, 2, IGNORE, cache=PatchCache(30_000, whole=True))
 
 
 @pytest.mark.parametrize(
@@ -694,11 +698,11 @@ def test_patches_that_must_all_fit_but_do_not_are_an_error(make_dataset):
 )
 def test_the_cache_takes_a_share_of_the_free_memory(monkeypatch, cache, share, whole):
     patch_everywhere(monkeypatch, "common.machine.free_memory", lambda: 1000)
-    found = open_cache(settings(cache=cache))
+    found = make_cache(settings(cache=cache))
     assert (found.left, found.whole) == (1000 * share, whole)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert open_cache(settings(cache=cache)).left == 500 * share
-    assert open_cache(settings(cache="off")).left == 0
+    assert make_cache(settings(cache=cache)).left == 500 * share
+    assert make_cache(settings(cache="off")).left == 0
 
 
 def test_workers_are_as_many_as_it_takes(make_dataset, monkeypatch):
@@ -747,8 +751,8 @@ def symmetries(array: np.ndarray) -> list[bytes]:
 def vary(image, valid, mask, draws: int = 300):
     for seed in range(draws):
         rng = np.random.default_rng(seed)
-        turned = turn_patch(image, valid, mask, rng)
-        yield vary_radiometry(*turned[:2], rng), *turned[1:]
+        turned = random_d4(image, valid, mask, rng)
+        yield jitter_radiometry(*turned[:2], rng), *turned[1:]
 
 
 @pytest.mark.parametrize(("shape", "count"), [((5, 5), 8), ((4, 6), 4)])
@@ -1105,7 +1109,7 @@ def test_weights_made_for_the_same_bands_are_left_as_they_are(tmp_path):
     ],
 )
 def test_colours_are_found_by_option_or_description(descriptions, option, expected):
-    found = Survey(
+    found = SampleIndex(
         [], np.empty(0), [], (len(descriptions), 8, 8), descriptions, None, []
     )
     assert rgb_channels(settings(rgb_bands=option, pretrained=True), found) == expected
@@ -1115,7 +1119,7 @@ def test_colours_are_found_by_option_or_description(descriptions, option, expect
     "option", ["1,2", "0,1,2", "1,2,11", "red,green,blue", "1,2,3,4"]
 )
 def test_rgb_bands_must_be_three_bands_of_the_data(option):
-    found = Survey([], np.empty(0), [], (10, 8, 8), SENTINEL, None, [])
+    found = SampleIndex([], np.empty(0), [], (10, 8, 8), SENTINEL, None, [])
     with pytest.raises(OptionError, match="--rgb_bands"):
         rgb_channels(settings(rgb_bands=option, pretrained=True), found)
 
@@ -2098,7 +2102,7 @@ def test_a_process_takes_its_own_gpu_and_makes_it_the_present_one(
     if rank is not None:
         monkeypatch.setenv("WORLD_SIZE", "8")
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-    assert own_device(name) == torch.device("cuda", expected)
+    assert local_device(name) == torch.device("cuda", expected)
     assert taken == [expected]
 
 

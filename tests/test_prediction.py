@@ -42,8 +42,8 @@ from common import VERSION
 from common.architectures import ModelConfig
 from common.distributed import Team
 from common.errors import RasterError, SegmentationError
-from common.files import whole_file
-from common.machine import InOrder, ahead
+from common.files import atomic_write
+from common.machine import SerialWorker, prefetch
 from common.pictures import class_colours
 from common.rasters import image_bands, open_raster, read_image
 from common.tiffs import create_tiff
@@ -57,29 +57,35 @@ from model_training import (
 from prediction import tiling
 from prediction.blending import blended_rows
 from prediction.ensemble import load_models, sample_pixels
-from prediction.jobs import RESULT_OPTIONS, count_pieces, frame_job
+from prediction.jobs import RESULT_OPTIONS, count_pieces, prepare_scene
 from prediction.layers import (
     Layer,
-    decide,
-    derive,
+    classify,
+    compute_layers,
     list_layers,
     map_nodata,
     mask_layers,
 )
-from prediction.mapfiles import Maps
+from prediction.mapfiles import MapWriter
 from prediction.predictor import Predictor
 from prediction.preflight import check_scenes
-from prediction.reader import READ_AHEAD, READ_ROWS, Chunk, Readers, read_chunks
-from prediction.rowstore import Finished, Unfinished, _write_all, read_journal
+from prediction.reader import (
+    READ_AHEAD,
+    READ_ROWS,
+    ParallelReader,
+    RowBlock,
+    read_row_blocks,
+)
+from prediction.rowstore import RowStore, StoredPart, _write_all, read_journal
 from prediction.scene import map_scene
 from prediction.settings import PredictionConfig
-from prediction.statistics import Statistics, report_text, tally
+from prediction.statistics import Statistics, confidence_counts, report_text
 from prediction.tasks import Task, list_tasks
 from prediction.tiling import (
-    Axis,
-    Region,
-    make_axis,
-    region_to_read,
+    Extent,
+    WindowLayout,
+    extent_to_read,
+    lay_windows,
     remaining,
     split_columns,
     split_rows,
@@ -339,13 +345,13 @@ def everywhere(shape) -> np.ndarray:
     return np.ones(shape, bool)
 
 
-def array_chunks(image: np.ndarray, valid: np.ndarray, part: Region, cuts=()):
+def array_chunks(image: np.ndarray, valid: np.ndarray, part: Extent, cuts=()):
     """A part of an array as the chunks that a scene would be read in, cut at some rows."""
     edges = {part.top, part.bottom, *(c for c in cuts if part.top < c < part.bottom)}
     columns = slice(part.left, part.right)
     for top, bottom in pairwise(sorted(edges)):
         rows = torch.from_numpy(image[:, top:bottom, columns])
-        yield Chunk(top, rows, valid[top:bottom, columns])
+        yield RowBlock(top, rows, valid[top:bottom, columns])
 
 
 def in_torch(predict):
@@ -367,9 +373,9 @@ def blend(
     """A region (K, h, w) and its validity (h, w) out of ``blended_rows``; the whole by default."""
     shape = image.shape[1:]
     valid = everywhere(shape) if valid is None else valid
-    axes = tuple(make_axis(side, patch_size, overlap, form) for side in shape)
-    region = region or Region(0, shape[0], 0, shape[1])
-    source = array_chunks(image, valid, region_to_read(axes, region, batch_size), cuts)
+    axes = tuple(lay_windows(side, patch_size, overlap, form) for side in shape)
+    region = region or Extent(0, shape[0], 0, shape[1])
+    source = array_chunks(image, valid, extent_to_read(axes, region, batch_size), cuts)
     channels, row, parts, seen = len(image), region.top, [], []
     for done, part, known in blended_rows(
         source, in_torch(predict), axes, region, channels, batch_size
@@ -445,7 +451,7 @@ WINDOWS = [(32, 0), (32, 8), (32, 31), (45, 11), (64, 32), (64, 48), (100, 25)]
 @pytest.mark.parametrize(("patch_size", "overlap"), WINDOWS)
 def test_weights_are_positive_and_sum_to_one_over_every_length(patch_size, overlap):
     for length in range(1, 211):
-        axis = make_axis(length, patch_size, overlap)
+        axis = lay_windows(length, patch_size, overlap)
         total = np.zeros(max(length, axis.size))
         for start, weights in zip(axis.starts, axis.weights, strict=True):
             assert (weights > 0).all()
@@ -457,7 +463,7 @@ def test_weights_are_positive_and_sum_to_one_over_every_length(patch_size, overl
 def test_the_last_window_ends_at_the_edge_and_none_is_there_twice(patch_size, overlap):
     stride = patch_size - overlap
     for length in range(patch_size, 211):
-        starts = make_axis(length, patch_size, overlap).starts
+        starts = lay_windows(length, patch_size, overlap).starts
         assert starts[-1] + patch_size == length
         steps = np.diff(starts)
         assert (steps[:-1] == stride).all()
@@ -472,8 +478,8 @@ def test_the_last_window_ends_at_the_edge_and_none_is_there_twice(patch_size, ov
 def test_a_side_shorter_than_a_patch_gets_one_window_of_a_multiple_of_32(
     length, patch_size, size
 ):
-    axis = make_axis(length, patch_size, patch_size // 4)
-    assert isinstance(axis, Axis)
+    axis = lay_windows(length, patch_size, patch_size // 4)
+    assert isinstance(axis, WindowLayout)
     assert (axis.starts, axis.size) == ([0], size)
 
 
@@ -515,13 +521,13 @@ def test_rows_are_given_as_soon_as_no_further_window_adds_to_them():
     image, reached = np.zeros((1, 320, 32), np.float32), []
 
     def source():
-        part = Region(0, 320, 0, 32)
+        part = Extent(0, 320, 0, 32)
         for chunk in array_chunks(image, everywhere((320, 32)), part, range(0, 320, 8)):
             reached.append(chunk.bottom)
             yield chunk
 
-    axes = make_axis(320, 32, 8), make_axis(32, 32, 8)
-    region = Region(0, 320, 0, 32)
+    axes = lay_windows(320, 32, 8), lay_windows(32, 32, 8)
+    region = Extent(0, 320, 0, 32)
     for done, _, _ in blended_rows(source(), in_torch(identity), axes, region, 1):
         # two batches, which are rows here, are cut ahead
         assert reached[-1] == min(done.top + 2 * 24 + 32, 320)
@@ -600,10 +606,10 @@ def test_only_the_rows_that_windows_look_at_stay_in_memory():
             weakref.finalize(image, forget, 32)
             alive += 32
             most = max(most, alive)
-            yield Chunk(top, image, everywhere((32, 256)))
+            yield RowBlock(top, image, everywhere((32, 256)))
 
-    axes = make_axis(4096, 64, 16), make_axis(256, 64, 16)
-    region = Region(0, 4096, 0, 256)
+    axes = lay_windows(4096, 64, 16), lay_windows(256, 64, 16)
+    region = Extent(0, 4096, 0, 256)
     stores = set()
     for _, part, _ in blended_rows(source(), in_torch(identity), axes, region, 2):
         assert part.all()
@@ -628,7 +634,7 @@ def test_every_blend_equals_that_of_the_whole_scene_in_memory(
 @pytest.mark.parametrize(("patch_size", "overlap"), WINDOWS)
 def test_weights_of_every_blend_are_positive_and_sum_to_one(form, patch_size, overlap):
     for length in (1, 31, 33, 64, 99, 100, 101, 187, 210):
-        axis = make_axis(length, patch_size, overlap, form)
+        axis = lay_windows(length, patch_size, overlap, form)
         assert axis.weights.dtype == np.float32 and (axis.weights > 0).all()
         total = np.zeros(max(length, axis.size))
         for start, weights in zip(axis.starts, axis.weights, strict=True):
@@ -688,7 +694,7 @@ def test_a_part_of_a_scene_is_what_the_whole_holds_there_to_the_last_bit(seed):
         top, bottom = np.sort(rng.choice(height + 1, 2, replace=False)).tolist()
         left, right = np.sort(rng.choice(width + 1, 2, replace=False)).tolist()
         cuts = rng.integers(0, height, rng.integers(0, 30)).tolist()
-        found, seen = part(Region(top, bottom, left, right), cuts)
+        found, seen = part(Extent(top, bottom, left, right), cuts)
         np.testing.assert_array_equal(found, whole[:, top:bottom, left:right])
         np.testing.assert_array_equal(seen, valid[top:bottom, left:right])
 
@@ -727,8 +733,8 @@ SIDES = [(1, 32, 0), (40, 64, 16), (300, 32, 8), (301, 64, 48), (1000, 64, 16)]
 def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
     side, batch_size
 ):
-    axis = make_axis(*side)
-    groups = tiling.batches(axis, batch_size, 0, axis.length)
+    axis = lay_windows(*side)
+    groups = tiling.batch_groups(axis, batch_size, 0, axis.length)
     together = np.concatenate(groups).tolist()
     assert together == list(range(len(axis.starts)))
     sizes = [len(group) for group in groups]
@@ -737,7 +743,7 @@ def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
     whole = [group.tolist() for group in groups]
     for first in range(0, axis.length, 23):
         for last in {min(first + step, axis.length) for step in (1, 50, 400)}:
-            part = tiling.batches(axis, batch_size, first, last)
+            part = tiling.batch_groups(axis, batch_size, first, last)
             part = [group.tolist() for group in part]
             assert all(group in whole for group in part)
             needed = {
@@ -752,8 +758,8 @@ def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("side", SIDES)
 def test_pieces_of_columns_follow_each_other_without_gap(side, batch_size):
-    axis = make_axis(*side)
-    most = len(tiling.batches(axis, batch_size, 0, axis.length))
+    axis = lay_windows(*side)
+    most = len(tiling.batch_groups(axis, batch_size, 0, axis.length))
     for pieces in (1, 2, 3, 7, 1000):
         cuts = split_columns(axis, batch_size, pieces)
         assert len(cuts) == min(pieces, most)
@@ -765,7 +771,7 @@ def test_pieces_of_columns_follow_each_other_without_gap(side, batch_size):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_shares_of_rows_follow_each_other_without_gap(side):
-    axis = make_axis(*side)
+    axis = lay_windows(*side)
     for top, bottom in ((0, axis.length), (axis.length // 3, axis.length * 2 // 3 + 1)):
         for of in (1, 2, 3, 50):
             shares = [split_rows(axis, top, bottom, number, of) for number in range(of)]
@@ -781,12 +787,12 @@ def test_shares_of_rows_follow_each_other_without_gap(side):
 @pytest.mark.parametrize("seed", range(30))
 def test_what_remains_of_a_part_is_what_no_finished_part_holds(seed):
     rng = np.random.default_rng(seed)
-    part = Region(5, 40, 10, 20)
+    part = Extent(5, 40, 10, 20)
     done = []
     for _ in range(rng.integers(0, 8)):
         top, bottom = np.sort(rng.choice(50, 2, replace=False)).tolist()
         columns = [(10, 20), (0, 30), (10, 15), (20, 30)][rng.integers(4)]
-        done.append(Region(top, bottom, *columns))
+        done.append(Extent(top, bottom, *columns))
     found = remaining(done, part)
     missing = {
         row
@@ -813,15 +819,15 @@ def window_of(path: Path, height: int, width: int):
         return images
 
     with open_raster(path) as scene:
-        whole = Region(0, scene.height, 0, scene.width)
+        whole = Extent(0, scene.height, 0, scene.width)
         bands = image_bands(scene)
         axes = tuple(
-            Axis(length, size, [0], np.ones((1, size), np.float32), [0])
+            WindowLayout(length, size, [0], np.ones((1, size), np.float32), [0])
             for length, size in zip(scene.shape, (height, width))
         )
-        readers = Readers(scene, bands, 1)
+        readers = ParallelReader(scene, bands, 1)
         with readers.opened:
-            chunks = read_chunks(readers, CPU, whole)
+            chunks = read_row_blocks(readers, CPU, whole)
             list(blended_rows(chunks, predict, axes, whole, len(bands)))
     return got[0]
 
@@ -875,13 +881,13 @@ def test_chunks_follow_each_other_and_begin_where_blocks_do(
     path = write_scene(tmp_path / "a.tif", pixels, nodata=0, **LAYOUTS[layout])
     with open_raster(path) as scene:
         height = scene.block_shapes[0][0]
-        readers = Readers(scene, [3, 1], count)
+        readers = ParallelReader(scene, [3, 1], count)
         for part in (
-            Region(0, 500, 0, 70),
-            Region(77, 401, 13, 50),
-            Region(9, 10, 0, 1),
+            Extent(0, 500, 0, 70),
+            Extent(77, 401, 13, 50),
+            Extent(9, 10, 0, 1),
         ):
-            chunks = list(read_chunks(readers, CPU, part))
+            chunks = list(read_row_blocks(readers, CPU, part))
             assert chunks[0].top == part.top and chunks[-1].bottom == part.bottom
             for one, next_one in pairwise(chunks):
                 assert one.bottom == next_one.top and one.bottom % height == 0
@@ -902,7 +908,7 @@ def test_threads_share_a_scene_and_none_reads_a_block_of_another_one(tmp_path, l
     path = write_scene(tmp_path / "a.tif", noise(500, 200), **LAYOUTS[layout])
     with open_raster(path) as scene:
         high, wide = scene.block_shapes[0]
-        readers = Readers(scene, [1, 2, 3], 4)
+        readers = ParallelReader(scene, [1, 2, 3], 4)
         datasets, pieces = set(), []
         plain = read_image
         together = threading.Barrier(2 if layout != "one block" else 1, timeout=30)
@@ -935,13 +941,13 @@ def test_a_format_with_threads_of_its_own_is_read_by_one(tmp_path):
     plain = write_scene(tmp_path / "a.tif", noise(64, 64))
     rasterio.shutil.copy(plain, path, driver="JP2OpenJPEG")
     with open_raster(path) as scene:
-        readers = Readers(scene, [1], 4)
+        readers = ParallelReader(scene, [1], 4)
         with readers.opened:
             assert readers.count == 1
 
 
 def test_a_thread_works_in_order_lets_few_wait_and_tells_its_faults():
-    thread, done, go = InOrder(2), [], threading.Event()
+    thread, done, go = SerialWorker(2), [], threading.Event()
 
     def work(number: int) -> None:
         go.wait(30)
@@ -967,8 +973,8 @@ def test_a_thread_works_in_order_lets_few_wait_and_tells_its_faults():
 @pytest.mark.parametrize(
     "name",
     [
-        "prediction.statistics.tally",
-        "prediction.reader.read_chunks",
+        "prediction.statistics.confidence_counts",
+        "prediction.reader.read_row_blocks",
         "prediction.layers.mask_layers",
     ],
 )
@@ -987,23 +993,23 @@ def test_a_gpu_without_memory_for_the_rows_is_told_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("owner", [Maps, Statistics])
+@pytest.mark.parametrize("owner", [MapWriter, Statistics])
 def test_a_fault_while_maps_are_written_ends_the_run(
     land, scene, tmp_path, monkeypatch, capsys, owner
 ):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(owner, "advance" if owner is Maps else "add", full)
+    monkeypatch.setattr(owner, "advance" if owner is MapWriter else "add", full)
     assert run(land.path, scene, tmp_path / "out" / "map.tif") == 1
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
 def test_reading_ahead_keeps_the_order_and_ends_with_the_source():
-    with ahead(range(100)) as items:
+    with prefetch(range(100)) as items:
         assert list(items) == list(range(100))
-    with ahead([]) as items:
+    with prefetch([]) as items:
         assert list(items) == []
 
 
@@ -1016,7 +1022,7 @@ def test_reading_ahead_is_one_item_ahead_and_in_another_thread():
             threads.add(threading.get_ident())
             yield number
 
-    with ahead(source()) as items:
+    with prefetch(source()) as items:
         for number in items:
             assert len(taken) <= number + 2
     assert threading.get_ident() not in threads and len(threads) == 1
@@ -1027,7 +1033,7 @@ def test_an_error_while_reading_ahead_comes_in_its_place():
         yield 1
         raise RasterError("the block is broken")
 
-    with ahead(source()) as items:
+    with prefetch(source()) as items:
         assert next(items) == 1
         with pytest.raises(RasterError, match="the block is broken"):
             next(items)
@@ -1035,7 +1041,7 @@ def test_an_error_while_reading_ahead_comes_in_its_place():
 
 def test_a_consumer_that_stops_leaves_no_thread_behind():
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), ahead(range(10)) as items:
+    with pytest.raises(KeyboardInterrupt), prefetch(range(10)) as items:
         next(items)
         raise KeyboardInterrupt
     assert threading.active_count() == before
@@ -1045,7 +1051,7 @@ def test_a_consumer_that_stops_leaves_no_thread_behind():
 
 
 def classes_and_confidence(probabilities, threshold=0.5):
-    return [one.numpy() for one in decide(torch.as_tensor(probabilities), threshold)]
+    return [one.numpy() for one in classify(torch.as_tensor(probabilities), threshold)]
 
 
 def test_the_threshold_itself_is_foreground():
@@ -1083,7 +1089,7 @@ def test_invalid_pixels_are_nodata_in_every_layer(channels):
     wanted = ("save_confidence", "save_uncertainty", "save_probabilities")
     layers = layers_of(names, 2, **dict.fromkeys(wanted, True))
     blended = torch.full((channels + 1, 1, 2), 0.9)
-    tensors = derive(blended, layers, channels, 0.5)
+    tensors = compute_layers(blended, layers, channels, 0.5)
     arrays = mask_layers(tensors, np.array([[True, False]]), layers)
     assert set(arrays) == set(layers) and "confidence" in layers
     for name, layer in layers.items():
@@ -1095,13 +1101,13 @@ def test_invalid_pixels_are_nodata_in_every_layer(channels):
 
 
 def test_probabilities_that_are_not_numbers_make_no_map():
-    tensors = derive(torch.full((2, 1, 2), torch.nan), {}, 2, 0.5)
+    tensors = compute_layers(torch.full((2, 1, 2), torch.nan), {}, 2, 0.5)
     both = tensors["classes"][0], tensors["confidence"][0]
-    tally(*both, np.zeros((1, 2), bool), 2)  # none is seen
+    confidence_counts(*both, np.zeros((1, 2), bool), 2)  # none is seen
     with pytest.raises(SegmentationError, match="not numbers"):
-        tally(*both, np.array([[False, True]]), 2)
+        confidence_counts(*both, np.array([[False, True]]), 2)
     with pytest.raises(SegmentationError, match="not numbers"):
-        tally(*both, np.ones((1, 2), bool), 2)
+        confidence_counts(*both, np.ones((1, 2), bool), 2)
 
 
 def test_confidence_never_passes_one():
@@ -1126,7 +1132,7 @@ def test_past_255_classes_a_map_has_sixteen_bits(classes, nodata, dtype):
     layers = layers_of([f"class {number}" for number in range(classes)])
     probabilities = torch.zeros(classes, 1, 2)
     probabilities[-1] = 1
-    tensors = derive(probabilities, layers, classes, 0.5)
+    tensors = compute_layers(probabilities, layers, classes, 0.5)
     found = mask_layers(tensors, np.array([[True, False]]), layers)
     found = found["classes"]
     assert found.dtype == dtype and found.tolist() == [[[classes - 1, nodata]]]
@@ -1150,7 +1156,7 @@ def count_map(statistics: Statistics, classes, confidence) -> None:
     valid = classes < len(statistics.names)
     arrays = np.where(valid, classes, 0), np.where(valid, confidence, np.nan)
     tensors = (torch.from_numpy(array) for array in arrays)
-    statistics.tally += tally(*tensors, valid, len(statistics.names))
+    statistics.tally += confidence_counts(*tensors, valid, len(statistics.names))
     statistics.add(classes)
 
 
@@ -1192,7 +1198,7 @@ def test_the_parts_of_a_map_add_up_to_the_same_in_any_order():
 
     def counted(rows: slice, columns: slice = slice(None)) -> np.ndarray:
         both = (torch.from_numpy(array[rows, columns].copy()) for array in arrays)
-        return tally(*both, classes[rows, columns] != 255, 4)
+        return confidence_counts(*both, classes[rows, columns] != 255, 4)
 
     whole = counted(slice(None))
     assert whole.dtype == np.int64 and whole.shape == (1000 + 4,)
@@ -1266,7 +1272,7 @@ def random_layers(height: int, width: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def random_parts(height: int, width: int, columns: int, seed: int) -> list[Region]:
+def random_parts(height: int, width: int, columns: int, seed: int) -> list[Extent]:
     """A partition of a map, shuffled: pieces of columns, each cut into rows of its own."""
     rng = np.random.default_rng(seed)
 
@@ -1275,37 +1281,37 @@ def random_parts(height: int, width: int, columns: int, seed: int) -> list[Regio
         return list(pairwise([0, *np.sort(inner).tolist(), length]))
 
     parts = [
-        Region(top, bottom, left, right)
+        Extent(top, bottom, left, right)
         for left, right in cut(width, columns)
         for top, bottom in cut(height, min(height, 7))
     ]
     return [parts[number] for number in rng.permutation(len(parts))]
 
 
-def piece(arrays, part: Region) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def piece(arrays, part: Extent) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What is stored of a part: its layers and a tally, here its pixels and its corner."""
     top, bottom, left, right = part
     layers = {name: array[:, top:bottom, left:right] for name, array in arrays.items()}
     return layers, np.array([(bottom - top) * (right - left), top, 0])
 
 
-def finished(arrays, parts) -> list[Finished]:
+def finished(arrays, parts) -> list[StoredPart]:
     """What journals tell of parts."""
-    return [Finished(part, tuple(piece(arrays, part)[1].tolist())) for part in parts]
+    return [StoredPart(part, tuple(piece(arrays, part)[1].tolist())) for part in parts]
 
 
 @pytest.fixture
 def partial(tmp_path) -> Path:
     """An unfinished map of 90 x 41 pixels of which nothing is there yet."""
     folder = tmp_path / ".map.tif-partial"
-    Unfinished.begin(folder, {"what": "a test"}, LAYERS, (90, 41))
+    RowStore.begin(folder, {"what": "a test"}, LAYERS, (90, 41))
     return folder
 
 
 @pytest.mark.parametrize("columns", [1, 2, 5])
 def test_what_is_stored_in_any_order_is_read_back(partial, columns):
     arrays = random_layers(90, 41)
-    rows = Unfinished(partial, LAYERS, (90, 41))
+    rows = RowStore(partial, LAYERS, (90, 41))
     with rows.opened:
         for part in random_parts(90, 41, columns, seed=columns):
             rows.write(part, *piece(arrays, part))
@@ -1321,14 +1327,14 @@ def test_two_processes_store_into_the_same_map(partial):
     arrays = random_layers(90, 41)
     parts = random_parts(90, 41, 3, seed=9)
     for number in range(2):
-        rows = Unfinished(partial, LAYERS, (90, 41), number)
+        rows = RowStore(partial, LAYERS, (90, 41), number)
         with rows.opened:
             for part in parts[number::2]:
                 rows.write(part, *piece(arrays, part))
-    found = Unfinished.finished_parts(partial)
+    found = RowStore.finished_parts(partial)
     assert sorted(found) == sorted(finished(arrays, parts))
     assert [path.name for path in partial.glob("done-*")] == ["done-0.txt"]
-    rows = Unfinished(partial, LAYERS, (90, 41))
+    rows = RowStore(partial, LAYERS, (90, 41))
     with rows.opened:
         for name, array in arrays.items():
             np.testing.assert_array_equal(rows.read(name, 0, 90), array)
@@ -1340,29 +1346,29 @@ def test_a_torn_line_of_a_journal_is_ignored_and_spoils_no_later_one(
     partial, torn, number
 ):
     arrays = random_layers(90, 41)
-    first, second = Region(0, 64, 0, 41), Region(64, 90, 0, 41)
-    rows = Unfinished(partial, LAYERS, (90, 41), number)
+    first, second = Extent(0, 64, 0, 41), Extent(64, 90, 0, 41)
+    rows = RowStore(partial, LAYERS, (90, 41), number)
     with rows.opened:
         rows.write(first, *piece(arrays, first))
     with open(partial / f"done-{number}.txt", "a") as journal:
         journal.write(torn)
-    found = Unfinished.finished_parts(partial)
+    found = RowStore.finished_parts(partial)
     assert found == finished(arrays, [first])
-    rows = Unfinished(partial, LAYERS, (90, 41))
+    rows = RowStore(partial, LAYERS, (90, 41))
     with rows.opened:
         rows.write(second, *piece(arrays, second))
-    found = Unfinished.finished_parts(partial)
+    found = RowStore.finished_parts(partial)
     assert found == finished(arrays, [first, second])
     assert [path.name for path in partial.glob("done-*")] == ["done-0.txt"]
 
 
 def test_a_part_that_two_journals_tell_of_counts_once(partial):
     # twice 30 columns are more than 41
-    left = Finished(Region(0, 90, 0, 30), (7, 8))
+    left = StoredPart(Extent(0, 90, 0, 30), (7, 8))
     for number in (0, 1):  # as a process leaves them that is killed while it joins them
         (partial / f"done-{number}.txt").write_text("0 90 0 30 7 8\n")
-    assert Unfinished.finished_parts(partial) == [left]
-    assert Unfinished.finished_parts(partial) == [left]
+    assert RowStore.finished_parts(partial) == [left]
+    assert RowStore.finished_parts(partial) == [left]
 
 
 @pytest.mark.parametrize("bytes_a_call", [1000, 7])
@@ -1385,8 +1391,8 @@ def test_files_that_take_and_give_less_at_a_time_hold_the_map_all_the_same(
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    arrays, part = random_layers(90, 41), Region(0, 90, 0, 41)
-    rows = Unfinished(partial, LAYERS, (90, 41))
+    arrays, part = random_layers(90, 41), Extent(0, 90, 0, 41)
+    rows = RowStore(partial, LAYERS, (90, 41))
     with rows.opened:
         rows.files = {name: Slow(file) for name, file in rows.files.items()}
         rows.sources = {name: Slow(file) for name, file in rows.sources.items()}
@@ -1396,7 +1402,7 @@ def test_files_that_take_and_give_less_at_a_time_hold_the_map_all_the_same(
 
 
 def test_a_part_is_in_the_journal_only_after_it_is_in_the_files(partial, monkeypatch):
-    arrays, part = random_layers(90, 41), Region(0, 90, 0, 41)
+    arrays, part = random_layers(90, 41), Extent(0, 90, 0, 41)
     write_all, fsync, calls = _write_all, os.fsync, []
 
     def failing(file, data):
@@ -1409,7 +1415,7 @@ def test_a_part_is_in_the_journal_only_after_it_is_in_the_files(partial, monkeyp
     monkeypatch.setattr(
         os, "fsync", lambda number: (synced.append(number), fsync(number))
     )
-    rows = Unfinished(partial, LAYERS, (90, 41))
+    rows = RowStore(partial, LAYERS, (90, 41))
     with rows.opened:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
             patch_everywhere(patch, "prediction.rowstore._write_all", failing)
@@ -1458,11 +1464,11 @@ def test_maps_get_whole_rows_of_blocks_in_order_whatever_comes_first(
     tmp_path, columns, seed
 ):
     shape, arrays = (600, 23), random_layers(600, 23)
-    Unfinished.begin(tmp_path / "partial", {}, LAYERS, shape)
+    RowStore.begin(tmp_path / "partial", {}, LAYERS, shape)
     files = {name: Recorder(array.shape) for name, array in arrays.items()}
     statistics = Statistics(["a", "b", "c", "d"], np.ones(600))
-    rows = Unfinished(tmp_path / "partial", LAYERS, shape)
-    maps = Maps(rows, files, statistics)
+    rows = RowStore(tmp_path / "partial", LAYERS, shape)
+    maps = MapWriter(rows, files, statistics)
     with rows.opened:
         missing = everywhere(shape)
         for part in random_parts(*shape, columns, seed):
@@ -1501,9 +1507,9 @@ def tall_scene(tmp_path) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        "prediction.layers.derive",
-        "prediction.rowstore.Unfinished.write",
-        "prediction.mapfiles.Maps.advance",
+        "prediction.layers.compute_layers",
+        "prediction.rowstore.RowStore.write",
+        "prediction.mapfiles.MapWriter.advance",
         "prediction.predictor.Predictor.__call__",
     ],
 )
@@ -1543,7 +1549,7 @@ def test_a_run_that_was_interrupted_several_times_ends_with_the_same_map(
     output = tmp_path / "b" / "map.tif"
     for _ in range(4):
         with monkeypatch.context() as patch:
-            interrupt(patch, "prediction.layers.derive", 2)
+            interrupt(patch, "prediction.layers.compute_layers", 2)
             run(spatial, tall_scene, output, *EVERYTHING, "--resume")
     assert run(spatial, tall_scene, output, *EVERYTHING, "--resume") == 0
     found, expected = outcome(output.parent), outcome(tmp_path / "a")
@@ -1554,7 +1560,7 @@ def test_a_run_that_was_interrupted_several_times_ends_with_the_same_map(
 def left_unfinished(model, scene, output, monkeypatch, *options) -> dict[str, bytes]:
     """Interrupt a run; what lies in the hidden folder then."""
     with monkeypatch.context() as patch:
-        interrupt(patch, "prediction.layers.derive", 3)
+        interrupt(patch, "prediction.layers.compute_layers", 3)
         assert run(model, scene, output, *options) == 130
     return outcome(output.with_name(f".{output.name}-partial"))
 
@@ -1670,7 +1676,7 @@ def test_resuming_several_scenes_goes_on_with_the_one_that_was_interrupted(
     report = capsys.readouterr().out.replace("/expected/", "/maps/")
     maps = tmp_path / "maps"
     with monkeypatch.context() as patch:
-        interrupt(patch, "prediction.layers.derive", 5)  # 3 window rows a scene
+        interrupt(patch, "prediction.layers.compute_layers", 5)  # 3 window rows a scene
         assert run(spatial, scenes, maps) == 130
     capsys.readouterr()
     batches.clear()
@@ -1759,7 +1765,7 @@ def test_pieces_of_columns_are_as_many_as_the_memory_needs(land, tmp_path):
         models = load_models(config)
         with open_raster(path) as scene:
             task = Task(str(path), tmp_path / "map.tif")
-            job = frame_job(task, config, models, scene)
+            job = prepare_scene(task, config, models, scene)
             counts.append(count_pieces(job))
     assert counts[0] == 1 and counts == sorted(counts) and len(set(counts)) == 4
     assert counts[3] == pytest.approx(10 * counts[2], abs=10)
@@ -2803,7 +2809,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_its_handler_goes_back(
             time.sleep(0.01)
         raise AssertionError("SIGTERM was not noticed")
 
-    patch_everywhere(monkeypatch, "prediction.layers.decide", ended)
+    patch_everywhere(monkeypatch, "prediction.layers.classify", ended)
     before = signal.getsignal(signal.SIGTERM)
     folder = tmp_path / "out"
     assert run(land.path, scene, folder / "map.tif") == 130
@@ -3137,7 +3143,7 @@ def test_a_run_touches_nothing_that_another_scene_leaves_aside(land, tmp_path):
     scene = write_scene(tmp_path / f"{start}2TQM.tif", noise(64, 64), DESCRIPTIONS)
     maps = tmp_path / "maps"
     maps.mkdir()
-    with whole_file(maps / f"{start}3UUP_prediction_statistics.json") as part:
+    with atomic_write(maps / f"{start}3UUP_prediction_statistics.json") as part:
         part.write_text("half")
         assert run(land.path, scene, maps) == 0
         assert part.read_text() == "half"

@@ -32,7 +32,7 @@ from test_prediction import (
 )
 from torch import nn
 
-from common.architectures import VIEWS, ModelConfig
+from common.architectures import TTA_TRANSFORMS, ModelConfig
 from common.errors import CheckpointError, SegmentationError
 from model_training import (
     Checkpoint,
@@ -42,7 +42,7 @@ from model_training import (
     save_checkpoint,
 )
 from prediction.ensemble import load_models, one_thread_each
-from prediction.predictor import Predictor, speed_up_pointwise
+from prediction.predictor import Predictor, route_pointwise_to_onednn
 from prediction.settings import PredictionConfig
 from prediction.tasks import list_models
 
@@ -287,12 +287,12 @@ def test_views_are_averaged(spatial, tmp_path, views, shape):
 def test_the_views_of_d4_are_eight_different_ones_and_flip_four_of_them():
     image = torch.arange(6.0).reshape(1, 2, 3)
     seen = set()
-    for turns, mirrored in VIEWS["d4"]:
+    for turns, mirrored in TTA_TRANSFORMS["d4"]:
         view = (image.flip(-1) if mirrored else image).rot90(turns, (-2, -1))
         seen.add(tuple(map(tuple, view[0].tolist())))
     assert len(seen) == 8
-    assert set(VIEWS["flip"]) < set(VIEWS["d4"])
-    assert VIEWS["none"] == [(0, False)]
+    assert set(TTA_TRANSFORMS["flip"]) < set(TTA_TRANSFORMS["d4"])
+    assert TTA_TRANSFORMS["none"] == [(0, False)]
 
 
 @pytest.mark.parametrize("views", ["none", "d4"])
@@ -491,7 +491,7 @@ def test_a_resumed_run_keeps_the_precision_that_was_found(
     )
     output = tmp_path / "map.tif"
     with monkeypatch.context() as patch:
-        interrupt(patch, "prediction.layers.derive", 2)
+        interrupt(patch, "prediction.layers.compute_layers", 2)
         assert run(*delicate, output, "--precision", "auto") == 130
     calls = interrupt(monkeypatch, "prediction.precision.choose_precision", 99)
     assert run(*delicate, output, "--precision", "auto", "--resume") == 0
@@ -761,7 +761,7 @@ def test_pointwise_convolutions_of_onednn_give_the_same_logits():
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         expected = model(images)
-        speed_up_pointwise(model)
+        route_pointwise_to_onednn(model)
         found = model(images)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]

@@ -36,9 +36,9 @@ from common.errors import (
     require,
     unknown_name,
 )
-from common.files import umask, whole_file, write_json
+from common.files import atomic_write, umask, write_json
 from common.ground import pixel_areas
-from common.interruption import ending_as_ctrl_c
+from common.interruption import interruptible
 from common.labels import (
     class_name_tags,
     class_names_of,
@@ -69,7 +69,7 @@ from common.rasters import (
     window_starts,
     window_within,
 )
-from common.tiffs import PatchHeader, list_tiffs, patch_header
+from common.tiffs import TiffHeader, list_tiffs, tiff_header
 
 CRS = "EPSG:32631"
 TRANSFORM = from_origin(431_240, 4_912_560, 10, 10)
@@ -1031,7 +1031,7 @@ def test_labels_without_any_image_are_an_error(tmp_path, required):
 def test_the_header_of_a_patch_gives_bands_size_and_dtype(tmp_path, interleave, more):
     pixels = np.zeros((3, 16, 24), np.float32)
     path = write_raster(tmp_path / "a.tif", pixels, interleave=interleave, **more)
-    assert patch_header(path) == PatchHeader(3, 16, 24, "float32")
+    assert tiff_header(path) == TiffHeader(3, 16, 24, "float32")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -1041,14 +1041,14 @@ def test_a_patch_that_is_cut_off_is_an_error_that_names_it(tmp_path, share, more
     content = write_raster(tmp_path / "whole.tif", noise, **more).read_bytes()
     (tmp_path / "cut.tif").write_bytes(content[: int(share * len(content))])
     with pytest.raises(DatasetError, match=r"cut\.tif"):
-        patch_header(tmp_path / "cut.tif")
+        tiff_header(tmp_path / "cut.tif")
 
 
 @pytest.mark.parametrize("content", [b"", b"I", b"no TIFF at all", b"\0" * 64])
 def test_a_patch_that_is_no_tiff_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "odd.tif").write_bytes(content)
     with pytest.raises(DatasetError, match=r"odd\.tif"):
-        patch_header(tmp_path / "odd.tif")
+        tiff_header(tmp_path / "odd.tif")
 
 
 @pytest.mark.parametrize("length", [2, 4, 7])
@@ -1056,7 +1056,7 @@ def test_a_patch_cut_off_within_its_first_bytes_is_an_error(tmp_path, length):
     content = write_raster(tmp_path / "whole.tif", ramp()).read_bytes()
     (tmp_path / "cut.tif").write_bytes(content[:length])
     with pytest.raises(DatasetError, match=r"cut\.tif"):
-        patch_header(tmp_path / "cut.tif")
+        tiff_header(tmp_path / "cut.tif")
 
 
 def test_a_patch_cut_off_within_its_tags_is_an_error(tmp_path):
@@ -1070,7 +1070,7 @@ def test_a_patch_cut_off_within_its_tags_is_an_error(tmp_path):
         assert tag.valueoffset > tiff.pages.first.dataoffsets[-1]
     (tmp_path / "cut.tif").write_bytes(whole.read_bytes()[: tag.valueoffset])
     with pytest.raises(DatasetError, match=r"cut\.tif"):
-        patch_header(tmp_path / "cut.tif")
+        tiff_header(tmp_path / "cut.tif")
 
 
 def test_a_patch_is_read_with_its_validity_and_its_mask(tmp_path):
@@ -1161,7 +1161,7 @@ def test_a_tag_of_that_name_from_another_program_gives_no_class_names(tmp_path, 
 
 def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
     target = tmp_path / "new" / "folder" / "result.txt"
-    with whole_file(target) as part:
+    with atomic_write(target) as part:
         part.write_text("half")
         assert part.parent == target.parent
         assert not target.exists()
@@ -1171,7 +1171,7 @@ def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_no_file(tmp_path, error):
-    with pytest.raises(error), whole_file(tmp_path / "result.txt") as part:
+    with pytest.raises(error), atomic_write(tmp_path / "result.txt") as part:
         part.write_text("half")
         raise error
     assert os.listdir(tmp_path) == []
@@ -1180,7 +1180,7 @@ def test_an_error_leaves_no_file(tmp_path, error):
 def test_an_error_keeps_the_former_file(tmp_path):
     target = tmp_path / "result.txt"
     target.write_text("former")
-    with pytest.raises(KeyError), whole_file(target) as part:
+    with pytest.raises(KeyError), atomic_write(target) as part:
         part.write_text("half")
         raise KeyError
     assert target.read_text() == "former"
@@ -1190,14 +1190,14 @@ def test_an_error_keeps_the_former_file(tmp_path):
 def test_a_former_file_is_replaced(tmp_path):
     target = tmp_path / "result.txt"
     target.write_text("former")
-    with whole_file(str(target)) as part:
+    with atomic_write(str(target)) as part:
         part.write_text("new")
     assert target.read_text() == "new"
 
 
 def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
     target = tmp_path / ("x" * 251 + ".txt")
-    with whole_file(target) as part:
+    with atomic_write(target) as part:
         part.write_text("long")
     assert target.read_text() == "long"
 
@@ -1206,7 +1206,7 @@ def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
 def test_permissions_follow_the_umask(tmp_path, mask, mode):
     former = os.umask(mask)
     try:
-        with whole_file(tmp_path / "result.txt") as part:
+        with atomic_write(tmp_path / "result.txt") as part:
             part.write_text("text")
         assert umask() == mask
     finally:
@@ -1218,7 +1218,7 @@ def test_a_new_raster_is_not_shown_by_the_overviews_of_the_former_one(tmp_path):
     target = write_raster(tmp_path / "map.tif", np.full((64, 64), 1, "uint8"))
     with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(target, "r+") as file:
         file.build_overviews([4])
-    with whole_file(target) as part:
+    with atomic_write(target) as part:
         write_raster(part, np.full((64, 64), 2, "uint8"))
     with open_raster(target) as file:
         picture, _ = overview(file, [1], 16)
@@ -1437,7 +1437,7 @@ def test_an_interruption_that_python_drops_comes_again(number):
     thing, former = Thing(), sys.unraisablehook
     # an exception in what is called when a thing goes reaches nobody
     watched = weakref.ref(thing, lambda _: signal.raise_signal(number))
-    with pytest.raises(KeyboardInterrupt), ending_as_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), interruptible():
         del thing
         assert watched() is None
         wait()
@@ -1451,6 +1451,6 @@ def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
 
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
-    with ending_as_ctrl_c():
+    with interruptible():
         Thing()
     assert [one.exc_type for one in told] == [ValueError]

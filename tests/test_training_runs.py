@@ -28,7 +28,7 @@ from training import loop
 from training.epochs import epoch_line
 from training.loop import Stepper, train_one_epoch, training_precision
 from training.preflight import check_experiment
-from training.samples import PatchDataset, make_loader, survey_patches
+from training.samples import PatchDataset, index_samples, make_loader
 from training.settings import TrainingConfig
 
 SCRIPT = str(ROOT / "main.py")
@@ -380,7 +380,7 @@ with mt.join_team() as team:
 
 
 def test_too_few_patches_for_the_processes_are_an_error(data):
-    survey = survey_patches(list_pairs(data, "train"), 2, 255)
+    survey = index_samples(list_pairs(data, "train"), 2, 255)
     dataset = PatchDataset(survey.subset([0]), Normalization("image"), 255)
     config = TrainingConfig(dataset_root="data", model="unet")
     with pytest.raises(DatasetError, match="too few for 2 processes"):

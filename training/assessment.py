@@ -17,7 +17,7 @@ from common.rasters import open_raster
 from evaluation.areas import estimate_areas
 from evaluation.calibration import LogitSample, fit_temperature
 from evaluation.examples import draw_examples
-from evaluation.reports import Inspection, draw_calibration, plot_training
+from evaluation.reports import TestCollector, draw_calibration, plot_training
 from model_training import (
     confusion_matrix,
     load_checkpoint,
@@ -26,13 +26,15 @@ from model_training import (
     scores,
 )
 from training.loop import evaluate
-from training.run import Run
-from training.samples import Survey
+from training.run import TrainingRun
+from training.samples import SampleIndex
 
 log = logging.getLogger("semanticseg4eo")
 
 
-def finish(run: Run, test: Survey | None, held_out: HeldOut | None = None) -> dict:
+def export(
+    run: TrainingRun, test: SampleIndex | None, held_out: HeldOutCollector | None = None
+) -> dict:
     """Take the best weights, examine them, write the final model and the picture.
 
     Args:
@@ -50,11 +52,11 @@ def finish(run: Run, test: Survey | None, held_out: HeldOut | None = None) -> di
         "best": dict(run.history.best),
     }
     run.sample = LogitSample(seed=run.config.seed)
-    report["validation"] = examine(run, run.validation, run.sample.add)
+    report["validation"] = evaluate_split(run, run.validation, run.sample.add)
     calibrate(run, [run.sample])
     if held_out:
-        report["held_out"] = examine(run, held_out.survey, held_out)
-    report |= examine_test(run, test)
+        report["held_out"] = evaluate_split(run, held_out.survey, held_out)
+    report |= evaluate_test(run, test)
     kinds = ("validation", "held_out", "test")
     run.save("final_model", {key: report[key] for key in kinds if key in report})
     report["history"] = run.history.rows
@@ -65,7 +67,9 @@ def finish(run: Run, test: Survey | None, held_out: HeldOut | None = None) -> di
     return report
 
 
-def examine(run: Run, survey: Survey, watch: Callable | None = None) -> dict:
+def evaluate_split(
+    run: TrainingRun, survey: SampleIndex, watch: Callable | None = None
+) -> dict:
     """Loss and scores of a run's model on surveyed patches, in float32, by this process alone.
 
     ``watch`` is that of ``evaluate``.
@@ -81,7 +85,7 @@ def examine(run: Run, survey: Survey, watch: Callable | None = None) -> dict:
     return {"loss": loss} | scores(matrix, run.names, run.config.mode == "binary")
 
 
-def calibrate(run: Run, samples: Sequence[LogitSample]) -> None:
+def calibrate(run: TrainingRun, samples: Sequence[LogitSample]) -> None:
     """Fit a run's temperature on pixels that its model, or those of its folds, did not learn."""
     if run.config.no_calibration:
         return
@@ -93,7 +97,7 @@ def calibrate(run: Run, samples: Sequence[LogitSample]) -> None:
     )
 
 
-def examine_test(run: Run, test: Survey | None) -> dict:
+def evaluate_test(run: TrainingRun, test: SampleIndex | None) -> dict:
     """Examine a run's model on test/: scores, calibration, areas if asked for, two pictures.
 
     Returns:
@@ -101,8 +105,11 @@ def examine_test(run: Run, test: Survey | None) -> dict:
     """
     if not test:
         return {}
-    seen = Inspection(test.pairs, test.counts, run.temperature or 1.0)
-    report = {"test": examine(run, test, seen), "calibration": seen.calibration()}
+    seen = TestCollector(test.pairs, test.counts, run.temperature or 1.0)
+    report = {
+        "test": evaluate_split(run, test, seen),
+        "calibration": seen.calibration(),
+    }
     if run.config.area_estimation:
         surveys = [survey for survey in (run.train, run.validation, test) if survey]
         ground, in_metres = map_patches(run, [p for s in surveys for p in s.pairs])
@@ -117,7 +124,9 @@ def examine_test(run: Run, test: Survey | None) -> dict:
     return report
 
 
-def map_patches(run: Run, pairs: Sequence[PatchPair]) -> tuple[np.ndarray, bool]:
+def map_patches(
+    run: TrainingRun, pairs: Sequence[PatchPair]
+) -> tuple[np.ndarray, bool]:
     """How much ground each class has in a run's map of patches, labelled or not.
 
     Returns:
@@ -140,10 +149,10 @@ def map_patches(run: Run, pairs: Sequence[PatchPair]) -> tuple[np.ndarray, bool]
     return np.array(sizes) @ np.array(pixels), True
 
 
-class HeldOut:
+class HeldOutCollector:
     """Looks on while the patches that a fold holds out are evaluated, one after the other."""
 
-    def __init__(self, survey: Survey, classes: int, seed: int):
+    def __init__(self, survey: SampleIndex, classes: int, seed: int):
         self.survey, self.classes = survey, classes
         self.sample = LogitSample(seed=seed)
         self.matrices = []  # (K, K) of each patch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def turn_patch(image, valid, mask, rng: np.random.Generator):
+def random_d4(image, valid, mask, rng: np.random.Generator):
     """A symmetry of the square, since a scene seen from above has no upright.
 
     Patches that are not square keep their shape (four symmetries).
@@ -29,7 +29,7 @@ def turn_patch(image, valid, mask, rng: np.random.Generator):
     return turn(image), turn(valid), turn(mask)
 
 
-def vary_radiometry(image, valid, rng: np.random.Generator) -> np.ndarray:
+def jitter_radiometry(image, valid, rng: np.random.Generator) -> np.ndarray:
     """Vary the values of a normalized patch, (C, H, W) float32 in [0, 1], as another day would.
 
     Brightness and contrast change alike in all bands, as haze and sun do; noise and band dropout

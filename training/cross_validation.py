@@ -13,13 +13,13 @@ from evaluation.calibration import LogitSample
 from evaluation.matrices import block_bootstrap, fold_summary, score_gap
 from evaluation.reports import plot_training
 from model_training import HEADLINES, scores
-from training.assessment import HeldOut, calibrate, examine_test, finish
-from training.dataset import names_for, require_several_classes, survey_split
+from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
+from training.dataset import index_split, names_for, require_several_classes
 from training.epochs import fit
 from training.folds import Fold, plan_all_folds
 from training.outputs import clear_former_run
-from training.run import Run, prepare
-from training.samples import Survey, open_cache
+from training.run import TrainingRun, build
+from training.samples import SampleIndex, make_cache
 from training.settings import TrainingConfig
 from training.weights import build_initial_model, rgb_channels
 
@@ -28,7 +28,7 @@ log = logging.getLogger("semanticseg4eo")
 
 def train_folds(
     config: TrainingConfig,
-    pooled: Survey,
+    pooled: SampleIndex,
     folds: Sequence[Fold],
     save_dir: Path,
     names,
@@ -48,11 +48,13 @@ def train_folds(
         log.info("fold %d of %d", number, len(folds))
         train, validation = pooled.subset(fold.train), pooled.subset(fold.validation)
         place = save_dir / f"fold_{number}"
-        run = Run(config, train, validation, place, names, config.epochs, device, team)
-        prepare(run)
+        run = TrainingRun(
+            config, train, validation, place, names, config.epochs, device, team
+        )
+        build(run)
         fit(run)
-        held_out = HeldOut(pooled.subset(fold.held_out), classes, config.seed)
-        reports.append(team.share(finish, run, None, held_out))
+        held_out = HeldOutCollector(pooled.subset(fold.held_out), classes, config.seed)
+        reports.append(team.share(export, run, None, held_out))
         matrices[fold.held_out] = team.share(held_out.found)
         samples.append(held_out.sample)
     return reports, matrices, samples
@@ -66,11 +68,11 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     final model is trained for the median of the epochs that the (other) folds found best; test/,
     when there, is the examination of that model alone.
     """
-    cache = open_cache(config)
-    pooled = survey_split(config, "train", None, cache)
-    more = survey_split(config, "validation", pooled, cache, required=False)
+    cache = make_cache(config)
+    pooled = index_split(config, "train", None, cache)
+    more = index_split(config, "validation", pooled, cache, required=False)
     pooled = pooled + more if more else pooled
-    test = survey_split(config, "test", pooled, required=False)
+    test = index_split(config, "test", pooled, required=False)
     require_several_classes(pooled)
     names, save_dir = names_for(config, pooled), Path(config.save_dir)
     plans, blocks = plan_all_folds(config, pooled)
@@ -102,8 +104,8 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
         }
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
     log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
-    final = Run(config, pooled, None, save_dir, names, epochs, device, team)
-    prepare(final)
+    final = TrainingRun(config, pooled, None, save_dir, names, epochs, device, team)
+    build(final)
     fit(final)
     report = {
         "class_names": names,
@@ -115,18 +117,21 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     if both:
         report["random"] = results["random"]
         report["optimism"] = optimism(results, per_block, measure, config.seed)
-    return team.share(finish_folds, final, report, samples, test)
+    return team.share(export_folds, final, report, samples, test)
 
 
-def finish_folds(
-    final: Run, report: dict, samples: Sequence[LogitSample], test: Survey | None
+def export_folds(
+    final: TrainingRun,
+    report: dict,
+    samples: Sequence[LogitSample],
+    test: SampleIndex | None,
 ) -> dict:
     """Calibrate the final model of k-fold, examine it, write it and the picture; its report."""
     for criterion in ("loss", "iou"):  # what the checkpoint tells of its validation
         best = [fold["best"][criterion] for fold in report["folds"]]
         final.history.best[criterion] = float(np.mean(best))
     calibrate(final, samples)
-    report = report | examine_test(final, test)
+    report = report | evaluate_test(final, test)
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
     final.save("final_model", kept)
     plot_training(final.save_dir / "model_training_plot.png", report)

@@ -10,8 +10,8 @@ from common import SPLITS
 from common.architectures import default_class_names
 from common.errors import DatasetError
 from common.patches import list_pairs
-from common.tiffs import patch_header
-from training.samples import Cache, Survey, survey_patches
+from common.tiffs import tiff_header
+from training.samples import PatchCache, SampleIndex, index_samples
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
@@ -31,22 +31,22 @@ def require_patches(config: TrainingConfig) -> None:
     for split in SPLITS:
         needed = split in needed_splits(config)
         for pair in list_pairs(config.dataset_root, split, needed):
-            patch_header(pair.image)
-            patch_header(pair.label)
+            tiff_header(pair.image)
+            tiff_header(pair.label)
 
 
-def survey_split(
+def index_split(
     config: TrainingConfig,
     split: str,
-    like: Survey | None,
-    cache: Cache | None = None,
+    like: SampleIndex | None,
+    cache: PatchCache | None = None,
     required=True,
 ):
     """The survey of a split, or None when it is not required and has no patches."""
     pairs = list_pairs(config.dataset_root, split, required)
     if not pairs:
         return None
-    survey = survey_patches(
+    survey = index_samples(
         pairs, config.label_classes, config.ignore_index, like, cache
     )
     require_usable(config, split, survey)
@@ -55,7 +55,7 @@ def survey_split(
     return survey
 
 
-def require_usable(config: TrainingConfig, split: str, survey: Survey) -> None:
+def require_usable(config: TrainingConfig, split: str, survey: SampleIndex) -> None:
     """Raise DatasetError where a split has other bands than asked for, or no label."""
     bands = survey.shape[0]
     if config.in_channels not in (None, bands):
@@ -70,7 +70,7 @@ def require_usable(config: TrainingConfig, split: str, survey: Survey) -> None:
         )
 
 
-def require_several_classes(survey: Survey) -> None:
+def require_several_classes(survey: SampleIndex) -> None:
     """Raise DatasetError when all labelled pixels are of one class."""
     present = np.flatnonzero(survey.counts.sum(axis=0))
     if len(present) < 2:
@@ -80,7 +80,7 @@ def require_several_classes(survey: Survey) -> None:
         )
 
 
-def names_for(config: TrainingConfig, survey: Survey) -> list[str]:
+def names_for(config: TrainingConfig, survey: SampleIndex) -> list[str]:
     """Class names: given, else stored with the labels, else numbers."""
     if config.class_names:
         return [name.strip() for name in config.class_names.split(",")]

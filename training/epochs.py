@@ -10,18 +10,18 @@ import numpy as np
 from tqdm import tqdm
 
 from common.distributed import distribute
-from common.files import copy_whole
+from common.files import atomic_copy
 from common.text import duration
 from evaluation.reports import plot_training, write_log
 from model_training import HEADLINES, combined_score, scores
 from training.loop import evaluate, freeze_encoder, seed_epoch, train_one_epoch, warm_up
-from training.resume import Progress
-from training.run import History, Run, make_stepper
+from training.resume import ResumeState
+from training.run import History, TrainingRun, make_stepper
 
 log = logging.getLogger("semanticseg4eo")
 
 
-def fit(run: Run) -> History:
+def fit(run: TrainingRun) -> History:
     """Train a prepared run: epochs, best checkpoints, early stopping, log and plot.
 
     Without validation patches all epochs are run and no best checkpoint is written.
@@ -29,7 +29,7 @@ def fit(run: Run) -> History:
     config, model, team, history = run.config, run.model, run.team, run.history
     training = run.loader(run.train, training=True)
     validation = run.loader(run.validation) if run.validation else None
-    progress = Progress(run, *make_stepper(run, len(training)))
+    progress = ResumeState(run, *make_stepper(run, len(training)))
     stepper = progress.stepper
     if config.resume:
         progress.restore()
@@ -88,7 +88,7 @@ def fit(run: Run) -> History:
     return history
 
 
-def save_best(run: Run, row: dict, result: dict) -> list[str]:
+def save_best(run: TrainingRun, row: dict, result: dict) -> list[str]:
     """Write the best checkpoints that this epoch improves; their criteria."""
     history = run.history
     values = {
@@ -105,7 +105,7 @@ def save_best(run: Run, row: dict, result: dict) -> list[str]:
         metrics = {"epoch": row["epoch"], "validation": result}
         written = run.save(f"best_{better[0]}", metrics)
         for name in better[1:]:  # the same in all
-            copy_whole(written, run.save_dir / f"model_best_{name}.pth")
+            atomic_copy(written, run.save_dir / f"model_best_{name}.pth")
     return better
 
 

@@ -7,26 +7,26 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common import files
-from common.devices import own_device
+from common.devices import local_device
 from common.distributed import LOST_PROCESS, Team, join_team
 from common.errors import DatasetError, SegmentationError
-from common.files import drop_unfinished, write_json
-from common.machine import keep_memory
+from common.files import remove_partial_files, write_json
+from common.machine import tune_malloc
 from common.patches import list_pairs
 from model_training import check_architecture
-from training.assessment import finish
+from training.assessment import export
 from training.cross_validation import cross_validate
 from training.dataset import (
+    index_split,
     names_for,
     require_patches,
     require_several_classes,
-    survey_split,
 )
 from training.epochs import fit
 from training.loop import training_precision
 from training.outputs import clear_former_run, require_output, run_files
-from training.run import Run, prepare
-from training.samples import open_cache
+from training.run import TrainingRun, build
+from training.samples import make_cache
 from training.settings import TrainingConfig
 
 
@@ -37,26 +37,26 @@ def run_experiment(config: TrainingConfig) -> dict:
         SegmentationError: Anything in the data or the settings that cannot be right; found before
             training begins.
     """
-    device = own_device(config.device)
+    device = local_device(config.device)
     training_precision(config.amp, device)
-    for require_something in BEFOREHAND:
+    for require_something in PREFLIGHT_CHECKS:
         require_something(config)
     require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
     save_dir = Path(config.save_dir)
     if device.type == "cpu":
-        keep_memory()
+        tune_malloc()
     backend = "nccl" if device.type == "cuda" else "gloo"
     with join_team(backend) as team, contextlib.ExitStack() as stack:
         if team.leads:
-            sole_run = files.sole_run("--save_dir", save_dir, save_dir)
+            sole_run = files.exclusive_lock("--save_dir", save_dir, save_dir)
             stack.enter_context(sole_run)
-            drop_unfinished(run_files(save_dir))
+            remove_partial_files(run_files(save_dir))
         try:
             report |= run_kind(config, device, team)
         except (RuntimeError, SegmentationError) as error:
-            if known := known_fault(error, config, device):
+            if known := translate_torch_error(error, config, device):
                 raise known from error
             raise
         if team.leads:
@@ -64,7 +64,7 @@ def run_experiment(config: TrainingConfig) -> dict:
     return report
 
 
-def known_fault(error: Exception, config: TrainingConfig, device):
+def translate_torch_error(error: Exception, config: TrainingConfig, device):
     """What torch reports in its own way, as SegmentationError; None for what is not known."""
     text = str(error)
     if isinstance(error, SegmentationError):  # of a process that reads patches
@@ -101,21 +101,21 @@ def require_test(config: TrainingConfig) -> None:
 
 
 # what the settings alone tell
-BEFOREHAND = (require_model, require_output, require_test)
+PREFLIGHT_CHECKS = (require_model, require_output, require_test)
 
 
 def train_split(config: TrainingConfig, device, team: Team) -> dict:
     """Train on train/, choose on validation/, examine the final model on test/."""
-    cache = open_cache(config)
-    train = survey_split(config, "train", None, cache)
-    validation = survey_split(config, "validation", train, cache)
-    test = survey_split(config, "test", train, required=False)
+    cache = make_cache(config)
+    train = index_split(config, "train", None, cache)
+    validation = index_split(config, "validation", train, cache)
+    test = index_split(config, "test", train, required=False)
     require_several_classes(train)
-    run = Run(
+    run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device, team,
     )  # fmt: skip
-    prepare(run)
+    build(run)
     team.share(clear_former_run, config)
     fit(run)
-    return team.share(finish, run, test)
+    return team.share(export, run, test)

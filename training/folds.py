@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.errors import DatasetError
-from common.ground import block_numbers, near_pairs, side_of
+from common.ground import pairs_within, spatial_block_ids, typical_patch_side
 from common.patches import patch_footprints
-from training.samples import Survey
+from training.samples import SampleIndex
 from training.settings import TrainingConfig
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def spatial_groups(
     """
     if fold_by == "column":
         return _strips(footprints.centroid.x.to_numpy(), n_splits)
-    size = block_size or 4 * side_of(footprints)
-    groups = block_numbers(footprints, size)
+    size = block_size or 4 * typical_patch_side(footprints)
+    groups = spatial_block_ids(footprints, size)
     origin = "" if block_size else ", four times the side of a patch (--block_size)"
     log.info("%d blocks of %.6g m%s", groups.max() + 1, size, origin)
     return groups
@@ -89,7 +89,7 @@ def make_folds(
             f"{len(names)} groups of patches cannot make {n_splits} folds; give a smaller "
             "--block_size, or lower --n_splits"
         )
-    content = _content(groups, class_counts)
+    content = group_counts(groups, class_counts)
     rng = np.random.default_rng(seed)
     draws = min(20, max(1, 4_000 // len(content)))
     drawn = [_draw_folds(content, n_splits, rng) for _ in range(draws)]
@@ -100,7 +100,7 @@ def make_folds(
     ]
 
 
-def _content(parts: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+def group_counts(parts: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
     """What each part 0, 1... holds, (parts, 1 + K) int64: patches, then pixels of each class."""
     content = np.zeros((parts.max() + 1, 1 + class_counts.shape[1]), np.int64)
     np.add.at(content[:, 0], parts, 1)
@@ -109,7 +109,7 @@ def _content(parts: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
 
 
 def _draw_folds(content: np.ndarray, n_splits: int, rng) -> np.ndarray:
-    """A fold per group of a ``_content``, balanced by pixels drawn of each class."""
+    """A fold per group of a ``group_counts``, balanced by pixels drawn of each class."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     # in an order of ours: up to scikit-learn 1.7 its shuffle=True undoes the stratification
@@ -171,7 +171,7 @@ def drop_near(
     """
     both = np.concatenate([inner, outer])
     parts = np.repeat([0, 1], [len(inner), len(outer)])
-    near = near_pairs(footprints.iloc[both], parts, buffer)[:, 0]
+    near = pairs_within(footprints.iloc[both], parts, buffer)[:, 0]
     kept = np.delete(inner, np.unique(near))
     if not len(kept):
         raise DatasetError(
@@ -240,7 +240,7 @@ class Fold:
 def plan_folds(
     config: TrainingConfig,
     fold_by: str,
-    pooled: Survey,
+    pooled: SampleIndex,
     footprints: GeoSeries | None,
     blocks: np.ndarray | None,
 ) -> list[Fold]:
@@ -285,7 +285,7 @@ def plan_folds(
 
 
 def plan_all_folds(
-    config: TrainingConfig, pooled: Survey
+    config: TrainingConfig, pooled: SampleIndex
 ) -> tuple[dict[str, list[Fold]], np.ndarray]:
     """The folds of ``--fold_by`` by kind, two kinds for ``both``, and the block of each patch.
 

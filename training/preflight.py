@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from common import SPLITS
-from common.console import Faults
-from common.devices import own_device, peak_memory
+from common.console import Problems
+from common.devices import local_device, peak_memory
 from common.patches import list_pairs
 from common.text import duration
 from training.dataset import (
@@ -16,15 +16,15 @@ from training.dataset import (
     require_several_classes,
     require_usable,
 )
-from training.experiment import BEFOREHAND, known_fault
+from training.experiment import PREFLIGHT_CHECKS, translate_torch_error
 from training.folds import plan_all_folds
 from training.loop import evaluate, train_one_epoch, training_precision
-from training.run import Run, make_stepper, prepare
-from training.samples import Survey, survey_patches
+from training.run import TrainingRun, build, make_stepper
+from training.samples import SampleIndex, index_samples
 from training.settings import TrainingConfig
 
 
-def check_experiment(config: TrainingConfig) -> tuple[Faults, dict]:
+def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     """Look at all that a run would look at, and do none of its work.
 
     Returns:
@@ -32,19 +32,19 @@ def check_experiment(config: TrainingConfig) -> tuple[Faults, dict]:
         "patches" per split, "parameters", "epoch_seconds" and "total_seconds" at most (measured on
         a batch), and "memory" in bytes (of the GPU, else of this process).
     """
-    faults = Faults()
-    device = faults.attempt(own_device, config.device)
+    faults = Problems()
+    device = faults.attempt(local_device, config.device)
     if device:
         faults.attempt(training_precision, config.amp, device)
-    for require_something in BEFOREHAND:
+    for require_something in PREFLIGHT_CHECKS:
         faults.attempt(require_something, config)
-    surveys: dict[str, Survey] = {}
+    surveys: dict[str, SampleIndex] = {}
     like = None
     for split in SPLITS:
         needed = split in needed_splits(config)
         pairs = faults.attempt(list_pairs, config.dataset_root, split, needed) or []
         classes, ignored = config.label_classes, config.ignore_index
-        survey = survey_patches(pairs, classes, ignored, like, faults=faults)
+        survey = index_samples(pairs, classes, ignored, like, faults=faults)
         if survey:
             like, surveys[split] = like or survey, survey
             faults.attempt(require_usable, config, split, survey)
@@ -58,12 +58,12 @@ def check_experiment(config: TrainingConfig) -> tuple[Faults, dict]:
         return faults, {}
     names = names_for(config, train)
     place = Path(config.save_dir)
-    run = Run(config, train, validation, place, names, config.epochs, device)
+    run = TrainingRun(config, train, validation, place, names, config.epochs, device)
     try:
-        faults.attempt(prepare, run)
+        faults.attempt(build, run)
         took = faults.attempt(measure_batches, run) or {}
     except RuntimeError as error:
-        took, fault = {}, known_fault(error, config, device)
+        took, fault = {}, translate_torch_error(error, config, device)
         if not fault:
             raise
         faults.note(str(fault))
@@ -71,7 +71,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Faults, dict]:
     return faults, took | {"patches": patches}
 
 
-def measure_batches(run: Run) -> dict:
+def measure_batches(run: TrainingRun) -> dict:
     """Train and evaluate a batch of a prepared run; what the run will take by that.
 
     Returns:

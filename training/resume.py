@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from common.errors import CheckpointError
 from model_training import _load_safely
 from training.loop import Stepper
-from training.run import Run
+from training.run import TrainingRun
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -22,14 +22,14 @@ FREE_SETTINGS = (
 
 
 @dataclass
-class Progress:
+class ResumeState:
     """How far a run has come: with its weights and history, all that it needs to go on.
 
     The generators are not part of it: order, variation and dropout of an epoch depend on the seed
-    and the epoch alone (``Shuffle``, ``PatchDataset``, ``seed_epoch``).
+    and the epoch alone (``EpochBatchSampler``, ``PatchDataset``, ``seed_epoch``).
     """
 
-    run: Run
+    run: TrainingRun
     stepper: Stepper
     scheduler: object
 

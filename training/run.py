@@ -21,7 +21,7 @@ from model_training import (
     save_checkpoint,
 )
 from training.loop import Stepper, make_scheduler, training_precision
-from training.samples import PatchDataset, Survey, make_loader
+from training.samples import PatchDataset, SampleIndex, make_loader
 from training.settings import TrainingConfig
 from training.weights import build_initial_model, rgb_channels
 
@@ -45,12 +45,12 @@ class History:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One model in training: all that its epochs and its files need."""
 
     config: TrainingConfig
-    train: Survey
-    validation: Survey | None
+    train: SampleIndex
+    validation: SampleIndex | None
     save_dir: Path
     names: list[str]
     epochs: int
@@ -65,7 +65,9 @@ class Run:
     sample: LogitSample = None  # of the validation patches
     temperature: float | None = None  # None: not calibrated
 
-    def loader(self, survey: Survey, training: bool = False, team: Team | None = None):
+    def loader(
+        self, survey: SampleIndex, training: bool = False, team: Team | None = None
+    ):
         config = self.config
         dataset = PatchDataset(
             survey,
@@ -110,7 +112,7 @@ class Run:
         return path
 
 
-def prepare(run: Run) -> None:
+def build(run: TrainingRun) -> None:
     """Build a run's model, normalization and loss from its settings and training patches."""
     config, survey = run.config, run.train
     if config.normalization == "dataset":
@@ -131,7 +133,7 @@ def prepare(run: Run) -> None:
     run.loss = build_loss(config.loss, config.mode, config.ignore_index, class_weights)
 
 
-def make_stepper(run: Run, batches: int) -> tuple[Stepper, object]:
+def make_stepper(run: TrainingRun, batches: int) -> tuple[Stepper, object]:
     """What takes the steps of a run, and its schedule (of epochs, if the stepper has none)."""
     config = run.config
     optimizer = torch.optim.AdamW(

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from common.distributed import Team
 from common.errors import DatasetError, SegmentationError
 from common.labels import class_names_of
-from common.machine import free_memory, own_cores
+from common.machine import available_cores, free_memory
 from common.patches import PatchPair, read_patch
 from common.rasters import image_bands, open_raster
 from model_training import Normalization, normalize
-from training.augmentation import turn_patch, vary_radiometry
+from training.augmentation import jitter_radiometry, random_d4
 from training.settings import TrainingConfig
 
 SAMPLE_VALUES = (
@@ -30,7 +30,7 @@ SAMPLE_VALUES = (
 )  # values kept for the percentiles of the training split, all bands
 
 
-class Patch(NamedTuple):
+class DecodedPatch(NamedTuple):
     """A decoded pair of files."""
 
     image: np.ndarray  # (C, H, W) in the file's dtype
@@ -42,20 +42,20 @@ class Patch(NamedTuple):
         return self.image.nbytes + self.valid.nbytes + self.mask.nbytes
 
 
-class Cache:
+class PatchCache:
     """Decides which decoded patches stay in memory: the first that fit in ``limit`` bytes."""
 
     def __init__(self, limit: float, whole: bool = False):
         self.left, self.whole = limit, whole
 
-    def keep(self, image, valid, mask) -> Patch | None:
+    def keep(self, image, valid, mask) -> DecodedPatch | None:
         """The patch as it is kept, or None.
 
         Raises:
             DatasetError: It does not fit, and the cache must be ``whole``.
         """
         kinds = map(np.min_scalar_type, (mask.min(), mask.max()))
-        patch = Patch(image, valid, mask.astype(np.result_type(*kinds)))
+        patch = DecodedPatch(image, valid, mask.astype(np.result_type(*kinds)))
         if patch.nbytes <= self.left:
             self.left -= patch.nbytes
             return patch
@@ -67,16 +67,16 @@ class Cache:
         return None
 
 
-def open_cache(config: TrainingConfig) -> Cache:
+def make_cache(config: TrainingConfig) -> PatchCache:
     """The cache of a run, for the share of the memory that is this process's."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = free_memory() / processes
     share = {"auto": 0.25, "ram": 0.8, "off": 0}[config.cache]
-    return Cache(share * free, whole=config.cache == "ram")
+    return PatchCache(share * free, whole=config.cache == "ram")
 
 
 @dataclass(frozen=True)
-class Survey:
+class SampleIndex:
     """What one reading of a list of patches tells; ``subset`` gives the same for some of them."""
 
     pairs: list[PatchPair]
@@ -85,9 +85,9 @@ class Survey:
     shape: tuple[int, int, int]  # (C, H, W)
     descriptions: tuple[str | None, ...]
     class_names: list[str] | None
-    decoded: list[Patch | None]  # those that stay in memory
+    decoded: list[DecodedPatch | None]  # those that stay in memory
 
-    def subset(self, indices: Iterable[int]) -> Survey:
+    def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
         return replace(
             self,
@@ -97,7 +97,7 @@ class Survey:
             decoded=[self.decoded[i] for i in chosen],
         )
 
-    def __add__(self, other: Survey) -> Survey:
+    def __add__(self, other: SampleIndex) -> SampleIndex:
         return replace(
             self,
             pairs=self.pairs + other.pairs,
@@ -107,14 +107,14 @@ class Survey:
         )
 
 
-def survey_patches(
+def index_samples(
     pairs: Sequence[PatchPair],
     num_classes: int,
     ignore_index: int,
-    like: Survey | None = None,
-    cache: Cache | None = None,
+    like: SampleIndex | None = None,
+    cache: PatchCache | None = None,
     faults: list[str] | None = None,
-) -> Survey | None:
+) -> SampleIndex | None:
     """Read every patch once: check it, count its classes, sample its pixels, keep it if it fits.
 
     Args:
@@ -133,7 +133,7 @@ def survey_patches(
         SegmentationError: See ``read_like``.
     """
     good, counts, samples, decoded = [], [], [], []
-    rng, cache = np.random.default_rng(0), cache or Cache(0)
+    rng, cache = np.random.default_rng(0), cache or PatchCache(0)
     first = like
     for pair in tqdm(
         pairs, desc="reading patches", unit="patch", leave=False, disable=None
@@ -164,8 +164,8 @@ def survey_patches(
 
 
 def read_like(
-    first: Survey | None, pair: PatchPair, num_classes: int, ignore_index: int
-) -> tuple[tuple, Survey]:
+    first: SampleIndex | None, pair: PatchPair, num_classes: int, ignore_index: int
+) -> tuple[tuple, SampleIndex]:
     """Read a patch that must be like the first of a survey; it, and the survey's beginning.
 
     Raises:
@@ -177,7 +177,7 @@ def read_like(
     if first is None:
         with open_raster(pair.label) as file:
             names = class_names_of(file)
-        first = Survey([], np.empty(0), [], image.shape, described, names, [])
+        first = SampleIndex([], np.empty(0), [], image.shape, described, names, [])
     if image.shape != first.shape:
         raise DatasetError(
             f"{pair.image} has (bands, height, width) {image.shape}, but other patches have "
@@ -205,7 +205,7 @@ def band_descriptions(image: Path) -> tuple[str | None, ...]:
         return tuple(file.descriptions[b - 1] for b in image_bands(file))
 
 
-class Draw(NamedTuple):
+class Sample(NamedTuple):
     """A patch to train on, and the how-many-eth draw of the whole run it is."""
 
     index: int
@@ -216,13 +216,13 @@ class PatchDataset:
     """Patches as network input: a map-style dataset for ``torch.utils.data.DataLoader``.
 
     An item is (image (C, H, W) float32 in [0, 1], mask (H, W) int64). It is asked for by index, or
-    by a ``Draw``, which is varied as ``augment`` says (see ``--data_augmentation``); the variation
+    by a ``Sample``, which is varied as ``augment`` says (see ``--data_augmentation``); the variation
     depends on the seed and the draw alone, so worker processes do not change it.
     """
 
     def __init__(
         self,
-        survey: Survey,
+        survey: SampleIndex,
         normalization: Normalization,
         ignore_index: int,
         augment: str = "none",
@@ -242,23 +242,23 @@ class PatchDataset:
         """Whether no item needs a file."""
         return None not in self.decoded
 
-    def __getitem__(self, item: int | Draw) -> tuple[np.ndarray, np.ndarray]:
-        index, turn = item if isinstance(item, Draw) else (item, None)
+    def __getitem__(self, item: int | Sample) -> tuple[np.ndarray, np.ndarray]:
+        index, turn = item if isinstance(item, Sample) else (item, None)
         image, valid, mask = self.decoded[index] or read_patch(
             self.pairs[index], self.ignore_index
         )
         image = normalize(image, valid, self.normalization).numpy()
         if self.augment != "none" and turn is not None:
             rng = np.random.default_rng([self.seed, turn])
-            image, valid, mask = turn_patch(image, valid, mask, rng)
+            image, valid, mask = random_d4(image, valid, mask, rng)
             if self.augment == "full":
-                image = vary_radiometry(image, valid, rng)
+                image = jitter_radiometry(image, valid, rng)
             image, mask = map(np.ascontiguousarray, (image, mask))
         return image, mask.astype(np.int64, copy=False)
 
 
-class Shuffle:
-    """Batches of ``Draw`` in an order that depends on seed and epoch alone.
+class EpochBatchSampler:
+    """Batches of ``Sample`` in an order that depends on seed and epoch alone.
 
     Each process gets its part of every batch. A last patch that would be alone in its batch is left
     out, since normalization layers after global pooling cannot train on it, and so is what cannot be
@@ -278,10 +278,10 @@ class Shuffle:
     def __len__(self) -> int:
         return math.ceil(self.used / self.whole)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[Sample]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
         before = self.epoch * self.count
-        draws = [Draw(int(i), before + turn) for turn, i in enumerate(order)]
+        draws = [Sample(int(i), before + turn) for turn, i in enumerate(order)]
         for start in range(0, self.used, self.whole):
             batch = draws[start : min(start + self.whole, self.used)]
             yield batch[self.team.rank :: self.team.size]
@@ -301,7 +301,7 @@ def make_loader(
     """
     count, size = len(dataset), config.batch_size
     if training:
-        batches = Shuffle(count, size, config.seed, team)
+        batches = EpochBatchSampler(count, size, config.seed, team)
         if not len(batches):
             raise DatasetError(
                 f"{count} training patches are too few for {team.size} processes"
@@ -332,7 +332,7 @@ def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) ->
         return min(int(asked), batches)
     if not gpu:
         return 0 if dataset.in_memory else min(1, batches)
-    return min(8, max(1, own_cores() - 1), batches)
+    return min(8, max(1, available_cores() - 1), batches)
 
 
 def load_batches(loader: Iterable, device: torch.device):

@@ -13,7 +13,7 @@ from common.architectures import ModelConfig, is_weights_file
 from common.errors import CheckpointError, SegmentationError, require
 from common.pictures import rgb_bands
 from model_training import _load_safely, build_model, check_architecture
-from training.samples import Survey
+from training.samples import SampleIndex
 from training.settings import TrainingConfig
 
 
@@ -129,7 +129,7 @@ def _read_state(file: Path) -> dict:
     return state
 
 
-def rgb_channels(config: TrainingConfig, survey: Survey) -> list[int] | None:
+def rgb_channels(config: TrainingConfig, survey: SampleIndex) -> list[int] | None:
     """Channels (from 0) of red, green, blue: ``--rgb_bands``, else by band descriptions."""
     bands = len(survey.descriptions)
     if config.rgb_bands:

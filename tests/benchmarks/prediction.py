@@ -25,7 +25,7 @@ import numpy as np
 from common.architectures import ModelConfig
 from common.console import settings_from, show_messages
 from common.distributed import Team
-from common.machine import keep_memory
+from common.machine import tune_malloc
 from model_training import (
     build_model,
     dataset_normalization,
@@ -38,7 +38,7 @@ from prediction.ensemble import load_models
 from prediction.scene import GDAL_OPTIONS, map_scene
 from prediction.settings import PredictionConfig
 from prediction.tasks import list_tasks
-from prediction.tiling import make_axis
+from prediction.tiling import lay_windows
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -174,7 +174,7 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
     arguments = parser.parse_args([*map(str, arguments), *options])
     config = settings_from(PredictionConfig, arguments)
     show_messages()
-    keep_memory()
+    tune_malloc()
     (task,) = list_tasks(config)
     with rasterio.Env(**GDAL_OPTIONS):
         models = load_models(config)
@@ -208,8 +208,8 @@ def warm_up(network, device: str) -> None:
 
 def count_batches(run: dict) -> int:
 
-    down, across = (make_axis(side, PATCH, OVERLAP) for side in run["scene"]["shape"])
-    row = tiling.batches(across, run["batch_size"], 0, across.length)
+    down, across = (lay_windows(side, PATCH, OVERLAP) for side in run["scene"]["shape"])
+    row = tiling.batch_groups(across, run["batch_size"], 0, across.length)
     return len(down.starts) * len(row)
 
 
@@ -286,9 +286,9 @@ def whole_scene(model: Path, scene: Path, output: Path, device) -> dict:
 
 
 def count_windows(height: int, width: int) -> int:
-    from prediction.tiling import make_axis
+    from prediction.tiling import lay_windows
 
-    axes = [make_axis(side, PATCH, OVERLAP) for side in (height, width)]
+    axes = [lay_windows(side, PATCH, OVERLAP) for side in (height, width)]
     return len(axes[0].starts) * len(axes[1].starts)
 
 

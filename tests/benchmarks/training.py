@@ -27,7 +27,7 @@ import numpy as np
 from common.devices import autocast, native_precision, pick_device
 from common.patches import list_pairs
 from model_training import dataset_normalization
-from training.samples import PatchDataset, survey_patches
+from training.samples import PatchDataset, index_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -91,7 +91,7 @@ def loop_epochs(folder: Path, epochs: int, bare: bool) -> list[float]:
     layout = torch.channels_last if bare else torch.contiguous_format
     data = {}
     for split in ("train", "validation"):
-        survey = survey_patches(list_pairs(folder, split), CLASSES, 255)
+        survey = index_samples(list_pairs(folder, split), CLASSES, 255)
         if split == "train":
             scale = dataset_normalization(survey.samples)
         dataset = PatchDataset(survey, scale, 255)
