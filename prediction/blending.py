@@ -170,7 +170,7 @@ def blended_rows(
         return torch.outer(row_weights[row], column_weights[column])
 
     def window_weight(row: int, column: int) -> Tensor:
-        return outer(down.kinds[row], across.kinds[column])
+        return outer(down.weight_ids[row], across.weight_ids[column])
 
     sums = torch.zeros(channels, down.size, region.right - region.left, device=device)
     cut, size = cut_batches(source, axes, region, batch_size), (down.size, across.size)

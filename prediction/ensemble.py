@@ -77,12 +77,12 @@ def load_models(config: PredictionConfig) -> Models:
         )
     if config.precision == "fp16" and device.type == "cpu":
         raise OptionError("--precision fp16: for GPUs; take auto, bf16 or fp32")
-    disagreement = config.save_uncertainty and len(files) > 1
+    expected_entropy = config.save_uncertainty and len(files) > 1
 
     @cache
     def make_predictor(precision: str) -> Predictor:
         return Predictor(
-            checkpoints, device, precision, config.tta, disagreement,
+            checkpoints, device, precision, config.tta, expected_entropy,
             batch_size_of(config, device) if config.compile else 0,
         )  # fmt: skip
 

@@ -104,7 +104,7 @@ class Predictor:
         device: torch.device,
         precision: str = "fp32",
         tta: str = "none",
-        disagreement: bool = False,
+        expected_entropy: bool = False,
         compile_batch: int = 0,
     ):
         """Make ready.
@@ -114,13 +114,13 @@ class Predictor:
             device: Where they are.
             precision: fp32, bf16 or fp16 (autocast).
             tta: A key of ``TTA_TRANSFORMS``.
-            disagreement: Give one more channel, the mean of the models' own entropies.
+            expected_entropy: Give one more channel, the mean of the models' own entropies.
             compile_batch: Compile the networks for batches of this size; 0 is not to.
         """
         self.device = device
         self.precision = precision
         self.views = TTA_TRANSFORMS[tta]
-        self.disagreement = disagreement
+        self.expected_entropy = expected_entropy
         self.compile_batch = compile_batch
         self.largest = sys.maxsize  # windows that fit into memory at once
         self.members = []
@@ -134,7 +134,7 @@ class Predictor:
         if precision == "fp32" and device.type == "cuda":
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # not TF32
         self.classes = checkpoints[0].config.num_classes
-        self.channels = self.classes + disagreement
+        self.channels = self.classes + expected_entropy
 
     def __call__(self, images: Tensor, valid: Tensor | None) -> Tensor:
         """Predict windows.
@@ -144,7 +144,7 @@ class Predictor:
             valid: (N, h, w) bool; None: all are.
 
         Returns:
-            (N, K, h, w) float32 probabilities, with one channel more for ``disagreement``.
+            (N, K, h, w) float32 probabilities, with one channel more for ``expected_entropy``.
 
         Raises:
             SegmentationError: The memory does not hold a single window, or no compiler.
@@ -207,12 +207,12 @@ class Predictor:
                     )
                     scaled = scaled.contiguous(memory_format=torch.channels_last)
                 probabilities = self._average_views(network, scaled, temperature)
-                if self.disagreement:
+                if self.expected_entropy:
                     own_entropy = own_entropy + entropy(probabilities, 1)
                 mean = mean + probabilities if len(self.members) > 1 else probabilities
             number = len(self.members)
             mean = mean / number if number > 1 else mean
-            if self.disagreement:
+            if self.expected_entropy:
                 mean = torch.cat([mean, (own_entropy / number)[:, None]], dim=1)
         return mean[:count]
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common import files
 from common.devices import beside_passes, shared_threads
-from common.distributed import Team, join_team
+from common.distributed import ProcessGroup, init_distributed
 from common.errors import SegmentationError
 from common.files import remove_partial_files, write_json
 from common.ground import pixel_areas
@@ -61,12 +61,12 @@ def predict_scenes(config: PredictionConfig, tell: Callable[[str], None]) -> int
     if len(tasks) == 1:
         require_readable(tasks[0].scene)  # before the model is loaded
     tune_malloc()
-    with join_team() as team:
+    with init_distributed() as group:
         models = load_models(config)
-        if 1 < team.size <= len(tasks):
-            tasks, helpers = tasks[team.rank :: team.size], Team()
+        if 1 < group.size <= len(tasks):
+            tasks, helpers = tasks[group.rank :: group.size], ProcessGroup()
         else:
-            helpers = team
+            helpers = group
         failed = 0
         for task in tasks:
             try:
@@ -77,14 +77,16 @@ def predict_scenes(config: PredictionConfig, tell: Callable[[str], None]) -> int
                 failed += 1
                 log.error("error: %s", error)
             else:
-                if helpers.leads:
+                if helpers.is_main_process:
                     tell(report_text(report))
     if failed:
         log.error("error: %d of %d scenes not mapped", failed, len(tasks))
     return failed
 
 
-def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) -> dict:
+def map_scene(
+    task: Task, config: PredictionConfig, models: Models, group: ProcessGroup
+) -> dict:
     """Map one scene and write all that was asked for.
 
     Returns:
@@ -95,27 +97,29 @@ def map_scene(task: Task, config: PredictionConfig, models: Models, team: Team) 
     """
     with open_raster(task.scene) as scene:
         job = prepare_scene(task, config, models, scene)
-        run, finished = team.share(lambda: make_manifest(job))
+        run, finished = group.broadcast(lambda: make_manifest(job))
         job = replace(job, run=run)
         if finished:
             log.info("%s is there already", task.output)
-            if team.leads and task.partial.exists():  # killed while it was dropped
+            if (
+                group.is_main_process and task.partial.exists()
+            ):  # killed while it was dropped
                 with files.exclusive_lock("--output", task.output, task.partial):
                     RowStore.drop(task.partial)
                 task.partial.rmdir()
             return json.loads(task.beside("_statistics.json").read_text())
         with ExitStack() as stack:
-            if team.leads:
+            if group.is_main_process:
                 sole_run = files.exclusive_lock("--output", task.output, task.partial)
                 stack.enter_context(sole_run)
                 endings = ("_statistics.json", "_quicklook.png")
                 further = [task.polygons] if task.polygons else []
                 remove_partial_files([*map(task.beside, endings), *further])
             try:
-                statistics = predict_scene(job, team)
-                return write_products(job, statistics) if team.leads else {}
+                statistics = predict_scene(job, group)
+                return write_products(job, statistics) if group.is_main_process else {}
             except Exception as error:
-                if team.size == 1:
+                if group.size == 1:
                     with suppress(OSError):  # the error that ends the run is told
                         RowStore.drop(task.partial)
                         task.partial.rmdir()
@@ -147,7 +151,7 @@ def write_products(job: SceneJob, statistics: Statistics) -> dict:
     return report
 
 
-def predict_scene(job: SceneJob, team: Team) -> Statistics:
+def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:
     """Predict what is not there yet of a scene, and write its maps (the first process does)."""
     folder, shape = job.task.partial, job.scene.shape
 
@@ -158,19 +162,19 @@ def predict_scene(job: SceneJob, team: Team) -> Statistics:
         RowStore.begin(folder, job.run, job.layers, shape)
         return []
 
-    former = team.share(begin)
+    former = group.broadcast(begin)
     parts = [finished.part for finished in former]
     if not (folder / "run.json").exists():
         raise SegmentationError(
-            f"{folder} is not there for process {team.rank}; --output must lie in a folder that "
+            f"{folder} is not there for process {group.rank}; --output must lie in a folder that "
             "all processes share"
         )
     statistics = Statistics(job.names, pixel_areas(job.scene))
     with ExitStack() as stack:
-        rows = RowStore(folder, job.layers, shape, team.rank)
+        rows = RowStore(folder, job.layers, shape, group.rank)
         stack.enter_context(rows.opened)
         maps = None
-        if team.leads:
+        if group.is_main_process:
             for part, counted in former:
                 rows.mark(part)
                 statistics.tally += counted
@@ -180,14 +184,14 @@ def predict_scene(job: SceneJob, team: Team) -> Statistics:
         for left, right in job.run["columns"]:
             for open_part in remaining(parts, Extent(0, shape[0], left, right)):
                 share = split_rows(
-                    job.axes[0], open_part.top, open_part.bottom, team.rank, team.size
+                    job.axes[0], open_part.top, open_part.bottom, group.rank, group.size
                 )
                 if share:
                     mine.append(Extent(*share, left, right))
         predict_parts(job, mine, rows, maps)
-        team.wait()
+        group.barrier()
         if maps:
-            for number in range(1, team.size):
+            for number in range(1, group.size):
                 for part, counted in read_journal(folder / f"done-{number}.txt"):
                     rows.mark(part)
                     statistics.tally += counted

@@ -21,7 +21,7 @@ class WindowLayout:
     size: int  # pixels of a window
     starts: list[int]
     weights: np.ndarray  # (windows, size) float32; over the scene they sum to one
-    kinds: list[int]  # for each window the first one with its weights
+    weight_ids: list[int]  # for each window the first one with its weights
 
 
 class Extent(NamedTuple):

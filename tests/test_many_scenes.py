@@ -21,7 +21,7 @@ from test_faults import write_model
 
 import Predict_large_image as prediction
 from common.architectures import ModelConfig
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from model_training import Checkpoint, Normalization
 from prediction.ensemble import Models
 from prediction.predictor import Predictor
@@ -114,7 +114,7 @@ def test_every_valid_pixel_is_mapped_once_and_where_it_lies(scene, window):
             device="cpu", precision="fp32", batch_size="2", **window,
         )  # fmt: skip
         (task,) = list_tasks(config)
-        team = Team()
+        team = ProcessGroup()
         report = map_scene(task, config, pixel_models(), team)
         with rasterio.open(output) as file:
             classes, nodata = file.read(1), file.nodata

@@ -39,7 +39,7 @@ from common.architectures import (
     parse_loss,
 )
 from common.devices import local_device, pick_device
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from common.errors import CheckpointError, DatasetError, OptionError, SegmentationError
 from common.patches import PatchPair, list_pairs, read_patch
 from evaluation.matrices import fold_summary
@@ -585,7 +585,7 @@ def test_worker_processes_do_not_change_the_batches(make_dataset, cache):
     batches = []
     for workers in ("0", "2"):
         config = settings(batch_size=2, num_workers=workers)
-        loader = make_loader(dataset, config, Team(), training=True)
+        loader = make_loader(dataset, config, ProcessGroup(), training=True)
         loader.batch_sampler.epoch = 1
         first = list(loader)
         loader.batch_sampler.epoch = 2  # workers that stay must follow
@@ -607,10 +607,10 @@ def test_only_a_lone_last_training_patch_is_left_out(
 ):
     dataset = augmented(make_dataset(patches))
     config = settings(batch_size=batch_size, num_workers="0")
-    loader = make_loader(dataset, config, Team(), training=True)
+    loader = make_loader(dataset, config, ProcessGroup(), training=True)
     assert [len(images) for images, _ in loader] == sizes
     assert len(loader) == len(sizes)
-    whole = make_loader(dataset, config, Team())
+    whole = make_loader(dataset, config, ProcessGroup())
     assert sum(len(images) for images, _ in whole) == patches
 
 
@@ -621,11 +621,11 @@ def test_processes_share_the_batches_of_one(count, size):
     if count < size:
         return
     parts = [
-        list(EpochBatchSampler(count, 2, 7, Team(rank, size))) for rank in range(size)
+        list(EpochBatchSampler(count, 2, 7, ProcessGroup(rank, size))) for rank in range(size)
     ]
-    single = list(EpochBatchSampler(count, 2 * size, 7, Team()))
+    single = list(EpochBatchSampler(count, 2 * size, 7, ProcessGroup()))
     assert {len(part) for part in parts} == {
-        len(EpochBatchSampler(count, 2, 7, Team(0, size)))
+        len(EpochBatchSampler(count, 2, 7, ProcessGroup(0, size)))
     }
     seen = []
     for batch, *shares in zip(single, *parts):
@@ -637,7 +637,7 @@ def test_processes_share_the_batches_of_one(count, size):
 
 
 def test_every_epoch_has_an_order_of_its_own():
-    order = EpochBatchSampler(20, 4, 3, Team())
+    order = EpochBatchSampler(20, 4, 3, ProcessGroup())
     orders = []
     for epoch in (1, 2, 1):
         order.epoch = epoch
@@ -651,7 +651,7 @@ def test_every_epoch_has_an_order_of_its_own():
 def test_validation_batches_are_parted_without_duplicates(make_dataset, size):
     dataset = augmented(make_dataset(7))
     config = settings(batch_size=2, num_workers="0")
-    loaders = [make_loader(dataset, config, Team(r, size)) for r in range(size)]
+    loaders = [make_loader(dataset, config, ProcessGroup(r, size)) for r in range(size)]
     found = sum(len(images) for loader in loaders for images, _ in loader)
     assert found == 7
 

@@ -40,7 +40,7 @@ from rasterio.windows import Window
 import Predict_large_image as prediction
 from common import VERSION
 from common.architectures import ModelConfig
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from common.errors import RasterError, SegmentationError
 from common.files import atomic_write
 from common.machine import SerialWorker, prefetch
@@ -3050,7 +3050,7 @@ def test_what_a_check_says_is_what_a_run_takes(land, scene, tmp_path, batches):
     assert outlook["precision"] == "fp32"
     assert outlook["window_seconds"] > 0 and outlook["memory"] > 1e8
     tasks = list_tasks(config)
-    models, team = load_models(config), Team()
+    models, team = load_models(config), ProcessGroup()
     batches.clear()
     for task in tasks:
         map_scene(task, config, models, team)

@@ -321,7 +321,7 @@ def test_a_pixel_model_is_the_same_in_every_view(land, scene, tmp_path):
 
 def test_views_of_several_models_with_uncertainty(spatial, land, tmp_path):
     checkpoints = [load_checkpoint(spatial)] * 2
-    predict = Predictor(checkpoints, CPU, tta="flip", disagreement=True)
+    predict = Predictor(checkpoints, CPU, tta="flip", expected_entropy=True)
     image = noise(64, 64)
     found = predict(torch.from_numpy(image)[None], None)[0].numpy()
     mean = averaged(lambda view: forward(spatial, view), image / 10_000, "flip")

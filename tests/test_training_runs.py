@@ -20,7 +20,7 @@ from test_main import QUICK, TINY, run_main, same_weights, train
 from test_processes import torchrun
 
 from common.devices import native_precision
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from common.errors import DatasetError, OptionError
 from common.patches import list_pairs
 from model_training import Normalization, build_loss, build_model, load_checkpoint
@@ -384,7 +384,7 @@ def test_too_few_patches_for_the_processes_are_an_error(data):
     dataset = PatchDataset(survey.subset([0]), Normalization("image"), 255)
     config = TrainingConfig(dataset_root="data", model="unet")
     with pytest.raises(DatasetError, match="too few for 2 processes"):
-        make_loader(dataset, config, Team(1, 2), training=True)
+        make_loader(dataset, config, ProcessGroup(1, 2), training=True)
 
 
 # --- looking ahead --------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from common.files import write_json
 from common.ground import pixel_areas
 from common.patches import PatchPair, read_patch
@@ -76,7 +76,7 @@ def evaluate_split(
     """
     loss, matrix = evaluate(
         run.model,
-        run.loader(survey, team=Team()),
+        run.loader(survey, group=ProcessGroup()),
         run.loss,
         run.device,
         run.model_config.label_classes,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from evaluation.calibration import LogitSample
 from evaluation.matrices import block_bootstrap, fold_summary, score_gap
 from evaluation.reports import plot_training
@@ -33,7 +33,7 @@ def train_folds(
     save_dir: Path,
     names,
     device,
-    team: Team,
+    group: ProcessGroup,
 ) -> tuple[list[dict], np.ndarray, list[LogitSample]]:
     """Train a model per fold and examine it, once, on the patches that it is held out from.
 
@@ -49,18 +49,18 @@ def train_folds(
         train, validation = pooled.subset(fold.train), pooled.subset(fold.validation)
         place = save_dir / f"fold_{number}"
         run = TrainingRun(
-            config, train, validation, place, names, config.epochs, device, team
+            config, train, validation, place, names, config.epochs, device, group
         )
         build(run)
         fit(run)
         held_out = HeldOutCollector(pooled.subset(fold.held_out), classes, config.seed)
-        reports.append(team.share(export, run, None, held_out))
-        matrices[fold.held_out] = team.share(held_out.found)
+        reports.append(group.broadcast(export, run, None, held_out))
+        matrices[fold.held_out] = group.broadcast(held_out.found)
         samples.append(held_out.sample)
     return reports, matrices, samples
 
 
-def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
+def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     """K-fold cross-validation over train/ and validation/, then a final model on all of it.
 
     Each fold chooses its best epoch by validation patches of its own and is examined, once, on
@@ -81,7 +81,7 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     # what cannot be built is an error before the former run is gone
     colours = rgb_channels(config, pooled)
     build_initial_model(config.model_config(pooled.shape[0]), config.weights, colours)
-    team.share(clear_former_run, config)
+    group.broadcast(clear_former_run, config)
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")
@@ -91,7 +91,7 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
         place = save_dir / kind if both else save_dir
         # the samples that stay are those of the last kind
         reports, matrices, samples = train_folds(
-            config, pooled, folds, place, names, device, team
+            config, pooled, folds, place, names, device, group
         )
         sums = np.zeros((blocks.max() + 1, *matrices.shape[1:]), np.int64)
         np.add.at(sums, blocks, matrices)
@@ -104,7 +104,7 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
         }
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
     log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
-    final = TrainingRun(config, pooled, None, save_dir, names, epochs, device, team)
+    final = TrainingRun(config, pooled, None, save_dir, names, epochs, device, group)
     build(final)
     fit(final)
     report = {
@@ -117,7 +117,7 @@ def cross_validate(config: TrainingConfig, device, team: Team) -> dict:
     if both:
         report["random"] = results["random"]
         report["optimism"] = optimism(results, per_block, measure, config.seed)
-    return team.share(export_folds, final, report, samples, test)
+    return group.broadcast(export_folds, final, report, samples, test)
 
 
 def export_folds(

@@ -26,7 +26,7 @@ def fit(run: TrainingRun) -> History:
 
     Without validation patches all epochs are run and no best checkpoint is written.
     """
-    config, model, team, history = run.config, run.model, run.team, run.history
+    config, model, group, history = run.config, run.model, run.group, run.history
     training = run.loader(run.train, training=True)
     validation = run.loader(run.validation) if run.validation else None
     progress = ResumeState(run, *make_stepper(run, len(training)))
@@ -41,26 +41,27 @@ def fit(run: TrainingRun) -> History:
             log.info("no better combined score for %d epochs: stopping", waited)
             break
         training.batch_sampler.epoch = epoch
-        seed_epoch(config.seed, epoch, team)
+        seed_epoch(config.seed, epoch, group)
         warm_up(stepper.optimizer, config, epoch)
         frozen = freeze_encoder(model, config, epoch)
         if wrapped is None or frozen is not was_frozen:
-            wrapped = distribute(model, run.device, team, run.model_config.in_channels)
+            wrapped = distribute(model, run.device, group, run.model_config.in_channels)
             was_frozen = frozen
         bar = tqdm(
             training,
             desc=f"epoch {epoch}",
             unit="batch",
             leave=False,
-            disable=None if team.leads else True,
+            disable=None if group.is_main_process else True,
         )
         rate = stepper.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "learning_rate": rate}
         row["train_loss"] = train_one_epoch(
-            wrapped, bar, run.loss, stepper, run.device, run.precision, team, frozen
+            wrapped, bar, run.loss, stepper, run.device, run.precision, group, frozen
         )
         history.rows.append(row)
         marks = []
+        group.broadcast_buffers(model)
         if validation:
             row["val_loss"], matrix = evaluate(
                 model,
@@ -69,7 +70,7 @@ def fit(run: TrainingRun) -> History:
                 run.device,
                 run.model_config.label_classes,
                 precision=run.precision,
-                team=team,
+                group=group,
             )
             result = scores(matrix, run.names, config.mode == "binary")
             row |= {f"val_{key}": result[key] for key in HEADLINES}
@@ -79,12 +80,12 @@ def fit(run: TrainingRun) -> History:
         row["seconds"], told = time.perf_counter() - told, time.perf_counter()
         progress.advance()
         log.info(epoch_line(history.rows[first - 1 :], run.epochs, marks))
-        if team.leads:
+        if group.is_main_process:
             progress.save()
             write_log(run.save_dir / "model_training_log.csv", history.rows)
             picture = run.save_dir / "model_training_plot.png"
             plot_training(picture, {"history": history.rows})
-        team.wait()  # nobody goes on without what is needed to resume
+        group.barrier()  # nobody goes on without what is needed to resume
     return history
 
 
@@ -101,7 +102,7 @@ def save_best(run: TrainingRun, row: dict, result: dict) -> list[str]:
         for name, value in values.items()
         if history.improve(name, value, higher=name != "loss")
     ]
-    if better and run.team.leads:
+    if better and run.group.is_main_process:
         metrics = {"epoch": row["epoch"], "validation": result}
         written = run.save(f"best_{better[0]}", metrics)
         for name in better[1:]:  # the same in all

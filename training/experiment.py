@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common import files
 from common.devices import local_device
-from common.distributed import LOST_PROCESS, Team, join_team
+from common.distributed import LOST_PROCESS, ProcessGroup, init_distributed
 from common.errors import DatasetError, SegmentationError
 from common.files import remove_partial_files, write_json
 from common.machine import tune_malloc
@@ -48,18 +48,18 @@ def run_experiment(config: TrainingConfig) -> dict:
     if device.type == "cpu":
         tune_malloc()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    with join_team(backend) as team, contextlib.ExitStack() as stack:
-        if team.leads:
+    with init_distributed(backend) as group, contextlib.ExitStack() as stack:
+        if group.is_main_process:
             sole_run = files.exclusive_lock("--save_dir", save_dir, save_dir)
             stack.enter_context(sole_run)
             remove_partial_files(run_files(save_dir))
         try:
-            report |= run_kind(config, device, team)
+            report |= run_kind(config, device, group)
         except (RuntimeError, SegmentationError) as error:
             if known := translate_torch_error(error, config, device):
                 raise known from error
             raise
-        if team.leads:
+        if group.is_main_process:
             write_json(save_dir / "model_metrics.json", report)
     return report
 
@@ -104,7 +104,7 @@ def require_test(config: TrainingConfig) -> None:
 PREFLIGHT_CHECKS = (require_model, require_output, require_test)
 
 
-def train_split(config: TrainingConfig, device, team: Team) -> dict:
+def train_split(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     """Train on train/, choose on validation/, examine the final model on test/."""
     cache = make_cache(config)
     train = index_split(config, "train", None, cache)
@@ -113,9 +113,9 @@ def train_split(config: TrainingConfig, device, team: Team) -> dict:
     require_several_classes(train)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
-        device, team,
+        device, group,
     )  # fmt: skip
     build(run)
-    team.share(clear_former_run, config)
+    group.broadcast(clear_former_run, config)
     fit(run)
-    return team.share(export, run, test)
+    return group.broadcast(export, run, test)

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import lr_scheduler
 
 from common.devices import autocast, native_precision
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from common.errors import SegmentationError, require
 from model_training import confusion_matrix, predict_classes
 from training.samples import load_batches
@@ -68,13 +68,13 @@ def train_one_epoch(
     stepper: Stepper,
     device,
     precision: str = "fp32",
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
     frozen=None,
 ) -> float:
     """One pass over the training patches; the mean loss.
 
-    The loss of a batch is that of the parts of all processes together, so that it does not matter
-    how many they are.
+    Each process computes the loss of its part of a batch, and gradients are averaged over the
+    processes: as one process with the joint batch, but for the loss being a mean over processes.
 
     Args:
         model: As ``build_model`` makes it, or wrapped by ``distribute``.
@@ -83,23 +83,23 @@ def train_one_epoch(
         stepper: What takes the steps.
         device: Of the model.
         precision: "fp32", "bf16" or "fp16".
-        team: The processes that train.
+        group: The processes that train; the loss that is returned is that of all of them.
         frozen: A part of the model that is not trained, its normalization neither.
 
     Raises:
         SegmentationError: The loss is no longer a number, or the batch is too small.
     """
-    team = team or Team()
+    group = group or ProcessGroup()
     model.train()
     if frozen:
         frozen.eval()
-    total, count = torch.zeros((), device=device), 0
-    batches, group = len(loader), stepper.accumulate
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, patches
+    batches, per_step = len(loader), stepper.accumulate
     for number, (images, masks) in enumerate(load_batches(loader, device)):
-        last_of_group = (number + 1) % group == 0 or number + 1 == batches
-        in_group = min(group, batches - number // group * group)
+        steps_now = (number + 1) % per_step == 0 or number + 1 == batches
+        in_step = min(per_step, batches - number // per_step * per_step)
         # gradients are exchanged once per step
-        apart = team.size > 1 and not last_of_group
+        apart = group.store is not None and not steps_now
         with model.no_sync() if apart else contextlib.nullcontext():
             try:
                 with autocast(device, precision):
@@ -111,14 +111,17 @@ def train_one_epoch(
                     "This model normalizes over the batch and cannot train on a single patch; "
                     "use --batch_size 2 or more, and at least 2 training patches"
                 ) from error
-            value = loss(team.join(logits.float()), team.join(masks))
-            stepper.scaler.scale(value / in_group).backward()
-        if last_of_group:
+            value = loss(logits.float(), masks)
+            stepper.scaler.scale(value / in_step).backward()
+        if steps_now:
             stepper.step()
-        patches = len(images) * team.size
-        total += value.detach() * patches  # no .item(): it would wait for the device
-        count += patches
-    return finite_loss(total.item() / count, "training")
+        sums[0] += value.detach() * len(
+            images
+        )  # no .item(): it would wait for the device
+        sums[1] += len(images)
+    group.all_reduce(sums)
+    total, count = sums.tolist()
+    return finite_loss(total / count, "training")
 
 
 def finite_loss(value: float, kind: str) -> float:
@@ -138,11 +141,11 @@ def evaluate(
     num_classes: int,
     watch: Callable | None = None,
     precision: str = "fp32",
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion matrix (K, K) of a model over a loader.
 
-    ``watch`` is called with the logits and masks of each batch. A ``team`` adds up what its
+    ``watch`` is called with the logits and masks of each batch. A ``group`` adds up what its
     processes find in loaders of their own.
     """
     model.eval()
@@ -158,7 +161,7 @@ def evaluate(
             matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
             if watch:
                 watch(logits, masks)
-    (team or Team()).sum(sums, matrix)
+    (group or ProcessGroup()).all_reduce(sums, matrix)
     total, count = sums.tolist()
     return finite_loss(total / count, "validation"), matrix.cpu().numpy()
 
@@ -197,7 +200,7 @@ def freeze_encoder(model: nn.Module, config: TrainingConfig, epoch: int):
     return encoder if frozen else None
 
 
-def seed_epoch(seed: int, epoch: int, team: Team) -> None:
+def seed_epoch(seed: int, epoch: int, group: ProcessGroup) -> None:
     """Start the generators of an epoch, so that it does not matter where a run began."""
-    numbers = np.random.SeedSequence([seed, epoch, team.rank]).generate_state(1)
+    numbers = np.random.SeedSequence([seed, epoch, group.rank]).generate_state(1)
     torch.manual_seed(int(numbers[0]))

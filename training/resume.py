@@ -74,7 +74,7 @@ class ResumeState:
             digest.update(survey.counts.tobytes())
         return fixed | {
             "patches": digest.hexdigest(),
-            "processes": run.team.size,
+            "processes": run.group.size,
             "precision": run.precision,
         }
 

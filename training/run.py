@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common.architectures import ModelConfig
-from common.distributed import Team, share_normalization
+from common.distributed import ProcessGroup, synchronize_batch_norm
 from evaluation.calibration import LogitSample
 from model_training import (
     Normalization,
@@ -55,7 +55,7 @@ class TrainingRun:
     names: list[str]
     epochs: int
     device: torch.device
-    team: Team = field(default_factory=Team)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     model: nn.Module = None
     precision: str = "fp32"
     model_config: ModelConfig = None
@@ -66,7 +66,10 @@ class TrainingRun:
     temperature: float | None = None  # None: not calibrated
 
     def loader(
-        self, survey: SampleIndex, training: bool = False, team: Team | None = None
+        self,
+        survey: SampleIndex,
+        training: bool = False,
+        group: ProcessGroup | None = None,
     ):
         config = self.config
         dataset = PatchDataset(
@@ -77,7 +80,7 @@ class TrainingRun:
             seed=config.seed,
         )
         gpu = self.device.type == "cuda"
-        return make_loader(dataset, config, team or self.team, training, gpu)
+        return make_loader(dataset, config, group or self.group, training, gpu)
 
     def save(
         self, name: str, metrics: dict, training_state: dict | None = None
@@ -124,7 +127,7 @@ def build(run: TrainingRun) -> None:
     run.model_config = config.model_config(survey.shape[0])
     colours = rgb_channels(config, survey)
     run.model = build_initial_model(run.model_config, config.weights, colours)
-    share_normalization(run.model, run.device, run.team)
+    synchronize_batch_norm(run.model, run.device, run.group)
     run.model.to(run.device, memory_format=torch.channels_last)
     run.precision = training_precision(config.amp, run.device)
     class_weights = None

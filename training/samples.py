@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +17,10 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from common.errors import DatasetError, SegmentationError
 from common.labels import class_names_of
-from common.machine import available_cores, free_memory
+from common.machine import available_cores, free_memory, prefetch
 from common.patches import PatchPair, read_patch
 from common.rasters import image_bands, open_raster
 from model_training import Normalization, normalize
@@ -242,6 +244,12 @@ class PatchDataset:
         """Whether no item needs a file."""
         return None not in self.decoded
 
+    def without_cache(self) -> PatchDataset:
+        """The same patches, all read from their files."""
+        other = copy(self)
+        other.decoded = [None] * len(self)
+        return other
+
     def __getitem__(self, item: int | Sample) -> tuple[np.ndarray, np.ndarray]:
         index, turn = item if isinstance(item, Sample) else (item, None)
         image, valid, mask = self.decoded[index] or read_patch(
@@ -265,11 +273,11 @@ class EpochBatchSampler:
     shared evenly among the processes.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, team: Team):
-        self.count, self.seed, self.team = count, seed, team
-        self.whole = batch_size * team.size  # a batch of all processes
+    def __init__(self, count: int, batch_size: int, seed: int, group: ProcessGroup):
+        self.count, self.seed, self.group = count, seed, group
+        self.whole = batch_size * group.size  # a batch of all processes
         rest = count % self.whole
-        left_out = rest % team.size
+        left_out = rest % group.size
         if rest == 1 and count > self.whole > 1:
             left_out = 1
         self.used = count - left_out
@@ -284,13 +292,13 @@ class EpochBatchSampler:
         draws = [Sample(int(i), before + turn) for turn, i in enumerate(order)]
         for start in range(0, self.used, self.whole):
             batch = draws[start : min(start + self.whole, self.used)]
-            yield batch[self.team.rank :: self.team.size]
+            yield batch[self.group.rank :: self.group.size]
 
 
 def make_loader(
     dataset: PatchDataset,
     config: TrainingConfig,
-    team: Team,
+    group: ProcessGroup,
     training: bool = False,
     gpu: bool = False,
 ):
@@ -301,21 +309,25 @@ def make_loader(
     """
     count, size = len(dataset), config.batch_size
     if training:
-        batches = EpochBatchSampler(count, size, config.seed, team)
+        batches = EpochBatchSampler(count, size, config.seed, group)
         if not len(batches):
             raise DatasetError(
-                f"{count} training patches are too few for {team.size} processes"
+                f"{count} training patches are too few for {group.size} processes"
             )
     else:
         batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
-        batches = batches[team.rank :: team.size]
+        batches = batches[group.rank :: group.size]
     workers = count_workers(config.num_workers, dataset, len(batches), gpu)
     ahead = {}
     if workers:
-        # forked processes see the patches in memory without a copy
-        forks = "fork" in multiprocessing.get_all_start_methods()
-        context = "fork" if forks else None
-        ahead = {"prefetch_factor": 4, "multiprocessing_context": context}
+        ahead["prefetch_factor"] = 4
+        if gpu or group.store is not None:
+            # forks of a process that has threads of a GPU or of collectives can hang; what is
+            # not forked gets a copy of the patches in memory, and reads the files instead
+            dataset = dataset.without_cache()
+            methods = multiprocessing.get_all_start_methods()
+            spawning = "forkserver" if "forkserver" in methods else "spawn"
+            ahead["multiprocessing_context"] = spawning
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -330,13 +342,20 @@ def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) ->
     """How many processes are to prepare batches."""
     if asked != "auto":
         return min(int(asked), batches)
+    if dataset.in_memory:
+        return 0
     if not gpu:
-        return 0 if dataset.in_memory else min(1, batches)
+        return min(1, batches)
     return min(8, max(1, available_cores() - 1), batches)
 
 
 def load_batches(loader: Iterable, device: torch.device):
     """The batches of a loader on a device, the images channels-last."""
-    for images, masks in loader:
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        yield images, masks.to(device, non_blocking=True)
+    # beside a GPU a thread makes the next batch
+    ahead = prefetch if device.type == "cuda" else contextlib.nullcontext
+    with ahead(loader) as batches:
+        for images, masks in batches:
+            images = images.to(
+                device, non_blocking=True, memory_format=torch.channels_last
+            )
+            yield images, masks.to(device, non_blocking=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from timm.models import adapt_input_conv
 from torch import nn
 
 from common.architectures import ModelConfig, is_weights_file
@@ -83,6 +82,8 @@ def load_encoder(network: nn.Module, file: Path, config: ModelConfig) -> bool:
     Raises:
         SegmentationError: Not such a file, or the weights of another encoder.
     """
+    from timm.models import adapt_input_conv
+
     state = _read_state(file)
     encoder = getattr(network, "encoder", None) or network.backbone
     own = encoder.state_dict()
