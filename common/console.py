@@ -23,6 +23,8 @@ def add_settings(parser, config_class) -> None:
         text, group = more.pop("help"), more.pop("group")
         flags = [f"--{item.name}", *([more.pop("alias")] if "alias" in more else [])]
         shown = more.pop("shown", None)
+        for key in ("least", "most", "above", "may_change"):
+            more.pop(key, None)
         more["required"] = item.default is MISSING
         if not more["required"]:
             more["default"] = item.default

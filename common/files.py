@@ -10,6 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from common.errors import SegmentationError
@@ -150,3 +151,30 @@ def describe_file(path: str) -> dict:
         return {"name": path}
     status = os.stat(path)
     return {"name": path, "bytes": status.st_size, "modified": status.st_mtime}
+
+
+def fingerprint(config) -> dict:
+    """The settings that a resumed run must share with the one that it continues, as for JSON."""
+    fixed = (item for item in fields(config) if not item.metadata.get("may_change"))
+    return json.loads(
+        json.dumps({item.name: getattr(config, item.name) for item in fixed})
+    )
+
+
+def compare_runs(former: dict, present: dict, place: str | Path, way_out: str) -> None:
+    """Raise SegmentationError, which names the first difference, unless two runs are the same.
+
+    Args:
+        former: What the result of the unfinished run depends on, by name: its ``fingerprint`` and
+            more.
+        present: Likewise, of this run.
+        place: Where the unfinished run lies.
+        way_out: What to do instead, as "start again with --overwrite".
+    """
+    for name in dict.fromkeys([*present, *former]):
+        before, now = former.get(name), present.get(name)
+        if before != now:
+            raise SegmentationError(
+                f"{place} belongs to a run with another {name} ({before}, now {now}); give the "
+                f"same, or {way_out}"
+            )

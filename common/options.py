@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, field
+import math
+from dataclasses import MISSING, field, fields
+
+from common.errors import require
 
 
 def setting(default=MISSING, help: str = "", group: str = "options", **more):
-    """A field of a configuration dataclass that is also a command-line option.
+    """A field of a settings dataclass that is also a command-line option.
 
     Args:
         default: Its default; without one the option is required.
         help: What it is, with its unit.
         group: The heading under which ``--help`` lists it.
-        **more: ``choices``, ``nargs``, ``alias`` (a second flag), ``shown`` (words for a
-            default that is found at run time).
+        **more: ``choices``, ``nargs``, ``const``, ``alias`` (a second flag), ``shown`` (words for
+            a default that is found at run time); ``least`` and ``most``, or ``above``, the limits
+            of a number, which ``check_limits`` enforces; ``may_change=True`` where a resumed run
+            may have another value than the one that it continues (see ``files.fingerprint``).
     """
     return field(default=default, metadata={"help": help, "group": group, **more})
+
+
+def check_limits(config) -> None:
+    """Raise OptionError where a number of a settings dataclass is outside of its limits.
+
+    None is inside; infinity and NaN are not.
+    """
+    for item in fields(config):
+        least, most, above = (item.metadata.get(k) for k in ("least", "most", "above"))
+        value = getattr(config, item.name)
+        if value is None or (least, most, above) == (None, None, None):
+            continue
+        expected = f"{least} or more" if above is None else f"more than {above}"
+        if most is not None:
+            expected = f"{least} to {most}"
+        inside = (least is None or value >= least) and (most is None or value <= most)
+        inside = inside and (above is None or value > above)
+        fine = inside and math.isfinite(value)
+        require(fine, f"--{item.name}", value, expected)
 
 
 def number_or_auto(text: str, least: int, most: int = 2**32 - 1) -> bool:

@@ -5,11 +5,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import importlib
+import io
+import json
+import logging
+import os
+import socket
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+
+import main
+from common.architectures import ModelConfig
+from model_training import Normalization, build_model, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
@@ -189,3 +204,115 @@ def write_dataset(
             )
             number += 1
     return root
+
+
+# --- runs of the scripts
+
+ENCODER = "timm-mobilenetv3_small_minimal_100"  # the smallest there is
+
+
+TINY = ("--model", "linknet", "--encoder_name", "tu-mobilenetv3_small_050")
+
+
+QUICK = (*TINY, "--epochs", 1, "--num_workers", 0, "--device", "cpu")
+
+
+def torchrun(processes: int, arguments: list[str], **options) -> subprocess.Popen:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    launcher += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def cell(column: float, row: float, side: float = 32):
+    """A square in pixels of the scene, on the ground."""
+    from shapely import box
+
+    left, top = ORIGIN[0] + column * PIXEL, ORIGIN[1] - row * PIXEL
+    return box(left, top - side * PIXEL, left + side * PIXEL, top)
+
+
+def grid(cells=None, crs=CRS, **columns):
+    """A grid of cells; by default four that tile the scene."""
+    import geopandas
+
+    cells = cells or [cell(x, y) for y in (0, 32) for x in (0, 32)]
+    columns = columns or {"id": list(range(1, len(cells) + 1))}
+    return geopandas.GeoDataFrame(columns, geometry=cells, crs=crs)
+
+
+def write_model(path: Path, bands: int = 3, change=lambda state: None, **metadata):
+    """Write a checkpoint of random weights; ``change`` is called with them."""
+    torch.manual_seed(0)
+    config = ModelConfig("pspnet", bands, 1, ENCODER)
+    model = build_model(config)
+    with torch.no_grad():
+        change(model.network.state_dict())
+    numbers = Normalization("dataset", (0.0,) * bands, (1e4,) * bands)
+    save_checkpoint(path, model, config, numbers, metadata)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: exit status, folder and what it said."""
+
+    status: int
+    save_dir: Path
+    out: str
+    err: str
+
+    def checkpoint(self, name: str = "final_model") -> dict:
+        return torch.load(self.save_dir / f"model_{name}.pth", weights_only=True)
+
+    def metadata(self, name: str = "final_model") -> dict:
+        return self.checkpoint(name)["metadata"]
+
+    @property
+    def report(self) -> dict:
+        return json.loads(
+            (self.save_dir / "model_metrics.json").read_text(),
+            parse_constant=lambda name: pytest.fail(f"{name} in the JSON"),
+        )
+
+    @property
+    def log(self) -> list[dict]:
+        with open(self.save_dir / "model_training_log.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+def run_main(*arguments) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of ``main.main``."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main.main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            status = ended.code or 0
+        finally:
+            logging.getLogger().handlers.clear()  # they hold the redirected stderr
+    return status, out.getvalue(), err.getvalue()
+
+
+def train(root: Path, save_dir: Path, *options) -> Outcome:
+    """Train on a dataset; it must go well."""
+    status, out, err = run_main(
+        "--dataset_root", root, "--save_dir", save_dir, *QUICK, *options
+    )
+    assert status == 0, err
+    return Outcome(status, save_dir, out, err)
+
+
+def same_weights(one: dict, other: dict) -> bool:
+    one, other = one["model_state_dict"], other["model_state_dict"]
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key], other[key]) for key in one
+    )

@@ -31,12 +31,16 @@ import torch
 from affine import Affine
 from helpers import (
     CRS,
+    ENCODER,
     ORIGIN,
     PIXEL,
     ROOT,
+    cell,
+    grid,
     make_patch,
     patch_everywhere,
     write_dataset,
+    write_model,
     write_raster,
 )
 from shapely import affinity
@@ -56,7 +60,6 @@ from training.outputs import RUN_FILES
 from training.settings import TrainingConfig
 
 SIDE = 64
-ENCODER = "timm-mobilenetv3_small_minimal_100"  # the smallest there is
 TRAIN = (
     "--dataset_root data --save_dir models --mode binary --model pspnet --batch_size 2 "
     "--epochs 1 --num_workers 0 --device cpu"
@@ -120,30 +123,6 @@ def place(whole, tmp_path, monkeypatch) -> Path:
         os, "sync", lambda: None
     )  # of all disks: slow on a busy machine
     return folder
-
-
-def cell(column: float, row: float, side: float = 32) -> Polygon:
-    """A square in pixels of the scene, on the ground."""
-    left, top = ORIGIN[0] + column * PIXEL, ORIGIN[1] - row * PIXEL
-    return box(left, top - side * PIXEL, left + side * PIXEL, top)
-
-
-def grid(cells=None, crs=CRS, **columns) -> geopandas.GeoDataFrame:
-    """A grid of cells; by default four that tile the scene."""
-    cells = cells or [cell(x, y) for y in (0, 32) for x in (0, 32)]
-    columns = columns or {"id": list(range(1, len(cells) + 1))}
-    return geopandas.GeoDataFrame(columns, geometry=cells, crs=crs)
-
-
-def write_model(path: Path, bands: int = 3, change=lambda state: None, **metadata):
-    """Write a checkpoint of random weights; ``change`` is called with them."""
-    torch.manual_seed(0)
-    config = ModelConfig("pspnet", bands, 1, ENCODER)
-    model = build_model(config)
-    with torch.no_grad():
-        change(model.network.state_dict())
-    numbers = Normalization("dataset", (0.0,) * bands, (1e4,) * bands)
-    save_checkpoint(path, model, config, numbers, metadata)
 
 
 def words(script: str, options: str) -> list[str]:

@@ -24,9 +24,17 @@ import geopandas
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, make_patch, write_dataset, write_raster
+from helpers import (
+    ENCODER,
+    ROOT,
+    cell,
+    grid,
+    make_patch,
+    write_dataset,
+    write_model,
+    write_raster,
+)
 from PIL import Image
-from test_faults import ENCODER, cell, grid, write_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
 

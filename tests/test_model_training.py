@@ -621,7 +621,8 @@ def test_processes_share_the_batches_of_one(count, size):
     if count < size:
         return
     parts = [
-        list(EpochBatchSampler(count, 2, 7, ProcessGroup(rank, size))) for rank in range(size)
+        list(EpochBatchSampler(count, 2, 7, ProcessGroup(rank, size)))
+        for rank in range(size)
     ]
     single = list(EpochBatchSampler(count, 2 * size, 7, ProcessGroup()))
     assert {len(part) for part in parts} == {

@@ -24,7 +24,7 @@ import numpy as np
 
 from common.architectures import ModelConfig
 from common.console import settings_from, show_messages
-from common.distributed import Team
+from common.distributed import ProcessGroup
 from common.machine import tune_malloc
 from model_training import (
     build_model,
@@ -181,7 +181,7 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
         warm_up(models.first.model, device)
         before = memory("VmRSS")
         clock, cpu = time.perf_counter(), time.process_time()
-        report = map_scene(task, config, models, Team())
+        report = map_scene(task, config, models, ProcessGroup())
         result = {
             "wall": time.perf_counter() - clock,
             "cpu": time.process_time() - cpu,
@@ -191,7 +191,7 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
         }
         if device.startswith("cuda"):
             result["gpu busy"] = gpu_busy(
-                lambda: map_scene(task, config, models, Team()),
+                lambda: map_scene(task, config, models, ProcessGroup()),
                 count_batches(report["run"]),
             )
     return result
