@@ -7,7 +7,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import repeat, takewhile
 from pathlib import Path
 
 
@@ -55,11 +56,10 @@ def peak_memory() -> int | None:
 
 
 def available_cores() -> int:
-    """The processor's cores that this process may use: its share of those of the machine."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """CPU cores for this process: by affinity and CPU quota, shared by torchrun's local processes."""
+    import joblib
+
+    return max(1, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def tune_malloc() -> None:
@@ -97,16 +97,35 @@ class SerialWorker:
             self.waiting.popleft().result()
 
 
+def bounded_map(
+    function: Callable, items: Iterable, workers: int, ahead: int
+) -> Iterator:
+    """Apply a function in threads; the results come in the order of the items.
+
+    Args:
+        function: Of one item. What it raises comes out in the place of its result.
+        items: Taken by the calling thread, only as they are needed.
+        workers: Threads.
+        ahead: At most ``workers + ahead`` items are in flight: taken, but their result not.
+
+    Closing the iterator (``contextlib.closing``) drops what has not begun and waits for the rest.
+    """
+    pool, waiting = ThreadPoolExecutor(workers), deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= workers + ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 @contextmanager
 def prefetch(items: Iterable) -> Iterator[Iterator]:
     """Have a thread fetch the next item while the present one is worked on."""
     end, source = object(), iter(items)
-
-    def fetched(pool):
-        waiting = pool.submit(next, source, end)
-        while (item := waiting.result()) is not end:
-            waiting = pool.submit(next, source, end)
-            yield item
-
-    with ThreadPoolExecutor(1) as pool:
-        yield fetched(pool)
+    fetched = bounded_map(lambda _: next(source, end), repeat(None), 1, ahead=1)
+    with closing(fetched):
+        yield takewhile(lambda item: item is not end, fetched)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def duration(seconds: float) -> str:
     """As 0:45 or 2:03:10."""
@@ -19,3 +21,19 @@ def shorten(name: str, longest: int = 40) -> str:
     """A name that fits above a panel."""
     half = (longest - 3) // 2
     return name if len(name) <= longest else f"{name[:half]}...{name[-half:]}"
+
+
+def aligned_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of equal length as aligned text.
+
+    Args:
+        rows: The heads first, if any.
+        left: So many columns are aligned left, those behind them right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    sides = [str.ljust] * left + [str.rjust] * (len(widths) - left)
+    lines = (
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common import SPLITS
+from common.balance import uneven_shares, unit_shares
 from common.errors import DatasetError
 from common.ground import (
     overlap_fraction,
@@ -46,26 +47,21 @@ def balance_blocks(
 ) -> list[str]:
     """A split for each block, so that patches and every class are shared as the ratios say.
 
-    The sum of the deviations from the ratios, over splits and columns, is lowered by moving and
-    swapping blocks until no step helps, from several random beginnings. A class that enough blocks hold
-    is to be in every split, whatever that costs.
+    ``uneven_shares`` is lowered by moving and swapping blocks until no step helps, from several
+    random beginnings. A class that enough blocks hold must be in every split.
 
     Args:
         content: (blocks, 1 + classes): patches, then pixels of each class.
         ratios: Shares of training, validation and test.
         seed: Of the beginnings.
     """
-    shares = content / np.maximum(content.sum(axis=0), 1)
-    wanted = np.asarray(ratios) / np.sum(ratios)
-    used = np.flatnonzero(wanted)
-    # patches weigh as much as all classes together
-    weights = np.array([max(1, content.shape[1] - 1), *[1] * (content.shape[1] - 1)])
-    everywhere = (content > 0).sum(axis=0) >= len(used)
+    used = np.flatnonzero(ratios)
+    wanted = np.asarray(ratios)[used] / np.sum(ratios)
+    shares = unit_shares(content)
+    required = (shares > 0).sum(axis=0) >= len(used)
 
     def cost(sums: np.ndarray) -> float:
-        missing = (sums[used] <= 1e-12) & everywhere
-        gaps = np.abs(sums - wanted[:, None]) * weights
-        return float(gaps.sum() + 10 * missing.sum())
+        return uneven_shares(sums, wanted, required)
 
     rng = np.random.default_rng(seed)
     best, lowest = None, math.inf
@@ -78,7 +74,7 @@ def balance_blocks(
             for block in rng.permutation(len(shares)):
                 # move it to another split, or swap it with a block that is there
                 other = rng.integers(len(shares))
-                steps = [{block: split} for split in used]
+                steps = [{block: split} for split in range(len(used))]
                 steps.append({block: chosen[other], other: chosen[block]})
                 for step in steps:
                     moved = sums.copy()
@@ -91,7 +87,7 @@ def balance_blocks(
                             chosen[index] = split
         if current < lowest:
             best, lowest = chosen.copy(), current
-    return [SPLITS[split] for split in best]
+    return [SPLITS[used[split]] for split in best]
 
 
 def link_repeat_coverage(footprints: GeoSeries, scenes: Sequence[int]) -> np.ndarray:
