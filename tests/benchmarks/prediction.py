@@ -22,6 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import Predict_large_image
 from common.architectures import ModelConfig
 from common.console import settings_from, show_messages
 from common.distributed import ProcessGroup
@@ -33,15 +37,12 @@ from model_training import (
     normalize,
     save_checkpoint,
 )
-from prediction import tiling
 from prediction.ensemble import load_models
-from prediction.scene import GDAL_OPTIONS, map_scene
+from prediction.reader import GDAL_OPTIONS
+from prediction.scene import map_scene
 from prediction.settings import PredictionConfig
 from prediction.tasks import list_tasks
-from prediction.tiling import lay_windows
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from prediction.tiling import batch_groups, lay_windows
 
 PATCH, OVERLAP, BANDS, CLASSES = 512, 128, 10, 6
 MODELS = {
@@ -158,20 +159,10 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
     """The whole prediction of a scene, without the loading of the libraries and the model."""
     import rasterio
 
-    import Predict_large_image as prediction
-
-    parser = prediction.build_parser()
-    arguments = [
-        "--model",
-        model,
-        "--input",
-        scene,
-        "--output",
-        output,
-        "--device",
-        device,
-    ]
-    arguments = parser.parse_args([*map(str, arguments), *options])
+    parser = Predict_large_image.build_parser()
+    files = ["--model", model, "--input", scene, "--output", output]
+    words = [*map(str, files), "--device", device, *options]
+    arguments = parser.parse_args(words)
     config = settings_from(PredictionConfig, arguments)
     show_messages()
     tune_malloc()
@@ -207,9 +198,8 @@ def warm_up(network, device: str) -> None:
 
 
 def count_batches(run: dict) -> int:
-
     down, across = (lay_windows(side, PATCH, OVERLAP) for side in run["scene"]["shape"])
-    row = tiling.batch_groups(across, run["batch_size"], 0, across.length)
+    row = batch_groups(across, run["batch_size"], 0, across.length)
     return len(down.starts) * len(row)
 
 
@@ -286,10 +276,8 @@ def whole_scene(model: Path, scene: Path, output: Path, device) -> dict:
 
 
 def count_windows(height: int, width: int) -> int:
-    from prediction.tiling import lay_windows
-
-    axes = [lay_windows(side, PATCH, OVERLAP) for side in (height, width)]
-    return len(axes[0].starts) * len(axes[1].starts)
+    down, across = (lay_windows(side, PATCH, OVERLAP) for side in (height, width))
+    return len(down.starts) * len(across.starts)
 
 
 def run_case(**case) -> dict:

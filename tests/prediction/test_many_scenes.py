@@ -113,8 +113,7 @@ def test_every_valid_pixel_is_mapped_once_and_where_it_lies(scene, window):
             device="cpu", precision="fp32", batch_size="2", **window,
         )  # fmt: skip
         (task,) = list_tasks(config)
-        team = ProcessGroup()
-        report = map_scene(task, config, pixel_models(), team)
+        report = map_scene(task, config, pixel_models(), ProcessGroup())
         with rasterio.open(output) as file:
             classes, nodata = file.read(1), file.nodata
             assert file.crs == rasterio.crs.CRS.from_user_input(place["crs"])
@@ -187,9 +186,10 @@ WATCHED = """
 import json, os, sys
 
 sys.path.insert(0, {root!r})
-import Predict_large_image as prediction
+import Predict_large_image
+from prediction import scene
 
-used, map_scene = [], prediction.map_scene
+used, map_scene = [], scene.map_scene
 
 
 def watched(*arguments):
@@ -200,8 +200,8 @@ def watched(*arguments):
         used.append((pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))))
 
 
-prediction.map_scene = watched
-status = prediction.main()
+scene.map_scene = watched
+status = Predict_large_image.main()
 json.dump(used, open({target!r}, "w"))
 sys.exit(status)
 """

@@ -1,245 +1,92 @@
-"""What turns windows into probabilities: ensembles, views, precisions, and memory that runs out.
-
-The networks and scenes are those of test_prediction.py.
-"""
+"""What turns windows into probabilities: normalization, views, temperature, memory that runs out."""
 
 from __future__ import annotations
 
 import logging
-import shutil
-from pathlib import Path
+import weakref
 
 import numpy as np
 import pytest
 import rasterio
-import test_prediction as prediction_tests
 import torch
-from helpers import interrupt, patch_everywhere
-from test_prediction import (
-    EVERYTHING,
+from prediction_helpers import (
+    CPU,
     PixelModel,
-    configure,
+    confidence_of,
+    entropy_share,
     forward,
     image_rule,
-    linear_network,
-    make_pixel_model,
+    make_model,
     noise,
-    read_json,
     read_map,
     run,
+    whole_scene,
     write_legacy,
     write_scene,
 )
 from torch import nn
 
 from common.architectures import TTA_TRANSFORMS, ModelConfig
-from common.errors import CheckpointError, SegmentationError
-from model_training import (
-    Checkpoint,
-    Normalization,
-    build_model,
-    load_checkpoint,
-    save_checkpoint,
-)
-from prediction.ensemble import load_models, one_thread_each
-from prediction.predictor import Predictor, route_pointwise_to_onednn
-from prediction.settings import PredictionConfig
-from prediction.tasks import list_models
+from common.errors import SegmentationError
+from model_training import Checkpoint, Normalization, load_checkpoint
+from prediction.predictor import Predictor
 
-CPU = torch.device("cpu")
-models, land, water, spatial = (
-    prediction_tests.models,
-    prediction_tests.land,
-    prediction_tests.water,
-    prediction_tests.spatial,
-)
-scene, batches = prediction_tests.scene, prediction_tests.batches
-_one_thread, _logging_as_before = (
-    prediction_tests._one_thread,
-    prediction_tests._logging_as_before,
-)
-
-
-def make_model(path: Path, weights, bias, low, high, **metadata) -> PixelModel:
-    """A classifier of single pixels with a normalization of its own."""
-    weights, bias = np.array(weights, np.float32), np.array(bias, np.float32)
-    model, config = linear_network(weights, bias)
-    numbers = Normalization("dataset", tuple(low), tuple(high))
-    save_checkpoint(path, model, config, numbers, metadata)
-    return PixelModel(path, weights, bias, np.array(low), np.array(high))
-
-
-def confidence_of(folder: Path) -> np.ndarray:
-    return read_map(folder / "map_confidence.tif")
-
-
-def precision_of(path: Path) -> str:
-    with rasterio.open(path) as file:
-        return file.tags()["PRECISION"]
-
-
-# --- ensembles ------------------------------------------------------------------------------
-
-
-def test_models_of_different_normalizations_are_averaged(tmp_path):
-    rng = np.random.default_rng(1)
-    members = [
-        make_model(
-            tmp_path / f"{number}.pth",
-            rng.normal(0, 5, (3, 3)),
-            rng.normal(0, 1, 3),
-            rng.uniform(0, 2000, 3),
-            rng.uniform(6000, 12_000, 3),
-        )
-        for number in range(3)
-    ]
-    pixels = noise(100, 90)
-    scene = write_scene(tmp_path / "scene.tif", pixels)
-    files = [member.path for member in members]
-    assert run(files, scene, tmp_path / "map.tif", "--save_confidence") == 0
-    expected = np.mean([member.probabilities(pixels) for member in members], axis=0)
-    confidence = confidence_of(tmp_path)
-    np.testing.assert_allclose(confidence, expected.max(axis=0), atol=3e-6)
-    for member in members:
-        assert abs(member.probabilities(pixels).max(axis=0) - confidence).max() > 0.1
-    best = np.sort(expected, axis=0)
-    clear = best[-1] - best[-2] > 1e-5
-    classes = read_map(tmp_path / "map.tif")
-    np.testing.assert_array_equal(classes[clear], expected.argmax(axis=0)[clear])
-    assert read_json(tmp_path / "map_statistics.json")["model"] == list(map(str, files))
-    with rasterio.open(tmp_path / "map.tif") as file:
-        assert file.tags()["MODEL_FILES"] == "0.pth, 1.pth, 2.pth"
-
-
-def test_models_of_both_rules_are_averaged(tmp_path):
-    shape = np.eye(3) * 5, np.zeros(3), [500] * 3, [9000] * 3
-    one = make_model(tmp_path / "one.pth", *shape)
-    other = write_legacy(tmp_path / "other.pth", one, "metadata")
-    pixels = noise(64, 64)
-    scene = write_scene(tmp_path / "scene.tif", pixels)
-    for files in ([one.path, other, one.path], [other, one.path, one.path]):
-        assert run(files, scene, tmp_path / "map.tif", "--save_confidence") == 0
-        legacy = one.classify(image_rule(pixels))
-        expected = (2 * one.probabilities(pixels) + legacy) / 3
-        np.testing.assert_allclose(
-            confidence_of(tmp_path), expected.max(axis=0), atol=3e-6
-        )
-
-
-def test_a_model_with_itself_is_that_model(spatial, scene, tmp_path):
-    for name, files in (("one", [spatial]), ("two", [spatial, spatial])):
-        output = tmp_path / name / "map.tif"
-        assert run(files, scene, output, "--save_confidence") == 0
-    np.testing.assert_allclose(
-        confidence_of(tmp_path / "one"), confidence_of(tmp_path / "two"), atol=1e-6
-    )
-
-
-def touch(*paths: Path) -> list[str]:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return [str(path) for path in paths]
-
-
-def test_a_folder_of_folds_stands_for_their_final_models_in_order(tmp_path):
-    final = "model_final_model.pth"
-    numbers = [1, 2, 3, 10, 11]
-    expected = touch(*(tmp_path / f"fold_{number}" / final for number in numbers))
-    touch(tmp_path / "fold_2" / "model_best_IoU.pth", tmp_path / final)
-    touch(tmp_path / "other" / final, tmp_path / "best.pth")
-    assert list_models([str(tmp_path)]) == expected
-
-
-def test_a_folder_without_folds_stands_for_its_final_model(tmp_path):
-    (final,) = touch(tmp_path / "model_final_model.pth")
-    touch(tmp_path / "model_best_IoU.pth", tmp_path / "fold_1" / "model_best_IoU.pth")
-    assert list_models([str(tmp_path)]) == [final]
-
-
-def test_a_folder_without_a_final_model_stands_for_all_its_checkpoints(tmp_path):
-    expected = touch(tmp_path / "a.pth", tmp_path / "b.pth")
-    touch(tmp_path / "notes.txt", tmp_path / "model_last.pth")  # of a run that goes on
-    assert list_models([str(tmp_path), "c.pth"]) == [*expected, "c.pth"]
-
-
-def test_a_folder_without_checkpoints_is_refused(scene, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    assert run(tmp_path / "empty", scene, tmp_path / "map.tif") == 1
-    error = capsys.readouterr().err
-    assert f"No checkpoints (.pth) in {tmp_path / 'empty'}" in error
-
-
-def test_the_folds_of_a_folder_are_averaged(land, tmp_path):
-    other = make_pixel_model(
-        tmp_path / "other.pth", -land.weights, land.bias, class_names=LAND_NAMES
-    )
-    for number, source in ((1, land.path), (2, other.path)):
-        folder = tmp_path / "run" / f"fold_{number}"
-        folder.mkdir(parents=True)
-        shutil.copy(source, folder / "model_final_model.pth")
-    pixels = noise(64, 64)
-    image = write_scene(tmp_path / "scene.tif", pixels)
-    assert run(tmp_path / "run", image, tmp_path / "map.tif", "--save_confidence") == 0
-    expected = (land.probabilities(pixels) + other.probabilities(pixels)) / 2
-    np.testing.assert_allclose(confidence_of(tmp_path), expected.max(axis=0), atol=3e-6)
-
-
-LAND_NAMES = ["water", "forêt", "bare soil", "town"]
+# --- normalization ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("shape", "names", "what"),
-    [
-        ((4, 5), LAND_NAMES, ("bands", "5", "3")),
-        ((3, 3), LAND_NAMES[:3], ("outputs", "3", "4")),
-        ((1, 3), ["no", "yes"], ("outputs", "1", "4")),
-        ((4, 3), LAND_NAMES[::-1], ("class names", "'town', 'bare soil'", "'water'")),
-    ],
+    ("key", "number"),
+    [("metadata", int), ("config", np.int64)],
+    ids=["first", "second"],
 )
-def test_models_that_do_not_go_together_are_refused_naming_both(
-    land, scene, tmp_path, capsys, shape, names, what
+def test_a_checkpoint_without_statistics_is_predicted_by_the_image_rule(
+    land, tmp_path, key, number
 ):
-    other = make_pixel_model(
-        tmp_path / "other.pth", np.ones(shape), np.zeros(shape[0]), class_names=names
+    legacy = write_legacy(tmp_path / "legacy.pth", land, key, number)
+    pixels = noise(64, 64) // 2
+    pixels[:, :, 40:] = 65535  # brighter than all, and no part of the percentile
+    scene = write_scene(tmp_path / "scene.tif", pixels, nodata=65535)
+    assert run(legacy, scene, tmp_path / "map.tif", "--save_confidence") == 0
+    confidence = read_map(tmp_path / "map_confidence.tif")[:, :40]
+    expected = land.classify(image_rule(pixels[:, :, :40]))
+    np.testing.assert_allclose(confidence, expected.max(axis=0), atol=2e-6)
+    other = land.probabilities(pixels[:, :, :40]).max(axis=0)
+    assert abs(confidence - other).max() > 0.1
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.tags()["NORMALIZATION"] == "image"
+
+
+def test_the_image_rule_takes_its_percentile_in_every_window(land, tmp_path):
+    legacy = write_legacy(tmp_path / "legacy.pth", land, "metadata")
+    pixels = noise(50, 96)
+    pixels[:, :, 48:] //= 3
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    window = ("--patch_size", "50", "--overlap", "20")
+    output = tmp_path / "map.tif"
+    assert run(legacy, scene, output, *window, "--save_confidence") == 0
+    expected = whole_scene(
+        pixels.astype(np.float32),
+        lambda images: land.classify(image_rule(images[0]))[None],
+        50,
+        20,
     )
-    assert run([land.path, other.path], scene, tmp_path / "map.tif") == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    for text in (str(land.path), str(other.path), *what):
-        assert text in error
-    assert not (tmp_path / "map.tif").exists()
+    confidence = read_map(tmp_path / "map_confidence.tif")
+    np.testing.assert_allclose(confidence, expected.max(axis=0), atol=3e-6)
 
 
-def test_models_trained_on_other_band_orders_are_not_averaged_in_silence(
-    land, scene, tmp_path, capsys
-):
-    other = make_pixel_model(
-        tmp_path / "other.pth",
-        land.weights,
-        land.bias,
-        class_names=LAND_NAMES,
-        band_descriptions=list(prediction_tests.DESCRIPTIONS[::-1]),
-    )
-    status = run([land.path, other.path], scene, tmp_path / "map.tif")
-    assert status == 1 or "B04 red, B03 green, B02 blue" in capsys.readouterr().err
+def test_values_beyond_the_training_percentiles_are_clipped(land, tmp_path):
+    pixels = np.full((3, 32, 32), 20_000, np.float32)
+    pixels[:, :16] = -500
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    assert run(land.path, scene, tmp_path / "map.tif", "--save_confidence") == 0
+    confidence = read_map(tmp_path / "map_confidence.tif")
+    for rows, value in ((slice(16), 0.0), (slice(16, None), 1.0)):
+        expected = land.classify(np.full((3, 1, 1), value)).max()
+        np.testing.assert_allclose(confidence[rows], expected, atol=2e-6)
 
 
-def test_values_that_only_the_second_model_does_not_know_are_told(
-    land, scene, tmp_path, capsys
-):
-    other = make_model(
-        tmp_path / "other.pth",
-        land.weights,
-        land.bias,
-        [0.0] * 3,
-        [0.3] * 3,
-        class_names=LAND_NAMES,
-    )
-    assert run([land.path, other.path], scene, tmp_path / "map.tif") == 0
-    assert "warning" in capsys.readouterr().err
+# --- views ------------------------------------------------------------------------------
 
-
-# --- views ----------------------------------------------------------------------------------
 
 TURNED = {
     "flip": [lambda a: a, np.fliplr, np.flipud, lambda a: np.flipud(np.fliplr(a))],
@@ -327,12 +174,10 @@ def test_views_of_several_models_with_uncertainty(spatial, land, tmp_path):
     mean = averaged(lambda view: forward(spatial, view), image / 10_000, "flip")
     assert found.shape == (4, 64, 64)
     np.testing.assert_allclose(found[:3], mean, atol=1e-5)
-    np.testing.assert_allclose(
-        found[3], prediction_tests.entropy_share(mean), atol=1e-5
-    )
+    np.testing.assert_allclose(found[3], entropy_share(mean), atol=1e-5)
 
 
-# --- temperature ----------------------------------------------------------------------------
+# --- temperature ------------------------------------------------------------------------
 
 
 def test_logits_are_divided_by_the_temperature_of_their_model(tmp_path):
@@ -373,132 +218,7 @@ def test_the_threshold_of_a_binary_model_is_a_calibrated_probability(tmp_path):
         np.testing.assert_array_equal(found[clear], foreground[clear] >= threshold)
 
 
-# --- precision ------------------------------------------------------------------------------
-
-
-def test_bf16_and_fp32_agree(land, scene, tmp_path):
-    found = {}
-    for precision in ("fp32", "bf16"):
-        folder = tmp_path / precision
-        options = ("--precision", precision, "--save_confidence")
-        assert run(land.path, scene, folder / "map.tif", *options) == 0
-        found[precision] = confidence_of(folder)
-        assert precision_of(folder / "map.tif") == precision
-        assert precision_of(folder / "map_confidence.tif") == precision
-    difference = abs(found["fp32"] - found["bf16"])
-    assert 0 < difference.max() < 2e-2
-
-
-def test_fp16_on_the_cpu_is_a_wrong_command_line(land, scene, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(land.path, scene, tmp_path / "map.tif", "--precision", "fp16")
-    assert stop.value.code == 2
-    assert "--precision fp16" in capsys.readouterr().err
-
-
-@pytest.fixture
-def delicate(tmp_path) -> tuple[Path, Path]:
-    """A model that decides by the ninth bit, and a scene of 16 windows around its limit."""
-    model = make_model(
-        tmp_path / "m.pth", [[1000, 0, 0]], [-500], [0] * 3, [10_000] * 3
-    )
-    pixels = noise(200, 200) // 50 + 4900  # 4900 to 5100
-    return model.path, write_scene(tmp_path / "delicate.tif", pixels)
-
-
-def test_auto_computes_in_fp32_and_says_so_where_classes_would_change(
-    delicate, tmp_path, capsys, monkeypatch
-):
-    patch_everywhere(
-        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
-    )
-    output = tmp_path / "map.tif"
-    assert run(*delicate, output, "--precision", "auto") == 0
-    assert "computing in fp32" in capsys.readouterr().err
-    assert precision_of(output) == "fp32"
-    assert read_json(tmp_path / "map_statistics.json")["run"]["precision"] == "fp32"
-
-
-@pytest.mark.parametrize("native", [["bf16"], ["bf16", "fp16"], []])
-def test_auto_takes_what_is_native_where_classes_stay(
-    land, tmp_path, capsys, monkeypatch, native
-):
-    patch_everywhere(
-        monkeypatch, "common.devices.native_precisions", lambda device: native
-    )
-    pixels = np.where(noise(200, 200) > 5000, 9000, 2000).astype(np.uint16)
-    scene = write_scene(tmp_path / "scene.tif", pixels)
-    output = tmp_path / "map.tif"
-    assert run(land.path, scene, output, "--precision", "auto") == 0
-    assert "computing in" not in capsys.readouterr().err
-    assert precision_of(output) == (native or ["fp32"])[0]
-
-
-def test_auto_takes_the_next_native_precision_where_the_first_changes_classes(
-    delicate, tmp_path, capsys, monkeypatch
-):
-    native = ["bf16", "fp16"]
-    patch_everywhere(
-        monkeypatch, "common.devices.native_precisions", lambda device: native
-    )
-    plain = Predictor._average_views
-
-    def exact_in_fp16(self, *arguments):
-        if self.precision == "fp16":
-            monkeypatch.setattr(self, "precision", "fp32")
-        return plain(self, *arguments)
-
-    monkeypatch.setattr(Predictor, "_average_views", exact_in_fp16)
-    output = tmp_path / "map.tif"
-    assert run(*delicate, output, "--precision", "auto") == 0
-    err = capsys.readouterr().err
-    assert "bf16 changes the class of" in err and "computing in fp16" in err
-    assert precision_of(output) == "fp16"
-
-
-def test_auto_makes_no_trial_for_a_few_windows(
-    land, scene, tmp_path, monkeypatch, batches
-):
-    patch_everywhere(
-        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
-    )
-    output = tmp_path / "map.tif"
-    assert run(land.path, scene, output, "--precision", "auto") == 0
-    assert precision_of(output) == "fp32"
-    assert sum(shape[0] for shape in batches) == 4
-
-
-def test_auto_makes_its_trial_where_pixels_are_valid(
-    delicate, tmp_path, monkeypatch, batches
-):
-    model, path = delicate
-    with rasterio.open(path) as file:
-        pixels = file.read()
-    pixels[:, :, 60:] = 0  # most windows hold nothing
-    scene = write_scene(tmp_path / "holes.tif", pixels, nodata=0)
-    patch_everywhere(
-        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
-    )
-    assert run(model, scene, tmp_path / "map.tif", "--precision", "auto") == 0
-    assert precision_of(tmp_path / "map.tif") == "fp32"
-
-
-def test_a_resumed_run_keeps_the_precision_that_was_found(
-    delicate, tmp_path, monkeypatch
-):
-    patch_everywhere(
-        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
-    )
-    output = tmp_path / "map.tif"
-    with monkeypatch.context() as patch:
-        interrupt(patch, "prediction.layers.compute_layers", 2)
-        assert run(*delicate, output, "--precision", "auto") == 130
-    calls = interrupt(monkeypatch, "prediction.precision.choose_precision", 99)
-    assert run(*delicate, output, "--precision", "auto", "--resume") == 0
-    assert calls == [] and precision_of(output) == "fp32"
-
-
-# --- lack of memory -------------------------------------------------------------------------
+# --- lack of memory ---------------------------------------------------------------------
 
 
 class Greedy(nn.Module):
@@ -608,8 +328,6 @@ def test_other_errors_of_a_network_are_not_swallowed(error):
 
 
 def test_nothing_of_the_failed_batch_is_held_when_the_smaller_one_runs():
-    import weakref
-
     class Holding(Greedy):
         def forward(self, images):
             self.seen.append(len(images))
@@ -623,7 +341,7 @@ def test_nothing_of_the_failed_batch_is_held_when_the_smaller_one_runs():
     predictor_of(Holding(0, SCARCE[0]))(torch.rand(2, 3, 32, 32), None)
 
 
-# --- compiling ------------------------------------------------------------------------------
+# --- compiling --------------------------------------------------------------------------
 
 
 def test_a_compiled_network_sees_batches_of_one_size(monkeypatch):
@@ -646,135 +364,3 @@ def test_a_compiled_network_short_of_memory_is_halved_too(monkeypatch):
     images = torch.rand(5, 3, 32, 32)
     assert predict(images, None).shape == (5, 2, 32, 32)
     assert set(network.seen[1:]) == {2}
-
-
-# --- input ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "dtype",
-    ["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"],
-)
-def test_scenes_of_every_dtype_are_mapped_alike(tmp_path, dtype):
-    model = make_model(
-        tmp_path / "m.pth", 9 * np.eye(3), np.zeros(3), [0.0] * 3, [120.0] * 3
-    )
-    pixels = (noise(70, 50) // 80).astype(dtype)  # 0 to 125
-    pixels[:, 30:45, 20:] = 127
-    scene = write_scene(tmp_path / "scene.tif", pixels, nodata=127)
-    valid = pixels[0] != 127
-    assert run(model.path, scene, tmp_path / "map.tif", "--save_confidence") == 0
-    expected = model.probabilities(pixels).max(axis=0)
-    found = confidence_of(tmp_path)
-    np.testing.assert_allclose(found[valid], expected[valid], atol=3e-6)
-    assert (found[~valid] == -1).all()
-
-
-# --- what the options say of a model --------------------------------------------------------
-
-
-def bare_weights(path: Path, model: PixelModel) -> Path:
-    network = linear_network(model.weights, model.bias)[0].network
-    torch.save(network.state_dict(), path)
-    return path
-
-
-def test_weights_alone_are_refused_naming_the_options_that_describe_them(
-    land, scene, tmp_path, capsys
-):
-    bare = bare_weights(tmp_path / "bare.pth", land)
-    assert run(bare, scene, tmp_path / "map.tif") == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(bare) in error
-    for option in ("--model_name", "--in_channels", "--num_classes"):
-        assert option in error
-    assert not (tmp_path / "map.tif").exists()
-
-
-def test_weights_with_options_that_describe_them_are_predicted_by_the_image_rule(
-    land, tmp_path
-):
-    bare = bare_weights(tmp_path / "bare.pth", land)
-    pixels = noise(64, 64)
-    scene = write_scene(tmp_path / "scene.tif", pixels)
-    said = ("--model_name", "unet-dropout", "--in_channels", "3", "--num_classes", "4")
-    assert run(bare, scene, tmp_path / "map.tif", *said, "--save_confidence") == 0
-    expected = land.classify(image_rule(pixels))
-    np.testing.assert_allclose(confidence_of(tmp_path), expected.max(axis=0), atol=3e-6)
-    with rasterio.open(tmp_path / "map.tif") as file:
-        assert file.tags()["NORMALIZATION"] == "image"
-
-
-def test_binary_weights_are_described_by_one_class(water, tmp_path):
-    bare = bare_weights(tmp_path / "bare.pth", water)
-    pixels = noise(64, 64)
-    scene = write_scene(tmp_path / "scene.tif", pixels)
-    said = ("--model_name", "unet-dropout", "--in_channels", "3", "--num_classes", "1")
-    assert run(bare, scene, tmp_path / "map.tif", *said, *EVERYTHING) == 0
-    foreground = water.classify(image_rule(pixels))[0]
-    expected = np.maximum(foreground, 1 - foreground)
-    np.testing.assert_allclose(confidence_of(tmp_path), expected, atol=3e-6)
-
-
-@pytest.mark.parametrize(
-    "wrong", [("--model_name", "unet"), ("--in_channels", "4"), ("--num_classes", "5")]
-)
-def test_an_option_that_contradicts_the_checkpoint_is_an_error(
-    land, scene, tmp_path, capsys, wrong
-):
-    assert run(land.path, scene, tmp_path / "map.tif", *wrong) == 1
-    error = capsys.readouterr().err
-    assert " ".join(wrong) in error and str(land.path) in error
-
-
-def test_an_encoder_of_a_model_that_has_none_is_refused(land, scene, tmp_path):
-    wrong = ("--encoder_name", "resnet18")
-    assert run(land.path, scene, tmp_path / "map.tif", *wrong) != 0
-
-
-def test_a_model_name_that_is_none_is_a_wrong_command_line(
-    land, scene, tmp_path, capsys
-):
-    with pytest.raises(SystemExit) as stop:
-        run(land.path, scene, tmp_path / "map.tif", "--model_name", "no-such-model")
-    assert stop.value.code == 2
-    assert "no-such-model" in capsys.readouterr().err
-
-
-def test_an_unreadable_second_model_stops_before_the_work(
-    land, scene, tmp_path, capsys, batches
-):
-    with pytest.raises(CheckpointError, match=r"missing\.pth"):
-        config = configure(model=[str(land.path), str(tmp_path / "missing.pth")])
-        load_models(config)
-    files = [land.path, tmp_path / "missing.pth"]
-    assert run(files, scene, tmp_path / "map.tif") == 1
-    assert "missing.pth" in capsys.readouterr().err and batches == []
-
-
-def test_pointwise_convolutions_of_onednn_give_the_same_logits():
-    from torch import nn
-
-    torch.manual_seed(0)
-    config = ModelConfig("fpn", 3, 4, "resnet18")
-    model = build_model(config).eval()
-    images = torch.rand(1, 3, 64, 64)
-    with torch.inference_mode():
-        expected = model(images)
-        route_pointwise_to_onednn(model)
-        found = model(images)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    turned = {layer.kernel_size: layer.dilation for layer in layers}
-    assert turned[(1, 1)] == (2, 2) and turned[(3, 3)] == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "wanted"), [({}, True), ({"compile": True}, False)]
-)
-def test_windows_are_predicted_by_onednn_unless_compiled(options, wanted):
-    paths = {"model": ["m.pth"], "input": ["a.tif"], "output": "b.tif"}
-    config = PredictionConfig(**paths | options)
-    there = torch.backends.mkldnn.is_available()
-    assert one_thread_each(config, torch.device("cpu")) == (wanted and there)
-    assert not one_thread_each(config, torch.device("cuda"))

@@ -122,9 +122,10 @@ import sys, time
 from pathlib import Path
 
 sys.path.insert(0, {root!r})
-import Predict_large_image as prediction
+import Predict_large_image
+from prediction.rowstore import RowStore
 
-begin, write = prediction.Unfinished.__init__, prediction.Unfinished.write
+begin, write = RowStore.__init__, RowStore.write
 
 
 def marked(self, *arguments):
@@ -137,8 +138,8 @@ def slowly(self, *arguments):
     write(self, *arguments)
 
 
-prediction.Unfinished.__init__, prediction.Unfinished.write = marked, slowly
-sys.exit(prediction.main())
+RowStore.__init__, RowStore.write = marked, slowly
+sys.exit(Predict_large_image.main())
 """
 
 
