@@ -40,8 +40,7 @@ def run_extract(config: ExtractionConfig | BatchConfig) -> int:
 
     from common.rasters import GDAL_OPTIONS
     from extraction.dataset import extract
-    from extraction.report import extraction_text, warn_of_skipped
-    from extraction.scenes import has_errors
+    from extraction.report import extraction_text, has_errors, warn_of_skipped
 
     with rasterio.Env(**GDAL_OPTIONS):
         report = extract(config)

@@ -9,16 +9,13 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
-from common.errors import SegmentationError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from common.errors import SegmentationError
 
 
 def require_folder(option: str, folder: str | Path) -> None:
@@ -35,35 +32,40 @@ def require_folder(option: str, folder: str | Path) -> None:
 def exclusive_lock(option: str, name: str | Path, folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder, which is made, while this one writes to it.
 
-    The lock ends with the process, however that ends. Where the system or the disk knows none
-    (Windows, some network disks), nobody is kept out. A folder that was made and stays empty is
-    removed.
+    The lock ends with the process, however that ends. Where the disk knows no locks (some network
+    disks), nobody is kept out. A folder that was made and stays empty is removed.
 
     Args:
         option: The option that named the output, and ``name``, what it said.
         name: See ``option``.
-        folder: To be locked.
+        folder: To be locked. The lock file lies in it; beside it where it is hidden, since such
+            a folder of unfinished work is moved or removed under the lock.
 
     Raises:
-        SegmentationError: Another run is at it.
+        SegmentationError: Another run has locked it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    hidden = folder.name.startswith(".")
+    path = folder.with_name(f"{folder.name}.lock") if hidden else folder / ".lock"
+    lock = FileLock(path)
     try:
-        if fcntl:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SegmentationError(
-                    f"Another run into {name} is under way; wait for it, or choose another {option}"
-                ) from None
-            except OSError:
-                pass  # a disk that knows none
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise SegmentationError(
+                f"Another run into {name} is under way; wait for it, or choose another {option}"
+            ) from None
+        except (OSError, NotImplementedError):
+            pass  # a disk that knows no locks
         yield
     finally:
-        if fcntl:
-            os.close(handle)
+        if lock.is_locked:
+            with suppress(
+                OSError
+            ):  # Windows lets nobody remove it before it is released
+                path.unlink()
+            lock.release()
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -25,9 +25,9 @@ from common.errors import DatasetError, OptionError, require, unknown_name
 from common.options import split_list
 from common.rasters import (
     SCENE_SUFFIXES,
+    Source,
     image_bands,
     open_raster,
-    read_image,
     require_georeference,
     same_pixel_grid,
 )
@@ -62,10 +62,13 @@ def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarra
     return label.astype(np.int64)
 
 
-def read_label(dataset: rasterio.DatasetReader, window: Window, unlabelled: int):
-    """A window of a one-band label raster as (H, W) int64; invalid pixels get ``unlabelled``."""
-    label, valid = read_image(dataset, window, image_bands(dataset)[:1])
-    return np.where(valid, whole_labels(label[0], valid, dataset.name), unlabelled)
+def read_label(
+    source: Source, unlabelled: int, window: Window | None = None
+) -> np.ndarray:
+    """A one-band label raster, or a window of it, as (H, W) int64; invalid pixels get ``unlabelled``."""
+    label, valid = source.read(window)
+    labels = whole_labels(label[0], valid, source.dataset.name)
+    return np.where(valid, labels, unlabelled)
 
 
 def require_one_band(dataset: rasterio.DatasetReader) -> None:
@@ -94,8 +97,7 @@ def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
 
 def read_classes(label: rasterio.DatasetReader) -> np.ndarray:
     """The classes of a label patch (H, W) int64, negative where unlabelled."""
-    window = Window(0, 0, label.width, label.height)
-    classes = read_label(label, window, MISSING)
+    classes = read_label(Source(label), MISSING)
     if label.dtypes[0] == "uint8":  # wider ones may have a class of that number
         classes[classes == UNLABELLED] = MISSING
     return classes
@@ -210,8 +212,9 @@ def open_label(
             )
 
         def read(window: Window) -> np.ndarray:
-            return read_label(raster, window, MISSING)
+            return read_label(pixels, MISSING, window)
 
+        pixels = Source(raster)
         yield Label(source, read, whole_values(values), class_names)
 
 

@@ -33,9 +33,10 @@ def check_limits(config) -> None:
         value = getattr(config, item.name)
         if value is None or (least, most, above) == (None, None, None):
             continue
-        expected = f"{least} or more" if above is None else f"more than {above}"
+        expected = f"more than {above}" if least is None else f"{least} or more"
         if most is not None:
-            expected = f"{least} to {most}"
+            start = f"more than {above}, at most" if least is None else f"{least} to"
+            expected = f"{start} {most}"
         inside = (least is None or value >= least) and (most is None or value <= most)
         inside = inside and (above is None or value > above)
         fine = inside and math.isfinite(value)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rasterio.windows import Window
 from tqdm import tqdm
 
 from common import UNLABELLED
@@ -16,7 +15,7 @@ from common.errors import DatasetError
 from common.ground import footprint, to_metric_crs
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
-from common.rasters import image_bands, open_raster, read_image, same_pixel_grid
+from common.rasters import Source, open_raster, same_pixel_grid
 from common.tiffs import list_tiffs
 
 if TYPE_CHECKING:
@@ -102,9 +101,8 @@ def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
                 f"{pair.image} is {image_file.height} x {image_file.width} pixels, more than the "
                 "memory holds; cut it into patches"
             )
-        window = Window(0, 0, image_file.width, image_file.height)
-        image, valid = read_image(image_file, window, image_bands(image_file))
-        mask = read_label(label_file, window, ignore_index)
+        image, valid = Source(image_file).read()
+        mask = read_label(Source(label_file), ignore_index)
     return image, valid, np.where(valid, mask, ignore_index)
 
 

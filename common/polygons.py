@@ -18,7 +18,7 @@ from common.errors import RasterError
 from common.files import atomic_write, part_prefix
 from common.ground import pixel_areas
 from common.labels import read_label, require_one_band
-from common.rasters import open_raster
+from common.rasters import Source, open_raster
 from common.vectors import append_features
 
 STRIP = 256  # rows of a map that are turned into polygons at a time
@@ -107,12 +107,12 @@ def labelled_strips(dataset, num_classes: int, rows: int, title: str) -> Iterato
     """
     row_areas = pixel_areas(dataset)
     row_areas = np.full(dataset.height, np.nan) if row_areas is None else row_areas
-    base = 0
+    base, source = 0, Source(dataset)
     tops = range(0, dataset.height, rows)
     for top in tqdm(tops, desc=title, unit="strip", disable=None):
         height = min(rows, dataset.height - top)
         window = Window(0, top, dataset.width, height)
-        classes = read_label(dataset, window, -1)
+        classes = read_label(source, -1, window)
         if classes.max() >= num_classes:
             raise RasterError(
                 f"{dataset.name} holds class {classes.max()}, but there are names for "

@@ -16,9 +16,10 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from common.errors import DatasetError, unknown_name
-from common.rasters import GDAL_OPTIONS, pixel_bounds, validity, window_within
+from common.rasters import GDAL_OPTIONS, Source, pixel_bounds, window_within
 from common.text import first_reason
 from common.vectors import in_pixels, polygonal, read_vector
+from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions, SceneFiles
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[s
     for name in [column.lower()] if column else ID_COLUMNS:
         if name not in columns:
             continue
-        ids = [_id_text(value) for value in grid[columns[name]]]
+        ids = [id_text(value) for value in grid[columns[name]]]
         names = Counter(_file_names([text for text in ids if text], prefix))
         twice = [text for text in ids if not text]
         twice += [text for text in names if names[text] > 1]
@@ -75,7 +76,7 @@ def _file_names(ids: Sequence[str], prefix: str) -> list[str]:
     return [f"{prefix}_{t.zfill(digits) if t.isdecimal() else t}" for t in ids]
 
 
-def _id_text(value) -> str:
+def id_text(value) -> str:
     """An id as part of a file name; separators and the like become underscores."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -99,7 +100,7 @@ def cells_of(
     """The cells of a scene, and why others cannot be cut.
 
     Returns:
-        cells, {name: reason} of those that cannot be used.
+        cells, {name: Skipped} of those that cannot be used.
 
     Raises:
         DatasetError: Not such a file, a cell that is absurdly large, or none over the image.
@@ -116,10 +117,10 @@ def cells_of(
     for name, outline in zip(names, in_pixels(grid, image, scene.grid)):
         outline = polygonal(outline)
         if outline is None:
-            skipped[name] = "no polygon"
+            skipped[name] = Skipped("no polygon")
             continue
         if not np.isfinite(outline.bounds).all():
-            skipped[name] = "cannot be expressed in the image's CRS"
+            skipped[name] = Skipped("cannot be expressed in the image's CRS")
             continue
         window = pixel_bounds(outline.bounds)
         largest = LARGEST_CELL * config.patch_size
@@ -129,10 +130,10 @@ def cells_of(
                 f"than {LARGEST_CELL} times --patch_size {config.patch_size}; use a finer grid"
             )
         if not window.width or not window.height:
-            skipped[name] = "smaller than a pixel"
+            skipped[name] = Skipped("smaller than a pixel")
             continue
         if window_within(window, image.width, image.height) is None:
-            skipped[name] = "outside the image"
+            skipped[name] = Skipped("outside the image")
             continue
         box = shapely.box(*outline.bounds)
         gap = shapely.hausdorff_distance(outline.boundary, box.boundary)
@@ -145,15 +146,15 @@ def cells_of(
     return cells, skipped
 
 
-def reading_order(cells: Sequence[Cell], image, bands: Sequence[int]) -> list[Cell]:
+def reading_order(cells: Sequence[Cell], image: Source) -> list[Cell]:
     """Cells in an order in which GDAL's block cache serves neighbours: each block decoded once.
 
     From top to bottom, in columns that are so wide that the blocks under two rows of cells fit into
     half of the cache.
     """
-    block = image.block_shapes[0][0]
+    block = image.dataset.block_shapes[0][0]
     rows = block + max(block, *(int(cell.window.height) for cell in cells))
-    pixel = len(bands) * validity(image, bands).dtype.itemsize
+    pixel = len(image.bands) * image.dtype.itemsize
     width = max(1, GDAL_OPTIONS["GDAL_CACHEMAX"] // 2 // (pixel * rows))
 
     def place(cell: Cell) -> tuple[int, int, int]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +14,12 @@ from tqdm import tqdm
 
 from common.errors import DatasetError, RasterError
 from common.labels import Label, class_name_tags, open_label
-from common.machine import available_cores
-from common.rasters import as_dtype, open_raster, read_image
+from common.machine import available_cores, bounded_map
+from common.rasters import Source, as_dtype, open_raster
 from common.tiffs import create_tiff
 from extraction.cells import Cell, cell_mask, reading_order
-from extraction.journal import Journal
-from extraction.scenes import ERROR, ScenePlan, label_options
+from extraction.journal import Journal, Skipped
+from extraction.scenes import ScenePlan, label_options
 from extraction.settings import ExtractionOptions
 
 
@@ -48,23 +45,26 @@ class Patch:
 
 
 def read_cell(
-    cell: Cell, image, bands: Sequence[int], label: Label, config: ExtractionOptions
-) -> CellPixels | str:
-    """Read one cell; its pixels, or the reason why there is no patch of it."""
-    pixels, valid = read_image(image, cell.window, bands)
+    cell: Cell, image: Source, label: Label, config: ExtractionOptions
+) -> CellPixels | Skipped:
+    """Read one cell, unless there is no patch of it."""
+    pixels, valid = image.read(cell.window)
     inside = cell_mask(cell)
     share = float(valid[inside].mean()) if inside.any() else 0.0
     if share < config.min_valid or not share:
-        return f"less than {config.min_valid:.0%} valid" if share else "no valid pixel"
+        few = f"less than {config.min_valid:.0%} valid"
+        return Skipped(few if share else "no valid pixel")
     classes = label.classes(cell.window)
     classes[~(inside & valid)] = label.unlabelled
     if (classes == label.unlabelled).all():
-        return "no labelled pixel"
+        return Skipped("no labelled pixel")
     return CellPixels(cell, pixels, valid, classes, share)
 
 
-def make_patch(read: CellPixels, profile: PatchWriter, config: ExtractionOptions):
-    """Bring a cell to ``--patch_size``; the patch, or the reason why there is none."""
+def make_patch(
+    read: CellPixels, profile: PatchWriter, config: ExtractionOptions
+) -> Patch | Skipped:
+    """Bring a cell to ``--patch_size``, unless no labelled pixel is left."""
     window, size = read.cell.window, config.patch_size
     transform = profile.transform * Affine.translation(window.col_off, window.row_off)
     height, width = read.classes.shape
@@ -75,7 +75,7 @@ def make_patch(read: CellPixels, profile: PatchWriter, config: ExtractionOptions
     )
     classes = resize_label(read.classes, size)
     if (classes == profile.label_nodata).all():
-        return "no labelled pixel after resizing"
+        return Skipped("no labelled pixel after resizing")
     transform *= Affine.scale(width / size, height / size)
     return Patch(image, valid, classes, transform)
 
@@ -145,13 +145,12 @@ def next_to(value: np.generic) -> np.generic:
     return value.dtype.type(int(value) + step)
 
 
-def declared_nodata(image, bands: Sequence[int]):
+def declared_nodata(image: Source):
     """The nodata value that all bands share and that their dtype can hold, or None."""
-    values = {repr(image.nodatavals[band - 1]) for band in bands}  # NaN equals NaN
-    if len(values) != 1:
+    values = [image.dataset.nodatavals[band - 1] for band in image.bands]
+    if len(set(map(repr, values))) != 1:  # NaN equals NaN
         return None
-    nodata = image.nodatavals[bands[0] - 1]
-    return as_dtype(nodata, np.result_type(*image.dtypes))
+    return as_dtype(values[0], image.dtype)
 
 
 @dataclass(frozen=True)
@@ -167,13 +166,14 @@ class PatchWriter:
     class_names: list[str] | None
 
     @classmethod
-    def of(cls, image, bands: Sequence[int], label: Label) -> PatchWriter:
+    def of(cls, image: Source, label: Label) -> PatchWriter:
+        scene, bands = image.dataset, image.bands
         return cls(
-            image.crs,
-            image.transform,
-            declared_nodata(image, bands),
-            tuple(image.descriptions[band - 1] for band in bands),
-            tuple(_role(image.colorinterp[band - 1]) for band in bands),
+            scene.crs,
+            scene.transform,
+            declared_nodata(image),
+            tuple(scene.descriptions[band - 1] for band in bands),
+            tuple(_role(scene.colorinterp[band - 1]) for band in bands),
             label.unlabelled,
             label.names,
         )
@@ -224,23 +224,19 @@ def _role(colour: ColorInterp) -> ColorInterp:
 
 def write_cell(
     read: CellPixels, profile: PatchWriter, config: ExtractionOptions, staging: Path
-):
-    """Write the patch of a cell; its record, or the reason why there is none."""
+) -> dict | Skipped:
+    """Write the patch of a cell; its record."""
     patch = make_patch(read, profile, config)
-    if isinstance(patch, str):
+    if isinstance(patch, Skipped):
         return patch
     name = read.cell.name
     paths = (staging / kind / f"{name}.tif" for kind in ("images", "labels"))
     with rasterio.Env(GDAL_NUM_THREADS=1, GDAL_TIFF_INTERNAL_MASK=True):
         profile.write(patch, *paths)
     counts = np.bincount(patch.label[patch.label != profile.label_nodata])
-    window = read.cell.window
     return {
         "name": name,
-        "window": [
-            int(v)
-            for v in (window.col_off, window.row_off, window.width, window.height)
-        ],
+        "window": [int(side) for side in read.cell.window.flatten()],
         "transform": list(patch.transform[:6]),
         "valid_share": round(read.valid_share, 4),
         "class_pixels": counts.tolist(),
@@ -261,43 +257,39 @@ def cut_scene(
     cells = [cell for cell in plan.cells if cell.name not in done]
     if not cells:
         return
-    with ExitStack() as stack:
-        image = stack.enter_context(open_raster(plan.scene.image))
-        label = stack.enter_context(
-            open_label(plan.scene.label, image, *label_options(config))
-        )
-        bands = [entry["band"] for entry in plan.bands]
-        profile = PatchWriter.of(image, bands, label)
-        title = Path(plan.scene.image).name
-        bar = stack.enter_context(
-            tqdm(total=len(cells), desc=title, unit="cell", leave=False, disable=None)
-        )
-        threads = config.workers or min(8, available_cores())
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
-        waiting: deque[tuple[str, Future]] = deque()
+    with (
+        open_raster(plan.scene.image) as dataset,
+        open_label(plan.scene.label, dataset, *label_options(config)) as label,
+    ):
+        image = Source(dataset, [entry["band"] for entry in plan.bands])
+        profile = PatchWriter.of(image, label)
+        cells = reading_order(cells, image)
 
-        def settle(most: int) -> None:
-            """Wait until at most so many cells are in flight."""
-            while len(waiting) > most:
-                name, future = waiting.popleft()
-                outcome = future.result()
-                if isinstance(outcome, dict):
-                    outcome["scene"] = plan.scene.image
-                journal.note(name, outcome)
-                bar.update()
-
-        for cell in reading_order(cells, image, bands):
+        def read(cell: Cell) -> CellPixels | Skipped:
             try:
-                read = read_cell(cell, image, bands, label, config)
+                return read_cell(cell, image, label, config)
             except (RasterError, DatasetError) as error:
                 if not config.skip_errors:
                     raise
-                read = f"{ERROR}{error}"
-            if isinstance(read, str):
-                journal.note(cell.name, read)
+                return Skipped(str(error), is_error=True)
+
+        def write(outcome: CellPixels | Skipped) -> dict | Skipped:
+            if isinstance(outcome, Skipped):
+                return outcome
+            return write_cell(outcome, profile, config, staging)
+
+        threads = config.workers or min(8, available_cores())
+        bar = tqdm(
+            total=len(cells),
+            desc=Path(plan.scene.image).name,
+            unit="cell",
+            leave=False,
+            disable=None,
+        )
+        outcomes = bounded_map(write, map(read, cells), threads, ahead=threads)
+        with bar, closing(outcomes):
+            for cell, outcome in zip(cells, outcomes):
+                if isinstance(outcome, dict):
+                    outcome["scene"] = plan.scene.image
+                journal.note(cell.name, outcome)
                 bar.update()
-                continue
-            future = pool.submit(write_cell, read, profile, config, staging)
-            waiting.append((cell.name, future))
-            settle(2 * threads)
-        settle(0)

@@ -18,7 +18,9 @@ from rasterio.transform import Affine
 from common import SPLITS, VERSION
 from common.errors import DatasetError
 from common.files import (
+    compare_runs,
     exclusive_lock,
+    fingerprint,
     remove_partial_files,
     require_folder,
     write_json,
@@ -26,7 +28,7 @@ from common.files import (
 from common.ground import footprint, to_metric_crs
 from common.text import first_reason
 from extraction.cutting import cut_scene
-from extraction.journal import Journal
+from extraction.journal import Journal, Skipped
 from extraction.scenes import ScenePlan, plan_scenes
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
 from extraction.splits import assign_splits
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("semanticseg4eo")
 
-# settings that may change between an interrupted run and its completion
-FREE_SETTINGS = ("resume", "overwrite", "workers", "save_metadata", "skip_errors")
 STAGING = ".Patch-partial"  # beside Patch, while a run is under way
 
 
@@ -62,7 +62,7 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         raise DatasetError(
             f"{target} already holds patches; choose another --output, or give --overwrite"
         )
-    skipped: dict[str, str] = {}
+    skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
     with staging_folder(target, config) as staging:
         with closing(Journal(staging / "journal.jsonl")) as journal:
@@ -78,7 +78,7 @@ def assemble(
     staging: Path,
     plans: Sequence[ScenePlan],
     journal: Journal,
-    skipped: dict[str, str],
+    skipped: dict[str, Skipped],
     config: ExtractionConfig | BatchConfig,
 ) -> dict:
     """Share the patches that were cut among the splits, and describe them.
@@ -142,7 +142,7 @@ def describe(
             asdict(plan.scene) | {"crs": plan.crs.to_string()} for plan in plans
         ],
         "patches": records,
-        "skipped": skipped,
+        "skipped": {name: str(reason) for name, reason in skipped.items()},
     }
 
 
@@ -151,46 +151,43 @@ def staging_folder(target: Path, config: ExtractionOptions) -> Iterator[Path]:
     """A hidden folder beside ``target`` with the folders of a dataset.
 
     It is removed when the block fails, and stays when it is interrupted, for ``--resume``.
+
+    Raises:
+        SegmentationError: Another run writes to it, or it is what an interrupted one has left, and
+            the options neither resume that nor overwrite it.
     """
-    parent, staging = target.parent, target.with_name(STAGING)
-    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    locked = "--output", parent, staging
-    if staging.exists():
-        with exclusive_lock(*locked):
-            if config.overwrite:
-                shutil.rmtree(staging)
-            else:
-                _require_same_run(target, config)
-    with exclusive_lock(*locked):
-        yield from _staged(staging, config, made)
+    staging = target.with_name(STAGING)
+    unfinished = staging.exists()
+    with exclusive_lock("--output", target.parent, staging):
+        if unfinished and config.overwrite:
+            shutil.rmtree(staging)
+        elif unfinished:
+            _require_same_run(target, config)
+        try:
+            _make_folders(staging)
+            remove_partial_files(
+                staging / f"{name}.json" for name in ("settings", "metadata")
+            )
+            if not (staging / "settings.json").exists():
+                write_json(staging / "settings.json", asdict(config))
+            yield staging
+        except Exception:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        except BaseException:
+            log.warning("the patches cut so far are kept; --resume completes the run")
+            raise
 
 
-def _staged(staging: Path, config: ExtractionOptions, made: Sequence[Path]):
-    """Make the folders of a dataset in ``staging``, which is locked; see ``staging_folder``."""
-    try:
-        for kind in ("images", "labels"):
-            (staging / kind).mkdir(parents=True, exist_ok=True)
-            for split in SPLITS:
-                folder = staging / split / kind
-                folder.mkdir(parents=True, exist_ok=True)
-                # of a run that was interrupted at its end
-                for patch in list(folder.iterdir()):
-                    patch.rename(staging / kind / patch.name)
-        remove_partial_files(
-            staging / f"{name}.json" for name in ("settings", "metadata")
-        )
-        if not (staging / "settings.json").exists():
-            write_json(staging / "settings.json", asdict(config))
-        yield staging
-    except Exception:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
-    except BaseException:
-        log.warning("what was cut is kept; the command with --resume completes it")
-        raise
+def _make_folders(staging: Path) -> None:
+    """Make the folders of a dataset; bring back what a run interrupted at its end has shared."""
+    for kind in ("images", "labels"):
+        (staging / kind).mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            folder = staging / split / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            for patch in list(folder.iterdir()):
+                patch.rename(staging / kind / patch.name)
 
 
 def former_settings(target: Path) -> dict:
@@ -205,15 +202,13 @@ def _require_same_run(target: Path, config: ExtractionOptions) -> None:
             f"A run into {target.parent} is under way or was interrupted: --resume completes it, "
             "--overwrite starts anew"
         )
-    settings = json.loads(json.dumps(asdict(config)))
-    former = former_settings(target) or settings
-    for name in former | settings:
-        before, now = former.get(name), settings.get(name)
-        if name not in FREE_SETTINGS and before != now:
-            raise DatasetError(
-                f"The interrupted run in {target.parent} had --{name} {before}, not {now}; give "
-                "the same, or start anew with --overwrite"
-            )
+    present = fingerprint(config)
+    former = former_settings(target)
+    if former:
+        free = vars(config).keys() - present
+        former = {name: former[name] for name in former if name not in free}
+        way_out = "start anew with --overwrite"
+        compare_runs(former, present, target.parent, way_out)
 
 
 def publish(staging: Path, target: Path) -> None:

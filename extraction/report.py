@@ -26,7 +26,9 @@ from common.pictures import (
     stretch,
 )
 from common.rasters import image_bands, open_raster
+from common.text import aligned_table
 from common.tiffs import tiff_header
+from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
 
 if TYPE_CHECKING:
@@ -69,20 +71,17 @@ def split_table(summaries: dict[str, SplitSummary], names: Sequence[str] | None)
     """Splits as columns, class shares as rows."""
     classes = max(len(s.class_pixels) for s in summaries.values())
     names = names or [f"class {number}" for number in range(classes)]
-    width = max([12, *(len(name) + 2 for name in names)])
+    splits = summaries.values()
     rows = [
-        ("", list(summaries)),
-        ("patches", [f"{s.patches:,}" for s in summaries.values()]),
+        ["", *(f"{split:>10}" for split in summaries)],
+        ["patches", *(f"{split.patches:,}" for split in splits)],
         *(
-            (name, [f"{s.class_share(number):.1%}" for s in summaries.values()])
+            [name, *(f"{split.class_share(number):.1%}" for split in splits)]
             for number, name in enumerate(names)
         ),
-        ("unlabelled", [f"{s.unlabelled_share:.1%}" for s in summaries.values()]),
+        ["unlabelled", *(f"{split.unlabelled_share:.1%}" for split in splits)],
     ]
-    return "\n".join(
-        f"{name:{width}}" + "".join(f"{value:>12}" for value in values)
-        for name, values in rows
-    )
+    return aligned_table(rows)
 
 
 def summarize(report: dict, config: ExtractionOptions) -> dict[str, SplitSummary]:
@@ -117,6 +116,11 @@ def warn_of_skipped(report: dict, config: ExtractionOptions) -> None:
             "means unlabelled: if it is a class in your label, use --label_values 0,255",
             int(np.flatnonzero(labelled.class_pixels)[0]),
         )
+
+
+def has_errors(report: dict) -> bool:
+    """Whether an extraction left out what cannot be read (``--skip_errors``)."""
+    return any(Skipped.parse(text).is_error for text in report["skipped"].values())
 
 
 def extraction_text(report: dict, config: ExtractionOptions) -> str:

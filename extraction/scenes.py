@@ -17,7 +17,8 @@ from common.rasters import open_raster, require_georeference, select_bands
 from common.text import first_reason
 from common.tiffs import require_complete
 from common.vectors import VECTOR_SUFFIXES
-from extraction.cells import Cell, _id_text, cells_of
+from extraction.cells import Cell, cells_of, id_text
+from extraction.journal import Skipped
 from extraction.settings import (
     BatchConfig,
     ExtractionConfig,
@@ -26,8 +27,6 @@ from extraction.settings import (
 )
 
 log = logging.getLogger("semanticseg4eo")
-
-ERROR = "error: "  # begins the reasons that --skip_errors lets pass
 
 
 def list_scenes(config: ExtractionConfig | BatchConfig) -> list[SceneFiles]:
@@ -74,7 +73,7 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
             raise DatasetError(f"{text}; add them, or give --skip_unmatched")
         log.warning("left out, %s", text)
     scenes = [
-        SceneFiles(str(path), str(labels[key]), _text(grids[key]), _id_text(key))
+        SceneFiles(str(path), str(labels[key]), _text(grids[key]), id_text(key))
         for key, path in images.items()
         if key in labels and key in grids
     ]
@@ -145,7 +144,7 @@ def plan_scenes(
                 or isinstance(error, OptionError)
             ):
                 raise
-            skipped[scene.image] = f"{ERROR}{error}"
+            skipped[scene.image] = Skipped(str(error), is_error=True)
             continue
         plans.append(plan)
         skipped |= reasons
@@ -160,8 +159,8 @@ def plan_scenes(
 
 def plan_scene(
     scene: SceneFiles, config: ExtractionOptions
-) -> tuple[ScenePlan, dict[str, str]]:
-    """Open a scene and its label, find its cells; {name: reason} of those that are of no use."""
+) -> tuple[ScenePlan, dict[str, Skipped]]:
+    """Open a scene and its label, find its cells; {name: Skipped} of the others."""
     with open_raster(scene.image) as image:
         require_complete(scene.image)
         require_georeference(image)
@@ -180,11 +179,6 @@ def plan_scene(
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled
             ), skipped  # fmt: skip
-
-
-def has_errors(report: dict) -> bool:
-    """Whether an extraction left out what could not be read (``--skip_errors``)."""
-    return any(reason.startswith(ERROR) for reason in report["skipped"].values())
 
 
 def label_options(config: ExtractionOptions) -> tuple:

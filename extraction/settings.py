@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from common import SPLITS
 from common.errors import require
-from common.options import setting, split_list
+from common.options import check_limits, setting, split_list
 
 LARGEST_PATCH = 16384  # pixels of a side
 
@@ -75,7 +74,7 @@ class ExtractionOptions:
         shown="all but alpha",
     )
     image_channels: int | None = setting(
-        None, "number of bands that must result", "data", shown="not checked"
+        None, "number of bands that must result", "data", shown="not checked", least=1
     )
     id_column: str | None = setting(
         None,
@@ -103,13 +102,18 @@ class ExtractionOptions:
         shown="none, or the texts of --label_column",
     )
     patch_size: int = setting(
-        224, "side of the patches in pixels; other cells are resized", "patches"
+        224,
+        "side of the patches in pixels; other cells are resized",
+        "patches",
+        least=8,
+        most=LARGEST_PATCH,
     )
     stride: int | None = setting(
         None,
         "pixels from cell to cell where there is no grid",
         "patches",
         shown="--patch_size",
+        least=1,
     )
     interpolation: str = setting(
         "auto",
@@ -119,11 +123,21 @@ class ExtractionOptions:
         choices=("auto", "nearest", "bilinear", "cubic", "area"),
     )
     min_valid: float = setting(
-        0.5, "least valid share of a cell, 0 to 1; other cells are skipped", "patches"
+        0.5,
+        "least valid share of a cell, 0 to 1; other cells are skipped",
+        "patches",
+        least=0,
+        most=1,
     )
-    train_ratio: float = setting(0.75, "share of the training split", "split")
-    val_ratio: float = setting(0.15, "share of the validation split", "split")
-    test_ratio: float = setting(0.10, "share of the test split", "split")
+    train_ratio: float = setting(
+        0.75, "share of the training split", "split", above=0, most=1
+    )
+    val_ratio: float = setting(
+        0.15, "share of the validation split", "split", least=0, most=1
+    )
+    test_ratio: float = setting(
+        0.10, "share of the test split", "split", least=0, most=1
+    )
     split_by: str = setting(
         "random",
         "draw cell by cell, or in square blocks, which keeps neighbours together",
@@ -131,66 +145,63 @@ class ExtractionOptions:
         choices=("random", "block"),
     )
     block_size: float | None = setting(
-        None, "side of a block in metres", "split", shown="four cells"
+        None, "side of a block in metres", "split", shown="four cells", least=0.001
     )
     buffer: float = setting(
-        0.0, "metres; cells nearer than that to another split are dropped", "split"
+        0.0,
+        "metres; cells nearer than that to another split are dropped",
+        "split",
+        least=0,
     )
-    seed: int = setting(42, "seed of the split", "split", alias="--random_seed")
+    seed: int = setting(
+        42,
+        "seed of the split",
+        "split",
+        alias="--random_seed",
+        least=0,
+        most=2**32 - 1,
+    )
     save_metadata: bool = setting(
-        False, "write Patch/metadata.json: where each patch comes from", "output"
+        False,
+        "write Patch/metadata.json: where each patch comes from",
+        "output",
+        may_change=True,
     )
-    overwrite: bool = setting(False, "replace the patches of an earlier run", "output")
-    resume: bool = setting(False, "complete a run that was interrupted", "output")
+    overwrite: bool = setting(
+        False, "replace the patches of an earlier run", "output", may_change=True
+    )
+    resume: bool = setting(
+        False, "complete a run that was interrupted", "output", may_change=True
+    )
     skip_errors: bool = setting(
         False,
         "go on after a cell or scene that cannot be read; list it and end with status 1",
         "output",
+        may_change=True,
     )
     workers: int | None = setting(
-        None, "cells in flight", "output", shown="the number of CPUs, at most 8"
+        None,
+        "threads that resize and write patches",
+        "output",
+        shown="the number of CPUs, at most 8",
+        least=1,
+        most=1024,
+        may_change=True,
     )
 
     def __post_init__(self):
-        fine = 8 <= self.patch_size <= LARGEST_PATCH
-        expected = f"at least 8, at most {LARGEST_PATCH}"
-        require(fine, "--patch_size", self.patch_size, expected)
-        for name in ("stride", "workers", "image_channels"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name}", value, "at least 1")
-        fine = (self.workers or 1) <= 1024
-        require(fine, "--workers", self.workers, "1 to 1024")
+        check_limits(self)
+        stride, grid, block = self.stride, self.grid, self.block_size
+        fine = stride is None or grid is None
+        require(fine, "--stride with --grid", grid, "one of the two")
+        fine = block is None or self.split_by == "block"
+        require(fine, "--block_size", block, "--split_by block with it")
+        both = self.overwrite and self.resume
+        require(not both, "--overwrite", "and --resume", "one of the two")
         require(
-            self.stride is None or self.grid is None,
-            "--stride with --grid",
-            self.grid,
-            "one of the two",
-        )
-        fine = self.block_size is None or 1e-3 <= self.block_size < math.inf
-        require(
-            fine, "--block_size", self.block_size, "more than 0 metres, at least 0.001"
-        )
-        fine = self.block_size is None or self.split_by == "block"
-        require(fine, "--block_size", self.block_size, "--split_by block with it")
-        fine = 0 <= self.buffer < math.inf
-        require(fine, "--buffer", self.buffer, "0 metres or more")
-        require(
-            not (self.overwrite and self.resume),
-            "--overwrite",
-            "and --resume",
-            "one of the two",
-        )
-        require(0 <= self.min_valid <= 1, "--min_valid", self.min_valid, "0 to 1")
-        require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
-        ratios = dict(zip(("train", "val", "test"), self.ratios))
-        for name, ratio in ratios.items():
-            require(0 <= ratio <= 1, f"--{name}_ratio", ratio, "0 to 1")
-        require(self.train_ratio > 0, "--train_ratio", self.train_ratio, "more than 0")
-        total = sum(self.ratios)
-        require(
-            abs(total - 1) < 1e-6,
+            abs(sum(self.ratios) - 1) < 1e-6,
             "--train_ratio, --val_ratio and --test_ratio",
-            f"sum to {total:g}",
+            f"sum to {sum(self.ratios):g}",
             "a sum of 1",
         )
         values, names = (split_list(v) for v in (self.label_values, self.class_names))

@@ -18,6 +18,7 @@ from common.ground import (
     spatial_block_ids,
     typical_patch_side,
 )
+from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def assign_splits(
         config: How.
 
     Returns:
-        A split per patch, and {index: reason} of the patches that are to be dropped.
+        A split per patch, and {index: Skipped} of the patches to be dropped.
     """
     if config.split_by == "random":
         scenes = {record["scene"]: number for number, record in enumerate(records)}
@@ -145,11 +146,12 @@ def assign_splits(
         splits = [drawn[place] for place in places]
     else:
         splits = _block_splits(records, ground, config)
-    dropped: dict[int, str] = {}
+    dropped: dict[int, Skipped] = {}
     parts = [SPLITS.index(split) for split in splits]
     overlapping = pairs_within(ground, parts, 0)
     if config.split_by == "block":
-        dropped |= {int(i): "shares ground with another split" for i, _ in overlapping}
+        reason = Skipped("shares ground with another split")
+        dropped |= {int(i): reason for i, _ in overlapping}
     elif config.buffer == 0:
         touching = pairs_within(ground, parts, 1e-3 * typical_patch_side(ground))
         if len(touching):
@@ -160,10 +162,9 @@ def assign_splits(
                 len(records),
             )
     if config.buffer:
-        reason = f"nearer than {config.buffer:g} m to another split"
-        dropped |= {
-            int(i): reason for i, _ in pairs_within(ground, parts, config.buffer)
-        }
+        reason = Skipped(f"nearer than {config.buffer:g} m to another split")
+        near = pairs_within(ground, parts, config.buffer)
+        dropped |= {int(i): reason for i, _ in near}
     return splits, dropped
 
 

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 
 from common.devices import local_device, native_precisions
 from common.errors import CheckpointError, OptionError, RasterError
-from common.rasters import read_image, select_bands
+from common.rasters import Source, select_bands
 from model_training import Checkpoint, load_checkpoint
 from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
 from prediction.settings import PredictionConfig
@@ -141,13 +141,13 @@ def match_bands(
 
 def sample_pixels(scene: rasterio.DatasetReader, bands: Sequence[int]) -> np.ndarray:
     """Valid pixels (M, C) of small windows spread over a scene."""
-    size, samples = 64, []
+    size, samples, source = 64, [], Source(scene, bands)
     # the middle and towards the corners, like the five on a die
     for down, across in ((3, 3), (1, 1), (1, 5), (5, 1), (5, 5)):
         row = max(0, scene.height - size) * down // 6
         column = max(0, scene.width - size) * across // 6
         window = Window(column, row, size, size)
-        image, valid = read_image(scene, window, bands)
+        image, valid = source.read(window)
         samples.append(image[:, valid].T)
     return np.concatenate(samples)
 

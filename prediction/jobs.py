@@ -15,7 +15,7 @@ from common import VERSION
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file
-from common.rasters import validity
+from common.rasters import Source
 from common.tiffs import require_complete
 from prediction.ensemble import Models, match_bands
 from prediction.layers import Layer, bytes_of, list_layers
@@ -131,7 +131,7 @@ def row_limit(job: SceneJob) -> float:
 def open_rows(job: SceneJob) -> int:
     """Bytes that the open rows of a scene take in its whole width."""
     scene, bands, size = job.scene, job.bands, job.axes[0].size
-    image = validity(scene, bands).dtype.itemsize * len(bands) + 1
+    image = Source(scene, bands).dtype.itemsize * len(bands) + 1
     channels = job.models.first.config.num_classes + 1
     column = image * (size + 3 * rows_at_once(scene, bands[0]))
     parts = 2 + STORED_AHEAD[job.models.device.type]

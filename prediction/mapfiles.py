@@ -22,7 +22,7 @@ from common.pictures import (
     save_figure,
     stretch,
 )
-from common.rasters import open_raster, overview
+from common.rasters import Source, open_raster
 from common.tiffs import create_tiff, require_complete_tiff
 from prediction.jobs import SceneJob
 from prediction.layers import Layer
@@ -146,16 +146,16 @@ def draw_quicklook(task: Task, names: Sequence[str], confidence: bool) -> Path:
     """Draw scene, map with legend and, when there is one, confidence; the PNG."""
     with open_raster(task.scene) as scene:
         shown = rgb_bands(scene.descriptions, scene.colorinterp)
-        picture = stretch(*overview(scene, shown))
+        picture = stretch(*Source(scene, shown).overview())
     with open_raster(task.output) as raster:
-        classes, _ = overview(raster, [1])
+        classes, _ = Source(raster).overview()
     panels = [
         {"title": f"scene (bands {', '.join(map(str, shown))})", "picture": picture},
         {"title": "map", "picture": colour_map(classes[0], len(names))},
     ]
     if confidence:
         with open_raster(task.beside("_confidence.tif")) as raster:
-            values, valid = overview(raster, [1])
+            values, valid = Source(raster).overview()
         values = np.where(valid, values[0], np.nan)
         panels.append({"title": "confidence", "picture": values, "limits": (0, 1)})
     target = task.beside("_quicklook.png")

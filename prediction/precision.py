@@ -12,7 +12,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from common.devices import native_precisions, shared_threads
-from common.rasters import read_image, window_within
+from common.rasters import Source, window_within
 from prediction.blending import reflect_beyond
 from prediction.jobs import SceneJob, count_workers
 from prediction.layers import classify
@@ -33,7 +33,7 @@ def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
         """A window that begins with a block touches fewer of them."""
         return start // block * block if block <= size else start
 
-    columns, windows = len(across.starts), []
+    columns, windows, source = len(across.starts), [], Source(scene, bands)
     order = np.random.default_rng(0).permutation(len(down.starts) * columns)
     corners = [
         (
@@ -45,7 +45,7 @@ def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
     for top, left in dict.fromkeys(corners):
         window = Window(left, top, across.size, down.size)
         inside = window_within(window, scene.width, scene.height)
-        image, valid = read_image(scene, inside, bands)
+        image, valid = source.read(inside)
         if valid.any():
             shape = down.size, across.size
             windows.append(

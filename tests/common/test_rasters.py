@@ -58,11 +58,10 @@ from common.pictures import (
 )
 from common.rasters import (
     GDAL_OPTIONS,
+    Source,
     image_bands,
     open_raster,
-    overview,
     pixel_bounds,
-    read_image,
     require_georeference,
     same_pixel_grid,
     select_bands,
@@ -133,7 +132,7 @@ def invalid_pixels(path: Path, bands=None, window: Window = WHOLE) -> set:
     """(row, column) of the invalid pixels of a window."""
     with open_raster(path) as file:
         chosen = bands or image_bands(file)
-        _, valid = read_image(file, window, chosen)
+        _, valid = Source(file, chosen).read(window)
     return {tuple(place) for place in np.argwhere(~valid).tolist()}
 
 
@@ -487,7 +486,7 @@ def test_a_pixel_is_measured_on_the_ground(tmp_path, crs, left, top, pixel, expe
 def test_without_any_mask_all_pixels_are_valid(tmp_path):
     path = write_raster(tmp_path / "a.tif", ramp(2) - 1)
     with open_raster(path) as file:
-        image, valid = read_image(file, WHOLE, [2, 1])
+        image, valid = Source(file, [2, 1]).read(WHOLE)
     np.testing.assert_array_equal(image, (ramp(2) - 1)[::-1])
     assert image.dtype == np.uint16
     assert valid.dtype == bool
@@ -546,7 +545,7 @@ def test_all_bands_with_alpha_are_data(tmp_path):
     pixels[3, 1, 1] = 0
     path = write_raster(tmp_path / "a.tif", pixels, colours=RGBA)
     with open_raster(path) as file:
-        image, valid = read_image(file, WHOLE, [1, 2, 3, 4])
+        image, valid = Source(file, [1, 2, 3, 4]).read(WHOLE)
     np.testing.assert_array_equal(image, pixels)
     assert valid.all()
 
@@ -608,8 +607,8 @@ def test_bands_of_several_dtypes_are_read_in_one_that_holds_them_all(
     ]
     path = write_vrt(tmp_path / "a.vrt", [(source, 3) for source in sources])
     with open_raster(path) as file:
-        image, valid = read_image(file, WHOLE, [1, 2])
-        picture, _ = overview(file, [1, 2], 8)
+        image, valid = Source(file, [1, 2]).read(WHOLE)
+        picture, _ = Source(file, [1, 2]).overview(8)
     assert image.dtype == picture.dtype == common
     np.testing.assert_array_equal(image, np.concatenate([ramp(), ramp()]))
     np.testing.assert_array_equal(picture, image)
@@ -623,7 +622,7 @@ def test_one_band_of_a_raster_of_several_dtypes_comes_in_the_common_one(tmp_path
     ]
     path = write_vrt(tmp_path / "a.vrt", [(source, None) for source in sources])
     with open_raster(path) as file:
-        image, _ = read_image(file, WHOLE, [1])
+        image, _ = Source(file, [1]).read(WHOLE)
     assert image.dtype == np.float32
     np.testing.assert_array_equal(image, ramp())
 
@@ -641,7 +640,7 @@ def test_one_band_of_a_raster_of_several_dtypes_comes_in_the_common_one(tmp_path
 def test_a_window_shows_the_padded_raster_with_the_padding_invalid(tmp_path, window):
     path = write_raster(tmp_path / "a.tif", ramp(2))
     with open_raster(path) as file:
-        image, valid = read_image(file, window, [1, 2])
+        image, valid = Source(file, [1, 2]).read(window)
     padded = np.pad(ramp(2), ((0, 0), (20, 20), (20, 20)))
     rows = slice(window.row_off + 20, window.row_off + 20 + window.height)
     columns = slice(window.col_off + 20, window.col_off + 20 + window.width)
@@ -653,7 +652,7 @@ def test_a_window_shows_the_padded_raster_with_the_padding_invalid(tmp_path, win
 def test_a_window_outside_the_raster_is_zero_and_invalid(tmp_path, corner):
     path = write_raster(tmp_path / "a.tif", ramp(2))
     with open_raster(path) as file:
-        image, valid = read_image(file, Window(*corner, 3, 4), [1, 2])
+        image, valid = Source(file, [1, 2]).read(Window(*corner, 3, 4))
     assert image.shape == (2, 4, 3)
     assert image.dtype == np.uint16
     assert not image.any()
@@ -675,7 +674,7 @@ def spoilt(path: Path) -> Path:
 def test_a_block_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path):
     refused = pytest.raises(RasterError, match=r"Cannot read .*bad\.tif")
     with open_raster(spoilt(tmp_path / "bad.tif")) as file, refused:
-        read_image(file, Window(0, 0, 32, 32), [1, 2])
+        Source(file, [1, 2]).read(Window(0, 0, 32, 32))
 
 
 # --- bands ----------------------------------------------------------------------------------
@@ -891,7 +890,7 @@ def test_nodata_and_the_outside_of_a_label_are_unlabelled(tmp_path):
     label = ramp(dtype="uint8") % 5
     path = write_raster(tmp_path / "a.tif", label, nodata=4)
     with open_raster(path) as file:
-        read = read_label(file, Window(-1, 0, 9, 8), 77)
+        read = read_label(Source(file), 77, Window(-1, 0, 9, 8))
     assert read.dtype == np.int64
     assert (read[:, 0] == 77).all()
     np.testing.assert_array_equal(read[:, 1:], np.where(label[0] == 4, 77, label[0]))
@@ -901,7 +900,7 @@ def test_nan_in_a_float_label_is_unlabelled(tmp_path):
     label = ramp(dtype="float32")
     label[0, 2, 3] = np.nan
     with open_raster(write_raster(tmp_path / "a.tif", label)) as file:
-        read = read_label(file, WHOLE, 255)
+        read = read_label(Source(file), 255, WHOLE)
     assert read[2, 3] == 255
     assert np.count_nonzero(read == ramp()[0]) == 63
 
@@ -934,7 +933,7 @@ def test_a_label_may_have_an_alpha_band_beside_its_own(tmp_path, label_first):
     path = write_raster(tmp_path / "a.tif", pixels, colours=colours)
     with open_raster(path) as file:
         require_one_band(file)
-        read = read_label(file, WHOLE, 99)
+        read = read_label(Source(file), 99, WHOLE)
     expected = ramp()[0] % 3
     expected[0, 0] = 99
     np.testing.assert_array_equal(read, expected)
@@ -1221,7 +1220,7 @@ def test_a_new_raster_is_not_shown_by_the_overviews_of_the_former_one(tmp_path):
     with atomic_write(target) as part:
         write_raster(part, np.full((64, 64), 2, "uint8"))
     with open_raster(target) as file:
-        picture, _ = overview(file, [1], 16)
+        picture, _ = Source(file, [1]).overview(16)
     assert np.unique(picture).tolist() == [2]
 
 
@@ -1317,7 +1316,7 @@ def test_an_overview_is_the_raster_thinned_to_a_longest_side(tmp_path):
     pixels[:, :, :16] = 0
     path = write_raster(tmp_path / "a.tif", pixels, nodata=0)
     with open_raster(path) as file:
-        image, valid = overview(file, [2, 1], longest=16)
+        image, valid = Source(file, [2, 1]).overview(longest=16)
     assert image.shape == (2, 16, 8)
     assert image.dtype == np.uint16
     np.testing.assert_array_equal(image[0, :, 4:], [[5] * 4] * 8 + [[9] * 4] * 8)
@@ -1329,7 +1328,7 @@ def test_an_overview_does_not_enlarge_and_knows_nan(tmp_path):
     pixels = ramp(2, dtype="float32")
     pixels[1, 3, 3] = np.nan
     with open_raster(write_raster(tmp_path / "a.tif", pixels)) as file:
-        image, valid = overview(file, [1, 2])
+        image, valid = Source(file, [1, 2]).overview()
     np.testing.assert_array_equal(image, pixels)
     assert np.argwhere(~valid).tolist() == [[3, 3]]
 
@@ -1337,7 +1336,7 @@ def test_an_overview_does_not_enlarge_and_knows_nan(tmp_path):
 def test_an_overview_of_a_very_long_raster_has_a_row_at_least(tmp_path):
     path = write_raster(tmp_path / "a.tif", np.ones((2, 64), np.uint8))
     with open_raster(path) as file:
-        image, valid = overview(file, [1], longest=8)
+        image, valid = Source(file, [1]).overview(longest=8)
     assert image.shape == (1, 1, 8)
     assert valid.shape == (1, 8)
 
@@ -1345,7 +1344,7 @@ def test_an_overview_of_a_very_long_raster_has_a_row_at_least(tmp_path):
 def test_an_overview_of_an_unreadable_block_is_an_error_that_names_the_file(tmp_path):
     refused = pytest.raises(RasterError, match=r"bad\.tif")
     with open_raster(spoilt(tmp_path / "bad.tif")) as file, refused:
-        overview(file, [1])
+        Source(file, [1]).overview()
 
 
 def panel(title: str = "scene", **more) -> dict:

@@ -26,11 +26,11 @@ from shapely import box
 from shapely.affinity import affine_transform
 
 import Patch_extraction
-from common import SPLITS, rasters
+from common import SPLITS
 from common.console import settings_from
 from common.errors import DatasetError
 from common.ground import footprint, pairs_within, to_metric_crs
-from common.rasters import GDAL_OPTIONS
+from common.rasters import GDAL_OPTIONS, Source
 from extraction import cutting
 from extraction.cells import reading_order, regular_cells
 from extraction.cutting import PatchWriter
@@ -1506,14 +1506,14 @@ def test_cells_are_read_in_the_order_of_the_rows(batch, monkeypatch, grid):
     if grid:  # column by column
         cells = sorted(tiles(6, 6), key=lambda cell: cell.bounds)
         words = ["--grid", write_grid(batch.folder / "grid.geojson", cells)]
-    windows, read_image = [], rasters.read_image
+    windows, read = [], Source.read
 
-    def noted(dataset, window, bands):
-        if len(bands) == 2:  # the label has one
+    def noted(source, window):
+        if len(source.bands) == 2:  # the label has one
             windows.append((window.row_off, window.col_off))
-        return read_image(dataset, window, bands)
+        return read(source, window)
 
-    patch_everywhere(monkeypatch, "common.rasters.read_image", noted)
+    monkeypatch.setattr(Source, "read", noted)
     dataset = batch.cut(*words, "--workers", 4)
     assert len(windows) == len(dataset.splits) == 36
     assert windows == list(itertools.product(range(0, 48, 8), repeat=2))
