@@ -51,6 +51,7 @@ import Patch_extraction
 import Predict_large_image
 from common import patches as patches_module
 from common.architectures import ModelConfig
+from common.rasters import Source
 from extraction.settings import BatchConfig, ExtractionConfig, InfoConfig, SampleConfig
 from model_training import Normalization, build_model, load_checkpoint, save_checkpoint
 from prediction.predictor import Predictor
@@ -1544,7 +1545,7 @@ def patches_without_memory(monkeypatch) -> None:
             "Unable to allocate 7.45 GiB for an array with shape (10, 10000)"
         )
 
-    patch_everywhere(monkeypatch, "common.rasters.read_image", exhausted)
+    monkeypatch.setattr(Source, "read", exhausted)
 
 
 @simulated
