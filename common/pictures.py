@@ -151,7 +151,12 @@ def save_figure(figure: Figure, target: str | Path) -> None:
 
 
 def read_patch_picture(pair: PatchPair, ignore_index: int):
-    """Picture (H, W, 3), valid and mask of a patch."""
+    """A patch to look at.
+
+    Returns:
+        picture (H, W, 3) uint8, valid (H, W), mask (H, W) int64, and the numbers of the bands
+        that are shown.
+    """
     image, valid, mask = read_patch(pair, ignore_index)
     with open_raster(pair.image) as file:
         bands = [band - 1 for band in image_bands(file)]
@@ -159,4 +164,5 @@ def read_patch_picture(pair: PatchPair, ignore_index: int):
             [file.descriptions[band] for band in bands],
             [file.colorinterp[band] for band in bands],
         )
-    return stretch(image[[band - 1 for band in shown]], valid), valid, mask
+    picture = stretch(image[[band - 1 for band in shown]], valid)
+    return picture, valid, mask, shown

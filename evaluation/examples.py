@@ -88,7 +88,7 @@ def draw_examples(
     """
     panels, present = [], set()
     for score, pair, prediction in examples.entries:
-        picture, valid, mask = read_patch_picture(pair, ignore_index)
+        picture, valid, mask, _ = read_patch_picture(pair, ignore_index)
         labelled = (mask >= 0) & (mask < len(names))
         prediction = np.where(valid, prediction, -1)
         wrong = np.where(labelled, prediction != mask, -1)  # two classes: grey and red

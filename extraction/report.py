@@ -16,16 +16,15 @@ from common import SPLITS
 from common.errors import SegmentationError, require
 from common.ground import footprint, pairs_within, to_metric_crs
 from common.labels import MISSING, class_names_of, read_classes, require_one_band
-from common.patches import list_pairs, read_patch
+from common.patches import list_pairs
 from common.pictures import (
     class_colours,
     colour_map,
     draw_panels,
-    rgb_bands,
+    read_patch_picture,
     save_figure,
-    stretch,
 )
-from common.rasters import image_bands, open_raster
+from common.rasters import open_raster
 from common.text import aligned_table
 from common.tiffs import tiff_header
 from extraction.journal import Skipped
@@ -271,20 +270,13 @@ def draw_sample(config: SampleConfig) -> Path:
         f"0 to {len(pairs) - 1}, since {config.split} has {len(pairs)} patches",
     )
     pair = pairs[index]
-    image, valid, _ = read_patch(pair, MISSING)
-    with open_raster(pair.image) as file:
-        bands = [band - 1 for band in image_bands(file)]
-        shown = rgb_bands(
-            [file.descriptions[band] for band in bands],
-            [file.colorinterp[band] for band in bands],
-        )
+    picture, valid, _, shown = read_patch_picture(pair, MISSING)
     with open_raster(pair.label) as file:
         names = class_names_of(file)
         mask = np.where(valid, read_classes(file), MISSING)
     present = np.unique(mask[mask >= 0])
     count = len(names) if names else max(2, int(present.max(initial=0)) + 1)
     names = names or [f"class {number}" for number in range(count)]
-    picture = stretch(image[[band - 1 for band in shown]], valid)
     label = colour_map(mask, count)
     overlay = np.where(
         (mask >= 0)[..., None],
