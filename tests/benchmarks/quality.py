@@ -46,7 +46,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import main as training
 from common import SPLITS, UNLABELLED
 from common.architectures import default_class_names
 from common.console import settings_from
@@ -56,11 +61,6 @@ from common.patches import list_pairs, read_patch
 from evaluation.matrices import fold_statistics
 from model_training import confusion_matrix, scores
 from training.settings import TrainingConfig
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import main as training
 
 
 class Source(NamedTuple):
@@ -256,8 +256,6 @@ def measure(trial: Trial, matrix: np.ndarray, seconds: float, **more) -> dict:
 
 
 def count(prediction, masks, classes: int) -> np.ndarray:
-    import torch
-
     pair = torch.as_tensor(prediction), torch.as_tensor(masks)
     return confusion_matrix(*pair, classes).numpy()
 
@@ -329,7 +327,6 @@ def random_forest(trial: Trial) -> dict:
 def plain_loop(trial: Trial, seconds: float) -> dict:
     """A training loop as it is often written, of whole epochs that take about ``seconds``."""
     import segmentation_models_pytorch as smp
-    import torch
 
     clock, classes, size = time.perf_counter(), trial.source.classes, 4
     torch.manual_seed(trial.seed)
@@ -446,7 +443,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = build_parser().parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # before torch is imported
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the scripts
+    torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     options, epochs = arguments.options, arguments.epochs
     kind = "ablation" if arguments.ablate else "quality"

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
 from common.devices import autocast, native_precision, pick_device
 from common.patches import list_pairs
 from model_training import dataset_normalization
 from training.samples import PatchDataset, index_samples
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 SIDE, BANDS, CLASSES, BATCH = 224, 10, 6, 4
 WAYS = ("toolkit", "bare", "plain")
