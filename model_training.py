@@ -26,10 +26,15 @@ from common.architectures import (
     ModelConfig,
     check_model_name,
     default_class_names,
+    get_available_models,
     is_weights_file,
     parse_loss,
 )
-from common.earlier_models import complete_description, is_newer, registered_name
+from common.earlier_models import (
+    complete_description,
+    stored_description,
+    stored_weights,
+)
 from common.errors import (
     CheckpointError,
     DatasetError,
@@ -38,6 +43,29 @@ from common.errors import (
     unknown_name,
 )
 from common.files import atomic_write
+
+# the public names; those of common.architectures and common.errors are re-exported
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "ModelConfig",
+    "Normalization",
+    "balanced_weights",
+    "build_loss",
+    "build_model",
+    "class_probabilities",
+    "combined_score",
+    "confusion_matrix",
+    "dataset_normalization",
+    "get_available_encoders",
+    "get_available_models",
+    "load_checkpoint",
+    "normalize",
+    "parse_loss",
+    "predict_classes",
+    "save_checkpoint",
+    "scores",
+]
 
 
 def _build_smp(config: ModelConfig, weights: str | None) -> nn.Module:
@@ -78,7 +106,7 @@ def _build_torchvision(config: ModelConfig, weights: str | None) -> nn.Module:
 class UNetDropout(nn.Module):
     """A U-Net of five levels with dropout after each (Ronneberger et al. 2015; Srivastava 2014).
 
-    Dropout drops whole feature maps, since neighbouring pixels of one map say the same.
+    Dropout drops whole feature maps, since neighbouring pixels of one map are alike.
     """
 
     WIDTHS = (32, 64, 128, 256, 512)
@@ -213,13 +241,14 @@ def check_dynamic_size(model: nn.Module, config: ModelConfig) -> None:
 def check_architecture(config: ModelConfig, encoder_weights: str | None = None) -> None:
     """Raise OptionError unless model, encoder and weights are known and go together."""
     check_model_name(config.model_name)
-    name = config.encoder_name
-    if not ARCHITECTURES[config.model_name].has_encoder:
-        if encoder_weights and not ARCHITECTURES[config.model_name].has_weights:
-            raise OptionError(f"{config.model_name} has no pretrained weights")
-        if not (
-            encoder_weights in (None, "imagenet") or is_weights_file(encoder_weights)
-        ):
+    name, entry = config.encoder_name, ARCHITECTURES[config.model_name]
+    if encoder_weights and not entry.has_encoder:
+        raise OptionError(f"{config.model_name} has no pretrained weights")
+    file_or_imagenet = encoder_weights in (None, "imagenet") or is_weights_file(
+        encoder_weights
+    )
+    if not entry.takes_encoder:
+        if not file_or_imagenet:
             raise unknown_name("weights", encoder_weights, ["imagenet"])
         return
     if not name:
@@ -233,9 +262,7 @@ def check_architecture(config: ModelConfig, encoder_weights: str | None = None) 
         # a pretrained tag may follow the name: tu-resnet18.a1_in1k
         if name.split(".")[0] not in known:
             raise unknown_name("encoder", name, known)
-        if not (
-            encoder_weights in (None, "imagenet") or is_weights_file(encoder_weights)
-        ):
+        if not file_or_imagenet:
             raise OptionError(
                 f"--encoder_weights {encoder_weights}: {name} has its weights in its name, as "
                 "tu-resnet18.a1_in1k; give imagenet, or a file"
@@ -293,7 +320,7 @@ def normalize(image, valid, normalization: Normalization) -> Tensor:
 @functools.lru_cache(16)
 def _limits(low: tuple, high: tuple, device: torch.device) -> tuple[Tensor, Tensor]:
     """Low end and span of each band, (C,) float32; kept, since a GPU stops for each upload."""
-    with torch.inference_mode(False):  # they are used outside of it too
+    with torch.inference_mode(False):  # they are used outside of inference mode too
         low, high = (
             torch.tensor(values, dtype=torch.float32, device=device)
             for values in (low, high)
@@ -329,57 +356,53 @@ def build_loss(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A function from (logits (N, K, H, W), mask (N, H, W)) to a scalar.
 
-    Unlabelled pixels are taken out before any term is computed, so every loss honours them; a
-    batch without a labelled pixel gives 0 with a gradient of 0. Terms are those of
-    segmentation-models-pytorch: Dice, Jaccard, Tversky (false positives 0.3, false negatives
-    0.7: Salehi et al. 2017), Lovasz (Berman et al. 2018) and focal (gamma 2: Lin et al. 2017)
-    over all labelled pixels of the batch.
+    Terms are those of segmentation-models-pytorch over all labelled pixels of the batch: Dice,
+    Jaccard, Tversky (false positives 0.3, false negatives 0.7: Salehi et al. 2017), Lovasz (Berman
+    et al. 2018) and focal (gamma 2: Lin et al. 2017). Unlabelled pixels change none of them; a
+    batch without a labelled pixel gives 0 with a gradient of 0. Lovasz and focal wait for a GPU
+    once per batch and class, where segmentation-models-pytorch selects pixels; the others do not.
 
     Args:
         text: As ``parse_loss`` reads it.
         mode: "binary" or "multiclass".
-        ignore_index: Mask value of unlabelled pixels.
+        ignore_index: Mask value of unlabelled pixels, none of the classes.
         class_weights: (classes,) float, for the cross-entropy term alone.
     """
     from segmentation_models_pytorch import losses
 
-    binary = mode == "binary"
-
-    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        weights = class_weights.to(logits) if class_weights is not None else None
-        if binary:
-            truth = target[:, None].to(logits.dtype)
-            loss = functional.binary_cross_entropy_with_logits(
-                logits, truth, reduction="none"
-            )[:, 0]
+    def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+        weight = (mask != ignore_index).to(logits)
+        target = mask.where(weight > 0, 0)
+        if class_weights is not None:
+            weight *= class_weights.to(logits)[target]
+        if mode == "binary":
+            truth = target.to(logits)
+            each = functional.binary_cross_entropy_with_logits(
+                logits[:, 0], truth, reduction="none"
+            )
         else:
-            loss = functional.cross_entropy(logits, target, reduction="none")
-        if weights is None:
-            return loss.mean()
-        weight = weights[target]  # may be 0 everywhere: classes that training lacks
-        return (loss * weight).sum() / weight.sum().clamp_min(1e-12)
+            each = functional.cross_entropy(logits, target, reduction="none")
+        # all weights may be 0: classes that training lacks
+        return (each * weight).sum() / weight.sum().clamp_min(1e-12)
 
+    ignore = {"ignore_index": ignore_index}
     terms = {
         "ce": cross_entropy,
-        "dice": losses.DiceLoss(mode),
-        "focal": losses.FocalLoss(mode),
-        "tversky": losses.TverskyLoss(mode, alpha=0.3, beta=0.7),
-        "jaccard": losses.JaccardLoss(mode),
-        "lovasz": losses.LovaszLoss(mode),
+        "dice": losses.DiceLoss(mode, **ignore),
+        "focal": losses.FocalLoss(mode, **ignore),
+        "tversky": losses.TverskyLoss(mode, alpha=0.3, beta=0.7, **ignore),
+        "jaccard": losses.JaccardLoss(mode, **ignore),
+        "lovasz": losses.LovaszLoss(mode, **ignore),
     }
     chosen = [(weight, terms[name]) for name, weight in parse_loss(text).items()]
 
     def loss(logits: Tensor, mask: Tensor) -> Tensor:
-        logits, target = logits.float(), mask
-        places = (mask.flatten() != ignore_index).nonzero()[:, 0]
-        if len(places) == 0:
-            return logits.sum() * 0
-        if len(places) < mask.numel():
-            # (N, K, H, W) -> (1, K, M, 1): the labelled pixels as one tall picture
-            pixels = logits.movedim(1, -1).flatten(0, 2).index_select(0, places)
-            logits = pixels.T.contiguous()[None, ..., None]
-            target = mask.flatten()[places][None, :, None]
-        return sum(weight * term(logits, target) for weight, term in chosen)
+        labelled = mask != ignore_index
+        # terms multiply what is unlabelled by 0, which infinity does not become
+        logits = logits.float().masked_fill(~labelled[:, None], 0)
+        # without labelled pixels focal is NaN and Lovasz has no element
+        total = sum(weight * term(logits, mask).sum() for weight, term in chosen)
+        return total.where(labelled.any(), 0)
 
     return loss
 
@@ -481,7 +504,7 @@ def scores(matrix: np.ndarray, names: Sequence[str], binary: bool) -> dict:
     }
 
 
-# the scores that are told of every epoch and, over folds, with an interval
+# the scores that are reported for every epoch and, over folds, with an interval
 HEADLINES = ("iou", "f1", "mean_iou", "mean_f1", "overall_accuracy", "kappa")
 
 
@@ -493,7 +516,7 @@ def combined_score(result: dict) -> float:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model, ready to predict, and what its file says of it."""
+    """A trained model, ready to predict, and what its file says about it."""
 
     model: nn.Module
     config: ModelConfig
@@ -524,7 +547,7 @@ def save_checkpoint(
         config: What rebuilds it.
         normalization: What its input needs.
         metadata: Further keys (input_size, class_names, training_params, performance_metrics...).
-        training_state: What a run needs to go on from here.
+        training_state: What a run needs to resume from here.
     """
     more = {"training_state": training_state} if training_state else {}
     content = {
@@ -547,19 +570,15 @@ def save_checkpoint(
         **more,
     }
     with atomic_write(target) as part:
-        # sums of a file that the next epoch replaces would take as long as writing it
-        torch.serialization.set_crc32_options(training_state is None)
         try:
             torch.save(content, part)
-        except RuntimeError as error:  # torch's writer has no kinds
+        except RuntimeError as error:  # torch's writer raises nothing more specific
             raise SegmentationError(
-                f"{target} was not written whole; is the disk full? free some, or write elsewhere"
+                f"{target} could not be written completely; is the disk full? free some, or write elsewhere"
             ) from error
-        finally:
-            torch.serialization.set_crc32_options(True)
 
 
-def _load_safely(path: Path):
+def load_safely(path: Path):
     """``torch.load`` that runs no code; numpy scalars of earlier checkpoints are admitted."""
     dtypes = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u8", "?")]
     scalars = [np._core.multiarray.scalar, np.dtype, *dtypes]
@@ -572,11 +591,11 @@ def _load_safely(path: Path):
         raise CheckpointError(f"No checkpoint {path}") from None
     except Exception as error:  # pickle, zip and torch raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        # torch goes on with how to run the code of the file
+        # torch then explains how to run the code of the file
         if reason.startswith("Weights only load failed"):
             reason = "it holds more than tensors and plain values"
         raise CheckpointError(
-            f"{path} cannot be opened safely as a checkpoint: {reason[:100]}; give a whole file "
+            f"{path} cannot be opened safely as a checkpoint: {reason[:100]}; give a complete file "
             "that main.py wrote"
         ) from error
 
@@ -589,14 +608,15 @@ def load_checkpoint(
     """Rebuild a trained model from its file alone; no code of the file runs.
 
     A file with the documented keys but no statistics (earlier SemanticSeg4EO, whose second version
-    says ``config`` for ``metadata``) is normalized by the ``image`` rule, and so is a file of
-    weights only, which opens when ``described`` says what the file does not.
+    has ``config`` for ``metadata``) is normalized by the ``image`` rule, and so is a file of
+    weights only, which opens when ``described`` gives what the file does not.
 
     Args:
         path: The ``.pth``.
         device: Where the model goes.
-        described: What the user says of the model, by the names in ``DESCRIPTION``; None is not
-            said. It fills what the file leaves open, and must agree with the rest.
+        described: What the user says about the model, by the names in ``DESCRIPTION`` of
+            ``common.earlier_models``; None is left out. It completes what the file says, and must
+            agree with it.
 
     Raises:
         CheckpointError: Missing, cut off, no checkpoint, of a newer version, not described, or
@@ -607,7 +627,7 @@ def load_checkpoint(
         key: value for key, value in (described or {}).items() if value is not None
     }
     if "model_name" in given:
-        given["model_name"] = registered_name(given["model_name"])
+        check_model_name(given["model_name"])
     state, stored = _read_checkpoint(Path(path))
     try:
         metadata = complete_description(path, stored, given)
@@ -617,7 +637,7 @@ def load_checkpoint(
         temperature = _read_temperature(path, metadata)
         metadata["class_names"] = _read_class_names(path, metadata, config)
         model = build_model(config)
-    except OptionError as error:  # of what the file says
+    except OptionError as error:  # about what the file says
         raise CheckpointError(f"{path}: {error}") from error
     _load_weights(path, model, config, state)
     model.to(torch.device(device)).eval()
@@ -626,44 +646,18 @@ def load_checkpoint(
 
 def _read_checkpoint(path: Path) -> tuple[dict, dict]:
     """The weights in a file, and what it says of them; nothing where it holds weights only."""
-    content = _load_safely(path)
+    content = load_safely(path)
     content = content if isinstance(content, dict) else {}
-    state = content.get("model_state_dict", content.get("state_dict", content))
-    if not _is_state(state):
+    state = stored_weights(content)
+    whole = isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor)
+        for key, value in state.items()
+    )
+    if not state or not whole:
         raise CheckpointError(
             f"{path} has no model_state_dict with metadata; expected a file written by main.py"
         )
-    described = [content.get(key) for key in ("metadata", "config")]
-    stored = next((d for d in described if isinstance(d, dict) and d), {})
-    if isinstance(content.get("mode"), str):  # all that earlier best_* files say
-        stored = {"mode": content["mode"]} | stored
-    # NumPy scalars become plain numbers
-    stored = {
-        k: v.item() if isinstance(v, np.generic) else v for k, v in stored.items()
-    }
-    if is_newer(stored.get("version", "0")):
-        raise CheckpointError(
-            f"{path} is of version {stored['version']}, this is {VERSION}; update"
-        )
-    return _without_prefix(state), stored
-
-
-def _is_state(value) -> bool:
-    """Whether a value is a state dictionary: tensors by name, and at least one."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(key, str) for key in value)
-        and all(isinstance(weights, torch.Tensor) for weights in value.values())
-    )
-
-
-def _without_prefix(state: dict) -> dict:
-    """Take off what a wrapper puts before every key: ``DataParallel``, then our ``AnySize``."""
-    for prefix in ("module.", "network."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return state, stored_description(path, content)
 
 
 def _read_config(path, metadata: dict, state: dict) -> ModelConfig:
@@ -685,7 +679,7 @@ def _read_config(path, metadata: dict, state: dict) -> ModelConfig:
             dropout_rate=float(metadata.get("dropout_rate", ModelConfig.dropout_rate)),
         )
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} describes itself wrongly: {error}") from error
+        raise CheckpointError(f"{path} has a wrong description: {error}") from error
 
 
 def _ends_in_two(state: dict, num_classes: int) -> bool:
@@ -717,7 +711,7 @@ def _read_normalization(path, metadata: dict, config: ModelConfig) -> Normalizat
     except KeyError as error:
         raise CheckpointError(f"{path} does not say its {error}") from error
     except (TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} describes itself wrongly: {error}") from error
+        raise CheckpointError(f"{path} has a wrong description: {error}") from error
     _check_statistics(path, normalization, config)
     return normalization
 

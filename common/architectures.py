@@ -1,6 +1,6 @@
-"""The names that options take, without torch: models, losses, precisions, views, and what each has.
+"""What options can name, without torch: models and what each has, losses, precisions, TTA.
 
-``model_training`` adds what builds a model; settings, help texts and checks need only these tables.
+``model_training`` builds the models; settings, help texts and checks need only these tables.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ class Architecture:
 
     size_divisor: int = 32  # input sides are padded to a multiple of this
     min_size: int = 0  # and to at least this
-    has_encoder: bool = True  # that --encoder_name exchanges
-    fixed_encoder: str | None = None
-    has_weights: bool = True  # pretrained ones
+    takes_encoder: bool = True  # any of --encoder_name
+    fixed_encoder: str | None = None  # where it takes none
+    has_dropout: bool = False  # of --dropout_rate
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it has an encoder, which can begin with pretrained weights and be frozen."""
+        return self.takes_encoder or self.fixed_encoder is not None
 
 
 ARCHITECTURES = {
-    "unet-dropout": Architecture(16, has_encoder=False, has_weights=False),
+    "unet-dropout": Architecture(16, takes_encoder=False, has_dropout=True),
     "unet": Architecture(),
     "unet++": Architecture(),
     "manet": Architecture(),
@@ -37,7 +42,9 @@ ARCHITECTURES = {
     "segformer": Architecture(),
     "upernet": Architecture(),
     "dpt": Architecture(),  # with vision transformers: tu-vit_base_patch16_224...
-    "deeplabv3_resnet50": Architecture(1, has_encoder=False, fixed_encoder="resnet50"),
+    "deeplabv3_resnet50": Architecture(
+        1, takes_encoder=False, fixed_encoder="resnet50"
+    ),
 }
 
 
@@ -100,7 +107,7 @@ def parse_loss(text: str) -> dict[str, float]:
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# the symmetries of a square, as (quarter turns, mirrored), that a prediction is averaged over
+# test-time augmentation: the symmetries, as (quarter turns, mirrored), to average over
 TTA_TRANSFORMS = {
     "none": [(0, False)],
     "flip": [(0, False), (0, True), (2, False), (2, True)],
@@ -110,12 +117,13 @@ BINARY_NAMES = ["background", "foreground"]
 
 
 def default_class_names(num_classes: int) -> list[str]:
-    """Names for classes that nobody named; ``num_classes`` 1 is binary."""
+    """Names for classes without names; ``num_classes`` 1 is binary."""
     if num_classes == 1:
         return list(BINARY_NAMES)
     return [f"class {index}" for index in range(num_classes)]
 
 
 def is_weights_file(text: str | None) -> bool:
+    """Whether ``--encoder_weights`` names a file, there or not, and no weights of a library."""
     suffixes = (".pth", ".pt", ".bin", ".safetensors")
     return bool(text) and (Path(text).is_file() or Path(text).suffix in suffixes)

@@ -1,10 +1,15 @@
-"""Names and settings in checkpoints of earlier versions, as dictionaries (no torch)."""
+"""What checkpoint files say of themselves, also those of earlier versions, as dictionaries.
+
+Without torch: weights are values of any kind here.
+"""
 
 from __future__ import annotations
 
 from common import VERSION
 from common.architectures import ARCHITECTURES, get_available_models
 from common.errors import CheckpointError, unknown_name
+
+DESCRIPTION = ("model_name", "encoder_name", "in_channels", "num_classes")
 
 
 def registered_name(text: str) -> str:
@@ -27,33 +32,61 @@ def registered_name(text: str) -> str:
     raise unknown_name("model", text, get_available_models())
 
 
-def is_newer(version: str) -> bool:
-    def major(text: str) -> int:
-        return int(text.split(".")[0]) if text.split(".")[0].isdecimal() else 0
+def stored_weights(content: dict) -> dict:
+    """The weights in a file's content: under one of two keys, or the content itself.
 
-    return major(str(version)) > major(VERSION)
+    Prefixes of a wrapper on all keys are removed: ``DataParallel``, then our ``PadToMultiple``.
+    """
+    state = content.get("model_state_dict", content.get("state_dict", content))
+    for prefix in ("module.", "network."):
+        if isinstance(state, dict) and all(
+            str(key).startswith(prefix) for key in state
+        ):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
-DESCRIPTION = ("model_name", "encoder_name", "in_channels", "num_classes")
+def stored_description(path, content: dict) -> dict:
+    """What a file says of its model, in plain numbers; empty for weights alone.
+
+    Raises:
+        CheckpointError: A newer version has written it.
+    """
+    described = [content.get(key) for key in ("metadata", "config")]
+    stored = next((d for d in described if isinstance(d, dict) and d), {})
+    if isinstance(content.get("mode"), str):  # all that earlier best_* files say
+        stored = {"mode": content["mode"]} | stored
+    # NumPy scalars become plain numbers
+    stored = {k: v.item() if hasattr(v, "item") else v for k, v in stored.items()}
+    if main_version(stored.get("version", "0")) > main_version(VERSION):
+        raise CheckpointError(
+            f"{path} is of version {stored['version']}, this is {VERSION}; update"
+        )
+    return stored
+
+
+def main_version(version) -> int:
+    """The first number of a version; 0 for what is none."""
+    first = str(version).split(".")[0]
+    return int(first) if first.isdecimal() else 0
 
 
 def complete_description(path, stored: dict, given: dict) -> dict:
-    """What the file says, and what the options say where the file says nothing.
+    """What the file says, completed by options where it says nothing.
 
     Raises:
         CheckpointError: Together they do not describe the model.
     """
-    unsaid = {key: given[key] for key in given if stored.get(key) is None}
-    metadata = stored | unsaid
+    metadata = stored | {key: given[key] for key in given if stored.get(key) is None}
     needed = list(DESCRIPTION)
     if metadata.get("model_name") is not None:
         metadata["model_name"] = registered_name(str(metadata["model_name"]))
         entry = ARCHITECTURES[metadata["model_name"]]
-        if not entry.has_encoder:
+        if not entry.takes_encoder:
             needed.remove("encoder_name")
             metadata["encoder_name"] = stored.get("encoder_name") or entry.fixed_encoder
     if missing := [f"--{key}" for key in needed if metadata.get(key) is None]:
-        part = "full " if stored.keys() & DESCRIPTION else ""
+        part = "full " if stored.keys() & set(DESCRIPTION) else ""
         binary = " (1 for binary)" if "--num_classes" in missing else ""
         raise CheckpointError(
             f"{path} holds weights without a {part}description; give "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.balance import uneven_shares, unit_shares
 from common.errors import DatasetError
 from common.ground import pairs_within, spatial_block_ids, typical_patch_side
 from common.patches import patch_footprints
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("semanticseg4eo")
 
-# pixels of a class that stand for it where folds are drawn
-DRAWN_PIXELS = 1000
+DRAWN_PIXELS = 1000  # of each class, by which folds are made alike
 
 
 def spatial_groups(
@@ -67,15 +67,15 @@ def make_folds(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Folds of whole groups, alike in number of patches and in shares of each class.
 
-    StratifiedGroupKFold wants one class per sample, but a patch holds several: it is given pixels
-    instead, some of each class drawn at random, so that rare classes count as much as others. Of
-    several draws the most balanced folds are kept.
+    StratifiedGroupKFold expects one class per sample, but a patch holds several: it is given
+    pixels instead, some of each class drawn at random, so that rare classes count as much as
+    others.
 
     Args:
         groups: (P,) the group of each patch.
         class_counts: (P, K) labelled pixels.
         n_splits: Number of folds.
-        seed: Of the draws.
+        seed: Of the draw.
 
     Returns:
         Per fold the indices of the other patches, and of its own.
@@ -83,122 +83,85 @@ def make_folds(
     Raises:
         DatasetError: Fewer groups than folds.
     """
+    from sklearn.model_selection import StratifiedGroupKFold
+
     names, groups = np.unique(groups, return_inverse=True)
     if len(names) < n_splits:
         raise DatasetError(
             f"{len(names)} groups of patches cannot make {n_splits} folds; give a smaller "
             "--block_size, or lower --n_splits"
         )
-    content = group_counts(groups, class_counts)
     rng = np.random.default_rng(seed)
-    draws = min(20, max(1, 4_000 // len(content)))
-    drawn = [_draw_folds(content, n_splits, rng) for _ in range(draws)]
-    best = min(drawn, key=lambda folds: imbalance(content, folds, n_splits))[groups]
-    return [
-        (np.flatnonzero(best != fold), np.flatnonzero(best == fold))
-        for fold in range(n_splits)
-    ]
+    # in an order of our own: up to scikit-learn 1.7 its shuffle=True undoes the stratification
+    order = rng.permutation(len(names))
+    samples = group_counts(groups, class_counts)[order]
+    for column in samples.T[1:]:
+        if (total := column.sum()) > DRAWN_PIXELS:
+            column[:] = rng.multinomial(DRAWN_PIXELS, column / total)
+    group, label = np.nonzero(samples)
+    group, label = (np.repeat(ids, samples[group, label]) for ids in (group, label))
+    made = []
+    with warnings.catch_warnings():
+        # that a class has fewer pixels than there are folds
+        warnings.simplefilter("ignore", UserWarning)
+        for _, held_out in StratifiedGroupKFold(n_splits).split(label, label, group):
+            inside = np.isin(groups, order[group[held_out]])
+            made.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
+    return made
 
 
-def group_counts(parts: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
-    """What each part 0, 1... holds, (parts, 1 + K) int64: patches, then pixels of each class."""
-    content = np.zeros((parts.max() + 1, 1 + class_counts.shape[1]), np.int64)
-    np.add.at(content[:, 0], parts, 1)
-    np.add.at(content[:, 1:], parts, class_counts)
+def group_counts(groups: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+    """What each group 0, 1... holds, (groups, 1 + K) int64: patches, then pixels of each class."""
+    content = np.zeros((groups.max() + 1, 1 + class_counts.shape[1]), np.int64)
+    np.add.at(content[:, 0], groups, 1)
+    np.add.at(content[:, 1:], groups, class_counts)
     return content
 
 
-def _draw_folds(content: np.ndarray, n_splits: int, rng) -> np.ndarray:
-    """A fold per group of a ``group_counts``, balanced by pixels drawn of each class."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    # in an order of ours: up to scikit-learn 1.7 its shuffle=True undoes the stratification
-    order = rng.permutation(len(content))
-    samples = content[order]
-    for column in samples.T[1:]:
-        total = column.sum()
-        if total:
-            column[:] = rng.multinomial(min(total, DRAWN_PIXELS), column / total)
-    group, label = np.nonzero(samples)
-    group, label = (np.repeat(ids, samples[group, label]) for ids in (group, label))
-    folds = np.empty(len(content), int)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # a class of fewer pixels than folds
-        splits = StratifiedGroupKFold(n_splits).split(label, label, group)
-        for number, (_, held_out) in enumerate(splits):
-            folds[order[group[held_out]]] = number
-    return folds
-
-
-def imbalance(content: np.ndarray, folds: np.ndarray, n_splits: int) -> float:
-    """How unlike folds are: 0 where all have equal shares of patches and of every class.
-
-    Args:
-        content: (G, 1 + K) of each group: patches, then pixels of each class.
-        folds: (G,) the fold of each.
-        n_splits: Number of folds.
-
-    Returns:
-        The sum of deviations from equal shares, patches weighing as much as all classes together;
-        and 10 for each fold without a class that enough groups hold.
-    """
-    present = content.any(axis=0)
-    content = content[:, present]
-    shares = np.zeros((n_splits, content.shape[1]))
-    np.add.at(shares, folds, content / content.sum(axis=0))
-    weights = np.ones(content.shape[1])
-    weights[0] = max(1, len(weights) - 1)
-    missing = (shares == 0) & ((content > 0).sum(axis=0) >= n_splits)
-    gaps = np.abs(shares - 1 / n_splits) * weights
-    return float(gaps.sum() + 10 * missing.sum())
-
-
 def drop_near(
-    inner: np.ndarray, outer: np.ndarray, footprints: GeoSeries, buffer: float
+    train: np.ndarray, test: np.ndarray, footprints: GeoSeries, buffer: float
 ) -> np.ndarray:
-    """Those of the patches to train on that keep their distance from patches to be examined.
+    """The training patches that keep their distance from the patches that a model is tested on.
 
     Args:
-        inner: Indices of the training patches.
-        outer: Indices of the others.
+        train: Indices of the training patches.
+        test: Indices of the others.
         footprints: Of all patches, in metres.
-        buffer: What is nearer, in metres, leaves; at 0 what shares ground.
+        buffer: In metres; patches nearer than that are dropped, at 0 those that share ground.
 
     Raises:
         DatasetError: None is left.
     """
-    both = np.concatenate([inner, outer])
-    parts = np.repeat([0, 1], [len(inner), len(outer)])
-    near = pairs_within(footprints.iloc[both], parts, buffer)[:, 0]
-    kept = np.delete(inner, np.unique(near))
+    both = np.concatenate([train, test])
+    parts = np.repeat([0, 1], [len(train), len(test)])
+    dropped = np.unique(pairs_within(footprints.iloc[both], parts, buffer)[:, 0])
+    kept = np.delete(train, dropped)
     if not len(kept):
         raise DatasetError(
-            f"All {len(inner)} training patches of a fold share ground with a patch that it is "
-            f"examined on, or lie nearer than --buffer {buffer:g} m to one; lower --buffer, or give "
-            "a larger --block_size"
+            f"All {len(train)} training patches of a fold share ground with a patch that the fold "
+            f"is tested on, or lie nearer than --buffer {buffer:g} m to one; lower --buffer, or "
+            "give a larger --block_size"
         )
     return kept
 
 
 def inner_split(
-    inner: np.ndarray,
+    indices: np.ndarray,
     groups: np.ndarray,
     class_counts: np.ndarray,
     seed: int,
     share: float = 0.15,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Part a fold's training patches into those to learn from, and whole groups to stop early by.
+    """Divide a fold's training patches into those to learn from, and whole groups to validate on.
 
-    The training is parted into folds of about ``share`` of its patches, and the one that is most
-    like the whole is taken.
+    They are divided into folds of about ``share`` of the patches, and the fold that is most like
+    the whole is taken.
 
     Args:
-        inner: Indices of the training patches.
+        indices: The training patches.
         groups: (P,) the group of every patch, also of those outside.
         class_counts: (P, K) labelled pixels, likewise.
-        seed: Of the draws.
+        seed: Of the draw.
         share: Of the patches that go to validation.
 
     Returns:
@@ -207,30 +170,31 @@ def inner_split(
     Raises:
         DatasetError: One of the two would have no labelled pixel.
     """
-    counts = class_counts[inner]
-    parts = min(round(1 / share), len(np.unique(groups[inner])))
-    halves = make_folds(groups[inner], counts, parts, seed) if parts > 1 else []
-    halves = [pair for pair in halves if all(counts[part].any() for part in pair)]
-    if not halves:
+    counts = class_counts[indices]
+    n_splits = min(round(1 / share), len(np.unique(groups[indices])))
+    pairs = make_folds(groups[indices], counts, n_splits, seed) if n_splits > 1 else []
+    pairs = [pair for pair in pairs if all(counts[part].any() for part in pair)]
+    if not pairs:
         raise DatasetError(
-            f"The labelled pixels of a fold's {len(inner)} training patches all lie in one place, "
-            "so none can be set aside for early stopping; lower --n_splits, --block_size or "
-            "--buffer, or label more patches"
+            f"The labelled pixels of a fold's {len(indices)} training patches all lie in one place, "
+            "so none can be set aside for validation; lower --n_splits, --block_size or --buffer, "
+            "or label more patches"
         )
+    shares = unit_shares(np.c_[np.ones(len(counts)), counts])
+    # the training part must hold every class
+    required = np.array([[True], [False]])
 
-    def cost(pair) -> float:
-        sums = np.stack([np.r_[len(part), counts[part].sum(axis=0)] for part in pair])
-        sums = sums[:, sums.any(axis=0)]
-        gaps = np.abs(sums[1] / sums.sum(axis=0) - share)
-        return gaps[0] * (len(gaps) - 1) + gaps[1:].sum() + 10 * (sums[0] == 0).sum()
+    def unevenness(pair) -> float:
+        sums = np.stack([shares[part].sum(axis=0) for part in pair])
+        return uneven_shares(sums, [1 - share, share], required)
 
-    train, validation = min(halves, key=cost)
-    return inner[train], inner[validation]
+    train, validation = min(pairs, key=unevenness)
+    return indices[train], indices[validation]
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Indices of the patches that a fold learns from, stops early by, and is reported for."""
+    """Indices of the patches that a fold trains on, validates on, and is tested on."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -257,29 +221,27 @@ def plan_folds(
         DatasetError: Too few groups, or nothing left to train on.
     """
     counts, n_splits = pooled.counts, config.n_splits
-    groups = units = np.arange(len(pooled.pairs))
-    if fold_by != "random":
-        groups = units = blocks
+    groups = units = np.arange(len(pooled.pairs)) if fold_by == "random" else blocks
     if fold_by == "column":
         groups = spatial_groups(footprints, fold_by, None, n_splits)
     folds = []
-    for inner, outer in make_folds(groups, counts, n_splits, config.seed):
-        near = len(inner)
+    for others, held_out in make_folds(groups, counts, n_splits, config.seed):
+        kept = others
         if fold_by != "random":
-            inner = drop_near(inner, outer, footprints, config.buffer)
-        train, validation = inner_split(inner, units, counts, config.seed)
+            kept = drop_near(others, held_out, footprints, config.buffer)
+        train, validation = inner_split(kept, units, counts, config.seed)
         if fold_by != "random":
             train = drop_near(train, validation, footprints, config.buffer)
-        near -= len(train) + len(validation)
         if not counts[train].any():
             raise DatasetError(
                 f"Fold {len(folds) + 1} has no labelled pixel to train on; lower --n_splits or "
                 "--buffer"
             )
-        folds.append(Fold(train, validation, outer))
+        folds.append(Fold(train, validation, held_out))
+        dropped = len(others) - len(train) - len(validation)
         log.info(
-            "%s fold %d: %d patches held out, %d to train on, %d to stop early by, %d too near",
-            *(fold_by, len(folds), len(outer), len(train), len(validation), near),
+            "%s fold %d: %d patches held out, %d for training, %d for validation, %d dropped",
+            *(fold_by, len(folds), len(held_out), len(train), len(validation), dropped),
         )
     return folds
 

@@ -8,7 +8,7 @@ import logging
 from dataclasses import asdict, dataclass
 
 from common.errors import CheckpointError
-from model_training import _load_safely
+from model_training import load_safely
 from training.loop import Stepper
 from training.run import TrainingRun
 
@@ -88,7 +88,7 @@ class ResumeState:
         if not path.exists():
             log.info("no run to resume in %s: starting", run.save_dir)
             return
-        stored = _load_safely(path)
+        stored = load_safely(path)
         state = stored.get("training_state") if isinstance(stored, dict) else None
         if not state:
             raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from common import UNLABELLED
@@ -13,15 +12,17 @@ from common.architectures import (
     check_model_name,
     parse_loss,
 )
-from common.errors import OptionError, require
-from common.options import number_or_auto, setting
+from common.errors import require
+from common.options import check_limits, number_or_auto, setting, split_list
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Every setting of a training run; ``main.py`` makes its options from these fields."""
 
-    dataset_root: str = setting(help="folder that extraction wrote", group="data")
+    dataset_root: str = setting(
+        help="folder that extraction wrote", group="data", may_change=True
+    )
     model: str = setting(help="architecture (see --list_models)", group="model")
     mode: str = setting(
         "binary",
@@ -30,7 +31,12 @@ class TrainingConfig:
         choices=("binary", "multiclass"),
     )
     classes: int = setting(
-        2, "number of classes, for multiclass", "data", alias="--num_classes"
+        2,
+        "number of classes, for multiclass",
+        "data",
+        alias="--num_classes",
+        least=2,
+        most=65535,
     )
     class_names: str | None = setting(
         None,
@@ -40,7 +46,12 @@ class TrainingConfig:
     )
     ignore_index: int = setting(UNLABELLED, "label value that means unlabelled", "data")
     in_channels: int | None = setting(
-        None, "bands that the patches must have", "data", shown="the bands of the data"
+        None,
+        "bands that the patches must have",
+        "data",
+        shown="the bands of the data",
+        least=1,
+        most=65535,
     )
     normalization: str = setting(
         "dataset",
@@ -50,7 +61,7 @@ class TrainingConfig:
     )
     data_augmentation: str = setting(
         "symmetries",
-        "turn and mirror the training patches, or none, or full (the option alone): vary their "
+        "rotate and mirror the training patches, or none, or full (the option alone): vary their "
         "brightness and contrast, noise and bands too",
         "data",
         choices=AUGMENTATIONS,
@@ -62,12 +73,15 @@ class TrainingConfig:
         "processes that prepare batches ahead; auto is none where patches are in memory and the "
         "CPU trains",
         "data",
+        may_change=True,
     )
     cache: str = setting(
         "auto",
-        "keep decoded patches in memory: as many as fit in a quarter of what is free, all, or none",
+        "keep decoded patches in memory: as many as fit in a quarter of the free memory, all, or "
+        "none",
         "data",
         choices=("auto", "ram", "off"),
+        may_change=True,
     )
     encoder_name: str = setting(
         ModelConfig.encoder_name, "encoder (see --list_encoders)", "model"
@@ -86,19 +100,23 @@ class TrainingConfig:
         shown="found from the band descriptions",
     )
     dropout_rate: float = setting(
-        ModelConfig.dropout_rate, "dropout of unet-dropout, 0 to 1", "model"
+        ModelConfig.dropout_rate,
+        "dropout of unet-dropout, 0 or more and less than 1",
+        "model",
     )
-    epochs: int = setting(100, "passes over the training patches", "training")
-    batch_size: int = setting(4, "patches per batch, and process", "training")
-    accumulate: int = setting(1, "batches per step of the weights", "training")
+    epochs: int = setting(100, "passes over the training patches", "training", least=1)
+    batch_size: int = setting(4, "patches per batch, and process", "training", least=1)
+    accumulate: int = setting(1, "batches per step of the weights", "training", least=1)
     amp: str = setting(
         "auto",
-        "autocast while training; auto is what the hardware computes natively",
+        "precision of mixed-precision training; auto is what the hardware computes natively",
         "training",
         choices=("auto", "off", "bf16", "fp16"),
     )
-    learning_rate: float = setting(1e-3, "initial step size of AdamW", "training")
-    weight_decay: float = setting(1e-4, "weight decay of AdamW", "training")
+    learning_rate: float = setting(
+        1e-3, "initial step size of AdamW", "training", above=0
+    )
+    weight_decay: float = setting(1e-4, "weight decay of AdamW", "training", least=0)
     scheduler: str = setting(
         "cosine",
         "how the learning rate falls",
@@ -106,18 +124,26 @@ class TrainingConfig:
         choices=("cosine", "plateau", "onecycle", "none"),
     )
     warmup_epochs: int = setting(
-        0, "first epochs in which the learning rate rises to its value", "training"
+        0,
+        "first epochs in which the learning rate rises to its value",
+        "training",
+        least=0,
     )
     freeze_encoder_epochs: int = setting(
-        0, "first epochs in which the encoder stays as it is", "training"
+        0, "first epochs in which the encoder is not trained", "training", least=0
     )
     clip_grad: float = setting(
-        0.0, "largest norm of the gradients of a step; 0 is no limit", "training"
+        0.0,
+        "largest norm of the gradients of a step; 0 is no limit",
+        "training",
+        least=0,
     )
     patience: int = setting(
         20,
-        "epochs without a better combined score before stopping; 0 never",
+        "epochs without a better combined score before training stops; 0 never stops it",
         "training",
+        least=0,
+        may_change=True,
     )
     loss: str = setting(
         "dice+ce",
@@ -126,7 +152,7 @@ class TrainingConfig:
         "training",
     )
     use_class_weights: bool = setting(
-        False, "weigh the cross-entropy by inverse class frequency", "training"
+        False, "weight the cross-entropy by inverse class frequency", "training"
     )
     val_strategy: str = setting(
         "split",
@@ -134,103 +160,104 @@ class TrainingConfig:
         "training",
         choices=("split", "kfold"),
     )
-    n_splits: int = setting(5, "folds of kfold", "training")
+    n_splits: int = setting(5, "folds of kfold", "training", least=2)
     fold_by: str = setting(
         "random",
         "draw the folds of kfold patch by patch, in square blocks, or as one upright strip of the "
-        "area each; both trains random and block, and tells how much too good random is",
+        "area each; both trains random and block, and reports by how much random is too good",
         "training",
         choices=("random", "block", "column", "both"),
     )
     block_size: float | None = setting(
-        None, "side of a block in metres", "training", shown="four patches"
+        None,
+        "side of a block in metres",
+        "training",
+        shown="four patches",
+        least=0.001,
     )
     buffer: float = setting(
         0.0,
         "metres; patches nearer than that to a fold of blocks or strips do not train for it",
         "training",
+        least=0,
     )
-    seed: int = setting(42, "seed of every random choice", "training")
+    seed: int = setting(
+        42, "seed of every random choice", "training", least=0, most=2**32 - 1
+    )
     device: str | None = setting(
         None,
         "cpu, cuda, cuda:1...",
         "training",
         shown="cuda where there is one, else cpu",
+        may_change=True,
     )
     no_calibration: bool = setting(
         False,
         "fit no temperature on the validation split: probabilities stay as the network gives them",
         "output",
+        may_change=True,
     )
     area_estimation: bool = setting(
         False,
         "estimate the area of each class from the map of all patches and the errors in the test "
         "split, with 95 %% intervals",
         "output",
+        may_change=True,
     )
-    save_dir: str = setting("trained_models", "folder for models and reports", "output")
+    save_dir: str = setting(
+        "trained_models", "folder for models and reports", "output", may_change=True
+    )
     resume: bool = setting(
         False,
-        "go on with the run in --save_dir, from its last whole epoch to the same models",
+        "resume the run in --save_dir after its last complete epoch; the models are the same as "
+        "without the interruption",
         "output",
+        may_change=True,
     )
 
     def __post_init__(self):
         check_model_name(self.model)
-        self._require_data()
-        self._require_folds()
-        self._require_training()
-        self._require_model()
+        check_limits(self)
+        self._check_data()
+        self._check_folds()
+        self._check_training()
+        self._check_model()
 
-    def _require_data(self) -> None:
+    def _check_data(self) -> None:
         kind = self.data_augmentation
         expected = ", ".join(AUGMENTATIONS)
         require(kind in AUGMENTATIONS, "--data_augmentation", kind, expected)
-        require(2 <= self.classes <= 65535, "--classes", self.classes, "2 to 65535")
         require(
             self.mode == "multiclass" or self.classes == 2,
             "--classes",
             self.classes,
             "2 with --mode binary; --mode multiclass takes more",
         )
-        if self.class_names:
-            names = len(self.class_names.split(","))
-            expected = f"{self.label_classes} names"
-            require(
-                names == self.label_classes, "--class_names", self.class_names, expected
-            )
+        require(
+            not self.class_names
+            or len(split_list(self.class_names)) == self.label_classes,
+            "--class_names",
+            self.class_names,
+            f"{self.label_classes} names",
+        )
         require(
             not 0 <= self.ignore_index < self.label_classes,
             "--ignore_index",
             self.ignore_index,
             f"a value outside the classes 0..{self.label_classes - 1}",
         )
-        bands = self.in_channels
-        fine = bands is None or 1 <= bands <= 65535
-        require(fine, "--in_channels", bands, "1 to 65535")
         fine = number_or_auto(self.num_workers, 0, 1024)
         require(fine, "--num_workers", self.num_workers, "0 to 1024, or auto")
 
-    def _require_folds(self) -> None:
-        require(self.n_splits >= 2, "--n_splits", self.n_splits, "at least 2")
-        fine = self.fold_by == "random" or self.val_strategy == "kfold"
-        require(fine, "--fold_by", self.fold_by, "--val_strategy kfold with it")
+    def _check_folds(self) -> None:
         size, spatial = self.block_size, self.fold_by != "random"
-        fine = size is None or 1e-3 <= size < math.inf
-        require(fine, "--block_size", size, "more than 0 metres, at least 0.001")
-        fine = 0 <= self.buffer < math.inf
-        require(fine, "--buffer", self.buffer, "0 metres or more")
-        wanted = "--val_strategy kfold and --fold_by block, column or both with it"
-        require(size is None or spatial, "--block_size", size, wanted)
-        require(not self.buffer or spatial, "--buffer", self.buffer, wanted)
+        fine = not spatial or self.val_strategy == "kfold"
+        require(fine, "--fold_by", self.fold_by, "--val_strategy kfold with it")
+        needed = "--val_strategy kfold and --fold_by block, column or both with it"
+        require(size is None or spatial, "--block_size", size, needed)
+        require(not self.buffer or spatial, "--buffer", self.buffer, needed)
 
-    def _require_training(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            value = getattr(self, name)
-            require(value >= 1, f"--{name}", value, "at least 1")
-        for name in ("patience", "warmup_epochs", "freeze_encoder_epochs", "clip_grad"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"--{name}", value, "0 or more")
+    def _check_training(self) -> None:
         for name in ("warmup_epochs", "freeze_encoder_epochs"):
             value = getattr(self, name)
             fewer = f"fewer than --epochs {self.epochs}"
@@ -239,39 +266,32 @@ class TrainingConfig:
             not self.warmup_epochs or self.scheduler != "onecycle",
             "--warmup_epochs",
             self.warmup_epochs,
-            "another --scheduler: onecycle has a rise of its own",
+            "another --scheduler: onecycle has a warm-up of its own",
         )
-        require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2^32 - 1")
-        rate, decay = self.learning_rate, self.weight_decay
-        require(0 < rate < math.inf, "--learning_rate", rate, "more than 0")
-        require(0 <= decay < math.inf, "--weight_decay", decay, "0 or more")
-        terms = parse_loss(self.loss)
         require(
-            not self.use_class_weights or "ce" in terms,
+            "ce" in parse_loss(self.loss) or not self.use_class_weights,
             "--use_class_weights with --loss",
             self.loss,
-            "a loss with a ce term, which is what the weights act on",
+            "a loss with a ce term, which the weights act on",
         )
 
-    def _require_model(self) -> None:
-        entry = ARCHITECTURES[self.model]
+    def _check_model(self) -> None:
+        entry, rate = ARCHITECTURES[self.model], self.dropout_rate
         require(
-            not self.freeze_encoder_epochs or entry.has_encoder or entry.fixed_encoder,
+            not self.freeze_encoder_epochs or entry.has_encoder,
             "--freeze_encoder_epochs",
             self.freeze_encoder_epochs,
-            f"a model with an encoder, which {self.model} has not",
+            f"a model with an encoder, which {self.model} does not have",
         )
+        require(0 <= rate < 1, "--dropout_rate", rate, "0 or more and less than 1")
         require(
-            0 <= self.dropout_rate < 1, "--dropout_rate", self.dropout_rate, "0 to 1"
-        )
-        require(
-            not entry.has_encoder or self.dropout_rate == ModelConfig.dropout_rate,
+            entry.has_dropout or rate == ModelConfig.dropout_rate,
             "--dropout_rate",
-            self.dropout_rate,
+            rate,
             f"unet-dropout with it, since {self.model} does not use it",
         )
         require(
-            not self.weights or entry.has_weights,
+            not self.weights or entry.has_encoder,
             "--pretrained with --model",
             self.model,
             "another model: this one has no pretrained weights",
@@ -293,12 +313,15 @@ class TrainingConfig:
         return self.encoder_weights or ("imagenet" if self.pretrained else None)
 
     def model_config(self, in_channels: int) -> ModelConfig:
+        """What the network is built from, for so many bands."""
         outputs = self.classes if self.mode == "multiclass" else 1
-        encoder = ARCHITECTURES[self.model].fixed_encoder
-        if ARCHITECTURES[self.model].has_encoder:
-            encoder = self.encoder_name
-        elif self.encoder_name not in (ModelConfig.encoder_name, encoder):
-            raise OptionError(
-                f"--encoder_name {self.encoder_name}: {self.model} has no exchangeable encoder"
+        entry, encoder = ARCHITECTURES[self.model], self.encoder_name
+        if not entry.takes_encoder:
+            require(
+                encoder in (ModelConfig.encoder_name, entry.fixed_encoder),
+                "--encoder_name",
+                encoder,
+                f"another --model: {self.model} has no exchangeable encoder",
             )
+            encoder = entry.fixed_encoder
         return ModelConfig(self.model, in_channels, outputs, encoder, self.dropout_rate)

@@ -11,7 +11,7 @@ from torch import nn
 from common.architectures import ModelConfig, is_weights_file
 from common.errors import CheckpointError, SegmentationError, require
 from common.pictures import rgb_bands
-from model_training import _load_safely, build_model, check_architecture
+from model_training import load_safely, build_model, check_architecture
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
 
@@ -64,17 +64,11 @@ def _align_first_kernels(
         weight[:, channel] = colours[:, colour]
 
 
-# what classifiers have behind their encoder
-HEADS = (
-    "fc.", "classifier.", "head.", "last_linear.", "conv_head.", "bn2.", "norm_head.", "norm.",
-    "features.norm5.", "_conv_head.", "_bn1.", "_fc.", "last_layer.",
-)  # fmt: skip
-
-
 def load_encoder(network: nn.Module, file: Path, config: ModelConfig) -> bool:
     """Load encoder weights from a local file (.pth, .pt, .bin or .safetensors), strictly.
 
-    A classifier head in the file is left out; RGB weights are spread over other band counts.
+    Only what lies in none of the encoder's own layers may be in the file in addition: that is the
+    classifier, which is left out. RGB weights are spread over other band counts.
 
     Returns:
         Whether the weights are for three bands.
@@ -87,13 +81,18 @@ def load_encoder(network: nn.Module, file: Path, config: ModelConfig) -> bool:
     state = _read_state(file)
     encoder = getattr(network, "encoder", None) or network.backbone
     own = encoder.state_dict()
-    # timm's encoders write "stages_0" within "model" for what their files call "stages.0"
-    plain = {key.removeprefix("model.").replace(".", "_"): key for key in own}
-    renamed = {
-        plain.get(key.removeprefix("model.").replace(".", "_"), key): value
+
+    def plain(key: str) -> str:
+        # timm's encoders have "model.stages_0" where their files have "stages.0"
+        return key.removeprefix("model.").replace(".", "_")
+
+    known = {plain(key): key for key in own}
+    layers = {plain(key.removeprefix("model.").split(".")[0]) + "_" for key in own}
+    state = {
+        known.get(plain(key), key): value
         for key, value in state.items()
+        if plain(key) in known or plain(key).startswith(tuple(layers))
     }
-    state = {k: v for k, v in renamed.items() if k in own or not k.startswith(HEADS)}
     first = next(key for key, value in own.items() if value.ndim == 4)
     rgb = first in state and state[first].ndim == 4 and state[first].shape[1] == 3
     if rgb and config.in_channels != 3:
@@ -120,19 +119,19 @@ def _read_state(file: Path) -> dict:
 
             state = load_file(file)
         else:
-            state = dict(_load_safely(file))
+            state = dict(load_safely(file))
     except (SafetensorError, CheckpointError, ValueError, TypeError) as error:
         raise SegmentationError(f"{file} is no file of weights: {error}") from error
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise SegmentationError(
-            f"{file} is no file of weights: not all of it is tensors"
+            f"{file} is no file of weights: it holds more than tensors"
         )
     return state
 
 
-def rgb_channels(config: TrainingConfig, survey: SampleIndex) -> list[int] | None:
+def rgb_channels(config: TrainingConfig, index: SampleIndex) -> list[int] | None:
     """Channels (from 0) of red, green, blue: ``--rgb_bands``, else by band descriptions."""
-    bands = len(survey.descriptions)
+    bands = len(index.descriptions)
     if config.rgb_bands:
         parts = config.rgb_bands.split(",")
         fine = len(parts) == 3 and all(p.strip().isdecimal() for p in parts)
@@ -141,6 +140,6 @@ def rgb_channels(config: TrainingConfig, survey: SampleIndex) -> list[int] | Non
             fine, "--rgb_bands", config.rgb_bands, f"three band numbers, 1 to {bands}"
         )
         return [int(part) - 1 for part in parts]
-    if bands < 3 or not any(survey.descriptions):
+    if bands < 3 or not any(index.descriptions):
         return None
-    return [band - 1 for band in rgb_bands(survey.descriptions)]
+    return [band - 1 for band in rgb_bands(index.descriptions)]
