@@ -160,7 +160,7 @@ def clean(folder: Path) -> None:
 
 def compare(arguments, layout: str) -> dict:
     """Time the three ways, each the best of so many runs in turn."""
-    folder, workers = Path(arguments.folder), arguments.workers
+    folder, workers = arguments.folder, arguments.workers
     # made by another process: what this one once held would count in its children's peak
     timed([__file__, "--run", "make", folder, arguments.size, layout])
     image, label, grid = scene_files(folder, arguments.size, layout)
@@ -215,10 +215,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--repeat", type=int, default=2, help="runs; the best counts")
     parser.add_argument("--mask_cells", type=int, default=100)
-    parser.add_argument("--folder", default="benchmark_data", help="for the scenes")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("benchmark_data"), help="for the scenes"
+    )
     arguments = parser.parse_args()
+    arguments.folder = arguments.folder.resolve()  # the ways run in another folder
     results = {layout: compare(arguments, layout) for layout in arguments.layout}
-    Path(arguments.folder, "extraction.json").write_text(json.dumps(results, indent=2))
+    (arguments.folder / "extraction.json").write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
