@@ -5,8 +5,8 @@
 
 leaves ``map.tif`` with a class per pixel on the scene's own pixel grid, beside it the confidence,
 the statistics as JSON and a picture. A window slides over the scene; where windows overlap, their
-probabilities are blended with weights that sum to one. Only the rows that later windows still add
-to are in memory: threads read ahead of them, others store what is finished and write the maps.
+probabilities are blended with weights that sum to one. Only the rows to which later windows still
+add are in memory: threads read ahead of them, others store what is finished and write the maps.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     about.add_argument(
         "--check",
         action="store_true",
-        help="look at all files and options, predict a batch, tell what stands against the run and "
-        "what it will take, and end",
+        help="check all files and options, predict a batch, report the problems found and what "
+        "the run will take, and end",
     )
     add_debug(about)
     return parser
@@ -41,7 +41,7 @@ def predict(config: PredictionConfig) -> int:
     from prediction.scene import predict_scenes
 
     with rasterio.Env(**GDAL_OPTIONS):
-        return 1 if predict_scenes(config, tell=partial(print, flush=True)) else 0
+        return 1 if predict_scenes(config, show=partial(print, flush=True)) else 0
 
 
 def check(config: PredictionConfig) -> int:
@@ -51,10 +51,10 @@ def check(config: PredictionConfig) -> int:
     from prediction.reader import GDAL_OPTIONS
 
     with rasterio.Env(**GDAL_OPTIONS):
-        faults, outlook = check_scenes(config)
-    if not faults.tell() and is_main_process():
+        problems, outlook = check_scenes(config)
+    if not problems.report() and is_main_process():
         print(outlook_text(outlook, config.patch_size))
-    return 1 if faults else 0
+    return 1 if problems else 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         PredictionConfig,
         check if arguments.check else predict,
         scarce="--patch_size or --max_memory",
-        interrupted=lambda: "interrupted; --resume goes on with an unfinished map",
+        interrupted=lambda: "interrupted; --resume continues an unfinished map",
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
 
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.machine import bounded_map
 from prediction.reader import RowBlock, RowBuffer
 from prediction.tiling import (
     Extent,
@@ -25,15 +24,14 @@ Predict = Callable[["Tensor", "Tensor | None"], "Tensor"]
 
 
 class Batch(NamedTuple):
-    """Windows of one row that are predicted together."""
+    """Windows of one row of windows that are predicted together."""
 
-    row: int  # along the axis of rows
-    columns: list[int]  # along that of columns; without a valid pixel they are left out
-    windows: list[list[Tensor]]  # their pieces from top to bottom, (C, n, w) each
+    row: int  # number of the row of windows
+    columns: list[int]  # numbers of the windows in it that hold a valid pixel
+    windows: list[list[Tensor]]  # each as views (C, n, w) from top to bottom
     valid: Tensor | None  # (N, h, w) bool; None: all are
-    seen: (
-        np.ndarray | None
-    )  # in the last batch of a row: validity of the rows it finishes
+    # in the last batch of a row: validity (n, w) of the pixels that the row finishes
+    finished: np.ndarray | None
 
 
 def reflect_beyond(array, height: int, width: int):
@@ -46,96 +44,81 @@ def reflect_beyond(array, height: int, width: int):
     return array
 
 
-def join_pieces(windows: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> Tensor:
-    """Windows (N, C, h, w) float32 of their pieces, reflected to ``size``, channels last."""
+def stack_windows(windows: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> Tensor:
+    """Windows given as views, reflected to ``size``: (N, C, h, w) float32, channels last."""
     first = windows[0][0]
-    height, width = sum(piece.shape[1] for piece in windows[0]), first.shape[2]
-    shape = len(windows), len(first), height, width
-    images = torch.empty(
-        shape,
-        dtype=torch.float32,
-        device=first.device,
-        memory_format=torch.channels_last,
-    )
-    for image, pieces in zip(images, windows):
-        top = 0
-        for piece in pieces:
-            image[:, top : top + piece.shape[1]] = piece
-            top += piece.shape[1]
+    height = sum(view.shape[1] for view in windows[0])
+    shape = len(windows), len(first), height, first.shape[2]
+    options = {"device": first.device, "memory_format": torch.channels_last}
+    images = torch.empty(shape, dtype=torch.float32, **options)
+    for image, views in zip(images, windows):
+        torch.cat([view.float() for view in views], dim=1, out=image)
     return reflect_beyond(images, *size)
 
 
 def cut_batches(
     source: Iterator[RowBlock],
-    axes: tuple[WindowLayout, WindowLayout],
-    region: Extent,
+    layouts: tuple[WindowLayout, WindowLayout],
+    part: Extent,
     batch_size: int,
 ) -> Iterator[Batch]:
-    """Cut the windows over a region out of its rows, in order; a row has at least one batch."""
-    down, across = axes
+    """Cut the windows over a part of a scene out of its rows, in order.
+
+    Each row of windows has at least one batch.
+    """
+    down, across = layouts
     size = down.size, across.size
-    *_, left, right = extent_to_read(axes, region, batch_size)
-    chunks = RowBuffer(source, left)
-    groups = batch_groups(across, batch_size, region.left, region.right)
+    *_, left, right = extent_to_read(layouts, part, batch_size)
+    rows = RowBuffer(source, left)
+    groups = batch_groups(across, batch_size, part.left, part.right)
     for row, top in enumerate(down.starts):
-        if top + down.size <= region.top or top >= region.bottom:
+        if top + down.size <= part.top or top >= part.bottom:
             continue
         bottom = min(top + down.size, down.length)
-        chunks.move(top, bottom)
+        rows.move(top, bottom)
         for group in groups:
             columns, windows, masks = [], [], []
             for column in group:
                 start = across.starts[column]
-                part = Extent(top, bottom, start, min(start + across.size, right))
-                mask = chunks.valid(part)
+                window = Extent(top, bottom, start, min(start + across.size, right))
+                mask = rows.valid(window)
                 if mask.any():
                     columns.append(int(column))
-                    windows.append(chunks.pieces(part))
+                    windows.append(rows.images(window))
                     masks.append(reflect_beyond(mask, *size))
             valid = None
             if not all(mask.all() for mask in masks):
                 device = windows[0][0].device
                 valid = torch.from_numpy(np.stack(masks))
-                if device.type == "cuda":
+                if device.type == "cuda":  # pragma: no cover - GPU
                     valid = valid.pin_memory().to(device, non_blocking=True)
-            seen = None
+            finished = None
             if group is groups[-1]:
-                done = finished_by(down, row, region)
-                seen = np.zeros((0, region.right - region.left), bool)
+                done = finished_by(down, row, part)
+                finished = np.zeros((0, part.right - part.left), bool)
                 if done.top < done.bottom:
-                    seen = chunks.valid(done)
-            yield Batch(row, columns, windows, valid, seen)
+                    finished = rows.valid(done)
+            yield Batch(row, columns, windows, valid, finished)
 
 
-def predicted(
-    cut: Iterator[Batch], predict: Predict, size: tuple[int, int], workers: int
+def predict_batches(
+    batches: Iterator[Batch], predict: Predict, size: tuple[int, int], workers: int
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """Predict batches in threads, several at a time; they come in their order."""
 
-    def one(batch: Batch):
+    def predict_one(batch: Batch) -> tuple[Batch, Tensor | None]:
         if not batch.windows:
-            return None
-        return predict(join_pieces(batch.windows, size), batch.valid)
+            return batch, None
+        return batch, predict(stack_windows(batch.windows, size), batch.valid)
 
-    waiting: deque = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for batch in cut:
-            waiting.append((batch, pool.submit(one, batch)))
-            if len(waiting) > 2 * workers:
-                batch, result = waiting.popleft()
-                yield batch, result.result()
-        for batch, result in waiting:
-            yield batch, result.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return bounded_map(predict_one, batches, workers, ahead=workers + 1)
 
 
 def blended_rows(
     source: Iterator[RowBlock],
     predict: Predict,
-    axes: tuple[WindowLayout, WindowLayout],
-    region: Extent,
+    layouts: tuple[WindowLayout, WindowLayout],
+    part: Extent,
     channels: int,
     batch_size: int = 4,
     device="cpu",
@@ -148,9 +131,10 @@ def blended_rows(
 
     Args:
         source: The rows of ``extent_to_read``.
-        predict: Images (N, C, h, w) and valid (N, h, w), None if all are, to (N, K, h, w).
-        axes: Rows and columns.
-        region: The part.
+        predict: From images (N, C, h, w) float32 and valid (N, h, w) bool, None where all are, to
+            (N, K, h, w) float32.
+        layouts: Of the windows along the rows and along the columns.
+        part: Which part of the scene.
         channels: K.
         batch_size: Windows that are predicted together.
         device: Where ``predict`` works.
@@ -161,7 +145,7 @@ def blended_rows(
         the next step, and valid (n, w). A window without a valid pixel is not predicted; its
         pixels are zeros, not valid.
     """
-    down, across = axes
+    down, across = layouts
     row_weights = torch.from_numpy(down.weights).to(device)
     column_weights = torch.from_numpy(across.weights).to(device)
 
@@ -169,28 +153,24 @@ def blended_rows(
     def outer(row: int, column: int) -> Tensor:
         return torch.outer(row_weights[row], column_weights[column])
 
-    def window_weight(row: int, column: int) -> Tensor:
-        return outer(down.weight_ids[row], across.weight_ids[column])
-
-    sums = torch.zeros(channels, down.size, region.right - region.left, device=device)
-    cut, size = cut_batches(source, axes, region, batch_size), (down.size, across.size)
-    for batch, results in predicted(cut, predict, size, workers):
+    sums = torch.zeros(channels, down.size, part.right - part.left, device=device)
+    batches = cut_batches(source, layouts, part, batch_size)
+    size = down.size, across.size
+    for batch, results in predict_batches(batches, predict, size, workers):
+        row_id = down.weight_ids[batch.row]
         for number, column in enumerate(batch.columns):
             start = across.starts[column]
-            first, last = (
-                max(start, region.left),
-                min(start + across.size, region.right),
-            )
+            first, last = max(start, part.left), min(start + across.size, part.right)
             if first < last:
                 inside = slice(first - start, last - start)
-                weight = window_weight(batch.row, column)[:, inside]
-                columns = slice(first - region.left, last - region.left)
+                weight = outer(row_id, across.weight_ids[column])[:, inside]
+                columns = slice(first - part.left, last - part.left)
                 sums[..., columns].addcmul_(results[number][..., inside], weight)
-        if batch.seen is None:
+        if batch.finished is None:
             continue
-        top, done = down.starts[batch.row], finished_by(down, batch.row, region)
+        top, done = down.starts[batch.row], finished_by(down, batch.row, part)
         if done.top < done.bottom:
-            yield done, sums[:, done.top - top : done.bottom - top], batch.seen
+            yield done, sums[:, done.top - top : done.bottom - top], batch.finished
         following = [*down.starts, down.length][batch.row + 1]
         rest = max(0, down.size - (following - top))
         sums[:, :rest] = sums[:, down.size - rest :].clone()

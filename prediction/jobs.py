@@ -1,4 +1,4 @@
-"""A scene that is to be mapped, and how: all that its result depends on."""
+"""A scene that is to be mapped, and how: files, options, memory, workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from common import VERSION
 from common.devices import free_memory
 from common.errors import RasterError
-from common.files import describe_file
+from common.files import describe_file, fingerprint
 from common.rasters import Source
 from common.tiffs import require_complete
 from prediction.ensemble import Models, match_bands
@@ -26,20 +26,14 @@ from prediction.tiling import WindowLayout, lay_windows
 
 log = logging.getLogger("semanticseg4eo")
 
-OPEN_ROWS = (
-    5e8  # bytes of the rows in work on the CPU, unless --max_memory says another
-)
+OPEN_ROWS = 5e8  # bytes of the rows in work on the CPU, without --max_memory
 STORED_AHEAD = {"cpu": 1, "cuda": 3}  # finished parts that wait to be stored
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
-RESULT_OPTIONS = (
-    "bands", "patch_size", "overlap", "blend", "tta", "threshold", "precision", "batch_size",
-    "compile", "format", "save_confidence", "save_uncertainty", "save_probabilities",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SceneJob:
-    """A scene that is to be mapped, and how."""
+    """A scene that is to be mapped, with the files, models and options of it."""
 
     task: Task
     config: PredictionConfig
@@ -47,29 +41,39 @@ class SceneJob:
     scene: rasterio.DatasetReader
     bands: list[int]
     layers: dict[str, Layer]
-    run: dict  # all that the result depends on, as JSON; see plan_run
+    run: dict  # all that the result depends on, as JSON; see ``make_manifest``
 
     @property
     def names(self) -> list[str]:
         return self.models.first.class_names
 
+    @property
+    def rasters(self) -> list[Path]:
+        """The rasters that are written, the map first."""
+        return [self.task.beside(layer.ending) for layer in self.layers.values()]
+
     @cached_property
-    def axes(self) -> tuple[WindowLayout, WindowLayout]:
-        """Where windows lie, along the rows and the columns."""
+    def layouts(self) -> tuple[WindowLayout, WindowLayout]:
+        """Where windows lie along the rows and along the columns."""
         options = self.config.patch_size, self.config.overlap, self.config.blend
         down, across = (lay_windows(side, *options) for side in self.scene.shape)
         return down, across
 
     @property
-    def asked(self) -> dict:
-        """The part of ``run`` that files and options tell."""
+    def windows(self) -> int:
+        """How many windows cover the scene."""
+        return math.prod(len(layout.starts) for layout in self.layouts)
+
+    @property
+    def requested(self) -> dict:
+        """The part of ``run`` that files and options determine."""
         return {
             "version": VERSION,
             "scene": describe_file(self.task.scene)
             | {"shape": list(self.scene.shape), "bands": self.bands},
             "models": [describe_file(file) for file in self.models.files],
             "device": self.models.device.type,
-            "options": {name: getattr(self.config, name) for name in RESULT_OPTIONS},
+            "options": fingerprint(self.config),
         }
 
     @property
@@ -89,7 +93,7 @@ class SceneJob:
 def prepare_scene(
     task: Task, config: PredictionConfig, models: Models, scene
 ) -> SceneJob:
-    """Look at a scene and its outputs; the ``run`` is still to be planned.
+    """Check a scene and its outputs; ``run`` of the job is still empty.
 
     Raises:
         RasterError: The scene is cut off, does not fit the model, or would be written over.
@@ -98,7 +102,7 @@ def prepare_scene(
     bands = match_bands(scene, config, models)
     layers = list_layers(config, models.first.class_names, len(models.files))
     job = SceneJob(task, config, models, scene, bands, layers, {})
-    outputs = {path.resolve() for path in output_rasters(job)}
+    outputs = {path.resolve() for path in job.rasters}
     if overwritten := outputs & {Path(file).resolve() for file in scene.files}:
         raise RasterError(
             f"{overwritten.pop()} is a part of {task.scene}; name another"
@@ -110,18 +114,13 @@ def prepare_scene(
     return job
 
 
-def output_rasters(job: SceneJob) -> list[Path]:
-    """The rasters that come of a scene."""
-    return [job.task.beside(layer.ending) for layer in job.layers.values()]
-
-
 def count_pieces(job: SceneJob) -> int:
-    """Into how many pieces of columns a scene is cut to keep its open rows in memory."""
+    """Into how many pieces of columns a scene is cut for its rows in work to fit into memory."""
     return math.ceil(open_rows(job) / row_limit(job))
 
 
 def row_limit(job: SceneJob) -> float:
-    """Bytes that open rows may take."""
+    """Bytes that the rows in work may take."""
     if job.config.max_memory:
         return job.config.max_memory * 1e9
     limit = free_memory(job.models.device) / 8
@@ -129,8 +128,8 @@ def row_limit(job: SceneJob) -> float:
 
 
 def open_rows(job: SceneJob) -> int:
-    """Bytes that the open rows of a scene take in its whole width."""
-    scene, bands, size = job.scene, job.bands, job.axes[0].size
+    """Bytes that the rows in work of a scene take in its whole width."""
+    scene, bands, size = job.scene, job.bands, job.layouts[0].size
     image = Source(scene, bands).dtype.itemsize * len(bands) + 1
     channels = job.models.first.config.num_classes + 1
     column = image * (size + 3 * rows_at_once(scene, bands[0]))
@@ -140,10 +139,10 @@ def open_rows(job: SceneJob) -> int:
 
 
 def count_workers(job: SceneJob) -> int:
-    """Batches to predict at a time: on the CPU several, as many as the cores can.
+    """Batches to predict at a time: on the CPU several, one per core.
 
-    Each core at its own window waits for no other one, neither within a pass, nor where reading and
-    writing take their share of the cores; a compiled model has all cores for one.
+    A core with a window of its own waits for no other core, neither within a pass nor where reading
+    and writing take their share; a compiled model gets all cores for one batch.
     """
     if job.models.device.type != "cpu" or job.config.compile:
         return 1

@@ -12,12 +12,12 @@ from torch import Tensor
 from prediction import predictor
 from prediction.settings import PredictionConfig
 
-DECIDED_ROWS = 128  # rows whose classes are chosen at once
+DECIDED_ROWS = 128  # rows that are classified at once
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One of the rasters that come of a scene."""
+    """One of the rasters that are written for a scene."""
 
     name: str
     dtype: str
@@ -27,12 +27,14 @@ class Layer:
 
     @property
     def ending(self) -> str:
-        """What its file name has after the map's."""
+        """What its file name has after the stem of the map's."""
         return ".tif" if self.name == "classes" else f"_{self.name}.tif"
 
 
-def list_layers(config: PredictionConfig, names: Sequence[str], models: int):
-    """The layers of a map that are asked for, the classes first."""
+def list_layers(
+    config: PredictionConfig, names: Sequence[str], models: int
+) -> dict[str, Layer]:
+    """The layers of a map that the options ask for, by name, the classes first."""
     nodata = map_nodata(len(names))
     dtype = "uint8" if nodata == 255 else "uint16"
     layers = [Layer("classes", dtype, nodata, ["class"])]
@@ -107,9 +109,10 @@ def compute_layers(
     """Classes, confidence and the other layers, (bands, H, W) each, of blended probabilities.
 
     Args:
-        blended: (K, H, W); behind the classes the models' mean own entropy, where it is needed.
-        layers: Those that are wanted.
-        classes: K without that.
+        blended: (K, H, W) float32; after the classes the mean entropy of the models, if there are
+            several and the uncertainty is asked for.
+        layers: Those that are asked for.
+        classes: K without that entropy.
         threshold: Of a binary map.
     """
     probabilities = blended[:classes]
@@ -118,9 +121,8 @@ def compute_layers(
     if "uncertainty" in layers:
         entropy = predictor.entropy(probabilities.clamp(0, 1)).clamp_(0, 1)
         bands = [entropy]
-        if (
-            len(blended) > classes
-        ):  # Houlsby et al. 2011: entropy of the mean - mean entropy
+        # Houlsby et al. 2011: entropy of the mean less mean of the entropies
+        if len(blended) > classes:
             bands.append((entropy - blended[classes]).clamp_(0, 1))
         result["uncertainty"] = torch.stack(bands)
     if "probabilities" in layers:

@@ -4,73 +4,66 @@ from __future__ import annotations
 
 import json
 
-from common.errors import SegmentationError
+from common.files import compare_runs
 from prediction.ensemble import batch_size_of, warn_of_strange_values
-from prediction.jobs import SceneJob, count_pieces, output_rasters
+from prediction.jobs import SceneJob, count_pieces
 from prediction.precision import choose_precision
 from prediction.rowstore import require_room
 from prediction.tiling import split_columns
 
 
 def make_manifest(job: SceneJob) -> tuple[dict, bool]:
-    """Decide how a scene is mapped: all that its result depends on, as JSON.
+    """Decide how a scene is mapped, or find it in the run that ``--resume`` continues.
 
     Returns:
-        The run, and whether it has been finished already (``--resume``).
+        The run: all that its result depends on, as JSON; and whether it is finished already.
 
     Raises:
         SegmentationError: The disk does not hold it, or ``--resume`` finds another run.
     """
-    config, models, scene, asked = job.config, job.models, job.scene, job.asked
-    former = load_manifest(job) if config.resume else None
+    former = load_manifest(job) if job.config.resume else None
     if not (former and former[1]):
-        require_room(job.task.partial, job.layers, scene.shape)
+        require_room(job.task.partial, job.layers, job.scene.shape)
     if former:
         return former
-    warn_of_strange_values(scene, job.bands, models)
-    batch_size = batch_size_of(config, models.device)
-    run = asked | {
-        "precision": config.precision,
+    warn_of_strange_values(job.scene, job.bands, job.models)
+    auto = job.config.precision == "auto"
+    batch_size = batch_size_of(job.config, job.models.device)
+    run = job.requested | {
+        "precision": choose_precision(job) if auto else job.config.precision,
         "batch_size": batch_size,
-        "columns": split_columns(job.axes[1], batch_size, count_pieces(job)),
+        "columns": split_columns(job.layouts[1], batch_size, count_pieces(job)),
     }
-    if config.precision == "auto":
-        run["precision"] = choose_precision(job)
     return run, False
 
 
 def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
-    """The run that ``--resume`` goes on with, and whether it is finished; None without one.
+    """The run that ``--resume`` continues, and whether it is finished; None without one.
 
     Raises:
-        SegmentationError: It was another one.
+        SegmentationError: Its files or options were others.
     """
-    task, asked, finished = job.task, job.asked, False
+    task, finished = job.task, False
     place = task.partial / "run.json"
     if place.exists():
         run = json.loads(place.read_text())
     else:
         place = task.beside("_statistics.json")
-        expected = [
-            place,
-            *(task.polygons,) * bool(task.polygons),
-            *output_rasters(job),
-        ]
+        expected = [place, *job.rasters]
+        if task.polygons:
+            expected.append(task.polygons)
         if job.config.quicklook:
             expected.append(task.beside("_quicklook.png"))
         if not all(path.exists() for path in expected):
             return None
         run, finished = json.loads(place.read_text()).get("run") or {}, True
-    for name, value in asked["options"].items():
-        if (former := run.get("options", {}).get(name)) != value:
-            raise SegmentationError(
-                f"--resume: {place} is of a run with --{name} {former}, not {value}; give the "
-                "same options, or leave --resume out to start anew"
-            )
-    for name in ("scene", "models", "device", "version"):
-        if run.get(name) != asked[name]:
-            raise SegmentationError(
-                f"--resume: {place} is of a run with another {name.removesuffix('s')} "
-                f"({run.get(name)}); leave --resume out to start anew"
-            )
+    way_out = "leave --resume out to start again"
+    compare_runs(_fixed(run), _fixed(job.requested), f"--resume: {place}", way_out)
     return run, finished
+
+
+def _fixed(run: dict) -> dict:
+    """What of a run must be the same in the one that continues it, by name."""
+    names = ("version", "device", "scene", "models")
+    options = {f"--{name}": value for name, value in run.get("options", {}).items()}
+    return {name: run.get(name) for name in names} | options

@@ -26,7 +26,7 @@ from common.rasters import Source, open_raster
 from common.tiffs import create_tiff, require_complete_tiff
 from prediction.jobs import SceneJob
 from prediction.layers import Layer
-from prediction.rowstore import RowStore
+from prediction.rowstore import RowStore, StoredPart
 from prediction.statistics import COUNTED_ROWS, Statistics
 from prediction.tasks import Task
 
@@ -36,15 +36,21 @@ BLOCK = 256  # side of the outputs' tiles in pixels
 class MapWriter:
     """Puts finished rows into the output files, in order and as whole rows of blocks."""
 
-    def __init__(self, unfinished: RowStore, files: dict, statistics: Statistics):
-        self.unfinished = unfinished
+    def __init__(self, rows: RowStore, files: dict, statistics: Statistics):
+        self.rows = rows
         self.files = files
         self.statistics = statistics
         self.row = 0
 
+    def mark(self, parts: Sequence[StoredPart]) -> None:
+        """Count parts that an earlier run or another process has stored."""
+        for part, counts in parts:
+            self.rows.mark(part)
+            self.statistics.counts += counts
+
     def advance(self) -> None:
-        """Write what has become whole since."""
-        rows, height = self.unfinished, self.unfinished.height
+        """Write the rows of blocks that are complete by now."""
+        rows, height = self.rows, self.rows.height
         open_rows = np.flatnonzero(rows.covered[self.row :] < rows.width)
         ready = self.row + int(open_rows[0]) if len(open_rows) else height
         while (bottom := min(self.row + BLOCK, height)) <= ready and self.row < height:
@@ -85,8 +91,8 @@ def map_profile(scene: rasterio.DatasetReader, layer: Layer) -> dict:
 def open_outputs(job: SceneJob, folder: Path) -> Iterator[dict]:
     """The output files of a scene to write to, by layer; unfinished ones lie in ``folder``.
 
-    All appear under their names when all are complete. GeoTIFF has no place for the names of
-    categories that other programs look into, so they lie also in GDAL's ``.aux.xml``.
+    All appear under their names when all are complete. GeoTIFF has no field for the names of
+    classes that other programs read, so they are also in GDAL's ``.aux.xml``.
     """
     task, layers, names = job.task, job.layers, job.names
     with ExitStack() as finished:
@@ -131,7 +137,7 @@ def make_cog(plain: Path, target: Path, layer: Layer) -> None:
 
 
 def add_categories(path: Path, names: Sequence[str]) -> None:
-    """Put the category names of band 1 into GDAL's auxiliary metadata, there or not yet."""
+    """Add the class names of band 1 to GDAL's auxiliary metadata, a new file or an old one."""
     root = ElementTree.Element("PAMDataset")
     if path.exists():  # GDAL has put there what a GeoTIFF cannot hold
         root = ElementTree.parse(path).getroot()

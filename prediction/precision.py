@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,6 +10,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from common.devices import native_precisions, shared_threads
+from common.machine import bounded_map
 from common.rasters import Source, window_within
 from prediction.blending import reflect_beyond
 from prediction.jobs import SceneJob, count_workers
@@ -20,13 +19,14 @@ from prediction.predictor import Predictor
 
 log = logging.getLogger("semanticseg4eo")
 
-PROBES = 3  # windows that tell whether a lower precision keeps the classes
+PROBES = 3  # windows in which a lower precision must keep the classes
 KEPT_CLASSES = 0.999  # share of the pixels that must keep their class
 
 
-def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
+def probe_windows(job: SceneJob) -> list[tuple[np.ndarray, np.ndarray]]:
     """Some windows with valid pixels, drawn from the whole scene: (image, valid) each."""
-    down, across = axes
+    down, across = job.layouts
+    scene, bands = job.scene, job.bands
     high, wide = scene.block_shapes[bands[0] - 1]
 
     def block_start(start: int, block: int, size: int) -> int:
@@ -59,19 +59,18 @@ def probe_windows(scene, bands: Sequence[int], axes) -> list[tuple]:
 def choose_precision(job: SceneJob) -> str:
     """The precision of ``--precision auto`` for a scene.
 
-    The first that the hardware computes natively in which the classes of some windows stay as they
-    are in float32; scenes of a few windows are not worth the trial.
+    The first that the hardware computes natively and in which the classes of some windows stay as
+    in float32; scenes of a few windows are not worth the trial.
     """
-    config, models, axes = job.config, job.models, job.axes
+    config, models = job.config, job.models
     native = native_precisions(models.device)
-    few = len(axes[0].starts) * len(axes[1].starts) < 5 * PROBES
+    few = job.windows < 5 * PROBES
     if not native or few:
         return "fp32"
     probes = [
         [torch.from_numpy(array)[None].to(models.device) for array in probe]
-        for probe in probe_windows(job.scene, job.bands, axes)
+        for probe in probe_windows(job)
     ]
-
     workers = count_workers(job)
 
     def classes(precision: str) -> list[Tensor]:
@@ -82,8 +81,8 @@ def choose_precision(job: SceneJob) -> str:
             image, mask = probe
             return classify(predictor(image, mask)[0], config.threshold)[0][mask[0]]
 
-        with shared_threads(workers), ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(predict, probes))
+        with shared_threads(workers):
+            return list(bounded_map(predict, probes, workers, ahead=0))
 
     exact = classes("fp32")
     total = sum(map(len, exact))

@@ -1,11 +1,9 @@
-"""``Predict_large_image.py --check``: all that a run would look at, and what it will take."""
+"""``Predict_large_image.py --check``: all that a run would check, and what it will take."""
 
 from __future__ import annotations
 
-import math
 import operator
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ import torch
 from common.console import Problems
 from common.devices import peak_memory, shared_threads
 from common.files import exclusive_lock
+from common.machine import bounded_map
 from common.rasters import open_raster
 from common.text import duration
 from model_training import load_checkpoint
@@ -39,45 +38,47 @@ from prediction.tasks import (
 
 
 def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
-    """Look at all that a run would look at, and do none of its work.
+    """Check all that a run would check, and do none of its work.
 
     Returns:
-        What stands against the run, a line each; and, when nothing does, what it will take:
+        The problems found, a line each; and, without any, what the run will take:
         "scenes" that are not finished, with their "pixels" and "windows", "window_seconds"
         (measured on a batch), "memory" in bytes (of the GPU, else of this process), "unfinished"
         (bytes on disk of the largest map in work) and "maps" (of all, without compression), and
         the "precision".
     """
-    faults = Problems()
-    models = faults.attempt(load_models, config)
-    if not models:  # the loading ends with the first fault
-        for file in faults.attempt(list_models, config.model) or []:
+    problems = Problems()
+    models = problems.attempt(load_models, config)
+    if not models:  # loading ends with the first problem
+        for file in problems.attempt(list_models, config.model) or []:
             options = file, "cpu", config.described
-            faults.attempt(load_checkpoint, *options)
-    tasks = faults.attempt(list_tasks, config) or []
-    faults.attempt(require_folders, tasks)
+            problems.attempt(load_checkpoint, *options)
+    tasks = problems.attempt(list_tasks, config) or []
+    problems.attempt(require_folders, tasks)
     if not (models and tasks):
-        for scene in faults.attempt(list_scenes, config.input) or []:
-            faults.attempt(require_readable, scene)
-        return faults, {}
+        for scene in problems.attempt(list_scenes, config.input) or []:
+            problems.attempt(require_readable, scene)
+        return problems, {}
     outlook = dict.fromkeys(("scenes", "pixels", "windows", "unfinished", "maps"), 0)
     for task in tasks:
         measure = "memory" not in outlook
-        found = faults.attempt(check_scene, task, config, models, measure) or {}
+        found = problems.attempt(check_scene, task, config, models, measure) or {}
         for key, number in found.items():
             more = max if key == "unfinished" else operator.add
             outlook[key] = more(outlook[key], number) if key in outlook else number
-    return faults, outlook
+    return problems, outlook
 
 
 def check_scene(
     task: Task, config: PredictionConfig, models: Models, measure: bool
 ) -> dict:
-    """Raise what would be raised before the work on a scene; its numbers for ``check_scenes``.
+    """Raise what would be raised before the work on a scene.
 
-    A scene that ``--resume`` finds finished has none. Those of ``measure_windows`` come when asked for.
+    Returns:
+        Its numbers for ``check_scenes``, with those of ``measure_windows`` on demand; none for a
+        scene that ``--resume`` finds finished.
     """
-    if task.partial.exists():  # another run may be at it
+    if task.partial.exists():  # another run may be writing to it
         with exclusive_lock("--output", task.output, task.partial):
             pass
     with open_raster(task.scene) as scene:
@@ -90,7 +91,7 @@ def check_scene(
         return {
             "scenes": 1,
             "pixels": pixels,
-            "windows": math.prod(len(axis.starts) for axis in job.axes),
+            "windows": job.windows,
             "unfinished": unfinished,
             "maps": bytes_of(job.layers) * pixels,
         } | (measure_windows(job) if measure else {})
@@ -101,7 +102,7 @@ def measure_windows(job: SceneJob) -> dict:
     config, models, device = job.config, job.models, job.models.device
     auto = config.precision == "auto"
     precision = choose_precision(job) if auto else config.precision
-    probes = probe_windows(job.scene, job.bands, job.axes)
+    probes = probe_windows(job)
     rows = min(open_rows(job), row_limit(job))
     if not probes:
         return {}  # nothing but nodata: the next scene may have more
@@ -114,10 +115,10 @@ def measure_windows(job: SceneJob) -> dict:
     def predict(_) -> float:
         return predictor(images, masks).sum().item()
 
-    with shared_threads(workers), ThreadPoolExecutor(workers) as pool:
+    with shared_threads(workers):
         for _ in range(2):  # libraries warm up in the first
             started = time.perf_counter()
-            list(pool.map(predict, range(workers)))
+            list(bounded_map(predict, range(workers), workers, ahead=0))
             seconds = time.perf_counter() - started
     memory = peak_memory(device)
     return {
@@ -142,4 +143,4 @@ def outlook_text(outlook: dict, patch_size: int) -> str:
     lines.append(
         f"disk          {maps} GB at most, and {unfinished} GB while a scene is mapped"
     )
-    return "\n".join([*lines, "Nothing stands against this run."])
+    return "\n".join([*lines, "No problems found."])

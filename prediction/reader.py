@@ -6,8 +6,8 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from itertools import accumulate, pairwise
+from contextlib import ExitStack, closing
+from itertools import pairwise
 from queue import LifoQueue
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from common import rasters
 from common.devices import own_stream
-from common.machine import available_cores
-from common.rasters import open_raster, read_image, validity
+from common.machine import available_cores, bounded_map
+from common.rasters import Source, open_raster
 from prediction.tiling import Extent
 
 # each block of a scene is read once: its cache only has to hold those of one reading
@@ -28,7 +28,7 @@ GDAL_OPTIONS = rasters.GDAL_OPTIONS | {"GDAL_CACHEMAX": 64 * 2**20}
 READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
 READ_ROWS_MOST = 1024  # and from one of high blocks
 READ_COLUMNS = 2048  # columns of tiles that are read at once, by all threads together
-READ_AHEAD = {"cpu": 0, "cuda": 1}  # rows of blocks in work beside the present one
+READ_AT_A_TIME = {"cpu": 1, "cuda": 2}  # rows of blocks
 MOST_READERS = 16  # threads that read a scene
 # formats that several threads read: others have threads of their own (JPEG 2000), or blocks
 # that are not those of the files behind them (VRT)
@@ -54,61 +54,62 @@ def rows_at_once(scene: rasterio.DatasetReader, band: int) -> int:
 
 
 class ParallelReader:
-    """Threads that read a scene, each with a dataset of its own: GDAL's bear one thread each."""
+    """Threads that read a scene, each with a dataset of its own: one of GDAL's serves one thread."""
 
     def __init__(self, scene: rasterio.DatasetReader, bands: Sequence[int], count: int):
-        """Open the scene ``count`` times; once unless it is of ``READ_BY_SEVERAL``."""
+        """Open the scene ``count`` times; once unless its format is in ``READ_BY_SEVERAL``."""
         self.scene = scene
         self.bands = list(bands)
-        self.dtype = validity(scene, bands).dtype
+        self.dtype = torch.from_numpy(np.empty(0, Source(scene, bands).dtype)).dtype
         self.count = count if scene.driver in READ_BY_SEVERAL else 1
         self.opened = ExitStack()
-        # the last one first: it can have decoded the block of which the next rows are wanted
-        self.datasets: LifoQueue = LifoQueue()
-        self.datasets.put(scene)
+        # the last one first: it may have decoded the block that holds the next rows
+        self.sources: LifoQueue = LifoQueue()
+        self.sources.put(Source(scene, bands))
         for _ in range(self.count - 1):
             dataset = self.opened.enter_context(open_raster(scene.name))
-            self.datasets.put(dataset)
+            self.sources.put(Source(dataset, bands))
         self.pool = self.opened.enter_context(ThreadPoolExecutor(self.count))
 
-    def fill(
-        self, top: int, left: int, images: Sequence, masks: Sequence
-    ) -> Iterator[None]:
-        """Begin to fill arrays that follow each other downwards from a pixel of the scene.
-
-        Args:
-            top: First row.
-            left: First column.
-            images: (C, n, w) each.
-            masks: (n, w) each, for the validity.
+    def read(self, part: Extent, pin_memory: bool = False) -> list[RowBlock]:
+        """Read a part of the scene with all threads.
 
         Returns:
-            What ends when they are full, and raises what a thread has raised.
+            Blocks of at most ``READ_ROWS`` rows, each with memory of its own, so that they can be
+            dropped one by one.
+
+        Raises:
+            RasterError: A block of the file cannot be read.
         """
-        heights = [len(mask) for mask in masks]
-        firsts = list(accumulate(heights, initial=top))
+        width = part.right - part.left
+        cuts = [*range(part.top, part.bottom, READ_ROWS), part.bottom]
+        blocks = []
+        for top, bottom in pairwise(cuts):
+            shape = len(self.bands), bottom - top, width
+            image = torch.empty(shape, dtype=self.dtype, pin_memory=pin_memory)
+            blocks.append(RowBlock(top, image, np.empty(shape[1:], bool)))
 
-        def read(window: Window) -> None:
-            dataset = self.datasets.get()
+        def fill(window: Window) -> None:
+            source = self.sources.get()
             try:
-                pixels, valid = read_image(dataset, window, self.bands)
+                pixels, valid = source.read(window)
             finally:
-                self.datasets.put(dataset)
-            columns = slice(window.col_off - left, window.col_off + window.width - left)
-            for first, image, mask in zip(firsts, images, masks):
-                begin = max(window.row_off, first)
-                end = min(window.row_off + window.height, first + len(mask))
-                if begin < end:
-                    rows = slice(begin - first, end - first)
-                    source = slice(begin - window.row_off, end - window.row_off)
-                    image[:, rows, columns] = pixels[:, source]
-                    mask[rows, columns] = valid[source]
+                self.sources.put(source)
+            left = window.col_off - part.left
+            columns = slice(left, left + window.width)
+            for block in blocks:
+                first = max(window.row_off, block.top)
+                last = min(window.row_off + window.height, block.bottom)
+                if first < last:
+                    rows = slice(first - block.top, last - block.top)
+                    read = slice(first - window.row_off, last - window.row_off)
+                    block.image.numpy()[:, rows, columns] = pixels[:, read]
+                    block.valid[rows, columns] = valid[read]
 
-        right = left + masks[0].shape[1]
-        pieces = self._pieces(Extent(top, firsts[-1], left, right))
-        return self.pool.map(read, pieces)
+        list(self.pool.map(fill, self._windows(part)))
+        return blocks
 
-    def _pieces(self, part: Extent) -> list[Window]:
+    def _windows(self, part: Extent) -> list[Window]:
         """Some tiles each, so that no array is as large as a row of them, or some strips."""
         high, wide = self.scene.block_shapes[self.bands[0] - 1]
         rows, columns = part.bottom, part.right
@@ -116,74 +117,59 @@ class ParallelReader:
             columns = max(READ_COLUMNS // self.count // wide, 1) * wide
         else:
             rows = math.ceil((part.bottom - part.top) / self.count / high) * high
-
-        def cut(first: int, last: int, step: int):
-            inner = range((first // step + 1) * step, last, step)
-            return pairwise([first, *inner, last])
-
         return [
             Window(left, top, right - left, bottom - top)
-            for top, bottom in cut(part.top, part.bottom, rows)
-            for left, right in cut(part.left, part.right, columns)
+            for top, bottom in cut_at_multiples(part.top, part.bottom, rows)
+            for left, right in cut_at_multiples(part.left, part.right, columns)
         ]
+
+
+def cut_at_multiples(first: int, last: int, step: int) -> list[tuple[int, int]]:
+    """Cut a range at the multiples of ``step``: (first, last) of each part."""
+    inner = range((first // step + 1) * step, last, step)
+    return list(pairwise([first, *inner, last]))
 
 
 def read_row_blocks(
     readers: ParallelReader, device: torch.device, part: Extent
 ) -> Iterator[RowBlock]:
-    """Read a part of a scene from top to bottom.
-
-    Blocks higher than ``READ_ROWS`` come in several chunks, so that rows can be dropped one by one.
+    """Read a part of a scene from top to bottom, ahead of what is taken.
 
     Raises:
-        RasterError: A block cannot be read.
+        RasterError: A block of the file cannot be read.
     """
     on_gpu = device.type == "cuda"
-    dtype = torch.from_numpy(np.empty(0, readers.dtype)).dtype
-    bands, width = len(readers.bands), part.right - part.left
+
+    def read(rows: tuple[int, int]) -> list[RowBlock]:
+        if on_gpu:  # pragma: no cover - GPU
+            torch.cuda.set_device(device)  # a new thread has the first one
+        # a GPU copies faster from memory that is pinned to its place
+        blocks = readers.read(Extent(*rows, part.left, part.right), pin_memory=on_gpu)
+        return [upload(block, device) for block in blocks] if on_gpu else blocks
+
     step = rows_at_once(readers.scene, readers.bands[0])
-    waiting: deque = deque()
-    if on_gpu:
-        torch.cuda.set_device(device)  # a new thread has the first one
-        upload = own_stream(device, "upload")
+    ranges = cut_at_multiples(part.top, part.bottom, step)
+    workers = READ_AT_A_TIME[device.type]
+    with closing(bounded_map(read, ranges, workers, ahead=1)) as groups:
+        for blocks in groups:
+            while blocks:  # what is handed on is not held
+                yield blocks.pop(0)
 
-    def begin(top: int, bottom: int):
-        cuts = [*range(top, bottom, READ_ROWS), bottom]
-        heights = [low - high for high, low in pairwise(cuts)]
-        # a GPU copies faster from memory that stays in its place
-        images = [
-            torch.empty(bands, height, width, dtype=dtype, pin_memory=on_gpu)
-            for height in heights
-        ]
-        masks = [np.empty((height, width), bool) for height in heights]
-        arrays = [image.numpy() for image in images]
-        filling = readers.fill(top, part.left, arrays, masks)
-        return filling, list(zip(cuts, images, masks))
 
-    def finished(filling: Iterator, chunks: list) -> Iterator[RowBlock]:
-        deque(filling, 0)
-        while chunks:
-            high, image, mask = chunks.pop(0)
-            if on_gpu:
-                with torch.cuda.stream(upload):
-                    image = image.to(device)
-                image.record_stream(torch.cuda.default_stream(device))
-            yield RowBlock(high, image, mask)
-
-    inner = range((part.top // step + 1) * step, part.bottom, step)
-    for top, bottom in pairwise([part.top, *inner, part.bottom]):
-        waiting.append(begin(top, bottom))
-        if len(waiting) > READ_AHEAD[device.type]:
-            yield from finished(*waiting.popleft())
-    while waiting:
-        yield from finished(*waiting.popleft())
+def upload(block: RowBlock, device: torch.device) -> RowBlock:  # pragma: no cover - GPU
+    """A block whose image is on a GPU, copied beside the forward passes."""
+    with torch.cuda.stream(own_stream(device, "upload")):
+        image = block.image.to(device)
+    image.record_stream(torch.cuda.default_stream(device))
+    return block._replace(image=image)
 
 
 class RowBuffer:
-    """The chunks that windows still look at, between two columns of a scene."""
+    """The rows that windows still look at, between two columns of a scene."""
 
-    def __init__(self, chunks: Iterator[RowBlock], left: int):
-        self.chunks = chunks
+    def __init__(self, blocks: Iterator[RowBlock], left: int):
+        """Take the rows from ``blocks``, which begin at column ``left`` of the scene."""
+        self.blocks = blocks
         self.left = left
         self.kept: deque[RowBlock] = deque()
 
@@ -192,26 +178,26 @@ class RowBuffer:
         while self.kept and self.kept[0].bottom <= top:
             self.kept.popleft()
         while not self.kept or self.kept[-1].bottom < bottom:
-            self.kept.append(next(self.chunks))
+            self.kept.append(next(self.blocks))
 
-    def pieces(self, part: Extent) -> list[Tensor]:
-        """A part that is there, (C, n, w) from top to bottom, nothing copied."""
+    def images(self, part: Extent) -> list[Tensor]:
+        """A part that is there as views (C, n, w), from top to bottom; nothing is copied."""
         return [
-            chunk.image[:, rows, columns] for chunk, rows, columns in self._cut(part)
+            block.image[:, rows, columns] for block, rows, columns in self._cut(part)
         ]
 
     def valid(self, part: Extent) -> np.ndarray:
-        """(h, w) bool of a part that is there."""
+        """Validity (h, w) bool of a part that is there."""
         return np.concatenate(
-            [chunk.valid[rows, columns] for chunk, rows, columns in self._cut(part)]
+            [block.valid[rows, columns] for block, rows, columns in self._cut(part)]
         )
 
-    def _cut(self, part: Extent):
+    def _cut(self, part: Extent) -> Iterator[tuple[RowBlock, slice, slice]]:
         columns = slice(part.left - self.left, part.right - self.left)
-        for chunk in self.kept:
-            if chunk.top < part.bottom and chunk.bottom > part.top:
-                first = max(0, part.top - chunk.top)
-                yield chunk, slice(first, part.bottom - chunk.top), columns
+        for block in self.kept:
+            if block.top < part.bottom and block.bottom > part.top:
+                first = max(0, part.top - block.top)
+                yield block, slice(first, part.bottom - block.top), columns
 
 
 def count_readers(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Finished rows of a map on disk: what an interrupted run is resumed from."""
+"""Finished rows of a map on disk, from which an interrupted run is resumed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
     needed = bytes_of(layers) * shape[0] * shape[1]
     places = folder.absolute(), *folder.absolute().parents
     free = shutil.disk_usage(next(path for path in places if path.exists())).free
-    # what is there of a former run is gone on with, or dropped
-    for path in folder.glob("*.raw"):
+    for path in folder.glob("*.raw"):  # of an earlier run: continued, or removed
         status = path.stat()
         free += getattr(status, "st_blocks", status.st_size / 512) * 512  # no holes
     if needed > free:
@@ -41,13 +40,13 @@ def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
 
 
 class RowStore:
-    """Finished rows of a map on disk: what an interrupted run goes on from.
+    """Finished rows of a map on disk, from which an interrupted run is resumed.
 
     In a hidden folder lie ``run.json`` (what is being made), a raw file per layer in the order
     (row, band, column), and a ``done-N.txt`` per process with a line for every part of the scene
-    that is safely in them: its four sides and its ``confidence_counts``. Output files are always made from
-    there, from the first row to the last: they do not depend on who found which row when. A thread
-    may read while another one writes.
+    that is safely in them: its four sides and its ``confidence_counts``. Output files are always
+    made from there, from the first row to the last: they do not depend on which process finished
+    which row when. A thread may read while another one writes.
     """
 
     def __init__(self, folder: Path, layers: dict[str, Layer], shape, number: int = 0):
@@ -67,29 +66,28 @@ class RowStore:
 
     @staticmethod
     def begin(folder: Path, run: dict, layers: dict[str, Layer], shape) -> None:
-        """Make the folder of a map of which nothing is there yet."""
-        if folder.exists():
-            if (folder / "run.json").exists():
-                log.info("the unfinished map in %s is dropped", folder)
-            RowStore.drop(folder)
+        """Make the folder of a map of which nothing is stored yet."""
+        if (folder / "run.json").exists():
+            log.info("the unfinished map in %s is dropped", folder)
+        RowStore.remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in layers:
             (folder / f"{name}.raw").touch()
         write_json(folder / "run.json", run)
 
     @staticmethod
-    def drop(folder: Path) -> None:
-        """Empty the folder; a kill amid it leaves nothing that looks like a run to go on with."""
+    def remove(folder: Path) -> None:
+        """Remove the folder; a kill while it does leaves nothing that could be resumed."""
         (folder / "run.json").unlink(missing_ok=True)
-        for path in folder.glob("*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if folder.exists():
+            shutil.rmtree(folder)
 
     @staticmethod
     def finished_parts(folder: Path) -> list[StoredPart]:
-        """The parts that are there, the journals of former processes joined into one."""
+        """The parts that are stored; the journals of the earlier processes become one."""
         journals = sorted(folder.glob("done-*.txt"))
         parts = [part for journal in journals for part in read_journal(journal)]
-        parts = list(dict.fromkeys(parts))  # two tell the same after a kill right here
+        parts = list(dict.fromkeys(parts))  # a kill right here leaves some in two
         with atomic_write(folder / "done-0.txt") as file:
             file.write_text("".join(map(_journal_line, parts)))
         for journal in journals:
@@ -102,7 +100,7 @@ class RowStore:
         self.covered[part.top : part.bottom] += part.right - part.left
 
     def write(
-        self, part: Extent, arrays: dict[str, np.ndarray], counted: np.ndarray
+        self, part: Extent, arrays: dict[str, np.ndarray], counts: np.ndarray
     ) -> None:
         """Store a part, {layer: (bands, n, w)} and its ``confidence_counts``, safely."""
         for name, array in arrays.items():
@@ -110,18 +108,18 @@ class RowStore:
             rows = np.ascontiguousarray(array.swapaxes(0, 1))
             bands = len(array)
             if array.shape[2] == self.width:
-                pieces = [(part.top * bands * self.width, rows)]
+                runs = [(part.top * bands * self.width, rows)]
             else:
-                pieces = [
+                runs = [
                     (((part.top + row) * bands + band) * self.width + part.left, line)
                     for row, lines in enumerate(rows)
                     for band, line in enumerate(lines)
                 ]
-            for place, piece in pieces:
+            for place, pixels in runs:
                 file.seek(place * pixel)
-                _write_all(file, memoryview(piece).cast("B"))
+                _write_all(file, memoryview(pixels).cast("B"))
             os.fsync(file.fileno())
-        line = _journal_line(StoredPart(part, tuple(counted.tolist())))
+        line = _journal_line(StoredPart(part, tuple(counts.tolist())))
         _write_all(self.journal, memoryview(line.encode()))
         os.fsync(self.journal.fileno())
         self.mark(part)
@@ -135,7 +133,7 @@ class RowStore:
         while data:
             if not (count := file.readinto(data)):
                 raise SegmentationError(
-                    f"{file.name} is cut off; leave --resume out to start anew"
+                    f"{file.name} is cut off; leave --resume out to start again"
                 )
             data = data[count:]
         return rows.swapaxes(0, 1)
@@ -145,15 +143,15 @@ class StoredPart(NamedTuple):
     """A part of a map that is safely stored."""
 
     part: Extent
-    tally: tuple[int, ...]  # of its confidence
+    counts: tuple[int, ...]  # see ``confidence_counts``
 
 
 def _journal_line(finished: StoredPart) -> str:
-    return " ".join(map(str, finished.part + finished.tally)) + "\n"
+    return " ".join(map(str, finished.part + finished.counts)) + "\n"
 
 
 def read_journal(path: Path) -> list[StoredPart]:
-    """The finished parts that a journal tells of."""
+    """The stored parts that a journal lists."""
     lines = path.read_text().splitlines(keepends=True)
     # a line without an end is of a process that was killed while it wrote
     numbers = [tuple(map(int, line.split())) for line in lines if line.endswith("\n")]

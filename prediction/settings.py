@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.architectures import PRECISIONS, TTA_TRANSFORMS
 from common.errors import require
-from common.options import number_or_auto, setting
+from common.options import check_limits, number_or_auto, setting
 
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
 
@@ -20,21 +19,19 @@ class PredictionConfig:
     model: Sequence[str] = setting(
         help="checkpoints (.pth) that main.py wrote, or a folder of a k-fold run; several are "
         "averaged",
-        group="files",
-        nargs="+",
-    )
+        group="files", nargs="+", may_change=True,
+    )  # fmt: skip
     input: Sequence[str] = setting(
         help="scenes, anything that GDAL reads, or folders of them",
-        group="files",
-        nargs="+",
-    )
+        group="files", nargs="+", may_change=True,
+    )  # fmt: skip
     output: str = setting(
         help="class map to write (.tif); a folder when there are several scenes",
-        group="files",
-    )
+        group="files", may_change=True,
+    )  # fmt: skip
     resume: bool = setting(
-        False, "go on with a map that was interrupted, from its last rows", "files"
-    )
+        False, "resume an interrupted map from its last stored rows", "files", may_change=True
+    )  # fmt: skip
     format: str = setting(
         "gtiff", "of all maps: gtiff, or cog (cloud-optimized, with overviews)", "outputs",
         choices=("gtiff", "cog"),
@@ -48,45 +45,41 @@ class PredictionConfig:
         "outputs",
     )
     save_probabilities: bool = setting(
-        False,
-        "write OUTPUT_probabilities.tif: a band per class, in 254 steps",
-        "outputs",
-    )
+        False, "write OUTPUT_probabilities.tif: a band per class, in 254 steps", "outputs"
+    )  # fmt: skip
     quicklook: bool = setting(
-        False, "write OUTPUT_quicklook.png: scene, map and legend", "outputs"
-    )
+        False, "write OUTPUT_quicklook.png: scene, map and legend", "outputs", may_change=True
+    )  # fmt: skip
     polygons: str | None = setting(
-        None,
-        "areas of one class as polygons: a .gpkg, a folder when there are several scenes",
-        "outputs",
-        shown="none",
-    )
+        None, "areas of one class as polygons: a .gpkg, a folder when there are several scenes",
+        "outputs", shown="none", may_change=True,
+    )  # fmt: skip
     min_area: float = setting(
-        0.0,
-        "smallest polygon in square metres; smaller ones join their largest neighbour",
-        "outputs",
-    )
+        0.0, "smallest polygon in square metres; smaller ones join their largest neighbour",
+        "outputs", least=0, may_change=True,
+    )  # fmt: skip
     model_name: str | None = setting(
-        None, "architecture, of a checkpoint that does not say", "model",
-        shown="the checkpoint's",
+        None, "architecture, of a checkpoint that does not name it", "model",
+        shown="the checkpoint's", may_change=True,
     )  # fmt: skip
     encoder_name: str | None = setting(
-        None, "encoder, likewise", "model", shown="the checkpoint's"
+        None, "encoder, likewise", "model", shown="the checkpoint's", may_change=True
     )
     in_channels: int | None = setting(
-        None, "bands that the model takes", "model", shown="the checkpoint's"
-    )
+        None, "bands that the model takes", "model", shown="the checkpoint's",
+        least=1, most=65535, may_change=True,
+    )  # fmt: skip
     num_classes: int | None = setting(
         None, "classes of the model; 1 or 2 of a binary one", "model",
-        shown="the checkpoint's",
+        shown="the checkpoint's", least=1, most=65535, may_change=True,
     )  # fmt: skip
     bands: str | None = setting(
-        None,
-        "bands to feed, in the order of training: numbers from 1 or band descriptions",
-        "scene",
-        shown="all but alpha",
+        None, "bands to feed, in the order of training: numbers from 1 or band descriptions",
+        "scene", shown="all but alpha",
+    )  # fmt: skip
+    patch_size: int = setting(
+        512, "side of the sliding window in pixels", "window", least=SIDE_MULTIPLE
     )
-    patch_size: int = setting(512, "side of the sliding window in pixels", "window")
     overlap: int = setting(
         128, "pixels that neighbouring windows share; 25-50 %% of the window", "window"
     )
@@ -99,10 +92,11 @@ class PredictionConfig:
         choices=tuple(TTA_TRANSFORMS),
     )  # fmt: skip
     threshold: float = setting(
-        0.5, "least foreground probability of a binary map, 0 to 1", "window"
-    )
+        0.5, "least foreground probability of a binary map, 0 to 1", "window", least=0, most=1
+    )  # fmt: skip
     device: str | None = setting(
-        None, "cpu, cuda, cuda:1...", "speed", shown="cuda where there is one, else cpu"
+        None, "cpu, cuda, cuda:1...", "speed",
+        shown="cuda where there is one, else cpu", may_change=True,
     )  # fmt: skip
     precision: str = setting(
         "auto", "of the forward pass; auto is the fastest that keeps 99.9 %% of the classes",
@@ -115,33 +109,18 @@ class PredictionConfig:
         False, "compile the model first: a minute that pays on long jobs", "speed"
     )
     max_memory: float | None = setting(
-        None, "GB for the rows in work; wider scenes are mapped in several columns",
-        "speed", shown="0.5 on the CPU, at most an eighth of what is free",
+        None, "GB for the rows in work; wider scenes are mapped in several columns", "speed",
+        shown="0.5 on the CPU, at most an eighth of the free memory", least=1e-6, may_change=True,
     )  # fmt: skip
 
     def __post_init__(self):
-        size, overlap = self.patch_size, self.overlap
-        require(size >= SIDE_MULTIPLE, "--patch_size", size, f"{SIDE_MULTIPLE} or more")
-        require(
-            0 <= overlap < size,
-            "--overlap",
-            overlap,
-            f"0 to {size - 1}, less than --patch_size {size}",
-        )
-        fine = number_or_auto(self.batch_size, 1)
-        require(fine, "--batch_size", self.batch_size, "at least 1, or auto")
-        require(0 <= self.threshold <= 1, "--threshold", self.threshold, "0 to 1")
-        area = self.min_area
-        require(0 <= area < math.inf, "--min_area", area, "0 or more square metres")
-        fine = self.polygons or not area
-        require(fine, "--min_area", area, "--polygons beside it")
-        memory = self.max_memory
-        fine = memory is None or 1e-6 <= memory < math.inf
-        require(fine, "--max_memory", memory, "more than 0 GB, at least 0.000001")
-        for name in ("in_channels", "num_classes"):
-            value = getattr(self, name)
-            fine = value is None or 1 <= value <= 65535
-            require(fine, f"--{name}", value, "1 to 65535")
+        check_limits(self)
+        size, overlap, batch = self.patch_size, self.overlap, self.batch_size
+        expected = f"0 to {size - 1}, less than --patch_size {size}"
+        require(0 <= overlap < size, "--overlap", overlap, expected)
+        require(number_or_auto(batch, 1), "--batch_size", batch, "at least 1, or auto")
+        alone = self.min_area and not self.polygons
+        require(not alone, "--min_area", self.min_area, "--polygons beside it")
 
     @property
     def described(self) -> dict:

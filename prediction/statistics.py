@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import SegmentationError
+from common.text import aligned_table
 from prediction.layers import few_rows
 
 COUNTED_ROWS = 64  # rows whose statistics are counted at once
@@ -67,7 +68,7 @@ class Statistics:
         self.total = 0
         self.pixels = np.zeros(len(self.names), np.int64)
         self.area = np.zeros(len(self.names))
-        self.tally = np.zeros(BINS + len(self.names), np.int64)  # of all parts
+        self.counts = np.zeros(BINS + len(self.names), np.int64)  # of all parts
 
     def add(self, classes: np.ndarray) -> None:
         """Count the next rows of a map, (n, W)."""
@@ -83,7 +84,7 @@ class Statistics:
     def report(self) -> dict:
         """Pixels, shares, areas and confidence, as plain numbers for JSON."""
         mapped = int(self.pixels.sum())
-        histogram, sums = self.tally[:BINS], self.tally[BINS:] / PARTS
+        histogram, sums = self.counts[:BINS], self.counts[BINS:] / PARTS
         classes = []
         for number, name in enumerate(self.names):
             pixels = int(self.pixels[number])
@@ -112,19 +113,20 @@ class Statistics:
 
 def report_text(report: dict) -> str:
     """The statistics as aligned text, a line per class."""
-    width = max(12, *(len(entry["name"]) + 2 for entry in report["classes"]))
-    head = f"{'class':>5}  {'name':{width}}{'pixels':>14}{'share':>9}{'area (ha)':>15}"
-    lines = [f"{report['output']}", head + f"{'confidence':>12}"]
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
+    rows = [("class", "name", "pixels", "share", "area (ha)", "confidence")]
     for entry in report["classes"]:
-        lines.append(
-            f"{entry['class']:>5}  {entry['name']:{width}}{entry['pixels']:>14,}"
-            f"{number(entry['share'], '.2%'):>9}{number(entry['area_ha'], ',.2f'):>15}"
-            f"{number(entry['mean_confidence'], '.3f'):>12}"
+        share = number(entry["share"], ".2%")
+        area = number(entry["area_ha"], ",.2f")
+        confidence = number(entry["mean_confidence"], ".3f")
+        pixels = f"{entry['pixels']:,}"
+        rows.append(
+            (f"{entry['class']:5}", entry["name"], pixels, share, area, confidence)
         )
+    lines = [report["output"], aligned_table(rows, left=2)]
     nodata = report["nodata_pixels"] / report["pixels"]
     lines.append(f"nodata {report['nodata_pixels']:,} pixels ({nodata:.2%})")
     summary = report["confidence"]

@@ -1,4 +1,4 @@
-"""Scenes, models and outputs: what ``--input``, ``--model`` and ``--output`` name."""
+"""What ``--input``, ``--model``, ``--output`` and ``--polygons`` name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities")
 
 @dataclass(frozen=True)
 class Task:
-    """One scene and the files that come of it."""
+    """One scene and the files that are written for it."""
 
     scene: str
     output: Path
@@ -37,7 +37,7 @@ class Task:
 
 
 def list_scenes(given: Sequence[str]) -> list[str]:
-    """The scenes that ``--input`` names; a folder stands for those in it.
+    """The scenes that ``--input`` names; a folder stands for the scenes in it.
 
     Raises:
         RasterError: A folder without scenes.
@@ -66,7 +66,8 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
     """The scenes to map and the names of their maps.
 
     Raises:
-        OptionError: An output that is no .tif, a folder that is a file, an output that is an input.
+        OptionError: An output that is not a .tif, a file where a folder is needed, an output that
+            is an input.
         RasterError: A folder without scenes, or two scenes of one name.
     """
     scenes, output = list_scenes(config.input), Path(config.output)
@@ -101,7 +102,7 @@ def require_readable(scene: str) -> None:
 
 
 def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
-    """Raise what ``list_tasks`` raises for maps of names that cannot be."""
+    """Raise what ``list_tasks`` raises for names of maps that cannot be written."""
     written: dict[Path, str] = {}
     for task in tasks:
         other = written.setdefault(task.output, task.scene)
@@ -110,15 +111,9 @@ def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
                 f"{other} and {task.scene} would both be mapped to {task.output}"
             )
     for task in tasks:
-        name = task.output.name
         longest = os.fsencode(task.beside("_probabilities.tif").name)
-        fine = len(longest) <= LONGEST_NAME
-        require(
-            fine,
-            "--output",
-            name,
-            "a shorter name, which the maps beside it begin with",
-        )
+        fine, expected = len(longest) <= LONGEST_NAME, "a shorter name"
+        require(fine, "--output", task.output.name, expected)
     scenes = [task.scene for task in tasks]
     inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
     for task in tasks:
@@ -138,8 +133,8 @@ def require_folders(tasks: Sequence[Task]) -> None:
 def list_models(given: Sequence[str]) -> list[str]:
     """The checkpoints that ``--model`` names.
 
-    A folder stands for the final models of the folds in it; without folds for its own final
-    model, and without one for all its checkpoints.
+    A folder stands for the final models of the folds in it, else for its own final model, else for
+    all its checkpoints.
 
     Raises:
         CheckpointError: A folder without checkpoints.

@@ -77,67 +77,66 @@ def lay_windows(
 
 
 def batch_groups(
-    axis: WindowLayout, batch_size: int, first: int, last: int
+    layout: WindowLayout, batch_size: int, first: int, last: int
 ) -> list[np.ndarray]:
-    """The windows of one row that are predicted together, as numbers along ``axis``.
+    """The windows of one row that are predicted together, by number.
 
-    They are the same whatever part of the row is asked for, so that no result depends on how
-    a scene is shared out.
+    They are the same whatever part of the row is asked for: no result depends on how a scene is
+    shared out.
 
     Args:
-        axis: The columns.
+        layout: Of the columns.
         batch_size: Windows of the largest batch.
         first: Batches that end left of this pixel are left out.
         last: And those that begin at this pixel or right of it.
     """
-    count = len(axis.starts)
+    count = len(layout.starts)
     groups = np.array_split(np.arange(count), math.ceil(count / batch_size))
     return [
         group
         for group in groups
-        if axis.starts[group[0]] < last and axis.starts[group[-1]] + axis.size > first
+        if layout.starts[group[0]] < last
+        and layout.starts[group[-1]] + layout.size > first
     ]
 
 
 def split_columns(
-    axis: WindowLayout, batch_size: int, pieces: int
+    layout: WindowLayout, batch_size: int, pieces: int
 ) -> list[tuple[int, int]]:
     """Share the columns of a scene out into pieces (left, right) of whole batches."""
-    groups = batch_groups(axis, batch_size, 0, axis.length)
+    groups = batch_groups(layout, batch_size, 0, layout.length)
     shares = np.array_split(np.arange(len(groups)), min(pieces, len(groups)))
-    lefts = [axis.starts[groups[share[0]][0]] for share in shares]
-    return list(zip(lefts, [*lefts[1:], axis.length]))
+    lefts = [layout.starts[groups[share[0]][0]] for share in shares]
+    return list(zip(lefts, [*lefts[1:], layout.length]))
 
 
 def split_rows(
-    axis: WindowLayout, top: int, bottom: int, number: int, of: int
+    layout: WindowLayout, top: int, bottom: int, number: int, of: int
 ) -> tuple[int, int] | None:
     """One of several equal shares of the rows between two, in whole window rows."""
-    cuts = [top, *(start for start in axis.starts if top < start < bottom)]
+    cuts = [top, *(start for start in layout.starts if top < start < bottom)]
     share = np.array_split(np.arange(len(cuts)), of)[number]
     if not len(share):
         return None
     return cuts[share[0]], [*cuts, bottom][share[-1] + 1]
 
 
-def finished_by(down: WindowLayout, row: int, region: Extent) -> Extent:
-    """The rows of a region that no window after a row of windows adds to."""
+def finished_by(down: WindowLayout, row: int, part: Extent) -> Extent:
+    """The rows of a part to which no window after a row of windows adds."""
     ends = [*down.starts[1:], down.length]
-    top, bottom = max(down.starts[row], region.top), min(ends[row], region.bottom)
-    return region._replace(top=top, bottom=max(top, bottom))
+    top, bottom = max(down.starts[row], part.top), min(ends[row], part.bottom)
+    return part._replace(top=top, bottom=max(top, bottom))
 
 
 def extent_to_read(
-    axes: tuple[WindowLayout, WindowLayout], region: Extent, batch_size: int
+    layouts: tuple[WindowLayout, WindowLayout], part: Extent, batch_size: int
 ) -> Extent:
-    """The part of a scene that the windows over a region, and their batches, look at."""
-    down, across = axes
+    """The part of a scene that the windows over a part, and their batches, look at."""
+    down, across = layouts
     tops = [
-        top
-        for top in down.starts
-        if top + down.size > region.top and top < region.bottom
+        top for top in down.starts if top + down.size > part.top and top < part.bottom
     ]
-    groups = batch_groups(across, batch_size, region.left, region.right)
+    groups = batch_groups(across, batch_size, part.left, part.right)
     right = across.starts[groups[-1][-1]] + across.size
     return Extent(
         tops[0],

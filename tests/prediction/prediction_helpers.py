@@ -206,8 +206,8 @@ def everywhere(shape) -> np.ndarray:
     return np.ones(shape, bool)
 
 
-def array_chunks(image: np.ndarray, valid: np.ndarray, part: Extent, cuts=()):
-    """A part of an array as the chunks that a scene would be read in, cut at some rows."""
+def array_blocks(image: np.ndarray, valid: np.ndarray, part: Extent, cuts=()):
+    """A part of an array as the row blocks that a scene would be read in, cut at some rows."""
     edges = {part.top, part.bottom, *(c for c in cuts if part.top < c < part.bottom)}
     columns = slice(part.left, part.right)
     for top, bottom in pairwise(sorted(edges)):
@@ -227,26 +227,28 @@ def blend(
     overlap,
     valid=None,
     batch_size=4,
-    region=None,
+    extent=None,
     cuts=(),
     form="hann",
 ):
-    """A region (K, h, w) and its validity (h, w) out of ``blended_rows``; the whole by default."""
+    """A extent (K, h, w) and its validity (h, w) out of ``blended_rows``; the whole by default."""
     shape = image.shape[1:]
     valid = everywhere(shape) if valid is None else valid
-    axes = tuple(lay_windows(side, patch_size, overlap, form) for side in shape)
-    region = region or Extent(0, shape[0], 0, shape[1])
-    source = array_chunks(image, valid, extent_to_read(axes, region, batch_size), cuts)
-    channels, row, parts, seen = len(image), region.top, [], []
+    layouts = tuple(lay_windows(side, patch_size, overlap, form) for side in shape)
+    extent = extent or Extent(0, shape[0], 0, shape[1])
+    source = array_blocks(
+        image, valid, extent_to_read(layouts, extent, batch_size), cuts
+    )
+    channels, row, parts, seen = len(image), extent.top, [], []
     for done, part, known in blended_rows(
-        source, in_torch(predict), axes, region, channels, batch_size
+        source, in_torch(predict), layouts, extent, channels, batch_size
     ):
-        assert done == (row, row + part.shape[1], region.left, region.right)
+        assert done == (row, row + part.shape[1], extent.left, extent.right)
         assert part.shape[1:] == known.shape and known.size
         row = done.bottom
         parts.append(part.numpy().copy())
         seen.append(known)
-    assert row == region.bottom and next(source, None) is None
+    assert row == extent.bottom and next(source, None) is None
     return np.concatenate(parts, axis=1), np.concatenate(seen)
 
 
@@ -349,7 +351,7 @@ def random_parts(height: int, width: int, columns: int, seed: int) -> list[Exten
 
 
 def piece(arrays, part: Extent) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What is stored of a part: its layers and a tally, here its pixels and its corner."""
+    """What is stored of a part: its layers and counts, here its pixels and its corner."""
     top, bottom, left, right = part
     layers = {name: array[:, top:bottom, left:right] for name, array in arrays.items()}
     return layers, np.array([(bottom - top) * (right - left), top, 0])

@@ -13,7 +13,7 @@ from prediction_helpers import (
     BELLS,
     SHAPES,
     WINDOWS,
-    array_chunks,
+    array_blocks,
     blend,
     everywhere,
     identity,
@@ -67,13 +67,13 @@ def test_rows_are_given_as_soon_as_no_further_window_adds_to_them():
 
     def source():
         part = Extent(0, 320, 0, 32)
-        for chunk in array_chunks(image, everywhere((320, 32)), part, range(0, 320, 8)):
-            reached.append(chunk.bottom)
-            yield chunk
+        for block in array_blocks(image, everywhere((320, 32)), part, range(0, 320, 8)):
+            reached.append(block.bottom)
+            yield block
 
-    axes = lay_windows(320, 32, 8), lay_windows(32, 32, 8)
-    region = Extent(0, 320, 0, 32)
-    for done, _, _ in blended_rows(source(), in_torch(identity), axes, region, 1):
+    layouts = lay_windows(320, 32, 8), lay_windows(32, 32, 8)
+    extent = Extent(0, 320, 0, 32)
+    for done, _, _ in blended_rows(source(), in_torch(identity), layouts, extent, 1):
         # two batches, which are rows here, are cut ahead
         assert reached[-1] == min(done.top + 2 * 24 + 32, 320)
         assert done.bottom == min(done.top + 24, 320) or done.bottom == 320
@@ -153,13 +153,13 @@ def test_only_the_rows_that_windows_look_at_stay_in_memory():
             most = max(most, alive)
             yield RowBlock(top, image, everywhere((32, 256)))
 
-    axes = lay_windows(4096, 64, 16), lay_windows(256, 64, 16)
-    region = Extent(0, 4096, 0, 256)
+    layouts = lay_windows(4096, 64, 16), lay_windows(256, 64, 16)
+    extent = Extent(0, 4096, 0, 256)
     stores = set()
-    for _, part, _ in blended_rows(source(), in_torch(identity), axes, region, 2):
+    for _, part, _ in blended_rows(source(), in_torch(identity), layouts, extent, 2):
         assert part.all()
         stores.add(part.untyped_storage().nbytes())
-    # a window, the chunks that begin and end beside it, and the next row of batches
+    # a window, the blocks that begin and end beside it, and the next row of batches
     assert most <= 64 + 4 * 32
     assert stores == {2 * 64 * 256 * 4}
 
@@ -208,9 +208,9 @@ def test_a_part_of_a_scene_is_what_the_whole_holds_there_to_the_last_bit(seed):
         row, column = rng.integers(0, [height, width])
         valid[row : row + 60, column : column + 80] = False
 
-    def part(region, cuts):
+    def part(extent, cuts):
         return blend(
-            image, place_dependent, patch_size, overlap, valid, batch_size, region,
+            image, place_dependent, patch_size, overlap, valid, batch_size, extent,
             cuts, form,
         )  # fmt: skip
 

@@ -22,13 +22,13 @@ from prediction.scene import map_scene
 from prediction.tasks import list_tasks
 
 
-def test_a_check_tells_what_a_run_will_take_and_leaves_nothing(
+def test_a_check_reports_what_a_run_will_take_and_leaves_nothing(
     land, scene, tmp_path, capsys
 ):
     before = files_in(tmp_path)
     assert run(land.path, scene, tmp_path / "new" / "map.tif", "--check") == 0
     told, err = capsys.readouterr()
-    assert told.splitlines()[-1] == "Nothing stands against this run."
+    assert told.splitlines()[-1] == "No problems found."
     assert "scenes        1, 0.0 megapixels\nwindows       4 of 64 x 64" in told
     assert "error" not in err
     assert files_in(tmp_path) == before
@@ -40,23 +40,23 @@ def test_what_a_check_says_is_what_a_run_takes(land, scene, tmp_path, batches):
         model=[str(land.path)], input=[str(scene), str(more)], output=str(tmp_path),
         patch_size=64, overlap=16, precision="fp32", save_confidence=True,
     )  # fmt: skip
-    faults, outlook = check_scenes(config)
-    assert not faults
+    problems, outlook = check_scenes(config)
+    assert not problems
     assert outlook["scenes"] == 2 and outlook["pixels"] == 100 * 90 + 64 * 200
     assert outlook["precision"] == "fp32"
     assert outlook["window_seconds"] > 0 and outlook["memory"] > 1e8
     tasks = list_tasks(config)
-    models, team = load_models(config), ProcessGroup()
+    models = load_models(config)
     batches.clear()
     for task in tasks:
-        map_scene(task, config, models, team)
+        map_scene(task, config, models, ProcessGroup())
     assert outlook["windows"] == sum(shape[0] for shape in batches)
     # classes of a byte and confidences of four
     assert outlook["unfinished"] == max(100 * 90, 64 * 200) * 5
     assert outlook["maps"] == (100 * 90 + 64 * 200) * 5
 
 
-def test_a_check_tells_all_faults_at_once(land, scene, tmp_path, capsys):
+def test_a_check_reports_all_problems_at_once(land, scene, tmp_path, capsys):
     broken = cut_off(write_scene(tmp_path / "broken.tif", noise(80, 80)))
     fewer = write_scene(tmp_path / "fewer.tif", noise(80, 80, bands=2))
     missing, maps = tmp_path / "missing.tif", tmp_path / "maps"
@@ -92,14 +92,14 @@ def test_a_check_sees_a_run_that_cannot_be_resumed_and_a_disk_without_room(
     assert run(land.path, scene, output) == 0
     options = "--resume", "--check", "--overlap", "32"
     assert run(land.path, scene, output, *options) == 1
-    assert "--overlap 16, not 32" in capsys.readouterr().err
+    assert "another --overlap (16, now 32)" in capsys.readouterr().err
     room = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: room)
     assert run(land.path, scene, output, "--check") == 1
     assert "GB free" in capsys.readouterr().err
 
 
-def test_a_check_tells_a_warning_once(land, tmp_path, capsys):
+def test_a_check_gives_a_warning_once(land, tmp_path, capsys):
     scene = write_scene(tmp_path / "scene.tif", noise(64, 64), DESCRIPTIONS, crs=None)
     assert run(land.path, scene, tmp_path / "map.tif", "--check") == 0
     assert capsys.readouterr().err.count("has no CRS") == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from helpers import patch_everywhere
 from prediction_helpers import CPU, noise, write_scene
 
 from common.errors import RasterError
-from common.machine import SerialWorker, prefetch
+from common.machine import SerialWorker, bounded_map
 from common.rasters import Source, image_bands, open_raster
 from model_training import Normalization, normalize
 from prediction.blending import blended_rows
-from prediction.reader import READ_AHEAD, READ_ROWS, ParallelReader, read_row_blocks
+from prediction.reader import READ_AT_A_TIME, READ_ROWS, ParallelReader, read_row_blocks
 from prediction.tiling import Extent, WindowLayout
 
 
@@ -34,14 +36,14 @@ def window_of(path: Path, height: int, width: int):
     with open_raster(path) as scene:
         whole = Extent(0, scene.height, 0, scene.width)
         bands = image_bands(scene)
-        axes = tuple(
+        layouts = tuple(
             WindowLayout(length, size, [0], np.ones((1, size), np.float32), [0])
             for length, size in zip(scene.shape, (height, width))
         )
         readers = ParallelReader(scene, bands, 1)
         with readers.opened:
-            chunks = read_row_blocks(readers, CPU, whole)
-            list(blended_rows(chunks, predict, axes, whole, len(bands)))
+            blocks = read_row_blocks(readers, CPU, whole)
+            list(blended_rows(blocks, predict, layouts, whole, len(bands)))
     return got[0]
 
 
@@ -82,13 +84,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(("count", "rows_ahead"), [(1, 0), (3, 0), (3, 2)])
+@pytest.mark.parametrize(("count", "at_a_time"), [(1, 1), (3, 1), (3, 2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_chunks_follow_each_other_and_begin_where_blocks_do(
-    tmp_path, monkeypatch, layout, count, rows_ahead
+def test_blocks_follow_each_other_and_begin_where_blocks_do(
+    tmp_path, monkeypatch, layout, count, at_a_time
 ):
     patch_everywhere(monkeypatch, "prediction.reader.READ_COLUMNS", 64)
-    monkeypatch.setitem(READ_AHEAD, "cpu", rows_ahead)
+    monkeypatch.setitem(READ_AT_A_TIME, "cpu", at_a_time)
     pixels = noise(500, 70)
     pixels[:, 30:60, 20:] = 0
     path = write_scene(tmp_path / "a.tif", pixels, nodata=0, **LAYOUTS[layout])
@@ -100,15 +102,15 @@ def test_chunks_follow_each_other_and_begin_where_blocks_do(
             Extent(77, 401, 13, 50),
             Extent(9, 10, 0, 1),
         ):
-            chunks = list(read_row_blocks(readers, CPU, part))
-            assert chunks[0].top == part.top and chunks[-1].bottom == part.bottom
-            for one, next_one in pairwise(chunks):
+            blocks = list(read_row_blocks(readers, CPU, part))
+            assert blocks[0].top == part.top and blocks[-1].bottom == part.bottom
+            for one, next_one in pairwise(blocks):
                 assert one.bottom == next_one.top and one.bottom % height == 0
             assert all(
-                chunk.bottom - chunk.top <= max(READ_ROWS, height) for chunk in chunks
+                block.bottom - block.top <= max(READ_ROWS, height) for block in blocks
             )
-            image = np.concatenate([chunk.image.numpy() for chunk in chunks], axis=1)
-            valid = np.concatenate([chunk.valid for chunk in chunks])
+            image = np.concatenate([block.image.numpy() for block in blocks], axis=1)
+            valid = np.concatenate([block.valid for block in blocks])
             inside = slice(part.top, part.bottom), slice(part.left, part.right)
             np.testing.assert_array_equal(image, pixels[[2, 0]][(slice(None), *inside)])
             np.testing.assert_array_equal(valid, pixels[0][inside] > 0)
@@ -122,13 +124,13 @@ def test_threads_share_a_scene_and_none_reads_a_block_of_another_one(tmp_path, l
     with open_raster(path) as scene:
         high, wide = scene.block_shapes[0]
         readers = ParallelReader(scene, [1, 2, 3], 4)
-        datasets, pieces = set(), []
+        datasets, windows = set(), []
         plain = Source.read
         together = threading.Barrier(2 if layout != "one block" else 1, timeout=30)
 
         def read(source, window):
             datasets.add(source.dataset)
-            pieces.append(window)
+            windows.append(window)
             together.wait()  # passes when as many read at a time
             return plain(source, window)
 
@@ -136,14 +138,13 @@ def test_threads_share_a_scene_and_none_reads_a_block_of_another_one(tmp_path, l
             patch.setattr(Source, "read", read)
             patch_everywhere(patch, "prediction.reader.READ_COLUMNS", 1)
             rows = 128 if layout != "one block" else 500
-            images, masks = [np.empty((3, rows, 200))], [np.empty((rows, 200), bool)]
-            list(readers.fill(0, 0, images, masks))
+            readers.read(Extent(0, rows, 0, 200))
     assert len(datasets) > 1 or layout == "one block"
     blocks = [
         (row, column)
-        for part in pieces
-        for row in range(part.row_off, part.row_off + part.height, high)
-        for column in range(part.col_off, part.col_off + part.width, wide)
+        for window in windows
+        for row in range(window.row_off, window.row_off + window.height, high)
+        for column in range(window.col_off, window.col_off + window.width, wide)
     ]
     assert all(row % high == 0 and column % wide == 0 for row, column in blocks)
     assert len(set(blocks)) == len(blocks) == -(-rows // high) * -(-200 // wide)
@@ -159,7 +160,7 @@ def test_a_format_with_threads_of_its_own_is_read_by_one(tmp_path):
             assert readers.count == 1
 
 
-def test_a_thread_works_in_order_lets_few_wait_and_tells_its_faults():
+def test_a_thread_works_in_order_lets_few_wait_and_raises_what_failed():
     thread, done, go = SerialWorker(2), [], threading.Event()
 
     def work(number: int) -> None:
@@ -183,42 +184,51 @@ def test_a_thread_works_in_order_lets_few_wait_and_tells_its_faults():
     assert done == [0, 1, 2]
 
 
-def test_reading_ahead_keeps_the_order_and_ends_with_the_source():
-    with prefetch(range(100)) as items:
-        assert list(items) == list(range(100))
-    with prefetch([]) as items:
-        assert list(items) == []
+@pytest.mark.parametrize("workers", [1, 3])
+def test_mapped_items_keep_their_order_and_end_with_the_source(workers):
+    def slowest_first(number: int) -> int:
+        time.sleep(0.001 * (number < 3) * (3 - number))
+        return 2 * number
+
+    for count in (0, 1, 2, 100):
+        found = list(bounded_map(slowest_first, range(count), workers, ahead=1))
+        assert found == [2 * number for number in range(count)]
 
 
-def test_reading_ahead_is_one_item_ahead_and_in_another_thread():
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (1, 1), (3, 2)])
+def test_few_items_are_in_flight_and_all_in_other_threads(workers, ahead):
     taken, threads = [], set()
 
     def source():
-        for number in range(5):
+        for number in range(9):
             taken.append(number)
-            threads.add(threading.get_ident())
             yield number
 
-    with prefetch(source()) as items:
-        for number in items:
-            assert len(taken) <= number + 2
-    assert threading.get_ident() not in threads and len(threads) == 1
+    def work(number: int) -> int:
+        threads.add(threading.get_ident())
+        return number
+
+    for number in bounded_map(work, source(), workers, ahead):
+        assert len(taken) <= number + workers + ahead
+    assert threading.get_ident() not in threads and len(threads) <= workers
 
 
-def test_an_error_while_reading_ahead_comes_in_its_place():
-    def source():
-        yield 1
-        raise RasterError("the block is broken")
+def test_an_error_of_an_item_comes_in_its_place():
+    def work(number: int) -> int:
+        if number == 1:
+            raise RasterError("the block is broken")
+        return number
 
-    with prefetch(source()) as items:
-        assert next(items) == 1
-        with pytest.raises(RasterError, match="the block is broken"):
-            next(items)
+    found = bounded_map(work, range(5), 2, ahead=2)
+    assert next(found) == 0
+    with pytest.raises(RasterError, match="the block is broken"):
+        next(found)
 
 
 def test_a_consumer_that_stops_leaves_no_thread_behind():
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), prefetch(range(10)) as items:
-        next(items)
+    mapped = bounded_map(abs, range(10), 2, ahead=1)
+    with pytest.raises(KeyboardInterrupt), closing(mapped):
+        next(mapped)
         raise KeyboardInterrupt
     assert threading.active_count() == before

@@ -31,17 +31,17 @@ def count_map(statistics: Statistics, classes, confidence) -> None:
     valid = classes < len(statistics.names)
     arrays = np.where(valid, classes, 0), np.where(valid, confidence, np.nan)
     tensors = (torch.from_numpy(array) for array in arrays)
-    statistics.tally += confidence_counts(*tensors, valid, len(statistics.names))
+    statistics.counts += confidence_counts(*tensors, valid, len(statistics.names))
     statistics.add(classes)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 90])
-def test_statistics_agree_with_numpy_however_the_rows_come(chunk):
+@pytest.mark.parametrize("step", [1, 7, 90])
+def test_statistics_agree_with_numpy_however_the_rows_come(step):
     classes, confidence = random_map()
     areas = np.linspace(80, 120, 90)
     statistics = Statistics(["a", "b", "c", "d", "never"], areas)
-    for top in range(0, 90, chunk):
-        rows = slice(top, top + chunk)
+    for top in range(0, 90, step):
+        rows = slice(top, top + step)
         count_map(statistics, classes[rows], confidence[rows])
     report = statistics.report()
     known = classes != 255

@@ -27,11 +27,11 @@ from prediction.tiling import (
 @pytest.mark.parametrize(("patch_size", "overlap"), WINDOWS)
 def test_weights_are_positive_and_sum_to_one_over_every_length(patch_size, overlap):
     for length in range(1, 211):
-        axis = lay_windows(length, patch_size, overlap)
-        total = np.zeros(max(length, axis.size))
-        for start, weights in zip(axis.starts, axis.weights, strict=True):
+        layout = lay_windows(length, patch_size, overlap)
+        total = np.zeros(max(length, layout.size))
+        for start, weights in zip(layout.starts, layout.weights, strict=True):
             assert (weights > 0).all()
-            total[start : start + axis.size] += weights
+            total[start : start + layout.size] += weights
         np.testing.assert_allclose(total, 1, rtol=1e-6)
 
 
@@ -54,20 +54,20 @@ def test_the_last_window_ends_at_the_edge_and_none_is_there_twice(patch_size, ov
 def test_a_side_shorter_than_a_patch_gets_one_window_of_a_multiple_of_32(
     length, patch_size, size
 ):
-    axis = lay_windows(length, patch_size, patch_size // 4)
-    assert isinstance(axis, WindowLayout)
-    assert (axis.starts, axis.size) == ([0], size)
+    layout = lay_windows(length, patch_size, patch_size // 4)
+    assert isinstance(layout, WindowLayout)
+    assert (layout.starts, layout.size) == ([0], size)
 
 
 @pytest.mark.parametrize("form", BELLS)
 @pytest.mark.parametrize(("patch_size", "overlap"), WINDOWS)
 def test_weights_of_every_blend_are_positive_and_sum_to_one(form, patch_size, overlap):
     for length in (1, 31, 33, 64, 99, 100, 101, 187, 210):
-        axis = lay_windows(length, patch_size, overlap, form)
-        assert axis.weights.dtype == np.float32 and (axis.weights > 0).all()
-        total = np.zeros(max(length, axis.size))
-        for start, weights in zip(axis.starts, axis.weights, strict=True):
-            total[start : start + axis.size] += weights
+        layout = lay_windows(length, patch_size, overlap, form)
+        assert layout.weights.dtype == np.float32 and (layout.weights > 0).all()
+        total = np.zeros(max(length, layout.size))
+        for start, weights in zip(layout.starts, layout.weights, strict=True):
+            total[start : start + layout.size] += weights
         np.testing.assert_allclose(total, 1, rtol=1e-6)
 
 
@@ -89,23 +89,23 @@ SIDES = [(1, 32, 0), (40, 64, 16), (300, 32, 8), (301, 64, 48), (1000, 64, 16)]
 def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
     side, batch_size
 ):
-    axis = lay_windows(*side)
-    groups = tiling.batch_groups(axis, batch_size, 0, axis.length)
+    layout = lay_windows(*side)
+    groups = tiling.batch_groups(layout, batch_size, 0, layout.length)
     together = np.concatenate(groups).tolist()
-    assert together == list(range(len(axis.starts)))
+    assert together == list(range(len(layout.starts)))
     sizes = [len(group) for group in groups]
     assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
-    assert len(groups) == ceil(len(axis.starts) / batch_size)
+    assert len(groups) == ceil(len(layout.starts) / batch_size)
     whole = [group.tolist() for group in groups]
-    for first in range(0, axis.length, 23):
-        for last in {min(first + step, axis.length) for step in (1, 50, 400)}:
-            part = tiling.batch_groups(axis, batch_size, first, last)
+    for first in range(0, layout.length, 23):
+        for last in {min(first + step, layout.length) for step in (1, 50, 400)}:
+            part = tiling.batch_groups(layout, batch_size, first, last)
             part = [group.tolist() for group in part]
             assert all(group in whole for group in part)
             needed = {
                 number
-                for number, start in enumerate(axis.starts)
-                if start < last and start + axis.size > first
+                for number, start in enumerate(layout.starts)
+                if start < last and start + layout.size > first
             }
             assert needed <= {number for group in part for number in group}
             assert all(needed & set(group) for group in part)
@@ -114,12 +114,12 @@ def test_batches_hold_every_window_once_and_are_the_same_for_every_part(
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("side", SIDES)
 def test_pieces_of_columns_follow_each_other_without_gap(side, batch_size):
-    axis = lay_windows(*side)
-    most = len(tiling.batch_groups(axis, batch_size, 0, axis.length))
+    layout = lay_windows(*side)
+    most = len(tiling.batch_groups(layout, batch_size, 0, layout.length))
     for pieces in (1, 2, 3, 7, 1000):
-        cuts = split_columns(axis, batch_size, pieces)
+        cuts = split_columns(layout, batch_size, pieces)
         assert len(cuts) == min(pieces, most)
-        assert cuts[0][0] == 0 and cuts[-1][1] == axis.length
+        assert cuts[0][0] == 0 and cuts[-1][1] == layout.length
         assert all(one[1] == other[0] for one, other in pairwise(cuts))
         assert all(left < right for left, right in cuts)
         assert json.loads(json.dumps(cuts)) == [list(cut) for cut in cuts]
@@ -127,17 +127,22 @@ def test_pieces_of_columns_follow_each_other_without_gap(side, batch_size):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_shares_of_rows_follow_each_other_without_gap(side):
-    axis = lay_windows(*side)
-    for top, bottom in ((0, axis.length), (axis.length // 3, axis.length * 2 // 3 + 1)):
+    layout = lay_windows(*side)
+    for top, bottom in (
+        (0, layout.length),
+        (layout.length // 3, layout.length * 2 // 3 + 1),
+    ):
         for of in (1, 2, 3, 50):
-            shares = [split_rows(axis, top, bottom, number, of) for number in range(of)]
+            shares = [
+                split_rows(layout, top, bottom, number, of) for number in range(of)
+            ]
             rows = [row for share in shares if share for row in range(*share)]
             assert rows == list(range(top, bottom))
             assert shares[0] and all(
                 share is None or share[0] < share[1] for share in shares
             )
             inner = {share[0] for share in shares if share} - {top}
-            assert inner <= set(axis.starts)
+            assert inner <= set(layout.starts)
 
 
 @pytest.mark.parametrize("seed", range(30))
