@@ -6,6 +6,7 @@ Weights are never downloaded: the hubs are told to stay offline and get an empty
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
+pytest.register_assert_rewrite("helpers", "faults")
 
 from helpers import write_dataset
 
@@ -42,6 +44,25 @@ def make_dataset(tmp_path):
         return write_dataset(tmp_path / f"dataset_{made}", *counts, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """A folder in which all scripts succeed; ``place`` is a copy of it."""
+    from faults import make_place
+
+    return make_place(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def place(whole, tmp_path, monkeypatch) -> Path:
+    """A folder in which all scripts succeed, as the working directory."""
+    folder = tmp_path / "place"
+    shutil.copytree(whole, folder)
+    monkeypatch.chdir(folder)
+    # of all disks: slow on a busy machine
+    monkeypatch.setattr(os, "sync", lambda: None)
+    return folder
 
 
 def pytest_configure(config):

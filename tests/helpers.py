@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
 CRS = "EPSG:32631"
 PIXEL = 10.0
+CORNER = (431_240, 4_912_560)  # where write_geotiff begins
 ORIGIN = (500_030.0, 4_649_970.0)
 SENTINEL = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 
@@ -114,6 +115,37 @@ def write_raster(
         for index, text in enumerate(descriptions, start=1):
             file.set_band_description(index, text)
         file.update_tags(**(tags or {}))
+    return path
+
+
+def write_geotiff(
+    path: Path, pixels, descriptions=None, colours=None, mask=None, **profile
+) -> Path:
+    """Write (C, H, W) or (H, W) pixels as a GeoTIFF with a CRS and an off-origin transform."""
+    import rasterio
+    from rasterio.transform import from_origin
+
+    pixels = np.asarray(pixels)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = pixels.shape
+    profile = {
+        "dtype": pixels.dtype,
+        "crs": CRS,
+        "transform": from_origin(*CORNER, PIXEL, PIXEL),
+    } | profile
+    shape = {"count": count, "height": height, "width": width}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", driver="GTiff", **shape, **profile) as file,
+    ):
+        if descriptions:
+            file.descriptions = descriptions
+        if colours:
+            file.colorinterp = colours
+        file.write(pixels)
+        if mask is not None:
+            file.write_mask(mask)
     return path
 
 
@@ -208,7 +240,7 @@ def write_dataset(
 
 # --- runs of the scripts
 
-ENCODER = "timm-mobilenetv3_small_minimal_100"  # the smallest there is
+ENCODER = "tu-test_resnet"  # a few thousand weights
 
 
 TINY = ("--model", "linknet", "--encoder_name", "tu-mobilenetv3_small_050")
@@ -316,3 +348,15 @@ def same_weights(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(
         torch.equal(one[key], other[key]) for key in one
     )
+
+
+def drawn_pixels(batches, size: int = 200_000, seed: int = 0):
+    """The logits and targets that a ``LogitSample`` draws from pairs of logits and mask."""
+    from evaluation.calibration import LogitSample
+
+    sample = LogitSample(
+        sum(int((mask != 255).sum()) for _, mask in batches), size, seed
+    )
+    for logits, mask in batches:
+        sample.add(logits, mask)
+    return sample.pixels()

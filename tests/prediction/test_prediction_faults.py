@@ -123,7 +123,7 @@ def test_no_faults_of_legal_scenes_in_prediction(place, kind):
     LEGAL[kind]("scene.tif")
     pixels, profile = read("scene.tif")
     write_model(Path("model.pth"), len(pixels))
-    assert run("predict", "--patch_size 64 --overlap 0") == 0
+    assert run("predict", "--patch_size 64 --overlap 0 --precision fp32") == 0
     valid = valid_pixels(pixels, profile["nodata"])
     checkpoint = load_checkpoint("model.pth")
     image = torch.from_numpy(np.where(valid, pixels, 0).astype("float32") / 1e4)
