@@ -36,7 +36,10 @@ from helpers import (
 )
 from PIL import Image
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux"),
+]
 
 SERVER = """
 import json, os, sys
@@ -67,7 +70,7 @@ for line in sys.stdin:
 class Script:
     """One of the scripts, loaded, with a command line whose ``{out}`` is still to be filled."""
 
-    def __init__(self, name: str, options: str, folder: Path, preload: str = ""):
+    def __init__(self, name: str, options: str, folder: Path, preload: str):
         code = SERVER.format(root=str(ROOT), script=name, preload=preload)
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -188,18 +191,19 @@ SCRIPTS: dict[str, tuple[str, str, Callable]] = {
     "train": ("main", TRAIN, whole_training),
     "predict": ("Predict_large_image", PREDICT, bytes_of),
 }
-# libraries that are loaded where they are needed
-PRELOAD = """
-import cv2, matplotlib.pyplot, pyogrio, scipy.ndimage, sklearn.model_selection, tifffile
-import segmentation_models_pytorch, torch, tqdm
-"""
+# what the scripts load only when the work begins
+PRELOAD = {
+    "extract": "import extraction.dataset, extraction.report",
+    "train": "import matplotlib.pyplot, sklearn.model_selection, training.experiment",
+    "predict": "import matplotlib.pyplot, prediction.scene, pyogrio, scipy.ndimage",
+}
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def script(request, place) -> Iterator[tuple[str, Script, Callable, dict, float]]:
     """A script, what reads its results, those of an undisturbed run, and its seconds."""
     name, options, read = SCRIPTS[request.param]
-    preload = "" if request.param == "extract" else PRELOAD
+    preload = PRELOAD[request.param]
     runs = Script(name, options.format(place=place), place, preload)
     out = place / f"{request.param}-whole"
     assert runs.run(out) == 0, runs.log.read_text()
