@@ -1,10 +1,10 @@
-"""The checkpoints of a run, and whether a scene goes with them."""
+"""The checkpoints of a run, and whether a scene fits them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -16,7 +16,7 @@ from common.devices import local_device, native_precisions
 from common.errors import CheckpointError, OptionError, RasterError
 from common.rasters import Source, select_bands
 from model_training import Checkpoint, load_checkpoint
-from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
+from prediction.predictor import Predictor, route_pointwise_to_onednn
 from prediction.settings import PredictionConfig
 from prediction.tasks import list_models
 
@@ -41,18 +41,11 @@ def load_models(config: PredictionConfig) -> Models:
     """Open all checkpoints of a run.
 
     Raises:
-        CheckpointError: One cannot be used, contradicts an option, or does not go with the first.
+        CheckpointError: One cannot be used, contradicts an option, or does not fit the first.
     """
     device = local_device(config.device)
     files = list_models(config.model)
     checkpoints = [load_checkpoint(file, device, config.described) for file in files]
-    checkpoints = [
-        replace(
-            one,
-            model=fuse_batch_norm(one.model, one.config.in_channels),
-        )
-        for one in checkpoints
-    ]
     if one_thread_each(config, device):
         for checkpoint in checkpoints:
             route_pointwise_to_onednn(checkpoint.model)
@@ -90,7 +83,7 @@ def load_models(config: PredictionConfig) -> Models:
 
 
 def one_thread_each(config: PredictionConfig, device) -> bool:
-    """Whether windows are predicted by oneDNN, each in a thread of its own."""
+    """Whether oneDNN predicts the windows, each in a thread of its own."""
     if device.type != "cpu" or config.compile:
         return False
     native = native_precisions(device)
@@ -153,10 +146,10 @@ def sample_pixels(scene: rasterio.DatasetReader, bands: Sequence[int]) -> np.nda
 
 
 def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
-    """Warn, once, of bands whose values are not those that a model was trained on.
+    """Warn, once, of bands whose values are unlike those that a model was trained on.
 
-    That is where over a quarter of the pixels (in training: 2 %) lie outside the training
-    percentiles, or where all of them lie within a tenth of that range.
+    That is where more than a quarter of the pixels (in training: 2 %) lie outside the training
+    percentiles, or where nearly all of them lie within a tenth of that range.
     """
     pixels = sample_pixels(scene, bands)
     for file, checkpoint in zip(models.files, models.checkpoints):
@@ -170,7 +163,7 @@ def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
         if not len(strange):
             continue
         middle = np.median(pixels, axis=0)
-        told = [
+        named = [
             f"{bands[i]} (median {middle[i]:.4g}, trained on {low[i]:.4g} to {high[i]:.4g})"
             for i in strange[:4]
         ]
@@ -178,6 +171,6 @@ def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
         log.warning(
             "warning: %s has other values than %s was trained on, in band %s%s; same sensor, units "
             "and processing?",
-            scene.name, file, ", ".join(told), more,
+            scene.name, file, ", ".join(named), more,
         )  # fmt: skip
         return

@@ -9,70 +9,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.architectures import TTA_TRANSFORMS
+from common.devices import autocast
 from common.errors import SegmentationError
 from model_training import Checkpoint, class_probabilities, normalize
 
 log = logging.getLogger("semanticseg4eo")
 
 
-def fuse_batch_norm(model: nn.Module, in_channels: int) -> nn.Module:
-    """Put the batch normalization that follows a convolution into its weights, for prediction.
-
-    What follows what is watched in a forward pass, and the outcome is checked against the model:
-    one where this is not the same network comes back as it was.
-
-    Returns:
-        A copy in evaluation mode; its logits agree to the last bits of float32.
-    """
-    import copy
-
-    folded = copy.deepcopy(model).eval()
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}
-    pairs = []
-
-    def remember(convolution, _, output):
-        outputs[id(output)] = convolution, output
-
-    def look_up(norm, inputs):
-        if id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], norm))
-
-    hooks = []
-    for module in folded.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            hooks.append(module.register_forward_hook(remember))
-        elif isinstance(module, nn.BatchNorm2d):
-            hooks.append(module.register_forward_pre_hook(look_up))
-    generator = torch.Generator().manual_seed(0)
-    device = next(model.parameters()).device
-    example = torch.rand(1, in_channels, 128, 128, generator=generator).to(device)
-    with torch.inference_mode():
-        expected = folded(example)
-    for hook in hooks:
-        hook.remove()
-    outputs.clear()
-    names = {module: name for name, module in folded.named_modules()}
-    for convolution, norm in pairs:
-        transposed = isinstance(convolution, nn.ConvTranspose2d)
-        fused = fuse_conv_bn_eval(convolution, norm, transpose=transposed)
-        # timm's batch normalization holds the activation too
-        rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
-        folded.set_submodule(names[convolution], fused)
-        folded.set_submodule(names[norm], nn.Sequential(*rest))
-    with torch.inference_mode():
-        difference = (folded(example) - expected).abs().max()
-    same = difference <= 1e-4 * (1 + expected.abs().max())
-    return folded if same else model
-
-
 def route_pointwise_to_onednn(model: nn.Module) -> None:
-    """Have PyTorch compute convolutions of 1 x 1 pixel by oneDNN on a single thread too, in place.
+    """Have oneDNN compute convolutions of 1 x 1 pixel on a single thread too, in place.
 
-    There it takes kernels of its own for them, which are slower where the bands of a pixel lie
-    together. It does not for a dilation, which means nothing to a kernel of one pixel.
+    There PyTorch has kernels of its own for them, which are slower in channels-last layout; it
+    takes oneDNN's for a dilation, which changes nothing in a kernel of one pixel. Mapping with a
+    PSPNet (mobilenetv3) takes 7 % less CPU time so, with a U-Net (resnet18) 1 %.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
@@ -149,23 +100,22 @@ class Predictor:
         Raises:
             SegmentationError: The memory does not hold a single window, or no compiler.
         """
-        results = []
-        while sum(map(len, results)) < len(images):
-            start = sum(map(len, results))
-            part = slice(start, start + self.largest)
-            masks = None if valid is None else valid[part]
+        results, start = [], 0
+        while start < len(images):
+            part = slice(start, min(start + self.largest, len(images)))
             try:
+                masks = None if valid is None else valid[part]
                 results.append(self._predict(images[part], masks))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                self._explain(error)
-                failed = len(images[part])
+            except (RuntimeError, MemoryError) as error:
+                self._require_scarcity(error)
             else:
+                start = part.stop
                 continue
             # outside of the handler, which holds what the failed pass had allocated
-            self._halve(failed, images)
+            self._halve(part.stop - part.start, images.shape[-2:])
         return results[0] if len(results) == 1 else torch.cat(results)
 
-    def _explain(self, error: Exception) -> None:
+    def _require_scarcity(self, error: Exception) -> None:
         """Raise what is not a lack of memory."""
         if type(error).__module__.startswith("torch._") and self.compile_batch:
             raise SegmentationError(
@@ -177,61 +127,57 @@ class Predictor:
         if not scarce and "allocate memory" not in str(error):
             raise error
 
-    def _halve(self, failed: int, images: Tensor) -> None:
+    def _halve(self, failed: int, shape: tuple[int, int]) -> None:
+        """Predict half as many windows at a time as the batch that has failed."""
         if failed == 1:
             raise SegmentationError(
-                f"The memory of {self.device} does not hold a window of {images.shape[-2]} x "
-                f"{images.shape[-1]} pixels; lower --patch_size"
+                f"The memory of {self.device} does not hold a window of {shape[0]} x {shape[1]} "
+                "pixels; lower --patch_size"
             )
         self.largest = failed // 2
         self.compile_batch = min(self.compile_batch, self.largest)
         log.info("memory ran out: batches of %d from here on", self.largest)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # pragma: no cover - GPU
             torch.cuda.empty_cache()
 
     def _predict(self, images: Tensor, valid: Tensor | None) -> Tensor:
-        count = len(images)
-        if count < self.compile_batch:  # compiled for one shape
-            missing = self.compile_batch - count
+        count, number = len(images), len(self.members)
+        missing = self.compile_batch - count
+        if missing > 0:  # compiled for one shape
             images = torch.cat([images, images[-1:].repeat(missing, 1, 1, 1)])
             if valid is not None:
                 valid = torch.cat([valid, valid[-1:].repeat(missing, 1, 1)])
+        mean = own_entropy = 0.0
+        scaled, rule = None, None
         with torch.inference_mode():
-            mean = own_entropy = 0.0
-            scaled, rule = None, None
             for network, normalization, temperature in self.members:
                 if normalization != rule:
-                    scaled, rule = (
-                        normalize(images, valid, normalization),
-                        normalization,
-                    )
+                    rule = normalization
+                    scaled = normalize(images, valid, rule)
                     scaled = scaled.contiguous(memory_format=torch.channels_last)
                 probabilities = self._average_views(network, scaled, temperature)
                 if self.expected_entropy:
                     own_entropy = own_entropy + entropy(probabilities, 1)
-                mean = mean + probabilities if len(self.members) > 1 else probabilities
-            number = len(self.members)
+                mean = mean + probabilities if number > 1 else probabilities
             mean = mean / number if number > 1 else mean
             if self.expected_entropy:
                 mean = torch.cat([mean, (own_entropy / number)[:, None]], dim=1)
         return mean[:count]
 
     def _average_views(self, network, scaled: Tensor, temperature: float) -> Tensor:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        """Mean probabilities (N, K, h, w) of the views of normalized images (N, C, h, w)."""
         total = None
         for turns, mirrored in self.views:
             view = scaled.flip(-1) if mirrored else scaled
             view = view.rot90(turns, (-2, -1)) if turns else view
             view = view.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            with autocast(self.device, self.precision):
                 logits = network(view)
-            logits = (
-                logits.float() if temperature == 1 else logits.float() / temperature
+            logits = logits.float()
+            one = class_probabilities(
+                logits if temperature == 1 else logits / temperature
             )
-            probabilities = class_probabilities(logits)
-            probabilities = (
-                probabilities.rot90(-turns, (-2, -1)) if turns else probabilities
-            )
-            probabilities = probabilities.flip(-1) if mirrored else probabilities
-            total = probabilities if total is None else total + probabilities
+            one = one.rot90(-turns, (-2, -1)) if turns else one
+            one = one.flip(-1) if mirrored else one
+            total = one if total is None else total + one
         return total / len(self.views) if len(self.views) > 1 else total
