@@ -23,34 +23,18 @@ PROBES = 3  # windows in which a lower precision must keep the classes
 KEPT_CLASSES = 0.999  # share of the pixels that must keep their class
 
 
-def probe_windows(job: SceneJob) -> list[tuple[np.ndarray, np.ndarray]]:
+def probe_windows(job: SceneJob) -> list[list[np.ndarray]]:
     """Some windows with valid pixels, drawn from the whole scene: (image, valid) each."""
     down, across = job.layouts
-    scene, bands = job.scene, job.bands
-    high, wide = scene.block_shapes[bands[0] - 1]
-
-    def block_start(start: int, block: int, size: int) -> int:
-        """A window that begins with a block touches fewer of them."""
-        return start // block * block if block <= size else start
-
-    columns, windows, source = len(across.starts), [], Source(scene, bands)
-    order = np.random.default_rng(0).permutation(len(down.starts) * columns)
-    corners = [
-        (
-            block_start(down.starts[number // columns], high, down.size),
-            block_start(across.starts[number % columns], wide, across.size),
-        )
-        for number in order[:25].tolist()
-    ]
-    for top, left in dict.fromkeys(corners):
-        window = Window(left, top, across.size, down.size)
-        inside = window_within(window, scene.width, scene.height)
+    size, columns = (down.size, across.size), len(across.starts)
+    source, windows = Source(job.scene, job.bands), []
+    for number in np.random.default_rng(0).permutation(job.windows)[:25].tolist():
+        row, column = down.starts[number // columns], across.starts[number % columns]
+        window = Window(column, row, across.size, down.size)
+        inside = window_within(window, job.scene.width, job.scene.height)
         image, valid = source.read(inside)
         if valid.any():
-            shape = down.size, across.size
-            windows.append(
-                (reflect_beyond(image, *shape), reflect_beyond(valid, *shape))
-            )
+            windows.append([reflect_beyond(array, *size) for array in (image, valid)])
         if len(windows) == PROBES:
             break
     return windows

@@ -13,7 +13,7 @@ from common.devices import peak_memory, shared_threads
 from common.files import exclusive_lock
 from common.machine import bounded_map
 from common.rasters import open_raster
-from common.text import duration
+from common.text import aligned_table, duration
 from model_training import load_checkpoint
 from prediction.ensemble import (
     Models,
@@ -130,17 +130,16 @@ def measure_windows(job: SceneJob) -> dict:
 
 def outlook_text(outlook: dict, patch_size: int) -> str:
     """What a run will take, as text; see ``check_scenes``."""
-    lines = [
-        f"scenes        {outlook['scenes']}, {outlook['pixels'] / 1e6:.1f} megapixels",
-        f"windows       {outlook['windows']} of {patch_size} x {patch_size}",
+    rows = [
+        ("scenes", f"{outlook['scenes']}, {outlook['pixels'] / 1e6:.1f} megapixels"),
+        ("windows", f"{outlook['windows']} of {patch_size} x {patch_size}"),
     ]
     if "window_seconds" in outlook:
         seconds = duration(outlook["windows"] * outlook["window_seconds"])
-        lines.append(f"time          {seconds} at most, in {outlook['precision']}")
+        rows.append(("time", f"{seconds} at most, in {outlook['precision']}"))
     if outlook.get("memory"):
-        lines.append(f"memory        {outlook['memory'] / 1e9:.1f} GB")
+        rows.append(("memory", f"{outlook['memory'] / 1e9:.1f} GB"))
     maps, unfinished = (f"{outlook[k] / 1e9:.2f}" for k in ("maps", "unfinished"))
-    lines.append(
-        f"disk          {maps} GB at most, and {unfinished} GB while a scene is mapped"
-    )
-    return "\n".join([*lines, "No problems found."])
+    disk = f"{maps} GB at most, and {unfinished} GB while a scene is mapped"
+    rows.append(("disk", disk))
+    return aligned_table(rows, left=2) + "\nNo problems found."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import CheckpointError, RasterError, require
@@ -71,26 +71,24 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
         RasterError: A folder without scenes, or two scenes of one name.
     """
     scenes, output = list_scenes(config.input), Path(config.output)
-    folders = any(Path(text).is_dir() for text in config.input)
-    if len(scenes) > 1 or folders or output.is_dir():
-        tiff = output.suffix.lower() in TIFF_SUFFIXES
-        fine = output.is_dir() or not (output.exists() or tiff)
-        require(fine, "--output", output, "a folder for several scenes")
-        tasks = [Task(s, output / f"{Path(s).stem}_prediction.tif") for s in scenes]
-        if folder := config.polygons:
-            fine = Path(folder).suffix != ".gpkg"
-            require(fine, "--polygons", folder, "a folder for several scenes")
-            tasks = [
-                replace(task, polygons=Path(folder) / f"{task.output.stem}.gpkg")
-                for task in tasks
-            ]
-    else:
-        fine = output.suffix.lower() in TIFF_SUFFIXES
-        require(fine, "--output", output, "a name that ends in .tif")
-        polygons = config.polygons and Path(config.polygons)
-        fine = not polygons or polygons.suffix == ".gpkg"
-        require(fine, "--polygons", polygons, "a name that ends in .gpkg")
-        tasks = [Task(scenes[0], output, polygons or None)]
+    polygons = Path(config.polygons) if config.polygons else None
+    given_folder = any(Path(text).is_dir() for text in config.input)
+    several = len(scenes) > 1 or given_folder or output.is_dir()
+    fine = output.suffix.lower() in TIFF_SUFFIXES
+    if several:
+        fine = output.is_dir() or not (output.exists() or fine)
+    expected = "a folder for several scenes" if several else "a name that ends in .tif"
+    require(fine, "--output", output, expected)
+    fine = not polygons or (polygons.suffix == ".gpkg") != several
+    require(fine, "--polygons", polygons, expected.replace(".tif", ".gpkg"))
+    tasks = []
+    for scene in scenes:
+        task = Task(scene, output, polygons)
+        if several:
+            stem = f"{Path(scene).stem}_prediction"
+            vectors = polygons and polygons / f"{stem}.gpkg"
+            task = Task(scene, output / f"{stem}.tif", vectors)
+        tasks.append(task)
     require_names(tasks, config)
     return tasks
 
@@ -104,19 +102,17 @@ def require_readable(scene: str) -> None:
 def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
     """Raise what ``list_tasks`` raises for names of maps that cannot be written."""
     written: dict[Path, str] = {}
+    scenes = [task.scene for task in tasks]
+    inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
     for task in tasks:
         other = written.setdefault(task.output, task.scene)
         if other is not task.scene:
             raise RasterError(
                 f"{other} and {task.scene} would both be mapped to {task.output}"
             )
-    for task in tasks:
         longest = os.fsencode(task.beside("_probabilities.tif").name)
-        fine, expected = len(longest) <= LONGEST_NAME, "a shorter name"
-        require(fine, "--output", task.output.name, expected)
-    scenes = [task.scene for task in tasks]
-    inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
-    for task in tasks:
+        fine = len(longest) <= LONGEST_NAME
+        require(fine, "--output", task.output.name, "a shorter name")
         for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):
             path = task.beside(ending)
             require(path.resolve() not in inputs, "--output", path, "not an input")

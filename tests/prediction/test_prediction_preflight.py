@@ -29,7 +29,7 @@ def test_a_check_reports_what_a_run_will_take_and_leaves_nothing(
     assert run(land.path, scene, tmp_path / "new" / "map.tif", "--check") == 0
     told, err = capsys.readouterr()
     assert told.splitlines()[-1] == "No problems found."
-    assert "scenes        1, 0.0 megapixels\nwindows       4 of 64 x 64" in told
+    assert "scenes   1, 0.0 megapixels\nwindows  4 of 64 x 64" in told
     assert "error" not in err
     assert files_in(tmp_path) == before
 
@@ -112,7 +112,7 @@ def test_a_check_leaves_out_what_is_finished(land, scene, tmp_path, capsys):
     assert run(land.path, scene, maps) == 0
     capsys.readouterr()
     assert run(land.path, [scene, more], maps, "--resume", "--check") == 0
-    assert "scenes        1, 0.0 megapixels" in capsys.readouterr().out
+    assert "scenes   1, 0.0 megapixels" in capsys.readouterr().out
 
 
 def test_a_finished_scene_needs_no_room(land, scene, tmp_path, monkeypatch):
