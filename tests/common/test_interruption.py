@@ -1,0 +1,48 @@
+"""Interruptions are not lost."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import weakref
+
+import pytest
+
+from common.interruption import interruptible
+
+# --- interruptions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name
+)
+def test_an_interruption_that_python_drops_comes_again(number):
+    class Thing:
+        pass
+
+    def wait() -> None:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    thing, former = Thing(), sys.unraisablehook
+    # an exception in what is called when a thing goes reaches nobody
+    watched = weakref.ref(thing, lambda _: signal.raise_signal(number))
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        del thing
+        assert watched() is None
+        wait()
+    assert sys.unraisablehook is former
+
+
+def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
+    class Thing:
+        def __del__(self):
+            raise ValueError("told")
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with interruptible():
+        Thing()
+    assert [one.exc_type for one in told] == [ValueError]

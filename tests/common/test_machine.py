@@ -1,0 +1,102 @@
+"""Bounded work in threads, and the cores of the machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+
+import joblib
+import pytest
+
+from common.machine import SerialWorker, available_cores, bounded_map, prefetch
+
+
+def test_results_come_in_the_order_of_the_items():
+    def slow_at_first(item: int) -> int:
+        time.sleep(0.02 if item == 0 else 0)
+        return -item
+
+    assert list(bounded_map(slow_at_first, range(9), 3, 2)) == [-n for n in range(9)]
+    assert list(bounded_map(abs, [], 3, 2)) == []
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (1, 1), (2, 3)])
+def test_no_more_items_are_in_flight_than_workers_and_those_ahead(workers, ahead):
+    taken, seen = [], []
+
+    def items():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    for number in bounded_map(lambda item: item, items(), workers, ahead):
+        assert len(taken) - len(seen) <= workers + ahead
+        seen.append(number)
+    assert seen == list(range(20))
+
+
+def test_an_exception_comes_out_in_the_place_of_its_result():
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        for value in bounded_map(lambda item: 6 / item, [3, 2, 0, 1], 2, 2):
+            seen.append(value)  # noqa: PERF402
+    assert seen == [2, 3]
+
+
+def test_closing_drops_what_has_not_begun_and_waits_for_the_rest():
+    go, begun, ended = threading.Event(), [], []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        go.wait(5 if item else 0)
+        ended.append(item)
+        return item
+
+    with closing(bounded_map(work, range(9), 1, 4)) as results:
+        assert next(results) == 0
+        threading.Timer(0.05, go.set).start()
+    assert begun == ended == [0, 1]
+
+
+def test_prefetch_works_on_the_next_item_while_the_present_one_is_used():
+    fetched = threading.Semaphore(0)
+
+    def items():
+        for number in range(4):
+            fetched.release()
+            yield number
+
+    with prefetch(items()) as ahead:
+        assert next(ahead) == 0
+        assert fetched.acquire(timeout=5) and fetched.acquire(timeout=5)
+        assert list(ahead) == [1, 2, 3]
+
+
+def test_prefetch_raises_what_the_source_raises():
+    def items():
+        yield 1
+        raise KeyError("source")
+
+    with pytest.raises(KeyError, match="source"), prefetch(items()) as ahead:
+        assert next(ahead) == 1
+        next(ahead)
+
+
+def test_a_serial_worker_keeps_the_order_and_raises_what_a_call_has_raised():
+    worker, done = SerialWorker(2), []
+    with worker.pool:
+        for number in range(5):
+            worker.do(done.append, number)
+        worker.finish()
+        assert done == [0, 1, 2, 3, 4]
+        worker.do(int, "x")
+        with pytest.raises(ValueError, match="invalid literal"):
+            worker.finish()
+
+
+@pytest.mark.parametrize(("local", "expected"), [("1", 6), ("4", 1), ("9", 1)])
+def test_processes_of_torchrun_share_the_cores(monkeypatch, local, expected):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert available_cores() == expected

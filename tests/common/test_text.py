@@ -1,0 +1,34 @@
+"""Durations, names and tables as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.text import aligned_table, duration, shorten
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0:00"), (45, "0:45"), (59.6, "1:00"), (7390, "2:03:10")],
+)
+def test_durations_are_minutes_and_hours(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_long_name_keeps_its_ends():
+    assert shorten("short") == "short"
+    assert shorten("a" * 30 + "b" * 30, 11) == "aaaa...bbbb"
+
+
+def test_the_first_column_is_aligned_left_and_the_others_right():
+    rows = [["", "patches", "share"], ["water", "7", "1.0%"], ["forest", "12", "-"]]
+    assert aligned_table(rows).splitlines() == [
+        "        patches  share",
+        "water         7   1.0%",
+        "forest       12      -",
+    ]
+
+
+def test_more_columns_can_be_aligned_left_and_no_line_ends_with_blanks():
+    rows = [["a", "long text", "1"], ["bb", "x", ""]]
+    assert aligned_table(rows, left=2).splitlines() == ["a   long text  1", "bb  x"]
