@@ -44,7 +44,7 @@ def add_settings(parser, config_class) -> None:
 
 
 def whole_number(text: str) -> int:
-    """An option's whole number; none needs one that 32 bits do not hold."""
+    """The value of an integer option; none needs more than 32 bits."""
     try:
         value = int(text)
     except ValueError:
@@ -62,25 +62,25 @@ def settings_from(config_class, arguments):
 
 
 class Problems(list):
-    """What stands against a run, a line each: a look ahead tells all of them, not only the first."""
+    """The problems that a preflight has found, a line each: all of them, not only the first."""
 
     def attempt(self, action: Callable, *arguments):
-        """What ``action`` gives; None, and its fault noted, where it cannot."""
+        """The result of an action; None, and the problem noted, where it fails."""
         try:
             return action(*arguments)
         except (SegmentationError, OSError) as error:
             self.note(str(error))
             return None
 
-    def note(self, fault: str) -> None:
-        if fault not in self:
-            self.append(fault)
+    def note(self, problem: str) -> None:
+        if problem not in self:
+            self.append(problem)
 
-    def tell(self) -> int:
-        """Print them on stderr, in the process that tells for all; how many there are."""
+    def report(self) -> int:
+        """Print them on stderr, in the main process; how many there are."""
         if is_main_process():
-            for fault in self:
-                print(f"error: {fault}", file=sys.stderr)
+            for problem in self:
+                print(f"error: {problem}", file=sys.stderr)
         return len(self)
 
 
@@ -91,7 +91,7 @@ def show_messages() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    # what they log, our own errors say too
+    # what they log is in our own errors too
     for library in ("rasterio", "tifffile", "huggingface_hub", "httpx"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 class SegmentationError(Exception):
-    """A problem that the user can mend: the message says what, where and how."""
+    """A problem that the user can fix: the message says what, where and how."""
 
 
 class RasterError(SegmentationError, ValueError):

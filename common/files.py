@@ -1,4 +1,4 @@
-"""Files that appear whole, locks on folders, and what identifies a file."""
+"""Files that appear complete or not at all, locks on folders, what identifies files and runs."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def exclusive_lock(option: str, name: str | Path, folder: Path) -> Iterator[None
 
 @contextmanager
 def atomic_write(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
-    """Write a file aside; it gets its name only when the block ends well.
+    """Write a file under a temporary name; it gets its own only when the block succeeds.
 
     Args:
         target: The file to be (its folder is made).
-        aside: A folder on the same disk for what is unfinished; by default the target's.
+        aside: A folder on the same disk for the temporary file; by default the target's.
 
     Yields:
         A temporary path. It is flushed to disk and renamed at the end, and removed when the block
@@ -108,7 +108,7 @@ def atomic_write(target: str | Path, aside: Path | None = None) -> Iterator[Path
 
 
 def part_prefix(target: Path) -> str:
-    """How the names begin under which a file is written; no other file's do."""
+    """How the temporary names of a file begin; no other file's do."""
     return f".{target.stem[:40]}-{zlib.crc32(os.fsencode(target.name)):08x}-"
 
 
@@ -122,16 +122,6 @@ def remove_partial_files(targets: Iterable[Path]) -> None:
             f"{glob.escape(part_prefix(target))}????????.part*"
         ):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def atomic_copy(source: Path, target: Path) -> None:
-    """Give a finished file of the toolkit a second name, which appears whole; a copy if need be."""
-    with atomic_write(target) as part:
-        part.unlink()
-        try:
-            os.link(source, part)
-        except OSError:  # a disk without links
-            shutil.copyfile(source, part)
 
 
 def umask() -> int:
@@ -148,7 +138,7 @@ def write_json(target: str | Path, content: dict | list) -> None:
 
 
 def describe_file(path: str) -> dict:
-    """What tells a file from another one of its name; only the name where GDAL alone can see it."""
+    """What distinguishes a file from another one of its name; a path that only GDAL reads has its name."""
     if not os.path.isfile(path):
         return {"name": path}
     status = os.stat(path)

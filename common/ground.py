@@ -32,7 +32,7 @@ def _mercator(crs) -> bool:
 
 
 def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
-    """Square metres of a pixel in each row, (H,); None when the CRS does not tell.
+    """Square metres of a pixel in each row, (H,); None when the CRS does not give it.
 
     In degrees, and in Mercator projections, whose scale grows with the latitude, a pixel is measured
     on the ellipsoid, in the middle column.

@@ -1,6 +1,6 @@
 """Class labels: rasters or polygons on the pixel grid of an image, values, names.
 
-Labels are (H, W) int64 when read; ``MISSING`` marks a pixel of which nothing is known.
+Labels are (H, W) int64 when read; ``MISSING`` marks a pixel without a class.
 """
 
 from __future__ import annotations
@@ -39,13 +39,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("semanticseg4eo")
 
-MISSING = -(
-    2**31
-)  # a label pixel of which nothing is known, before classes are numbered
+# a label pixel without a class, before classes are numbered
+MISSING = -(2**31)
 
 
 def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarray:
-    """Labels as int64; float rasters are fine as long as every labelled value is whole.
+    """Labels as int64; float rasters are accepted when every labelled value is whole.
 
     Raises:
         DatasetError: A labelled pixel holds a fraction.
@@ -55,7 +54,7 @@ def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarra
         if (values != np.round(values)).any():
             bad = values[values != np.round(values)][0]
             raise DatasetError(
-                f"{source} holds {bad:g}, which is no class; labels are whole numbers"
+                f"{source} holds {bad:g}, which is not a class; labels are whole numbers"
             )
         # beyond int64 a cast would wrap around
         label = np.clip(np.where(valid, label, 0), -(2.0**62), 2.0**62)
@@ -117,7 +116,7 @@ class Label:
 
     @property
     def unlabelled(self) -> int:
-        """What is written where nothing is known: 255, or 65535 past 255 classes."""
+        """What is written where there is no class: 255, or 65535 past 255 classes."""
         many = self.values is not None and len(self.values) > UNLABELLED
         return 65535 if many else UNLABELLED
 
@@ -125,7 +124,7 @@ class Label:
         """The classes of a window, (H, W) uint8 (uint16 past 255 classes).
 
         Raises:
-            DatasetError: Values that are no class, or a class without a name among names.
+            DatasetError: Values that are not classes, or a class without a name.
         """
         label = self._numbered(window)
         if self.names:
@@ -240,7 +239,7 @@ def _require_overlap(image, label) -> None:
         theirs = transform_bounds(label.crs, image.crs, *label.bounds)
     except (CRSError, CPLE_BaseError) as error:
         raise DatasetError(
-            f"{label.name} cannot be brought into the CRS of {image.name}: {error}"
+            f"{label.name} cannot be transformed to the CRS of {image.name}: {error}"
         ) from error
     # (west, east) and (south, north), whichever way the rows run
     for axis in (0, 1):
@@ -260,7 +259,7 @@ def _no_overlap(source: str, crs, image) -> DatasetError:
 def _vector_label(
     source: str, image, column: str | None, asked: str | None, names: list[str] | None
 ) -> Label:
-    """Polygons burnt onto the image's pixels where their centre lies inside; the last wins."""
+    """Polygons as classes of the pixels whose centre they contain; the last one wins."""
     from rasterio.features import rasterize
 
     table = read_vector(source)
@@ -297,10 +296,10 @@ def _vector_label(
 
 
 def _column_codes(table: GeoDataFrame, name: str, asked: str | None, source: str):
-    """What a column of polygons says of their classes.
+    """The classes of polygons by a column.
 
     Returns:
-        A code per polygon, ``MISSING`` where it says nothing; the codes that are classes, in class
+        A code per polygon, ``MISSING`` where there is none; the codes that are classes, in class
         order (None: they are classes already); and their texts, None of a column of numbers.
     """
     import pandas

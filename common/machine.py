@@ -1,4 +1,4 @@
-"""What the machine has: memory, cores, processes of torchrun."""
+"""The machine: memory, cores, processes of torchrun, bounded work in threads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 
 def is_main_process() -> bool:
-    """Whether this process tells for all that torchrun started."""
+    """Whether this process logs and writes for all that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process can still take, by the system and its container."""
+    """Bytes of main memory that this process can still take, in its container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(li.split()[1]) << 10 for li in lines if "MemAvailable" in li)
@@ -26,27 +26,27 @@ def free_memory() -> int:
         most = (group / "memory.max").read_text().strip()
         if most != "max":
             used = int((group / "memory.current").read_text())
-            # what files leave in memory goes when it is needed
+            # the cache of files is freed when memory is needed
             lines = (group / "memory.stat").read_text().splitlines()
             counts = dict(line.split() for line in lines)
             used -= int(counts.get("inactive_file", 0))
             free = min(free, max(int(most) - used, 0))
     except (OSError, StopIteration):
-        free = 4 << 30  # neither told: another system
+        free = 4 << 30  # another system
     return free
 
 
 def fits_in_memory(size: int) -> bool:
     """Whether bytes that a file asks for are half of the free memory at most.
 
-    Where the system does not tell (it is not Linux), nothing is refused.
+    Outside Linux the free memory is not known, and nothing is refused.
     """
     known = os.path.exists("/proc/meminfo")
     return size < 2**28 or not known or size <= free_memory() / 2
 
 
 def peak_memory() -> int | None:
-    """Bytes of main memory that this process has held at most; None where nobody counts."""
+    """Bytes of main memory that this process has held at most; None where the system does not count."""
     try:
         import resource
     except ImportError:  # Windows
@@ -63,7 +63,7 @@ def available_cores() -> int:
 
 
 def tune_malloc() -> None:
-    """Have the C library keep freed memory for the next batch, one pool for all threads.
+    """Have the C library keep freed memory for the next batch, in one pool for all threads.
 
     By default glibc gives large blocks back to the system at once, and the system zeroes them
     again for the next batch: a fifth to a third of a forward pass on the CPU. Elsewhere nothing
@@ -78,7 +78,7 @@ def tune_malloc() -> None:
 
 
 class SerialWorker:
-    """A thread that does what it is given in order, while a few things wait at most."""
+    """A thread that calls functions one after the other; at most ``most`` calls wait."""
 
     def __init__(self, most: int):
         self.most = most
@@ -86,13 +86,13 @@ class SerialWorker:
         self.waiting: deque = deque()
 
     def do(self, function: Callable, *arguments) -> None:
-        """Raises what an earlier one has raised."""
+        """Queue a call; wait while too many are queued. Raises what an earlier call has raised."""
         while len(self.waiting) >= self.most:
             self.waiting.popleft().result()
         self.waiting.append(self.pool.submit(function, *arguments))
 
     def finish(self) -> None:
-        """Wait for all; raises what one of them has raised."""
+        """Wait for all calls; raises what one of them has raised."""
         while self.waiting:
             self.waiting.popleft().result()
 

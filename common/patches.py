@@ -93,13 +93,13 @@ def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
             and not same_pixel_grid(image_file, label_file, 0.5)
         ):
             raise DatasetError(
-                f"{pair.image} and its label lie on different ground; extract them again"
+                f"{pair.image} and its label do not cover the same ground; extract them again"
             )
         pixel = 4 * image_file.count + 9  # beside float32, a mask of int64 and validity
         if not fits_in_memory(pixel * image_file.height * image_file.width):
             raise DatasetError(
-                f"{pair.image} is {image_file.height} x {image_file.width} pixels, more than the "
-                "memory holds; cut it into patches"
+                f"{pair.image} is {image_file.height} x {image_file.width} pixels, more than "
+                "fits into memory; cut it into patches"
             )
         image, valid = Source(image_file).read()
         mask = read_label(Source(label_file), ignore_index)
@@ -134,6 +134,6 @@ def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:
     if not known:
         raise DatasetError(
             f"Patches like {pairs[0].image} do not all lie on the Earth: a transform does not fit "
-            "its CRS; mend it, or give --fold_by random"
+            "its CRS; fix it, or give --fold_by random"
         )
     return ground

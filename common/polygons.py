@@ -30,11 +30,11 @@ class Areas:
 
     classes: np.ndarray  # int32; -1 is nodata, whose areas are counted too
     pixels: np.ndarray  # int64
-    extent: np.ndarray  # float64, square metres; NaN when the map does not tell
+    extent: np.ndarray  # float64, square metres; NaN when it is unknown
     last: np.ndarray  # int32, the last row
 
     def united(self, number: np.ndarray, count: int) -> Areas:
-        """The ``count`` areas of which these are parts; ``number`` says of which each is."""
+        """The ``count`` areas of which these are parts; ``number`` is that of each."""
         classes, last = np.zeros((2, count), np.int32)
         classes[number] = self.classes
         np.maximum.at(last, number, self.last)
@@ -75,7 +75,7 @@ def label_strip(classes: np.ndarray, top: int, row_areas: np.ndarray):
     Returns:
         For each pixel the number of its area, (h, W) int32, and the ``Areas``.
     """
-    # runs, pieces of a row of one class, are mostly far fewer than pixels
+    # runs of one class in a row are mostly far fewer than pixels
     starts = np.ones(classes.shape, bool)
     starts[:, 1:] = classes[:, 1:] != classes[:, :-1]
     runs = np.cumsum(starts, dtype=np.int32).reshape(classes.shape) - 1
@@ -100,7 +100,7 @@ def labelled_strips(dataset, num_classes: int, rows: int, title: str) -> Iterato
         title: Of the progress bar.
 
     Yields:
-        First row, numbers (h, W) int32 that go on from strip to strip, and the strip's ``Areas``.
+        First row, numbers (h, W) int32 that continue from strip to strip, and the strip's ``Areas``.
 
     Raises:
         RasterError: A class that has no name.
@@ -269,6 +269,10 @@ def straighten(polygons: Sequence) -> np.ndarray:
 def polygons_of_strips(strips: Iterator, belongs: np.ndarray, areas: Areas) -> Iterator:
     """Turn areas into polygons strip by strip, without seams.
 
+    One call of ``rasterio.features.shapes`` over the merged areas of a whole map takes two thirds of
+    the time, but its memory grows with the number of polygons: for 10,980 x 10,980 noisy pixels
+    (2.9 million polygons) 5.8 GB instead of about 1.2.
+
     Args:
         strips: See ``labelled_strips``.
         belongs: The area of each number of the strips.
@@ -276,7 +280,7 @@ def polygons_of_strips(strips: Iterator, belongs: np.ndarray, areas: Areas) -> I
 
     Yields:
         Numbers of areas and their polygons in pixels, ordered by last row and first pixel; areas
-        that go on in the next strip wait for it.
+        that continue in the next strip wait for it.
     """
     import shapely
 
@@ -339,8 +343,8 @@ def write_polygons(
         The number of polygons.
 
     Raises:
-        RasterError: A class without a name, or ``min_area`` for a map whose CRS does not tell the
-            size of its pixels.
+        RasterError: A class without a name, or ``min_area`` for a map whose CRS does not
+            give the size of its pixels.
         SegmentationError: The GeoPackage cannot be written.
     """
     with (
@@ -354,8 +358,8 @@ def write_polygons(
         require_one_band(dataset)
         if min_area > 0 and pixel_areas(dataset) is None:
             raise RasterError(
-                f"{map_path} has no CRS that tells the size of its pixels, and so no smallest "
-                "area; assign one (gdal_edit.py -a_srs)"
+                f"{map_path} has no CRS that gives the size of its pixels, so --min_area "
+                "cannot be applied; assign one (gdal_edit.py -a_srs)"
             )
         strips = labelled_strips(dataset, len(names), rows, "areas")
         belongs, areas = find_areas(strips, min_area)

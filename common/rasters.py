@@ -21,7 +21,7 @@ from common.errors import RasterError, gdal_message
 from common.machine import fits_in_memory
 from common.tiffs import TIFF_SUFFIXES
 
-# GDAL drivers by suffix: a file of another format than its name says is refused
+# GDAL drivers by suffix: a file whose format is not that of its suffix is refused
 DRIVERS = {
     **dict.fromkeys(TIFF_SUFFIXES, ("GTiff",)),
     ".vrt": ("VRT",),
@@ -30,12 +30,12 @@ DRIVERS = {
 }
 SCENE_SUFFIXES = tuple(DRIVERS)
 # GDAL keeps up to 5 % of the machine's memory as block cache; a fixed size keeps memory flat.
-# rasterio hands the number on as bytes, where GDAL itself would take a small one as megabytes.
+# rasterio passes bytes on, where GDAL itself would take a small number as megabytes.
 GDAL_OPTIONS = {"GDAL_CACHEMAX": 256 * 2**20, "GDAL_NUM_THREADS": "ALL_CPUS"}
 
 
 def open_raster(path: str | Path) -> rasterio.DatasetReader:
-    """Open anything that GDAL reads, unless the file is not what its name says.
+    """Open anything that GDAL reads, unless its format is not that of its suffix.
 
     Raises:
         RasterError: The file is missing, unreadable, of another format than its suffix, holds
@@ -49,24 +49,24 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             tiff = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
             dataset = rasterio.open(path, **tiff)
     except rasterio.errors.RasterioIOError as error:
-        there = "; is it a whole raster? copy or write it again" * os.path.isfile(path)
+        there = "; is the file complete? copy or write it again" * os.path.isfile(path)
         raise RasterError(
             f"Cannot read {path}: {gdal_message(error)}{there}"
         ) from error
-    fault = _fault_of(dataset, suffix)
-    if fault:
+    problem = _problem_of(dataset, suffix)
+    if problem:
         dataset.close()
-        raise RasterError(f"{path} {fault}")
+        raise RasterError(f"{path} {problem}")
     return dataset
 
 
-def _fault_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
+def _problem_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
     """Why an open raster cannot be used, or None."""
     driver = dataset.driver
     if driver == "VRT" and suffix != ".vrt":
         return "is a VRT under another name; rename it to .vrt"
     if driver not in DRIVERS.get(suffix, (driver,)):
-        return f"is no {suffix} file but one of format {driver}; give it its right name"
+        return f"is not a {suffix} file: its format is {driver}; rename it"
     if dataset.count == 0:
         return "has no bands; name one of its subdatasets"
     if any("complex" in dtype for dtype in dataset.dtypes):
@@ -76,8 +76,8 @@ def _fault_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
     bands = dataset.count if together else 1
     if not fits_in_memory(size := height * width * dtype.itemsize * bands):
         return (
-            f"is stored in blocks of {height} x {width} pixels, {size / 1e9:.0f} GB each, which the "
-            "memory does not hold; write it again in tiles (gdal_translate -co TILED=YES)"
+            f"is stored in blocks of {height} x {width} pixels, {size / 1e9:.0f} GB each, more "
+            "than fits into memory; write it again in tiles (gdal_translate -co TILED=YES)"
         )
     return None
 
@@ -120,7 +120,7 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
     if bands is None:
         chosen = image_bands(dataset)
         if not chosen:
-            raise RasterError(f"{dataset.name} has no band beside alpha")
+            raise RasterError(f"{dataset.name} has no band besides alpha")
         return chosen
     chosen = []
     for item in (part.strip() for part in bands.split(",")):

@@ -1,4 +1,4 @@
-"""TIFF files as files: what their header says, whether all of their pixels are there."""
+"""TIFF files without GDAL: their header, whether all of their pixels are there."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def require_complete(path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """What a patch says of itself before it is decoded."""
+    """The shape and dtype of a patch, by its header."""
 
     bands: int
     height: int
@@ -95,7 +95,7 @@ def create_tiff(path: str | Path, **profile) -> Iterator[rasterio.io.DatasetWrit
     """A GeoTIFF to write to.
 
     Raises:
-        RasterError: Not all of it was written, which GDAL tells only in its log.
+        RasterError: Not all of it was written, which GDAL reports only in its log.
     """
     with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
         yield raster
@@ -107,4 +107,6 @@ def require_complete_tiff(path: str | Path) -> None:
     try:
         tiff_header(Path(path))
     except DatasetError as error:
-        raise RasterError(f"{path} was not written whole; is the disk full?") from error
+        raise RasterError(
+            f"{path} was not written completely; is the disk full?"
+        ) from error

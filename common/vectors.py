@@ -35,7 +35,7 @@ def read_vector(path: str) -> GeoDataFrame:
         table = read(path)
     except Exception as error:  # every driver raises its own kinds
         raise DatasetError(
-            f"{path} cannot be read as a vector file: {gdal_message(error):.100}; give a whole "
+            f"{path} cannot be read as a vector file: {gdal_message(error):.100}; give a complete "
             "GeoPackage, GeoJSON, or shapefile with its .shx and .dbf beside it"
         ) from error
     if not isinstance(table, geopandas.GeoDataFrame) or table.geometry.isna().all():
@@ -51,7 +51,7 @@ def in_pixels(table: GeoDataFrame, image: rasterio.DatasetReader, source: str):
     """The geometries of a table as a GeoSeries in the image's pixel coordinates (x, y).
 
     Raises:
-        DatasetError: There is no way between the two CRS.
+        DatasetError: No transformation between the two CRS is known.
     """
     from pyproj.exceptions import ProjError
 
@@ -60,7 +60,7 @@ def in_pixels(table: GeoDataFrame, image: rasterio.DatasetReader, source: str):
         outlines = table.geometry.to_crs(image.crs)
     except ProjError as error:
         raise DatasetError(
-            f"{source} cannot be brought into the CRS of {image.name}: {error}"
+            f"{source} cannot be transformed to the CRS of {image.name}: {error}"
         ) from error
     return outlines.affine_transform([a, b, d, e, c, f])
 
