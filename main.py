@@ -21,7 +21,7 @@ from training.settings import TrainingConfig
 
 
 def get_available_encoders() -> list[str]:
-    """Those of ``model_training``, which takes seconds to import."""
+    """See ``model_training``, which takes seconds to import."""
     import model_training
 
     return model_training.get_available_encoders()
@@ -53,8 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     about.add_argument(
         "--check",
         action="store_true",
-        help="look at all files and options, measure a batch, tell what stands against the run and "
-        "what it will take, and end",
+        help="check all files and options, measure a batch, report the problems found or what the "
+        "run will take, and end",
     )
     add_debug(about)
     return parser
@@ -74,16 +74,16 @@ def train(config: TrainingConfig) -> int:
 def check(config: TrainingConfig) -> int:
     from training.preflight import check_experiment, outlook_text
 
-    faults, outlook = check_experiment(config)
-    if not faults.tell() and is_main_process():
+    problems, outlook = check_experiment(config)
+    if not problems.report() and is_main_process():
         print(outlook_text(outlook))
-    return 1 if faults else 0
+    return 1 if problems else 0
 
 
 def interrupted(save_dir: str) -> str:
     best = Path(save_dir) / "model_best_combined.pth"
     so_far = f"the best model so far is {best}; " if best.exists() else ""
-    return f"interrupted; {so_far}--resume goes on"
+    return f"interrupted; {so_far}--resume continues the run"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.errors import SegmentationError
 
 LOST_PROCESS = (
-    "Another process of this run has ended; the same command with --resume goes on"
+    "Another process of this run has ended; the same command with --resume continues it"
 )
 TIMEOUT = timedelta(hours=2)  # of a collective; what takes longer is waited for outside
 POLL_SECONDS = 0.05  # between two looks at whether the main process has finished
@@ -38,9 +38,9 @@ class ProcessGroup:
         return self.rank == 0
 
     def broadcast(self, make: Callable, *arguments):
-        """What ``make`` gives in the main process, in all of them.
+        """Call ``make`` in the main process and give its result to all of them.
 
-        It may take hours: the others wait outside of any collective until it is there.
+        It may take hours: the others wait outside of any collective until it is done.
         """
         if self.store is None:
             return make(*arguments)
@@ -78,6 +78,43 @@ class ProcessGroup:
             action(*arguments)
         except RuntimeError as error:
             raise SegmentationError(LOST_PROCESS) from error
+
+
+@contextmanager
+def torch_errors(device: torch.device, scarce: str) -> Iterator[None]:
+    """Raise what torch reports in its own way as SegmentationError, which says what to do.
+
+    Args:
+        device: The one in use.
+        scarce: The options to lower where memory runs out, as "--batch_size or --num_workers".
+    """
+    try:
+        yield
+    except (RuntimeError, SegmentationError) as error:
+        message = translate_torch_error(error, device, scarce)
+        if message is None:
+            raise
+        raise SegmentationError(message) from error
+
+
+def translate_torch_error(
+    error: Exception, device: torch.device, scarce: str
+) -> str | None:
+    """One line for an error of torch; None for what is not known. See ``torch_errors``."""
+    text = str(error)
+    if isinstance(error, SegmentationError):
+        # one that a process of a DataLoader raised ends in its traceback
+        in_worker = "Original Traceback" in text
+        return text.splitlines()[-1].partition(": ")[2] if in_worker else None
+    if "memory" in text and ("out of" in text or "allocate" in text):
+        return f"The memory of {device} is too small; lower {scarce}"
+    if "DataLoader worker" in text:
+        return (
+            f"A process that reads patches was killed (out of memory?); lower {scarce}"
+        )
+    if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
+        return LOST_PROCESS
+    return None
 
 
 @contextmanager

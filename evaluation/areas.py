@@ -13,8 +13,8 @@ def estimate_areas(
     """Areas and accuracies of a map, corrected for its errors, with 95 % intervals.
 
     The stratified estimator of Olofsson et al. 2014 (Remote Sensing of Environment 148, 42-57,
-    equations 1-11): the classes of the map are the strata, and the matrix tells what a sample of
-    each really is. It needs a sample of ground that the model was not trained on.
+    equations 1-11): the classes of the map are the strata, and the matrix gives the true class
+    of a sample of each. It needs a sample of ground that the model was not trained on.
 
     The intervals of the paper hold for pixels drawn one by one. Pixels of a patch are right or
     wrong together, so a matrix per patch gives the same values and the errors of a sample of

@@ -1,9 +1,8 @@
-"""Whether pixels are right as often as the model is sure of them, and the temperature that mends it."""
+"""Whether pixels are right as often as the model is confident, and the temperature that corrects it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ TEMPERATURES = (0.05, 20.0)  # where the fit looks
 
 
 class Calibration:
-    """Whether pixels are right as often as the model is sure of them.
+    """Whether pixels are right as often as the model is confident.
 
     Counts per bin of confidence, so that memory does not grow with the pixels. Confidence is the
     probability of the chosen class; a binary model chooses the foreground from 0.5 on.
@@ -76,53 +75,32 @@ def expected_calibration_error(calibration: Calibration) -> float | None:
 class LogitSample:
     """Labelled pixels drawn at random from batches, each with the same chance.
 
-    Every labelled pixel gets a random number, and those with the smallest are kept; so the
-    sample depends on the seed and the order of the pixels, not on the batch size.
-    """
-
-    def __init__(self, size: int = 200_000, seed: int = 0):
-        self.size = size
-        self.rng = np.random.default_rng(seed)
-        self.keys = np.empty(0)
-        self.logits = np.empty((0, 1), np.float32)  # (M, K)
-        self.target = np.empty(0, np.int64)
-
-    def add(self, logits: Tensor, mask: Tensor) -> None:
-        """Draw from a batch: logits (N, K, H, W), mask (N, H, W)."""
-        classes = max(2, logits.shape[1])
-        places = ((mask >= 0) & (mask < classes)).nonzero()
-        keys = self.rng.random(len(places))
-        full = len(self.keys) == self.size
-        kept = keys < (self.keys.max(initial=0) if full else np.inf)
-        n, y, x = places[torch.from_numpy(kept).to(places.device)].T
-        keys = np.concatenate([self.keys, keys[kept]])
-        more = logits.detach()[n, :, y, x].float().cpu().numpy()  # (M, K)
-        more = np.concatenate([self.logits.reshape(-1, more.shape[1]), more])
-        target = np.concatenate([self.target, mask[n, y, x].cpu().numpy()])
-        best = slice(None)
-        if len(keys) > self.size:
-            best = np.sort(np.argpartition(keys, self.size)[: self.size])
-        self.keys, self.logits, self.target = keys[best], more[best], target[best]
-
-
-def sample_logits(
-    batches: Iterable[tuple[Tensor, Tensor]], size: int = 200_000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``size`` labelled pixels of all batches, each with the same chance.
+    The draw depends on the seed and the order of the pixels, not on the batch size.
 
     Args:
-        batches: Pairs of logits (N, K, H, W) and mask (N, H, W), on any device; pixels of no
-            class (``ignore_index``) are not labelled.
-        size: How many.
+        labelled: How many labelled pixels all batches have.
+        size: How many of them to draw, on average; all where there are no more.
         seed: Of the draw.
-
-    Returns:
-        logits (M, K) float32 and target (M,) int64.
     """
-    sample = LogitSample(size, seed)
-    for logits, mask in batches:
-        sample.add(logits, mask)
-    return sample.logits, sample.target
+
+    def __init__(self, labelled: int, size: int = 200_000, seed: int = 0):
+        self.share = size / max(labelled, 1)
+        self.rng = np.random.default_rng(seed)
+        self.drawn: list[tuple[np.ndarray, np.ndarray]] = []  # of each batch
+
+    def add(self, logits: Tensor, mask: Tensor) -> None:
+        """Draw from a batch: logits (N, K, H, W), mask (N, H, W), on any device."""
+        classes = max(2, logits.shape[1])
+        places = ((mask >= 0) & (mask < classes)).nonzero()
+        kept = self.rng.random(len(places)) < self.share
+        n, y, x = places[torch.from_numpy(kept).to(places.device)].T
+        chosen = logits.detach()[n, :, y, x].float(), mask[n, y, x]
+        self.drawn.append(tuple(part.cpu().numpy() for part in chosen))
+
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """What was drawn: logits (M, K) float32 and target (M,) int64."""
+        logits, target = zip(*self.drawn)
+        return np.concatenate(logits), np.concatenate(target)
 
 
 def negative_log_likelihood(logits: np.ndarray, target: np.ndarray) -> float:
@@ -146,8 +124,8 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
     """The temperature that logits are divided by to give the likeliest probabilities.
 
     Temperature scaling (Guo et al. 2017, On calibration of modern neural networks): above 1 the
-    model was too sure of itself. The chosen class of a pixel stays; for a binary model as long
-    as its threshold is 0.5.
+    model was overconfident. The chosen class of a pixel stays; for a binary model as long as its
+    threshold is 0.5.
 
     Args:
         logits: (M, K) float32 of pixels that the model was not trained on; K = 1 is binary.

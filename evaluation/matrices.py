@@ -28,13 +28,18 @@ def fold_statistics(values: Sequence[float]) -> dict:
     }
 
 
-def fold_summary(results: Sequence[dict]) -> dict:
-    """``fold_statistics`` of each score that at least one fold has."""
-    known = {
+def known_values(results: Sequence[dict]) -> dict[str, list[float]]:
+    """The values of each score over several results, without those that lack it."""
+    return {
         key: [result[key] for result in results if result[key] is not None]
         for key in HEADLINES
     }
-    return {key: fold_statistics(values) for key, values in known.items() if values}
+
+
+def fold_summary(results: Sequence[dict]) -> dict:
+    """``fold_statistics`` of each score that at least one fold has."""
+    known = known_values(results).items()
+    return {key: fold_statistics(values) for key, values in known if values}
 
 
 def block_bootstrap(
@@ -43,7 +48,7 @@ def block_bootstrap(
     """95 % percentile interval of each score of summed matrices, by resampling blocks.
 
     Blocks are drawn with replacement, as many as there are; pixels and patches are not, since
-    neighbours tell the same. A draw may lack a class that few blocks hold; its means are then over
+    neighbours are alike. A draw may lack a class that few blocks hold; its means are then over
     the others.
 
     Args:
@@ -66,21 +71,15 @@ def block_bootstrap(
     results = [
         measure(total) for total in np.tensordot(times.astype(float), matrices, 1)
     ]
-    found = {
-        key: [result[key] for result in results if result[key] is not None]
-        for key in HEADLINES
-    }
     return {
         key: np.percentile(values, [2.5, 97.5]).tolist() if values else None
-        for key, values in found.items()
+        for key, values in known_values(results).items()
     }
 
 
 def score_gap(random: dict, blocked: dict) -> dict:
     """By how much each score of the first is better; None where one of them is missing."""
     return {
-        key: random[key] - blocked[key]
-        if None not in (random[key], blocked[key])
-        else None
+        key: None if None in (random[key], blocked[key]) else random[key] - blocked[key]
         for key in HEADLINES
     }

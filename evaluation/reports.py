@@ -1,4 +1,4 @@
-"""Logs and plots of a training, and what is collected while a test is evaluated."""
+"""Logs and plots of a training, and what the evaluation of a test split collects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model_training import confusion_matrix, predict_classes
 
 
 class TestCollector:
-    """Looks on while test patches are evaluated, one after the other."""
+    """Collects calibration, examples and confusion matrices while test patches are evaluated."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ def write_log(target: Path, rows: Sequence[dict]) -> None:
 def plot_training(target: Path, report: dict) -> None:
     """Draw a report: loss and score curves, bars per class, confusion matrix.
 
-    Bars and matrix are those of the test split, else pooled over the folds, else those that a fold
-    holds out, else validation; a run that is not finished has only curves.
+    Bars and matrix are those of the test split, else pooled over the folds, else of what a fold
+    holds out, else of validation; a run that is not finished has only curves.
     """
     from matplotlib.figure import Figure
 
@@ -80,10 +80,9 @@ def plot_training(target: Path, report: dict) -> None:
     rows = 2 if source else 1
     figure = Figure(figsize=(14, 5 * rows), layout="constrained")
     losses, curves, *below = figure.subplots(rows, 2).ravel()
-    for index, rows in enumerate(runs):
-        epochs = [row["epoch"] for row in rows]
-        faint = 1.0 if len(runs) == 1 else 0.6
-        first = index == 0
+    for number, history in enumerate(runs):
+        epochs = [row["epoch"] for row in history]
+        style = {"alpha": 1.0 if len(runs) == 1 else 0.6, "marker": "."}
         for axes, key, name, colour in (
             (losses, "train_loss", "training", "C0"),
             (losses, "val_loss", "validation", "C1"),
@@ -91,12 +90,10 @@ def plot_training(target: Path, report: dict) -> None:
             (curves, "val_f1", "F1", "C3"),
             (curves, "val_kappa", "kappa", "C4"),
         ):
-            if key in rows[0]:
-                values = [np.nan if row[key] is None else row[key] for row in rows]
-                label = name if first else None
-                axes.plot(
-                    epochs, values, color=colour, alpha=faint, label=label, marker="."
-                )
+            if key in history[0]:
+                values = [np.nan if row[key] is None else row[key] for row in history]
+                label = None if number else name
+                axes.plot(epochs, values, color=colour, label=label, **style)
     best = report.get("best_epoch", {}).get("combined")
     if best:
         curves.axvline(
@@ -128,7 +125,7 @@ def plot_reliability(
         curves: Reports of ``Calibration`` by what they are called in the legend.
         title: Above.
     """
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as sure as right")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfectly calibrated")
     for number, (name, report) in enumerate(curves.items()):
         pixels = np.array(report["pixels"])
         filled = pixels > 1e-4 * pixels.sum()
@@ -148,7 +145,7 @@ def plot_reliability(
 
 
 def draw_calibration(target: Path, calibration: dict) -> None:
-    """Draw the reliability before and after the temperature, where there is one."""
+    """Draw the reliability of a test before and after the temperature."""
     from matplotlib.figure import Figure
 
     curves = {"network": calibration["before"]}
@@ -163,11 +160,9 @@ def draw_calibration(target: Path, calibration: dict) -> None:
 def _draw_bars(axes, result: dict, source: str) -> None:
     entries = result["per_class"]
     places = np.arange(len(entries))
-    for shift, key in ((-0.2, "iou"), (0.2, "f1")):
+    for shift, key, name in ((-0.2, "iou", "IoU"), (0.2, "f1", "F1")):
         values = [entry[key] or 0 for entry in entries]
-        drawn = axes.bar(
-            places + shift, values, 0.38, label=key.upper().replace("IOU", "IoU")
-        )
+        drawn = axes.bar(places + shift, values, 0.38, label=name)
         labels = ["-" if e[key] is None else f"{e[key]:.2f}" for e in entries]
         axes.bar_label(drawn, labels, fontsize=8)
     names = [entry["name"] for entry in entries]
@@ -193,9 +188,6 @@ def _draw_matrix(figure, axes, result: dict, source: str) -> None:
     )
     if len(names) <= 16:
         for (row, column), share in np.ndenumerate(shares):
-            colour = "white" if share > 0.5 else "black"
-            text = f"{share:.2f}"
-            axes.text(
-                column, row, text, ha="center", va="center", color=colour, fontsize=8
-            )
+            style = {"color": "white" if share > 0.5 else "black", "fontsize": 8}
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", **style)
     figure.colorbar(drawn, ax=axes, shrink=0.8)

@@ -1,4 +1,4 @@
-"""What a trained model is worth: validation, calibration, test, areas; the final model's file."""
+"""The evaluation of a trained model: validation, calibration, test, areas; the final model's file."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ log = logging.getLogger("semanticseg4eo")
 def export(
     run: TrainingRun, test: SampleIndex | None, held_out: HeldOutCollector | None = None
 ) -> dict:
-    """Take the best weights, examine them, write the final model and the picture.
+    """Take the best weights, evaluate them, write the final model and the plot.
 
     Args:
         run: A run that was fitted.
-        test: Patches to examine with all that there is to know.
+        test: Patches for the full evaluation.
         held_out: Those of a fold, which get scores alone.
 
     Returns:
@@ -51,32 +51,32 @@ def export(
         "best_epoch": dict(run.history.best_epoch),
         "best": dict(run.history.best),
     }
-    run.sample = LogitSample(seed=run.config.seed)
-    report["validation"] = evaluate_split(run, run.validation, run.sample.add)
-    calibrate(run, [run.sample])
+    sample = LogitSample(run.validation.counts.sum(), seed=run.config.seed)
+    report["validation"] = evaluate_split(run, run.validation, sample.add)
+    calibrate(run, [sample])
     if held_out:
-        report["held_out"] = evaluate_split(run, held_out.survey, held_out)
+        report["held_out"] = evaluate_split(run, held_out.index, held_out)
     report |= evaluate_test(run, test)
     kinds = ("validation", "held_out", "test")
     run.save("final_model", {key: report[key] for key in kinds if key in report})
     report["history"] = run.history.rows
     report["class_names"] = run.names
-    if held_out:  # the report of a whole run gets more, and is written once it has
+    if held_out:  # the report of a whole run gets more keys first
         write_json(run.save_dir / "model_metrics.json", report)
     plot_training(run.save_dir / "model_training_plot.png", report)
     return report
 
 
 def evaluate_split(
-    run: TrainingRun, survey: SampleIndex, watch: Callable | None = None
+    run: TrainingRun, index: SampleIndex, watch: Callable | None = None
 ) -> dict:
-    """Loss and scores of a run's model on surveyed patches, in float32, by this process alone.
+    """Loss and scores of a run's model on some patches, in float32, by this process alone.
 
     ``watch`` is that of ``evaluate``.
     """
     loss, matrix = evaluate(
         run.model,
-        run.loader(survey, group=ProcessGroup()),
+        run.loader(index, group=ProcessGroup()),
         run.loss,
         run.device,
         run.model_config.label_classes,
@@ -86,11 +86,10 @@ def evaluate_split(
 
 
 def calibrate(run: TrainingRun, samples: Sequence[LogitSample]) -> None:
-    """Fit a run's temperature on pixels that its model, or those of its folds, did not learn."""
+    """Fit a run's temperature on pixels that its model, or those of its folds, did not train on."""
     if run.config.no_calibration:
         return
-    logits = np.concatenate([sample.logits for sample in samples])
-    target = np.concatenate([sample.target for sample in samples])
+    logits, target = map(np.concatenate, zip(*(sample.pixels() for sample in samples)))
     run.temperature = fit_temperature(logits, target)
     log.info(
         "temperature %.3f, from %d validation pixels", run.temperature, len(target)
@@ -98,29 +97,29 @@ def calibrate(run: TrainingRun, samples: Sequence[LogitSample]) -> None:
 
 
 def evaluate_test(run: TrainingRun, test: SampleIndex | None) -> dict:
-    """Examine a run's model on test/: scores, calibration, areas if asked for, two pictures.
+    """Evaluate a run's model on test/: scores, calibration, areas if asked for, two pictures.
 
     Returns:
         The keys ``test``, ``calibration`` and ``areas`` of a report; nothing without patches.
     """
     if not test:
         return {}
-    seen = TestCollector(test.pairs, test.counts, run.temperature or 1.0)
+    collector = TestCollector(test.pairs, test.counts, run.temperature or 1.0)
     report = {
-        "test": evaluate_split(run, test, seen),
-        "calibration": seen.calibration(),
+        "test": evaluate_split(run, test, collector),
+        "calibration": collector.calibration(),
     }
     if run.config.area_estimation:
-        surveys = [survey for survey in (run.train, run.validation, test) if survey]
-        ground, in_metres = map_patches(run, [p for s in surveys for p in s.pairs])
+        splits = [split for split in (run.train, run.validation, test) if split]
+        ground, in_metres = map_patches(run, [p for s in splits for p in s.pairs])
         area = 1.0 if in_metres else None
-        areas = estimate_areas(np.stack(seen.matrices), ground, area)
+        areas = estimate_areas(np.stack(collector.matrices), ground, area)
         for entry in areas["per_class"]:
             entry["name"] = run.names[entry["class"]]
         report["areas"] = areas
     draw_calibration(run.save_dir / "model_reliability.png", report["calibration"])
     pictures = run.save_dir / "model_test_examples.png"
-    draw_examples(pictures, seen.examples, run.names, run.config.ignore_index)
+    draw_examples(pictures, collector.examples, run.names, run.config.ignore_index)
     return report
 
 
@@ -130,7 +129,7 @@ def map_patches(
     """How much ground each class has in a run's map of patches, labelled or not.
 
     Returns:
-        (K,) square metres and True; pixels and False where the CRS of a patch does not tell.
+        (K,) square metres and True; pixels and False where a patch has no usable CRS.
     """
     classes = run.model_config.label_classes
     pixels, sizes = [], []
@@ -150,11 +149,11 @@ def map_patches(
 
 
 class HeldOutCollector:
-    """Looks on while the patches that a fold holds out are evaluated, one after the other."""
+    """Collects logits and confusion matrices while a fold's held-out patches are evaluated."""
 
-    def __init__(self, survey: SampleIndex, classes: int, seed: int):
-        self.survey, self.classes = survey, classes
-        self.sample = LogitSample(seed=seed)
+    def __init__(self, index: SampleIndex, seed: int):
+        self.index, self.classes = index, index.counts.shape[1]
+        self.sample = LogitSample(index.counts.sum(), seed=seed)
         self.matrices = []  # (K, K) of each patch
 
     def found(self) -> list[np.ndarray]:

@@ -35,7 +35,7 @@ def train_folds(
     device,
     group: ProcessGroup,
 ) -> tuple[list[dict], np.ndarray, list[LogitSample]]:
-    """Train a model per fold and examine it, once, on the patches that it is held out from.
+    """Train a model per fold and evaluate it, once, on the patches that the fold holds out.
 
     Returns:
         A report per fold, the confusion matrix of each patch (P, K, K) by the model that did not
@@ -53,7 +53,7 @@ def train_folds(
         )
         build(run)
         fit(run)
-        held_out = HeldOutCollector(pooled.subset(fold.held_out), classes, config.seed)
+        held_out = HeldOutCollector(pooled.subset(fold.held_out), config.seed)
         reports.append(group.broadcast(export, run, None, held_out))
         matrices[fold.held_out] = group.broadcast(held_out.found)
         samples.append(held_out.sample)
@@ -63,10 +63,10 @@ def train_folds(
 def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     """K-fold cross-validation over train/ and validation/, then a final model on all of it.
 
-    Each fold chooses its best epoch by validation patches of its own and is examined, once, on
+    Each fold chooses its best epoch by validation patches of its own and is evaluated, once, on
     what it holds out. With ``--fold_by both`` the folds at random come first, for comparison. The
     final model is trained for the median of the epochs that the (other) folds found best; test/,
-    when there, is the examination of that model alone.
+    where there is one, evaluates that model alone.
     """
     cache = make_cache(config)
     pooled = index_split(config, "train", None, cache)
@@ -126,8 +126,8 @@ def export_folds(
     samples: Sequence[LogitSample],
     test: SampleIndex | None,
 ) -> dict:
-    """Calibrate the final model of k-fold, examine it, write it and the picture; its report."""
-    for criterion in ("loss", "iou"):  # what the checkpoint tells of its validation
+    """Calibrate the final model of k-fold, evaluate it, write it and the plot; its report."""
+    for criterion in ("loss", "iou"):  # what the checkpoint stores of its validation
         best = [fold["best"][criterion] for fold in report["folds"]]
         final.history.best[criterion] = float(np.mean(best))
     calibrate(final, samples)

@@ -23,7 +23,7 @@ def needed_splits(config: TrainingConfig) -> tuple[str, ...]:
 
 
 def require_patches(config: TrainingConfig) -> None:
-    """Look at all splits before any patch is read, which takes long.
+    """Check that all splits are there before any patch is read, which takes long.
 
     Raises:
         DatasetError: A split without patches, a patch without its partner, or one that is cut off.
@@ -42,49 +42,48 @@ def index_split(
     cache: PatchCache | None = None,
     required=True,
 ):
-    """The survey of a split, or None when it is not required and has no patches."""
+    """The index of a split, or None when it is not required and has no patches."""
     pairs = list_pairs(config.dataset_root, split, required)
     if not pairs:
         return None
-    survey = index_samples(
-        pairs, config.label_classes, config.ignore_index, like, cache
-    )
-    require_usable(config, split, survey)
-    log.info("%-10s %5d patches of %d x %d pixels, %d bands", split, len(pairs), *survey.shape[1:],
-             survey.shape[0])  # fmt: skip
-    return survey
+    index = index_samples(pairs, config.label_classes, config.ignore_index, like, cache)
+    require_usable(config, split, index)
+    bands, *size = index.shape
+    line = "%-10s %5d patches of %d x %d pixels, %d bands"
+    log.info(line, split, len(pairs), *size, bands)
+    return index
 
 
-def require_usable(config: TrainingConfig, split: str, survey: SampleIndex) -> None:
+def require_usable(config: TrainingConfig, split: str, index: SampleIndex) -> None:
     """Raise DatasetError where a split has other bands than asked for, or no label."""
-    bands = survey.shape[0]
+    bands = index.shape[0]
     if config.in_channels not in (None, bands):
         raise DatasetError(
             f"--in_channels {config.in_channels}, but the patches in {config.dataset_root} have "
             f"{bands} bands"
         )
-    if survey.counts.sum() == 0:
+    if index.counts.sum() == 0:
         raise DatasetError(
-            f"No patch of the {split} split has a labelled pixel that is valid in the image; look "
-            "at the nodata of both, and at --ignore_index"
+            f"No patch of the {split} split has a labelled pixel that is valid in the image; check "
+            "the nodata values of both, and --ignore_index"
         )
 
 
-def require_several_classes(survey: SampleIndex) -> None:
+def require_several_classes(index: SampleIndex) -> None:
     """Raise DatasetError when all labelled pixels are of one class."""
-    present = np.flatnonzero(survey.counts.sum(axis=0))
+    present = np.flatnonzero(index.counts.sum(axis=0))
     if len(present) < 2:
         raise DatasetError(
-            f"All labelled training pixels are class {present[0]}: there is nothing to tell apart "
+            f"All labelled training pixels are class {present[0]}: there is nothing to learn "
             "(255 means unlabelled; if it is a class, extract with --label_values 0,255)"
         )
 
 
-def names_for(config: TrainingConfig, survey: SampleIndex) -> list[str]:
+def names_for(config: TrainingConfig, index: SampleIndex) -> list[str]:
     """Class names: given, else stored with the labels, else numbers."""
     if config.class_names:
         return [name.strip() for name in config.class_names.split(",")]
-    stored = survey.class_names
+    stored = index.class_names
     if stored and len(stored) == config.label_classes:
         return stored
     return default_class_names(1 if config.mode == "binary" else config.classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.distributed import distribute
-from common.files import atomic_copy
+from common.files import atomic_write
 from common.text import duration
 from evaluation.reports import plot_training, write_log
 from model_training import HEADLINES, combined_score, scores
@@ -20,20 +21,23 @@ from training.run import History, TrainingRun, make_stepper
 
 log = logging.getLogger("semanticseg4eo")
 
+PLOT_SECONDS = 60  # at least, between two plots of a running training
+
 
 def fit(run: TrainingRun) -> History:
-    """Train a prepared run: epochs, best checkpoints, early stopping, log and plot.
+    """Train a built run: epochs, best checkpoints, early stopping, log and plot.
 
     Without validation patches all epochs are run and no best checkpoint is written.
     """
     config, model, group, history = run.config, run.model, run.group, run.history
     training = run.loader(run.train, training=True)
     validation = run.loader(run.validation) if run.validation else None
-    progress = ResumeState(run, *make_stepper(run, len(training)))
-    stepper = progress.stepper
+    state = ResumeState(run, *make_stepper(run, len(training)))
+    stepper = state.stepper
     if config.resume:
-        progress.restore()
-    wrapped, was_frozen, told = None, None, time.perf_counter()
+        state.load()
+    wrapped, was_frozen = None, None
+    reported = plotted = time.perf_counter()
     first = len(history.rows) + 1
     for epoch in range(first, run.epochs + 1):
         waited = len(history.rows) - history.best_epoch.get("combined", 0)
@@ -59,39 +63,42 @@ def fit(run: TrainingRun) -> History:
         row["train_loss"] = train_one_epoch(
             wrapped, bar, run.loss, stepper, run.device, run.precision, group, frozen
         )
-        history.rows.append(row)
-        marks = []
         group.broadcast_buffers(model)
-        if validation:
-            row["val_loss"], matrix = evaluate(
-                model,
-                validation,
-                run.loss,
-                run.device,
-                run.model_config.label_classes,
-                precision=run.precision,
-                group=group,
-            )
-            result = scores(matrix, run.names, config.mode == "binary")
-            row |= {f"val_{key}": result[key] for key in HEADLINES}
-            row["val_combined"] = combined_score(result)
-            marks = save_best(run, row, result)
-        # from line to line, so that what the last epoch wrote is counted too
-        row["seconds"], told = time.perf_counter() - told, time.perf_counter()
-        progress.advance()
-        log.info(epoch_line(history.rows[first - 1 :], run.epochs, marks))
+        history.rows.append(row)
+        better = validate(run, validation, row) if validation else []
+        # from report to report, so that what the last epoch wrote is counted too
+        row["seconds"], reported = time.perf_counter() - reported, time.perf_counter()
+        state.advance()
+        log.info(epoch_line(history.rows[first - 1 :], run.epochs, better))
         if group.is_main_process:
-            progress.save()
+            state.save()
             write_log(run.save_dir / "model_training_log.csv", history.rows)
-            picture = run.save_dir / "model_training_plot.png"
-            plot_training(picture, {"history": history.rows})
-        group.barrier()  # nobody goes on without what is needed to resume
+            if time.perf_counter() - plotted >= PLOT_SECONDS:
+                picture = run.save_dir / "model_training_plot.png"
+                plot_training(picture, {"history": history.rows})
+                plotted = time.perf_counter()
+        group.barrier()  # no process continues without what is needed to resume
     return history
 
 
-def save_best(run: TrainingRun, row: dict, result: dict) -> list[str]:
-    """Write the best checkpoints that this epoch improves; their criteria."""
-    history = run.history
+def validate(run: TrainingRun, validation, row: dict) -> list[str]:
+    """Evaluate an epoch, add its scores to its row, write the best checkpoints that it improves.
+
+    Returns:
+        The criteria by which it is the best so far.
+    """
+    row["val_loss"], matrix = evaluate(
+        run.model,
+        validation,
+        run.loss,
+        run.device,
+        run.model_config.label_classes,
+        precision=run.precision,
+        group=run.group,
+    )
+    result = scores(matrix, run.names, run.config.mode == "binary")
+    row |= {f"val_{key}": result[key] for key in HEADLINES}
+    row["val_combined"] = combined_score(result)
     values = {
         "loss": row["val_loss"],
         "iou": row["val_iou"] or 0.0,  # None where there is no foreground at all
@@ -100,18 +107,19 @@ def save_best(run: TrainingRun, row: dict, result: dict) -> list[str]:
     better = [
         name
         for name, value in values.items()
-        if history.improve(name, value, higher=name != "loss")
+        if run.history.improve(name, value, higher=name != "loss")
     ]
     if better and run.group.is_main_process:
         metrics = {"epoch": row["epoch"], "validation": result}
         written = run.save(f"best_{better[0]}", metrics)
-        for name in better[1:]:  # the same in all
-            atomic_copy(written, run.save_dir / f"model_best_{name}.pth")
+        for name in better[1:]:  # the same in all; a copy takes half as long as saving
+            with atomic_write(run.save_dir / f"model_best_{name}.pth") as part:
+                shutil.copyfile(written, part)
     return better
 
 
-def epoch_line(rows: Sequence[dict], epochs: int, marks: Sequence[str]) -> str:
-    """One aligned line that tells an epoch, the last of those run since the start."""
+def epoch_line(rows: Sequence[dict], epochs: int, better: Sequence[str]) -> str:
+    """One aligned line that reports an epoch, the last of those run since the start."""
     row = rows[-1]
 
     def number(key: str) -> str:
@@ -125,4 +133,4 @@ def epoch_line(rows: Sequence[dict], epochs: int, marks: Sequence[str]) -> str:
     # the first epoch of several takes longer than others
     usual = np.mean([row["seconds"] for row in (rows[1:] or rows)])
     parts.append(f"left {duration((epochs - row['epoch']) * usual)}")
-    return "  ".join(parts) + (f"  * best {', '.join(marks)}" if marks else "")
+    return "  ".join(parts) + (f"  * best {', '.join(better)}" if better else "")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common import files
 from common.devices import local_device
-from common.distributed import LOST_PROCESS, ProcessGroup, init_distributed
-from common.errors import DatasetError, SegmentationError
+from common.distributed import ProcessGroup, init_distributed, torch_errors
+from common.errors import DatasetError
 from common.files import remove_partial_files, write_json
 from common.machine import tune_malloc
 from common.patches import list_pairs
@@ -29,18 +29,20 @@ from training.run import TrainingRun, build
 from training.samples import make_cache
 from training.settings import TrainingConfig
 
+SCARCE = "--batch_size or --num_workers"  # what takes memory
+
 
 def run_experiment(config: TrainingConfig) -> dict:
     """Train as the settings say, write all files of ``--save_dir``; the report.
 
     Raises:
-        SegmentationError: Anything in the data or the settings that cannot be right; found before
-            training begins.
+        SegmentationError: Anything in the data or the settings that cannot be right, found before
+            training begins; memory that is too small, or a process that was lost.
     """
     device = local_device(config.device)
     training_precision(config.amp, device)
-    for require_something in PREFLIGHT_CHECKS:
-        require_something(config)
+    for check in PREFLIGHT_CHECKS:
+        check(config)
     require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
@@ -48,40 +50,17 @@ def run_experiment(config: TrainingConfig) -> dict:
     if device.type == "cpu":
         tune_malloc()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    with init_distributed(backend) as group, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch_errors(device, SCARCE))
+        group = stack.enter_context(init_distributed(backend))
         if group.is_main_process:
-            sole_run = files.exclusive_lock("--save_dir", save_dir, save_dir)
-            stack.enter_context(sole_run)
+            lock = files.exclusive_lock("--save_dir", save_dir, save_dir)
+            stack.enter_context(lock)
             remove_partial_files(run_files(save_dir))
-        try:
-            report |= run_kind(config, device, group)
-        except (RuntimeError, SegmentationError) as error:
-            if known := translate_torch_error(error, config, device):
-                raise known from error
-            raise
+        report |= run_kind(config, device, group)
         if group.is_main_process:
             write_json(save_dir / "model_metrics.json", report)
     return report
-
-
-def translate_torch_error(error: Exception, config: TrainingConfig, device):
-    """What torch reports in its own way, as SegmentationError; None for what is not known."""
-    text = str(error)
-    if isinstance(error, SegmentationError):  # of a process that reads patches
-        line = text.splitlines()[-1].partition(": ")[2]
-        return SegmentationError(line) if "Original Traceback" in text else None
-    if "memory" in text and ("out of" in text or "allocate" in text):
-        return SegmentationError(
-            f"The memory of {device} does not hold {config.batch_size} patches; lower --batch_size"
-        )
-    if "DataLoader worker" in text:
-        return SegmentationError(
-            "A process that reads patches was killed (no memory left?); lower --num_workers or "
-            "--batch_size"
-        )
-    if "gloo" in text or "NCCL" in text:
-        return SegmentationError(LOST_PROCESS)
-    return None
 
 
 def require_model(config: TrainingConfig) -> None:
@@ -95,17 +74,17 @@ def require_test(config: TrainingConfig) -> None:
         config.dataset_root, "test", required=False
     ):
         raise DatasetError(
-            f"--area_estimation: {config.dataset_root} has no test split to learn the map's "
+            f"--area_estimation: {config.dataset_root} has no test split to estimate the map's "
             "errors from; leave it out, or extract with a --test_ratio"
         )
 
 
-# what the settings alone tell
+# what can be checked before any patch is read
 PREFLIGHT_CHECKS = (require_model, require_output, require_test)
 
 
 def train_split(config: TrainingConfig, device, group: ProcessGroup) -> dict:
-    """Train on train/, choose on validation/, examine the final model on test/."""
+    """Train on train/, choose on validation/, evaluate the final model on test/."""
     cache = make_cache(config)
     train = index_split(config, "train", None, cache)
     validation = index_split(config, "validation", train, cache)

@@ -115,9 +115,8 @@ def train_one_epoch(
             stepper.scaler.scale(value / in_step).backward()
         if steps_now:
             stepper.step()
-        sums[0] += value.detach() * len(
-            images
-        )  # no .item(): it would wait for the device
+        # no .item(): it would wait for the device
+        sums[0] += value.detach() * len(images)
         sums[1] += len(images)
     group.all_reduce(sums)
     total, count = sums.tolist()

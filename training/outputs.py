@@ -8,7 +8,7 @@ from common.errors import require
 from common.files import require_folder
 from training.settings import TrainingConfig
 
-# what a run writes; that of an earlier one is removed, since its folds would be taken for new ones
+# what a run writes; what an earlier one left is removed, since its folds would look like new ones
 RUN_FILES = (
     "model_best_loss.pth", "model_best_iou.pth", "model_best_combined.pth",
     "model_final_model.pth", "model_last.pth", "model_metrics.json", "model_training_log.csv",
@@ -32,7 +32,7 @@ def former_files(save_dir: Path) -> list[Path]:
 def clear_former_run(config: TrainingConfig) -> None:
     """Remove the files of an earlier run, and the folders of its folds where nothing else lies.
 
-    With ``--resume`` they stay: the run goes on with them.
+    With ``--resume`` they stay: the run continues with them.
     """
     save_dir = Path(config.save_dir)
     if config.resume:

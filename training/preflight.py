@@ -1,4 +1,4 @@
-"""``main.py --check``: all that a run would look at, and what it will take."""
+"""``main.py --check``: the problems of a run, and what it will take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from common import SPLITS
 from common.console import Problems
 from common.devices import local_device, peak_memory
+from common.distributed import torch_errors
 from common.patches import list_pairs
 from common.text import duration
 from training.dataset import (
@@ -16,7 +17,7 @@ from training.dataset import (
     require_several_classes,
     require_usable,
 )
-from training.experiment import PREFLIGHT_CHECKS, translate_torch_error
+from training.experiment import PREFLIGHT_CHECKS, SCARCE
 from training.folds import plan_all_folds
 from training.loop import evaluate, train_one_epoch, training_precision
 from training.run import TrainingRun, build, make_stepper
@@ -25,58 +26,57 @@ from training.settings import TrainingConfig
 
 
 def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
-    """Look at all that a run would look at, and do none of its work.
+    """Check all that a run would need, and do none of its work.
 
     Returns:
-        What stands against the run, a line each; and, when nothing does, what it will take:
+        The problems found, a line each; and, where there are none, what the run will take:
         "patches" per split, "parameters", "epoch_seconds" and "total_seconds" at most (measured on
         a batch), and "memory" in bytes (of the GPU, else of this process).
     """
-    faults = Problems()
-    device = faults.attempt(local_device, config.device)
+    problems = Problems()
+    device = problems.attempt(local_device, config.device)
     if device:
-        faults.attempt(training_precision, config.amp, device)
-    for require_something in PREFLIGHT_CHECKS:
-        faults.attempt(require_something, config)
-    surveys: dict[str, SampleIndex] = {}
+        problems.attempt(training_precision, config.amp, device)
+    for check in PREFLIGHT_CHECKS:
+        problems.attempt(check, config)
+    splits: dict[str, SampleIndex] = {}
     like = None
     for split in SPLITS:
         needed = split in needed_splits(config)
-        pairs = faults.attempt(list_pairs, config.dataset_root, split, needed) or []
+        pairs = problems.attempt(list_pairs, config.dataset_root, split, needed) or []
         classes, ignored = config.label_classes, config.ignore_index
-        survey = index_samples(pairs, classes, ignored, like, faults=faults)
-        if survey:
-            like, surveys[split] = like or survey, survey
-            faults.attempt(require_usable, config, split, survey)
-    train, validation = surveys.get("train"), surveys.get("validation")
+        index = index_samples(pairs, classes, ignored, like, problems=problems)
+        if index:
+            like, splits[split] = like or index, index
+            problems.attempt(require_usable, config, split, index)
+    train, validation = splits.get("train"), splits.get("validation")
     if train and config.val_strategy == "kfold":
         train, validation = train + validation if validation else train, None
-        faults.attempt(plan_all_folds, config, train)
+        problems.attempt(plan_all_folds, config, train)
     if train:
-        faults.attempt(require_several_classes, train)
-    if faults:
-        return faults, {}
-    names = names_for(config, train)
-    place = Path(config.save_dir)
+        problems.attempt(require_several_classes, train)
+    if problems:
+        return problems, {}
+    names, place = names_for(config, train), Path(config.save_dir)
     run = TrainingRun(config, train, validation, place, names, config.epochs, device)
-    try:
-        faults.attempt(build, run)
-        took = faults.attempt(measure_batches, run) or {}
-    except RuntimeError as error:
-        took, fault = {}, translate_torch_error(error, config, device)
-        if not fault:
-            raise
-        faults.note(str(fault))
-    patches = {split: len(survey.pairs) for split, survey in surveys.items()}
-    return faults, took | {"patches": patches}
+    outlook = problems.attempt(measure_run, run) or {}
+    patches = {split: len(index.pairs) for split, index in splits.items()}
+    return problems, outlook | {"patches": patches}
 
 
-def measure_batches(run: TrainingRun) -> dict:
-    """Train and evaluate a batch of a prepared run; what the run will take by that.
+def measure_run(run: TrainingRun) -> dict:
+    """Build a run's model, train and evaluate a batch; what the run will take by that.
 
     Returns:
         See ``check_experiment``.
     """
+    with torch_errors(run.device, SCARCE):
+        build(run)
+        return measure_batches(run)
+
+
+def measure_batches(run: TrainingRun) -> dict:
+    """See ``measure_run``, for a run that is built."""
     config, device, seconds = run.config, run.device, []
     loader = run.loader(run.train, training=True)
     stepper, _ = make_stepper(run, len(loader))
@@ -94,9 +94,8 @@ def measure_batches(run: TrainingRun) -> dict:
     runs = 1.0
     if config.val_strategy == "kfold":
         kinds = 2 if config.fold_by == "both" else 1
-        runs += kinds * (
-            config.n_splits - 1
-        )  # each fold sees that share of all patches
+        # each fold trains on (n - 1) / n of all patches
+        runs += kinds * (config.n_splits - 1)
     return {
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "epoch_seconds": epoch,
@@ -116,4 +115,4 @@ def outlook_text(outlook: dict) -> str:
     ]
     if outlook["memory"]:
         lines.append(f"memory        {outlook['memory'] / 1e9:.1f} GB")
-    return "\n".join([*lines, "Nothing stands against this run."])
+    return "\n".join([*lines, "No problems found."])

@@ -1,29 +1,26 @@
-"""How far a run has come, stored so that the same command goes on from there."""
+"""How far a run has come, stored so that the same command resumes from there."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from common.errors import CheckpointError
+from common.files import compare_runs, fingerprint
 from model_training import load_safely
 from training.loop import Stepper
 from training.run import TrainingRun
 
 log = logging.getLogger("semanticseg4eo")
 
-# settings that a resumed run may change, since weights do not depend on them
-FREE_SETTINGS = (
-    "dataset_root", "save_dir", "num_workers", "cache", "device", "patience", "resume",
-    "no_calibration", "area_estimation",
-)  # fmt: skip
+START_ANEW = "leave --resume out to start anew"
 
 
 @dataclass
 class ResumeState:
-    """How far a run has come: with its weights and history, all that it needs to go on.
+    """How far a run has come: with its weights and history, all that it needs to continue.
 
     The generators are not part of it: order, variation and dropout of an epoch depend on the seed
     and the epoch alone (``EpochBatchSampler``, ``PatchDataset``, ``seed_epoch``).
@@ -54,35 +51,32 @@ class ResumeState:
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "belongs_to": self.origin,
+            "run_fingerprint": self.run_fingerprint,
         })  # fmt: skip
 
     @functools.cached_property
-    def origin(self) -> dict:
-        """What must be the same when a run goes on: settings, patches, processes, precision."""
+    def run_fingerprint(self) -> dict:
+        """What a resumed run must share: settings, patches, processes, precision."""
         run = self.run
-        settings = asdict(run.config)
-        fixed = {k: v for k, v in settings.items() if k not in FREE_SETTINGS}
+        fixed = fingerprint(run.config) | {"epochs": run.epochs}
         if run.config.scheduler in ("plateau", "none"):
             del fixed["epochs"]  # no learning rate depends on them
-        else:
-            fixed["epochs"] = run.epochs
-        surveys = [survey for survey in (run.train, run.validation) if survey]
         digest = hashlib.sha256()
-        for survey in surveys:
-            digest.update("\n".join(pair.name for pair in survey.pairs).encode())
-            digest.update(survey.counts.tobytes())
+        for index in (run.train, run.validation):
+            if index:
+                digest.update("\n".join(pair.name for pair in index.pairs).encode())
+                digest.update(index.counts.tobytes())
         return fixed | {
             "patches": digest.hexdigest(),
             "processes": run.group.size,
             "precision": run.precision,
         }
 
-    def restore(self) -> None:
-        """Go on from ``model_last.pth``, where there is one.
+    def load(self) -> None:
+        """Continue from ``model_last.pth``, where there is one.
 
         Raises:
-            CheckpointError: It cannot be read, or is of another run.
+            SegmentationError: It cannot be read, or belongs to another run.
         """
         run, path = self.run, self.run.save_dir / "model_last.pth"
         if not path.exists():
@@ -92,15 +86,15 @@ class ResumeState:
         state = stored.get("training_state") if isinstance(stored, dict) else None
         if not state:
             raise CheckpointError(
-                f"{path} does not hold the state of a run; leave --resume out to start anew"
+                f"{path} does not hold the state of a run; {START_ANEW}"
             )
-        now, before = self.origin, state["belongs_to"]
-        for name in sorted(now.keys() | before.keys()):
-            if now.get(name) != before.get(name):
-                raise CheckpointError(
-                    f"{path} is of a run with another {name} ({before.get(name)}, now "
-                    f"{now.get(name)}); give the same, or leave --resume out to start anew"
-                )
+        former = state.get("run_fingerprint") or state["belongs_to"]  # that of 1.1
+        compare_runs(former, self.run_fingerprint, path, START_ANEW)
+        if "belongs_to" in state and run.group.size > 1:
+            raise CheckpointError(
+                f"{path} was written by {run.group.size} processes of version 1.1, which computed "
+                f"the loss of the joint batch; {START_ANEW}"
+            )
         run.model.network.load_state_dict(stored["model_state_dict"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.stepper.scaler.load_state_dict(state["scaler"])
@@ -109,4 +103,4 @@ class ResumeState:
         history = run.history
         history.rows = state["rows"]
         history.best, history.best_epoch = state["best"], state["best_epoch"]
-        log.info("going on after epoch %d of %d", len(history.rows), run.epochs)
+        log.info("resuming after epoch %d of %d", len(history.rows), run.epochs)

@@ -12,7 +12,6 @@ from torch import nn
 
 from common.architectures import ModelConfig
 from common.distributed import ProcessGroup, synchronize_batch_norm
-from evaluation.calibration import LogitSample
 from model_training import (
     Normalization,
     balanced_weights,
@@ -35,7 +34,7 @@ class History:
     best_epoch: dict[str, int] = field(default_factory=dict)
 
     def improve(self, criterion: str, value: float, higher: bool) -> bool:
-        """Note a value; whether it is the best so far."""
+        """Record a value; whether it is the best so far."""
         known = self.best.get(criterion)
         better = known is None or (value > known if higher else value < known)
         if better and math.isfinite(value):
@@ -62,18 +61,17 @@ class TrainingRun:
     normalization: Normalization = None
     loss: Callable = None
     history: History = field(default_factory=History)
-    sample: LogitSample = None  # of the validation patches
     temperature: float | None = None  # None: not calibrated
 
     def loader(
         self,
-        survey: SampleIndex,
+        index: SampleIndex,
         training: bool = False,
         group: ProcessGroup | None = None,
     ):
         config = self.config
         dataset = PatchDataset(
-            survey,
+            index,
             self.normalization,
             config.ignore_index,
             augment=config.data_augmentation,
@@ -117,22 +115,22 @@ class TrainingRun:
 
 def build(run: TrainingRun) -> None:
     """Build a run's model, normalization and loss from its settings and training patches."""
-    config, survey = run.config, run.train
+    config, index = run.config, run.train
     if config.normalization == "dataset":
-        run.normalization = dataset_normalization(survey.samples)
+        run.normalization = dataset_normalization(index.samples)
     else:
         run.normalization = Normalization("image")
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    run.model_config = config.model_config(survey.shape[0])
-    colours = rgb_channels(config, survey)
+    run.model_config = config.model_config(index.shape[0])
+    colours = rgb_channels(config, index)
     run.model = build_initial_model(run.model_config, config.weights, colours)
     synchronize_batch_norm(run.model, run.device, run.group)
     run.model.to(run.device, memory_format=torch.channels_last)
     run.precision = training_precision(config.amp, run.device)
     class_weights = None
     if config.use_class_weights:
-        class_weights = torch.from_numpy(balanced_weights(survey.counts.sum(axis=0)))
+        class_weights = torch.from_numpy(balanced_weights(index.counts.sum(axis=0)))
     run.loss = build_loss(config.loss, config.mode, config.ignore_index, class_weights)
 
 

@@ -27,9 +27,7 @@ from model_training import Normalization, normalize
 from training.augmentation import jitter_radiometry, random_d4
 from training.settings import TrainingConfig
 
-SAMPLE_VALUES = (
-    2**24
-)  # values kept for the percentiles of the training split, all bands
+SAMPLE_VALUES = 2**24  # kept for the percentiles of the training split, of all bands
 
 
 class DecodedPatch(NamedTuple):
@@ -79,7 +77,7 @@ def make_cache(config: TrainingConfig) -> PatchCache:
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """What one reading of a list of patches tells; ``subset`` gives the same for some of them."""
+    """What reading a list of patches once gives; ``subset`` gives the same for some of them."""
 
     pairs: list[PatchPair]
     counts: np.ndarray  # (patches, classes) int64: labelled pixels
@@ -115,7 +113,7 @@ def index_samples(
     ignore_index: int,
     like: SampleIndex | None = None,
     cache: PatchCache | None = None,
-    faults: list[str] | None = None,
+    problems: list[str] | None = None,
 ) -> SampleIndex | None:
     """Read every patch once: check it, count its classes, sample its pixels, keep it if it fits.
 
@@ -123,13 +121,13 @@ def index_samples(
         pairs: Patches of one split.
         num_classes: Classes that labels may hold, 0..num_classes-1.
         ignore_index: The other value that they may hold.
-        like: A survey whose size, bands and band order these patches must have too.
+        like: An index whose size, bands and band order these patches must have too.
         cache: What decides which of them stay in memory; None for none.
-        faults: Where to note patches that cannot be used, and go on without them; None to stop at
-            the first.
+        problems: Where to note patches that cannot be used, and continue without them; None to stop
+            at the first.
 
     Returns:
-        The survey; None where no patch can be used.
+        The index; None where no patch can be used.
 
     Raises:
         SegmentationError: See ``read_like``.
@@ -145,9 +143,9 @@ def index_samples(
                 first, pair, num_classes, ignore_index
             )
         except (SegmentationError, OSError) as error:
-            if faults is None:
+            if problems is None:
                 raise
-            faults.append(str(error))
+            problems.append(str(error))
             continue
         good.append(pair)
         known = (mask >= 0) & (mask < num_classes)
@@ -168,7 +166,7 @@ def index_samples(
 def read_like(
     first: SampleIndex | None, pair: PatchPair, num_classes: int, ignore_index: int
 ) -> tuple[tuple, SampleIndex]:
-    """Read a patch that must be like the first of a survey; it, and the survey's beginning.
+    """Read a patch that must be like the first of its index; it, and what all of them share.
 
     Raises:
         DatasetError: It is unreadable, of another size or with other bands than the first, or its
@@ -208,10 +206,10 @@ def band_descriptions(image: Path) -> tuple[str | None, ...]:
 
 
 class Sample(NamedTuple):
-    """A patch to train on, and the how-many-eth draw of the whole run it is."""
+    """A patch to train on, and the number of this draw in the whole run."""
 
     index: int
-    turn: int
+    draw: int
 
 
 class PatchDataset:
@@ -224,13 +222,13 @@ class PatchDataset:
 
     def __init__(
         self,
-        survey: SampleIndex,
+        index: SampleIndex,
         normalization: Normalization,
         ignore_index: int,
         augment: str = "none",
         seed: int = 0,
     ):
-        self.pairs, self.decoded = survey.pairs, survey.decoded
+        self.pairs, self.decoded = index.pairs, index.decoded
         self.normalization = normalization
         self.ignore_index = ignore_index
         self.augment = augment
@@ -251,13 +249,13 @@ class PatchDataset:
         return other
 
     def __getitem__(self, item: int | Sample) -> tuple[np.ndarray, np.ndarray]:
-        index, turn = item if isinstance(item, Sample) else (item, None)
+        index, draw = item if isinstance(item, Sample) else (item, None)
         image, valid, mask = self.decoded[index] or read_patch(
             self.pairs[index], self.ignore_index
         )
         image = normalize(image, valid, self.normalization).numpy()
-        if self.augment != "none" and turn is not None:
-            rng = np.random.default_rng([self.seed, turn])
+        if self.augment != "none" and draw is not None:
+            rng = np.random.default_rng([self.seed, draw])
             image, valid, mask = random_d4(image, valid, mask, rng)
             if self.augment == "full":
                 image = jitter_radiometry(image, valid, rng)
@@ -288,10 +286,10 @@ class EpochBatchSampler:
 
     def __iter__(self) -> Iterator[list[Sample]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        before = self.epoch * self.count
-        draws = [Sample(int(i), before + turn) for turn, i in enumerate(order)]
+        first = self.epoch * self.count
+        samples = [Sample(int(i), first + place) for place, i in enumerate(order)]
         for start in range(0, self.used, self.whole):
-            batch = draws[start : min(start + self.whole, self.used)]
+            batch = samples[start : min(start + self.whole, self.used)]
             yield batch[self.group.rank :: self.group.size]
 
 
@@ -304,8 +302,8 @@ def make_loader(
 ):
     """A DataLoader of batches: shuffled to train on, or in order; for a GPU, or the CPU.
 
-    Several processes share each batch of ``training``, and take every so-many-eth batch of the
-    others.
+    Several processes share each batch of ``training``; of batches in order each process takes its
+    turn.
     """
     count, size = len(dataset), config.batch_size
     if training:
@@ -322,12 +320,13 @@ def make_loader(
     if workers:
         ahead["prefetch_factor"] = 4
         if gpu or group.store is not None:
-            # forks of a process that has threads of a GPU or of collectives can hang; what is
-            # not forked gets a copy of the patches in memory, and reads the files instead
+            # forks of a process that has threads of a GPU or of collectives can hang; processes
+            # that are not forked would each get a copy of the patches in memory, and read the
+            # files instead
             dataset = dataset.without_cache()
             methods = multiprocessing.get_all_start_methods()
-            spawning = "forkserver" if "forkserver" in methods else "spawn"
-            ahead["multiprocessing_context"] = spawning
+            context = "forkserver" if "forkserver" in methods else "spawn"
+            ahead["multiprocessing_context"] = context
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -339,7 +338,7 @@ def make_loader(
 
 
 def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) -> int:
-    """How many processes are to prepare batches."""
+    """How many processes prepare batches."""
     if asked != "auto":
         return min(int(asked), batches)
     if dataset.in_memory:

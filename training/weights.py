@@ -11,7 +11,7 @@ from torch import nn
 from common.architectures import ModelConfig, is_weights_file
 from common.errors import CheckpointError, SegmentationError, require
 from common.pictures import rgb_bands
-from model_training import load_safely, build_model, check_architecture
+from model_training import build_model, check_architecture, load_safely
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import SENTINEL, patch_everywhere
+from helpers import SENTINEL, drawn_pixels, patch_everywhere
 from matplotlib.figure import Figure
 from scipy import stats
 from sklearn import metrics as reference
@@ -23,7 +23,6 @@ from evaluation.calibration import (
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
-    sample_logits,
 )
 from evaluation.examples import Examples, draw_examples, patch_accuracy, worth_showing
 from evaluation.reports import plot_reliability
@@ -401,7 +400,7 @@ def numbered_batches(count, size=8, classes=2, batch=2):
 
 def test_a_sample_larger_than_the_data_is_all_labelled_pixels():
     batches = numbered_batches(5, classes=3)
-    logits, target = sample_logits(batches)
+    logits, target = drawn_pixels(batches)
     expected = np.arange(320)[np.arange(320) % 4 != 3]
     assert logits[:, 0].tolist() == expected.tolist()
     assert (logits[:, 2] - logits[:, 0] == 0.5).all()
@@ -409,38 +408,39 @@ def test_a_sample_larger_than_the_data_is_all_labelled_pixels():
     assert logits.dtype == np.float32 and target.dtype == np.int64
 
 
-def test_a_sample_is_bounded_seeded_and_blind_to_the_batch_size():
-    logits, target = sample_logits(numbered_batches(6), 100, seed=1)
-    assert logits.shape == (100, 2) and len(set(logits[:, 0])) == 100
+def test_a_sample_is_of_the_size_on_average_seeded_and_blind_to_the_batch_size():
+    logits, target = drawn_pixels(numbered_batches(60), 1000, seed=1)
+    assert abs(len(logits) - 1000) < 4 * math.sqrt(1000 * (1 - 1000 / 2880))
+    assert logits.shape == (len(target), 2) and len(set(logits[:, 0])) == len(logits)
     assert (target == logits[:, 0] % 2).all()
-    again, _ = sample_logits(numbered_batches(6, batch=5), 100, seed=1)
+    again, _ = drawn_pixels(numbered_batches(60, batch=7), 1000, seed=1)
     assert (again == logits).all()
-    other, _ = sample_logits(numbered_batches(6), 100, seed=2)
-    assert (other != logits).any()
+    other, _ = drawn_pixels(numbered_batches(60), 1000, seed=2)
+    assert len(other) != len(logits) or (other != logits).any()
 
 
 def test_every_labelled_pixel_has_the_same_chance():
     counts = np.zeros(256)
     for seed in range(1500):
-        logits, _ = sample_logits(numbered_batches(4, batch=1), 48, seed)
+        logits, _ = drawn_pixels(numbered_batches(4, batch=1), 48, seed)
         counts[logits[:, 0].astype(int)] += 1
     labelled = np.arange(256) % 4 != 3
     assert counts[~labelled].sum() == 0
     mean = 1500 * 48 / 192
     spread = ((counts[labelled] - mean) ** 2).sum() / (mean * (1 - 48 / 192))
-    assert 0.001 < stats.chi2.sf(spread, 191) < 0.999
+    assert 0.001 < stats.chi2.sf(spread, 192) < 0.999
     for part in np.split(counts[labelled], 4):  # early and late batches alike
-        assert part.mean() == pytest.approx(mean, rel=0.02)
+        assert part.mean() == pytest.approx(mean, rel=0.03)
 
 
 def test_samples_of_binary_models_and_of_unlabelled_batches():
     logits = torch.randn(2, 1, 4, 4)
     mask = torch.full((2, 4, 4), 255)
-    sampled, target = sample_logits([(logits, mask)], 10)
+    sampled, target = drawn_pixels([(logits, mask)], 10)
     assert sampled.shape == (0, 1) and len(target) == 0
     mask[0] = 1
-    sampled, target = sample_logits([(logits, mask)] * 3, 10)
-    assert sampled.shape == (10, 1) and target.tolist() == [1] * 10
+    sampled, target = drawn_pixels([(logits, mask)] * 3)
+    assert sampled.shape == (48, 1) and target.tolist() == [1] * 48
 
 
 # --- examples -------------------------------------------------------------------------------

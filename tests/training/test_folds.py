@@ -19,6 +19,7 @@ from helpers import ORIGIN, make_patch, patch_everywhere, write_dataset, write_r
 from pyproj import Geod
 
 import main
+from common.balance import uneven_shares, unit_shares
 from common.errors import DatasetError
 from common.ground import typical_patch_side
 from common.patches import PatchPair, list_pairs, patch_footprints
@@ -28,7 +29,6 @@ from model_training import HEADLINES, scores
 from training import epochs
 from training.folds import (
     drop_near,
-    imbalance,
     inner_split,
     make_folds,
     plan_folds,
@@ -252,13 +252,20 @@ def test_fewer_groups_than_folds_are_an_error():
         make_folds(np.repeat([4, 9], 10), np.ones((20, 2), int), 5, 0)
 
 
-def test_imbalance_is_nought_for_equal_folds():
-    content = np.tile([2, 10, 0, 5], (6, 1))
-    assert imbalance(content, np.arange(6) % 3, 3) == pytest.approx(0)
+def test_unevenness_is_zero_for_equal_folds():
+    shares = unit_shares(np.tile([2, 10, 0, 5], (6, 1)))
+    required = np.ones(3, bool)
+
+    def unevenness(folds) -> float:
+        sums = np.zeros((3, 3))
+        np.add.at(sums, folds, shares)
+        return uneven_shares(sums, [1 / 3] * 3, required)
+
+    assert unevenness(np.arange(6) % 3) == pytest.approx(0)
     # two folds have 1/2 and 0 instead of 1/3: a third per column, and patches count twice;
     # and the empty fold lacks patches and both classes
-    uneven = imbalance(content, np.array([0, 0, 0, 1, 1, 1]), 3)
-    assert uneven == pytest.approx((2 / 6 + 1 / 3) * (2 + 1 + 1) + 30)
+    expected = (2 / 6 + 1 / 3) * (2 + 1 + 1) + 30
+    assert unevenness([0, 0, 0, 1, 1, 1]) == pytest.approx(expected)
 
 
 # --- buffer ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from helpers import (
     SENTINEL,
     TINY,
     Outcome,
+    drawn_pixels,
     make_patch,
     patch_everywhere,
     run_main,
@@ -30,7 +31,6 @@ from helpers import (
 from sklearn import metrics as reference
 
 import main
-import model_training
 from common import UNLABELLED
 from common.architectures import BINARY_NAMES, ModelConfig, get_available_models
 from common.errors import DatasetError
@@ -41,19 +41,17 @@ from evaluation.calibration import (
     Calibration,
     expected_calibration_error,
     fit_temperature,
-    sample_logits,
 )
 from evaluation.matrices import fold_summary
 from evaluation.tables import report_text
 from model_training import (
     build_model,
-    combined_score,
     confusion_matrix,
     get_available_encoders,
     load_checkpoint,
     normalize,
 )
-from training.epochs import save_best
+from training.epochs import validate
 from training.folds import plan_folds
 from training.loop import train_one_epoch
 from training.run import TrainingRun, build
@@ -397,7 +395,7 @@ def test_the_final_model_alone_holds_the_temperature_of_the_validation(mode, req
     assert holders == ["final_model"]
     file = run.save_dir / "model_final_model.pth"
     batches = logits_of(file, list_pairs(root, "validation"))
-    expected = fit_temperature(*sample_logits(batches))
+    expected = fit_temperature(*drawn_pixels(batches))
     found = load_checkpoint(file).temperature
     assert found == pytest.approx(expected, rel=1e-3) and found != 1
     assert run.metadata()["temperature"] == found
@@ -412,7 +410,7 @@ def test_the_temperature_of_kfold_is_that_of_the_pooled_folds(
     for number, fold in enumerate(folds, start=1):
         file = binary_kfold.save_dir / f"fold_{number}" / "model_final_model.pth"
         batches += logits_of(file, [pairs[i] for i in fold.held_out])
-    expected = fit_temperature(*sample_logits(batches))
+    expected = fit_temperature(*drawn_pixels(batches))
     found = binary_kfold.metadata()["temperature"]
     assert found == pytest.approx(expected, rel=1e-3)
 
@@ -932,21 +930,22 @@ def test_patience_0_never_stops(saturating_data, tmp_path):
     assert len(done.report["history"]) == 12
 
 
-def test_all_checkpoints_appear_even_without_foreground(small_data, tmp_path):
+def test_all_checkpoints_appear_even_without_foreground(
+    small_data, tmp_path, monkeypatch
+):
     config = TrainingConfig(
         dataset_root=str(small_data), model="linknet", encoder_name=TINY[3]
     )
-    pairs = list_pairs(small_data, "train")
-    survey = index_samples(pairs, 2, UNLABELLED)
+    index = index_samples(list_pairs(small_data, "train"), 2, UNLABELLED)
     run = TrainingRun(
-        config, survey, survey, tmp_path, BINARY_NAMES, 1, torch.device("cpu")
+        config, index, index, tmp_path, BINARY_NAMES, 1, torch.device("cpu")
     )
     build(run)
-    result = model_training.scores(
-        np.array([[9, 0], [0, 0]]), BINARY_NAMES, binary=True
-    )
-    row = {"epoch": 1, "val_loss": 0.1, "val_iou": result["iou"]}
-    save_best(run, row | {"val_combined": combined_score(result)}, result)
+    found = 0.1, np.array([[9, 0], [0, 0]])
+    patch_everywhere(monkeypatch, "training.loop.evaluate", lambda *_, **__: found)
+    row = {"epoch": 1}
+    assert validate(run, [], row) == ["loss", "iou", "combined"]
+    assert row["val_iou"] is None
     assert (tmp_path / "model_best_loss.pth").exists()
     assert (tmp_path / "model_best_iou.pth").exists()
 
@@ -1227,7 +1226,7 @@ def no_valid_pixel(root: Path):
         (strange_value, (), "holds 9"),
         (other_bands, (), "(7, 32, 32)"),
         (other_size, (), "(4, 16, 16)"),
-        (shifted_label, (), "different ground"),
+        (shifted_label, (), "the same ground"),
         (no_labels, (), "No patch of the train split has a labelled pixel"),
         (no_valid_pixel, (), "labelled pixel"),
         (break_nothing, ("--in_channels", 7), "--in_channels 7"),
@@ -1266,7 +1265,7 @@ def test_an_interrupted_run_ends_with_130(monkeypatch):
 
     patch_everywhere(monkeypatch, "training.experiment.run_experiment", interrupt)
     status, out, err = run_main("--dataset_root", "data", *QUICK)
-    assert (status, out, err) == (130, "", "interrupted; --resume goes on\n")
+    assert (status, out, err) == (130, "", "interrupted; --resume continues the run\n")
 
 
 def test_debug_shows_the_traceback():

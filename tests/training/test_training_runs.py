@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -22,21 +20,17 @@ from helpers import (
     patch_everywhere,
     run_main,
     same_weights,
-    torchrun,
     train,
     write_dataset,
 )
 
 from common.devices import native_precision
-from common.distributed import ProcessGroup
-from common.errors import DatasetError, OptionError
-from common.patches import list_pairs
-from model_training import Normalization, build_loss, build_model, load_checkpoint
-from training import loop
+from common.errors import OptionError
+from model_training import build_loss, build_model, load_checkpoint
+from training import epochs, loop
 from training.epochs import epoch_line
 from training.loop import Stepper, train_one_epoch, training_precision
 from training.preflight import check_experiment
-from training.samples import PatchDataset, index_samples, make_loader
 from training.settings import TrainingConfig
 
 SCRIPT = str(ROOT / "main.py")
@@ -101,12 +95,12 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(
     status, _, err = run_main(*arguments, "--save_dir", whole)
     assert status == 0, err
     status, _, err = stopped_in(3, monkeypatch, data, tmp_path / "parts", *options)
-    assert status == 130 and "--resume goes on" in err
+    assert status == 130 and "--resume continues the run" in err
     assert not (tmp_path / "parts" / "model_final_model.pth").exists()
     assert len(rows_of(tmp_path / "parts")) == 2
     more = ("--save_dir", tmp_path / "parts", "--resume")
     status, _, err = run_main(*arguments, *more)
-    assert status == 0 and "going on after epoch 2 of 4" in err
+    assert status == 0 and "resuming after epoch 2 of 4" in err
     for name in ("final_model", "best_combined", "best_loss", "last"):
         files = [tmp_path / run / f"model_{name}.pth" for run in ("whole", "parts")]
         one, other = (torch.load(file, weights_only=True) for file in files)
@@ -183,6 +177,8 @@ def test_the_last_state_is_a_model_too(data, tmp_path):
 
 
 def test_log_plot_and_state_are_there_after_every_epoch(data, tmp_path, monkeypatch):
+    """The plot where an epoch takes a minute."""
+    monkeypatch.setattr(epochs, "PLOT_SECONDS", 0)
     seen, plain = [], train_one_epoch
 
     def epoch(*arguments, **more):
@@ -200,6 +196,17 @@ def test_log_plot_and_state_are_there_after_every_epoch(data, tmp_path, monkeypa
     assert [rows for rows, _ in seen] == [0, 1, 2]
     assert all(seen[1][1][name] < seen[2][1][name] for name in seen[1][1])
     assert len(seen[1][1]) == 2
+
+
+def test_short_epochs_draw_no_plot_until_the_end(data, tmp_path, monkeypatch):
+    drawn = []
+    patch_everywhere(
+        monkeypatch,
+        "evaluation.reports.plot_training",
+        lambda *call: drawn.append(call),
+    )
+    train(data, tmp_path, "--epochs", 3)
+    assert len(drawn) == 1 and len(drawn[0][1]["history"]) == 3
 
 
 def test_the_line_of_an_epoch_tells_the_time_left():
@@ -221,7 +228,7 @@ def test_a_signal_leaves_the_best_model_and_no_final_one(data, tmp_path, number)
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     until = time.monotonic() + 120
-    while not (tmp_path / "model_training_plot.png").exists():
+    while not (tmp_path / "model_last.pth").exists():
         assert time.monotonic() < until and run.poll() is None
         time.sleep(0.1)
     run.send_signal(number)
@@ -295,107 +302,7 @@ def test_a_schedule_counts_steps_not_batches(data, tmp_path, monkeypatch):
     assert totals == [4]
 
 
-# --- several processes ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        ("--model", "unet"),
-        (
-            "--model",
-            "linknet",
-            "--epochs",
-            2,
-            "--accumulate",
-            2,
-            "--freeze_encoder_epochs",
-            1,
-        ),
-    ],
-    ids=["plain", "accumulating, and frozen at first"],
-)
-def test_two_processes_follow_one(tmp_path_factory, tmp_path, more):
-    """In float32: rounding grows with each step, and so the steps are small."""
-    data = write_dataset(tmp_path_factory.mktemp("large"), 8, 4, 0, bands=3, size=64)
-    options = ("--amp", "off", "--learning_rate", 1e-5, "--mode", "multiclass")
-    options = (*options, "--encoder_name", "resnet18", *more)
-    alone = train(data, tmp_path_factory.mktemp("one"), *options, "--batch_size", 4)
-    words = ("--dataset_root", data, "--save_dir", tmp_path, *QUICK, *options)
-    run = torchrun(2, [SCRIPT, *map(str, words), "--batch_size", "2"])
-    out, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
-    report = json.loads((tmp_path / "model_metrics.json").read_text())
-    one, two = alone.report, report
-    losses = [[row["train_loss"] for row in r["history"]] for r in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    matrices = [np.array(r["validation"]["confusion_matrix"]) for r in (one, two)]
-    assert matrices[0].sum() == matrices[1].sum() == 4 * 64 * 64
-    # pixels whose two classes are even may turn
-    assert np.abs(matrices[0] - matrices[1]).sum() <= 0.005 * matrices[0].sum()
-    assert out.count("Validation") == 1 and err.count("epoch    1/") == 1
-    state = torch.load(tmp_path / "model_final_model.pth", weights_only=True)
-    for key, value in alone.checkpoint()["model_state_dict"].items():
-        torch.testing.assert_close(
-            state["model_state_dict"][key], value, atol=2e-4, rtol=2e-3
-        )
-
-
-@pytest.mark.parametrize("processes", [2])
-def test_processes_compute_the_gradient_of_the_whole_batch(tmp_path, processes):
-    """In float64, where rounding cannot hide an error: gradients and buffers of one step."""
-    code = """
-import sys, torch
-import model_training as mt
-
-target = sys.argv[1]
-torch.set_num_threads(1)
-with mt.join_team() as team:
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    model = mt.build_model(mt.ModelConfig("linknet", 3, 4, "tu-mobilenetv3_small_050"))
-    mt.share_normalization(model, torch.device("cpu"), team)
-    images = torch.rand(8, 3, 64, 64)
-    masks = torch.randint(0, 4, (8, 64, 64))
-    masks[0, :40] = 255
-    wrapped = mt.distribute(model, torch.device("cpu"), team, 3)
-    model.train()
-    own = slice(team.rank, None, team.size)
-    logits, truth = team.join(wrapped(images[own])), team.join(masks[own])
-    order = torch.argsort(torch.cat([torch.arange(8)[r :: team.size] for r in range(team.size)]))
-    torch.nn.functional.cross_entropy(logits[order], truth[order], ignore_index=255).backward()
-    if team.leads:
-        grads = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-        torch.save([grads, dict(model.named_buffers())], target)
-"""
-    script = tmp_path / "step.py"
-    script.write_text(code)
-    here = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-    subprocess.run([sys.executable, script, tmp_path / "one.pt"], check=True, env=here)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", here["PYTHONPATH"])
-        run = torchrun(processes, [str(script), str(tmp_path / "several.pt")])
-        _, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-    one, several = (torch.load(tmp_path / f"{n}.pt") for n in ("one", "several"))
-    for mine, theirs in zip(one, several):
-        assert mine.keys() == theirs.keys() and mine
-        for key, value in mine.items():
-            torch.testing.assert_close(theirs[key], value, atol=1e-10, rtol=1e-7)
-
-
-def test_too_few_patches_for_the_processes_are_an_error(data):
-    survey = index_samples(list_pairs(data, "train"), 2, 255)
-    dataset = PatchDataset(survey.subset([0]), Normalization("image"), 255)
-    config = TrainingConfig(dataset_root="data", model="unet")
-    with pytest.raises(DatasetError, match="too few for 2 processes"):
-        make_loader(dataset, config, ProcessGroup(1, 2), training=True)
-
-
-# --- looking ahead --------------------------------------------------------------------------
+# --- preflight ------------------------------------------------------------------------------
 
 
 def check(*options) -> tuple[int, str, str]:
@@ -407,7 +314,7 @@ def test_a_check_tells_what_a_run_will_take_and_leaves_nothing(data, tmp_path):
     status, told, err = check("--dataset_root", data, "--save_dir", out)
     assert status == 0 and "error" not in err
     assert "patches       8 train, 4 validation" in told
-    assert told.splitlines()[-1] == "Nothing stands against this run."
+    assert told.splitlines()[-1] == "No problems found."
     assert not out.exists()
 
 
