@@ -12,7 +12,7 @@ import rasterio
 import torch
 from rasterio.windows import Window
 
-from common.devices import local_device, native_precisions
+from common.devices import local_device
 from common.errors import CheckpointError, OptionError, RasterError
 from common.rasters import Source, select_bands
 from model_training import Checkpoint, load_checkpoint
@@ -21,6 +21,8 @@ from prediction.settings import PredictionConfig
 from prediction.tasks import list_models
 
 log = logging.getLogger("semanticseg4eo")
+
+BATCH_SIZES = {"cpu": 1, "cuda": 32}  # of --batch_size auto
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def load_models(config: PredictionConfig) -> Models:
     device = local_device(config.device)
     files = list_models(config.model)
     checkpoints = [load_checkpoint(file, device, config.described) for file in files]
-    if one_thread_each(config, device):
+    if runs_on_onednn(config, device):
         for checkpoint in checkpoints:
             route_pointwise_to_onednn(checkpoint.model)
     first = checkpoints[0]
@@ -82,16 +84,10 @@ def load_models(config: PredictionConfig) -> Models:
     return Models(files, checkpoints, device, make_predictor)
 
 
-def one_thread_each(config: PredictionConfig, device) -> bool:
+def runs_on_onednn(config: PredictionConfig, device: torch.device) -> bool:
     """Whether oneDNN predicts the windows, each in a thread of its own."""
-    if device.type != "cpu" or config.compile:
-        return False
-    native = native_precisions(device)
-    known = config.precision != "bf16" or "bf16" in native
-    return known and torch.backends.mkldnn.is_available()
-
-
-BATCH_SIZES = {"cpu": 1, "cuda": 32}  # of --batch_size auto
+    on_cpu = device.type == "cpu" and not config.compile
+    return on_cpu and torch.backends.mkldnn.is_available()
 
 
 def batch_size_of(config: PredictionConfig, device) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.devices import beside_passes, shared_threads
-from common.distributed import ProcessGroup, init_distributed
+from common.distributed import ProcessGroup, init_distributed, torch_errors
 from common.errors import SegmentationError
 from common.files import exclusive_lock, remove_partial_files, write_json
 from common.ground import pixel_areas
@@ -99,14 +99,9 @@ def map_scene(
                 with exclusive_lock("--output", task.output, task.partial):
                     RowStore.remove(task.partial)
             return json.loads(task.beside("_statistics.json").read_text())
-        with unfinished_map(task, group):
-            try:
-                statistics = predict_scene(job, group)
-            except torch.OutOfMemoryError as error:
-                raise SegmentationError(
-                    f"The memory of {models.device} does not hold the rows in work of "
-                    f"{task.scene}; lower --batch_size or --max_memory"
-                ) from error
+        scarce = "--batch_size or --max_memory"
+        with unfinished_map(task, group), torch_errors(models.device, scarce):
+            statistics = predict_scene(job, group)
             return write_products(job, statistics) if group.is_main_process else {}
 
 

@@ -13,6 +13,7 @@ from prediction_helpers import (
     PixelModel,
     make_pixel_model,
     noise,
+    small_network,
     write_scene,
 )
 from torch import nn
@@ -21,6 +22,12 @@ from common.architectures import ModelConfig
 from model_training import Normalization, build_model, save_checkpoint
 from prediction.predictor import Predictor
 from prediction.rowstore import RowStore
+
+
+@pytest.fixture(autouse=True)
+def _small_network():
+    with small_network():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +58,8 @@ def spatial(models) -> Path:
     """A three-class network of random weights that looks far beyond a pixel."""
     torch.manual_seed(3)
     config = ModelConfig("unet-dropout", 3, 3, None)
-    model = build_model(config)
+    with small_network():
+        model = build_model(config)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0

@@ -7,6 +7,7 @@ pixels. Where windows matter, a second network looks at neighbours.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -14,6 +15,7 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import rasterio
 import torch
 from rasterio.control import GroundControlPoint
@@ -23,7 +25,13 @@ from torch import nn
 
 import Predict_large_image as prediction
 from common.architectures import ModelConfig
-from model_training import Normalization, build_model, load_checkpoint, save_checkpoint
+from model_training import (
+    Normalization,
+    UNetDropout,
+    build_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 from prediction.blending import blended_rows
 from prediction.layers import Layer
 from prediction.reader import RowBlock
@@ -124,6 +132,14 @@ class PixelModel:
         return powers / powers.sum(axis=0)
 
 
+@contextmanager
+def small_network():
+    """Have a ``unet-dropout`` some thousand weights: the network is not the subject here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNetDropout, "WIDTHS", (12, 8, 8, 8, 8))
+        yield
+
+
 def linear_network(weights: np.ndarray, bias: np.ndarray):
     """A ``unet-dropout`` that computes ``weights @ pixel + bias`` and sees no neighbour.
 
@@ -132,7 +148,8 @@ def linear_network(weights: np.ndarray, bias: np.ndarray):
     """
     classes, bands = weights.shape
     config = ModelConfig("unet-dropout", bands, classes, None)
-    model = build_model(config)
+    with small_network():
+        model = build_model(config)
     network = model.network
     with torch.no_grad():
         for parameter in network.parameters():

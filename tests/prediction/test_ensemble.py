@@ -32,9 +32,8 @@ from common.architectures import ModelConfig
 from common.errors import CheckpointError
 from common.rasters import open_raster
 from model_training import build_model
-from prediction.ensemble import load_models, one_thread_each, sample_pixels
+from prediction.ensemble import load_models, runs_on_onednn, sample_pixels
 from prediction.predictor import route_pointwise_to_onednn
-from prediction.settings import PredictionConfig
 
 # --- honest input -----------------------------------------------------------------------
 
@@ -339,12 +338,12 @@ def test_pointwise_convolutions_of_onednn_give_the_same_logits():
     assert turned[(1, 1)] == (2, 2) and turned[(3, 3)] == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("options", "wanted"), [({}, True), ({"compile": True}, False)]
-)
-def test_windows_are_predicted_by_onednn_unless_compiled(options, wanted):
-    paths = {"model": ["m.pth"], "input": ["a.tif"], "output": "b.tif"}
-    config = PredictionConfig(**paths | options)
-    there = torch.backends.mkldnn.is_available()
-    assert one_thread_each(config, torch.device("cpu")) == (wanted and there)
-    assert not one_thread_each(config, torch.device("cuda"))
+@pytest.mark.parametrize("compiled", [False, True])
+def test_windows_are_predicted_by_onednn_unless_compiled(land, compiled):
+    models = load_models(configure(model=[str(land.path)], compile=compiled))
+    layers = models.first.model.modules()
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    pointwise = [one for one in convolutions if one.kernel_size == (1, 1)]
+    routed = not compiled and torch.backends.mkldnn.is_available()
+    assert pointwise and not runs_on_onednn(configure(), torch.device("cuda"))
+    assert all((one.dilation == (2, 2)) == routed for one in pointwise)

@@ -218,6 +218,7 @@ def contents(output: Path) -> dict[str, bytes]:
     return found | {"report": json.dumps(report).encode()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_two_hundred_scenes_in_one_run(tmp_path):
     """The good ones as if alone, the bad ones told, and nothing piles up."""

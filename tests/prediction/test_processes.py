@@ -20,6 +20,7 @@ from helpers import ROOT, torchrun, write_raster
 from common.architectures import ModelConfig
 from model_training import Normalization, build_model, save_checkpoint
 
+pytestmark = pytest.mark.slow
 SCRIPT = str(ROOT / "Predict_large_image.py")
 OPTIONS = [
     *("--patch_size", "64", "--overlap", "16", "--precision", "fp32", "--device", "cpu"),

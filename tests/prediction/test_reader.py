@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,8 +14,7 @@ import torch
 from helpers import patch_everywhere
 from prediction_helpers import CPU, noise, write_scene
 
-from common.errors import RasterError
-from common.machine import SerialWorker, bounded_map
+from common.machine import SerialWorker
 from common.rasters import Source, image_bands, open_raster
 from model_training import Normalization, normalize
 from prediction.blending import blended_rows
@@ -182,53 +179,3 @@ def test_a_thread_works_in_order_lets_few_wait_and_raises_what_failed():
         with pytest.raises(OSError, match="no space left"):
             thread.finish()
     assert done == [0, 1, 2]
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_mapped_items_keep_their_order_and_end_with_the_source(workers):
-    def slowest_first(number: int) -> int:
-        time.sleep(0.001 * (number < 3) * (3 - number))
-        return 2 * number
-
-    for count in (0, 1, 2, 100):
-        found = list(bounded_map(slowest_first, range(count), workers, ahead=1))
-        assert found == [2 * number for number in range(count)]
-
-
-@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (1, 1), (3, 2)])
-def test_few_items_are_in_flight_and_all_in_other_threads(workers, ahead):
-    taken, threads = [], set()
-
-    def source():
-        for number in range(9):
-            taken.append(number)
-            yield number
-
-    def work(number: int) -> int:
-        threads.add(threading.get_ident())
-        return number
-
-    for number in bounded_map(work, source(), workers, ahead):
-        assert len(taken) <= number + workers + ahead
-    assert threading.get_ident() not in threads and len(threads) <= workers
-
-
-def test_an_error_of_an_item_comes_in_its_place():
-    def work(number: int) -> int:
-        if number == 1:
-            raise RasterError("the block is broken")
-        return number
-
-    found = bounded_map(work, range(5), 2, ahead=2)
-    assert next(found) == 0
-    with pytest.raises(RasterError, match="the block is broken"):
-        next(found)
-
-
-def test_a_consumer_that_stops_leaves_no_thread_behind():
-    before = threading.active_count()
-    mapped = bounded_map(abs, range(10), 2, ahead=1)
-    with pytest.raises(KeyboardInterrupt), closing(mapped):
-        next(mapped)
-        raise KeyboardInterrupt
-    assert threading.active_count() == before
