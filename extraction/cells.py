@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shapely import Geometry
 
 ID_COLUMNS = ("id", "fid", "cell_id", "cellid", "grid_id", "gridid", "patch_id", "name")
-LONGEST_NAME = 200  # bytes; file systems allow 255, and others put endings behind it
+LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary names are longer
 LARGEST_CELL = 16  # times the patch size, per side
 
 
@@ -71,7 +71,7 @@ def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[s
 
 
 def _file_names(ids: Sequence[str], prefix: str) -> list[str]:
-    """Ids as the names of patches; numbers are filled up so that they sort."""
+    """Ids as the names of patches; numbers are padded with zeros so that they sort."""
     digits = max([3, *(len(text) for text in ids if text.isdecimal())])
     return [f"{prefix}_{t.zfill(digits) if t.isdecimal() else t}" for t in ids]
 
@@ -97,13 +97,13 @@ def regular_cells(width: int, height: int, size: int, stride: int, prefix: str):
 def cells_of(
     scene: SceneFiles, config: ExtractionOptions, image: rasterio.DatasetReader
 ):
-    """The cells of a scene, and why others cannot be cut.
+    """The cells of a scene, and those that cannot be cut.
 
     Returns:
-        cells, {name: Skipped} of those that cannot be used.
+        cells, {name: Skipped} of the others.
 
     Raises:
-        DatasetError: Not such a file, a cell that is absurdly large, or none over the image.
+        DatasetError: The grid cannot be read, a cell is far too large, or none lies on the image.
     """
     import shapely
 
@@ -120,7 +120,7 @@ def cells_of(
             skipped[name] = Skipped("no polygon")
             continue
         if not np.isfinite(outline.bounds).all():
-            skipped[name] = Skipped("cannot be expressed in the image's CRS")
+            skipped[name] = Skipped("cannot be transformed to the image's CRS")
             continue
         window = pixel_bounds(outline.bounds)
         largest = LARGEST_CELL * config.patch_size

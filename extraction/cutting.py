@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,29 +24,19 @@ from extraction.settings import ExtractionOptions
 
 
 @dataclass(frozen=True)
-class CellPixels:
-    """One cell as it was read."""
+class Patch:
+    """One cell: first as it was read, then of ``--patch_size``."""
 
     cell: Cell
     image: np.ndarray  # (C, H, W)
     valid: np.ndarray  # (H, W) bool
-    classes: np.ndarray  # (H, W)
-    valid_share: float
-
-
-@dataclass(frozen=True)
-class Patch:
-    """One cell, ready to be written."""
-
-    image: np.ndarray  # (C, size, size)
-    valid: np.ndarray  # (size, size) bool
-    label: np.ndarray  # (size, size)
-    transform: Affine
+    label: np.ndarray  # (H, W) uint8 or uint16
+    valid_share: float  # of the pixels that were read
 
 
 def read_cell(
     cell: Cell, image: Source, label: Label, config: ExtractionOptions
-) -> CellPixels | Skipped:
+) -> Patch | Skipped:
     """Read one cell, unless there is no patch of it."""
     pixels, valid = image.read(cell.window)
     inside = cell_mask(cell)
@@ -58,26 +48,7 @@ def read_cell(
     classes[~(inside & valid)] = label.unlabelled
     if (classes == label.unlabelled).all():
         return Skipped("no labelled pixel")
-    return CellPixels(cell, pixels, valid, classes, share)
-
-
-def make_patch(
-    read: CellPixels, profile: PatchWriter, config: ExtractionOptions
-) -> Patch | Skipped:
-    """Bring a cell to ``--patch_size``, unless no labelled pixel is left."""
-    window, size = read.cell.window, config.patch_size
-    transform = profile.transform * Affine.translation(window.col_off, window.row_off)
-    height, width = read.classes.shape
-    if (height, width) == (size, size):
-        return Patch(read.image, read.valid, read.classes, transform)
-    image, valid = resize_image(
-        read.image, read.valid, size, config.interpolation, profile.nodata
-    )
-    classes = resize_label(read.classes, size)
-    if (classes == profile.label_nodata).all():
-        return Skipped("no labelled pixel after resizing")
-    transform *= Affine.scale(width / size, height / size)
-    return Patch(image, valid, classes, transform)
+    return Patch(cell, pixels, valid, classes, share)
 
 
 def resize_label(label: np.ndarray, size: int) -> np.ndarray:
@@ -153,30 +124,27 @@ def declared_nodata(image: Source):
     return as_dtype(values[0], image.dtype)
 
 
-@dataclass(frozen=True)
 class PatchWriter:
-    """What all patches of a scene have in common."""
+    """What all patches of a scene have in common, and how they are written."""
 
-    crs: object
-    transform: Affine  # of the scene
-    nodata: float | None
-    descriptions: tuple[str | None, ...]
-    colours: tuple
-    label_nodata: int
-    class_names: list[str] | None
-
-    @classmethod
-    def of(cls, image: Source, label: Label) -> PatchWriter:
+    def __init__(self, image: Source, label: Label):
         scene, bands = image.dataset, image.bands
-        return cls(
-            scene.crs,
-            scene.transform,
-            declared_nodata(image),
-            tuple(scene.descriptions[band - 1] for band in bands),
-            tuple(_role(scene.colorinterp[band - 1]) for band in bands),
-            label.unlabelled,
-            label.names,
+        self.crs, self.transform = scene.crs, scene.transform
+        self.nodata, self.label_nodata = declared_nodata(image), label.unlabelled
+        self.class_names = label.names
+        self.descriptions = tuple(scene.descriptions[band - 1] for band in bands)
+        # an alpha band that was selected is data
+        self.colours = tuple(
+            ColorInterp.undefined if role == ColorInterp.alpha else role
+            for role in (scene.colorinterp[band - 1] for band in bands)
         )
+
+    def transform_of(self, patch: Patch) -> Affine:
+        """The geotransform of a patch: its corners are those of its cell's window."""
+        window, (height, width) = patch.cell.window, patch.valid.shape
+        corner = Affine.translation(window.col_off, window.row_off)
+        scale = Affine.scale(window.width / width, window.height / height)
+        return self.transform * corner * scale
 
     def write(self, patch: Patch, image_path: Path, label_path: Path) -> None:
         """Write a patch as two GeoTIFFs that any reader opens.
@@ -186,59 +154,60 @@ class PatchWriter:
         pixels, masked = patch.image, not patch.valid.all()
         if masked and self.nodata is not None:
             pixels = np.where(patch.valid, pixels, self.nodata)
-        with self._create(image_path, patch, pixels.dtype, len(pixels)) as file:
+        with self._create(image_path, patch, pixels, self.nodata) as file:
             file.descriptions = self.descriptions
             file.colorinterp = self.colours
             file.write(pixels)
             if masked and self.nodata is None:
                 file.write_mask(patch.valid)
-        with self._create(label_path, patch, patch.label.dtype, 1, label=True) as file:
+        label = patch.label[None]
+        with self._create(label_path, patch, label, self.label_nodata) as file:
             if self.class_names:
                 file.update_tags(**class_name_tags(self.class_names))
-            file.write(patch.label, 1)
+            file.write(label)
 
-    def _create(self, path: Path, patch: Patch, dtype, bands: int, label=False):
-        height, width = patch.valid.shape
+    def _create(self, path: Path, patch: Patch, pixels: np.ndarray, nodata):
+        count, height, width = pixels.shape
         return create_tiff(
             path,
             width=width,
             height=height,
-            count=bands,
-            dtype=dtype,
+            count=count,
+            dtype=pixels.dtype,
             crs=self.crs,
-            transform=patch.transform,
-            nodata=self.label_nodata if label else self.nodata,
+            transform=self.transform_of(patch),
+            nodata=nodata,
             compress="deflate",
             zlevel=1,
             # tifffile alone cannot undo the predictor for floats
-            predictor=2 if np.dtype(dtype).kind in "iu" else 1,
+            predictor=2 if pixels.dtype.kind in "iu" else 1,
             interleave="band",
             blockysize=height,
         )
 
 
-def _role(colour: ColorInterp) -> ColorInterp:
-    """The role of a band in a patch: an alpha band that was selected is data."""
-    return ColorInterp.undefined if colour == ColorInterp.alpha else colour
-
-
 def write_cell(
-    read: CellPixels, profile: PatchWriter, config: ExtractionOptions, staging: Path
+    patch: Patch, writer: PatchWriter, config: ExtractionOptions, staging: Path
 ) -> dict | Skipped:
-    """Write the patch of a cell; its record."""
-    patch = make_patch(read, profile, config)
-    if isinstance(patch, Skipped):
-        return patch
-    name = read.cell.name
-    paths = (staging / kind / f"{name}.tif" for kind in ("images", "labels"))
+    """Resize a cell to ``--patch_size`` and write it; the record of the patch."""
+    cell, size = patch.cell, config.patch_size
+    if patch.label.shape != (size, size):
+        image, valid = resize_image(
+            patch.image, patch.valid, size, config.interpolation, writer.nodata
+        )
+        label = resize_label(patch.label, size)
+        if (label == writer.label_nodata).all():
+            return Skipped("no labelled pixel after resizing")
+        patch = replace(patch, image=image, valid=valid, label=label)
+    paths = (staging / kind / f"{cell.name}.tif" for kind in ("images", "labels"))
     with rasterio.Env(GDAL_NUM_THREADS=1, GDAL_TIFF_INTERNAL_MASK=True):
-        profile.write(patch, *paths)
-    counts = np.bincount(patch.label[patch.label != profile.label_nodata])
+        writer.write(patch, *paths)
+    counts = np.bincount(patch.label[patch.label != writer.label_nodata])
     return {
-        "name": name,
-        "window": [int(side) for side in read.cell.window.flatten()],
-        "transform": list(patch.transform[:6]),
-        "valid_share": round(read.valid_share, 4),
+        "name": cell.name,
+        "window": [int(side) for side in cell.window.flatten()],
+        "transform": list(writer.transform_of(patch)[:6]),
+        "valid_share": round(patch.valid_share, 4),
         "class_pixels": counts.tolist(),
     }
 
@@ -262,10 +231,10 @@ def cut_scene(
         open_label(plan.scene.label, dataset, *label_options(config)) as label,
     ):
         image = Source(dataset, [entry["band"] for entry in plan.bands])
-        profile = PatchWriter.of(image, label)
+        writer = PatchWriter(image, label)
         cells = reading_order(cells, image)
 
-        def read(cell: Cell) -> CellPixels | Skipped:
+        def read(cell: Cell) -> Patch | Skipped:
             try:
                 return read_cell(cell, image, label, config)
             except (RasterError, DatasetError) as error:
@@ -273,23 +242,17 @@ def cut_scene(
                     raise
                 return Skipped(str(error), is_error=True)
 
-        def write(outcome: CellPixels | Skipped) -> dict | Skipped:
+        def write(outcome: Patch | Skipped) -> dict | Skipped:
             if isinstance(outcome, Skipped):
                 return outcome
-            return write_cell(outcome, profile, config, staging)
+            return write_cell(outcome, writer, config, staging)
 
         threads = config.workers or min(8, available_cores())
-        bar = tqdm(
-            total=len(cells),
-            desc=Path(plan.scene.image).name,
-            unit="cell",
-            leave=False,
-            disable=None,
-        )
         outcomes = bounded_map(write, map(read, cells), threads, ahead=threads)
-        with bar, closing(outcomes):
-            for cell, outcome in zip(cells, outcomes):
+        title, count = Path(plan.scene.image).name, len(cells)
+        style = {"unit": "cell", "leave": False, "disable": None}
+        with closing(outcomes):
+            for cell, outcome in tqdm(zip(cells, outcomes), title, count, **style):
                 if isinstance(outcome, dict):
                     outcome["scene"] = plan.scene.image
                 journal.note(cell.name, outcome)
-                bar.update()

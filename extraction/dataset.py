@@ -1,4 +1,4 @@
-"""A whole extraction: cells cut aside, shared among the splits, published as ``DecodedPatch``."""
+"""A whole extraction: cells cut into a hidden folder, put into splits, published as ``Patch``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from common.files import (
 from common.ground import footprint, to_metric_crs
 from common.text import first_reason
 from extraction.cutting import cut_scene
-from extraction.journal import Journal, Skipped
+from extraction.journal import Journal, Skipped, class_counts
 from extraction.scenes import ScenePlan, plan_scenes
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
 from extraction.splits import assign_splits
@@ -42,15 +42,15 @@ STAGING = ".Patch-partial"  # beside Patch, while a run is under way
 
 
 def extract(config: ExtractionConfig | BatchConfig) -> dict:
-    """Cut the cells of all scenes and share them among the splits.
+    """Cut the cells of all scenes and put them into splits.
 
-    Patches are written aside; the folder ``DecodedPatch`` appears when all of them are there.
+    Patches are written to a hidden folder; ``Patch`` appears when all of them are there.
 
     Returns:
         What ``--save_metadata`` writes.
 
     Raises:
-        SegmentationError: Anything in the data that cannot be right.
+        SegmentationError: A problem in the data or the options.
     """
     target = Path(config.output) / "Patch"
     if target.exists() and not target.is_dir():
@@ -81,7 +81,7 @@ def assemble(
     skipped: dict[str, Skipped],
     config: ExtractionConfig | BatchConfig,
 ) -> dict:
-    """Share the patches that were cut among the splits, and describe them.
+    """Put the patches into splits, and describe them.
 
     Returns:
         What ``--save_metadata`` writes.
@@ -95,7 +95,7 @@ def assemble(
     found = [(plan, record) for plan, record in found if record]
     if not found:
         raise DatasetError(
-            f"None of the {len(names)} cells gives a patch ({first_reason(skipped)}); look at the "
+            f"None of the {len(names)} cells gives a patch ({first_reason(skipped)}); check the "
             f"nodata of {plans[0].scene.image} and of its label, or lower --min_valid"
         )
     size = config.patch_size
@@ -113,7 +113,7 @@ def assemble(
             (staging / kind / name).rename(staging / split / kind / name)
     if dropped and not any(record["split"] == "train" for record in records):
         raise DatasetError(
-            f"No patch is left to train on ({first_reason(skipped)}); lower --buffer"
+            f"No training patch is left ({first_reason(skipped)}); lower --buffer"
         )
     report = describe(config, plans, records, skipped)
     cells = ground.drop(list(dropped)).to_crs(plans[0].crs)
@@ -180,7 +180,7 @@ def staging_folder(target: Path, config: ExtractionOptions) -> Iterator[Path]:
 
 
 def _make_folders(staging: Path) -> None:
-    """Make the folders of a dataset; bring back what a run interrupted at its end has shared."""
+    """Make the folders of a dataset; bring back the patches that an interrupted run had put into splits."""
     for kind in ("images", "labels"):
         (staging / kind).mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
@@ -232,20 +232,18 @@ def publish(staging: Path, target: Path) -> None:
 
 
 def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
-    """The cells that became patches as a GeoPackage: split, valid share, class shares."""
+    """The cells of the patches as a GeoPackage: split, valid share, class shares."""
     import geopandas
 
     records = report["patches"]
-    classes = max(len(record["class_pixels"]) for record in records)
-    names = report["class_names"] or [""] * classes
+    pixels = class_counts(records)
+    names = report["class_names"] or [""] * pixels.shape[1]
     columns = {
         key: [r[key] for r in records]
         for key in ("name", "scene", "split", "valid_share")
     }
-    pixels = np.zeros((len(records), len(names)))
-    for row, record in zip(pixels, records):
-        row[: len(record["class_pixels"])] = record["class_pixels"]
-    shares = pixels / pixels.sum(axis=1, keepdims=True)
+    shares = np.zeros((len(records), len(names)))
+    shares[:, : pixels.shape[1]] = pixels / pixels.sum(axis=1, keepdims=True)
     # the number keeps names apart that differ in case only
     columns |= {f"share {k} {n}".strip(): shares[:, k] for k, n in enumerate(names)}
     table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)

@@ -1,10 +1,14 @@
-"""What became of each cell: what an interrupted extraction is resumed from."""
+"""The outcome of each cell, from which an interrupted extraction is resumed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from common.errors import DatasetError
 from common.tiffs import tiff_header
@@ -13,10 +17,10 @@ ERROR = "error: "  # begins the text of what could not be read
 
 
 class Skipped(NamedTuple):
-    """Why there is no patch of a cell, or none of a whole scene."""
+    """Why a cell, or a whole scene, gives no patch."""
 
     reason: str
-    is_error: bool = False  # it cannot be read, and --skip_errors lets it pass
+    is_error: bool = False  # it cannot be read: only with --skip_errors
 
     def __str__(self) -> str:
         """As in the journal and the metadata."""
@@ -27,32 +31,38 @@ class Skipped(NamedTuple):
         return cls(text.removeprefix(ERROR), text.startswith(ERROR))
 
 
+def class_counts(records: Sequence[dict]) -> np.ndarray:
+    """The pixels of each class in patches, (P, K) int64, by their records."""
+    rows = zip_longest(*(record["class_pixels"] for record in records), fillvalue=0)
+    return np.array(list(rows)).T
+
+
 class Journal:
-    """What became of each cell, in memory and in a file that an interrupted run is resumed from."""
+    """The outcome of each cell, in memory and in a file of a line per cell."""
 
     def __init__(self, path: Path):
         self.path = path
         self.records: dict[str, dict] = {}
         self.skipped: dict[str, Skipped] = {}
         text = path.read_text() if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # the last line may be cut off
-        if whole != text:
-            path.write_text(whole)
-        for entry in map(json.loads, whole.splitlines()):
+        complete = text[: text.rfind("\n") + 1]  # the last line may be cut off
+        if complete != text:
+            path.write_text(complete)
+        for entry in map(json.loads, complete.splitlines()):
             if "skipped" not in entry:
                 self.records[entry["name"]] = entry
                 continue
             skipped = Skipped.parse(entry["skipped"])
             if not skipped.is_error:  # errors are tried again
                 self.skipped[entry["name"]] = skipped
-        # a line at a time, so that what is there is whole when the process is killed
+        # a line at a time, so that lines are complete when the process is killed
         self.file = open(path, "a", buffering=1)  # noqa: SIM115
 
     def close(self) -> None:
         self.file.close()
 
     def note(self, name: str, outcome: dict | Skipped) -> None:
-        """Keep the record of a patch, or the reason why there is none."""
+        """Keep the record of a patch, or why there is none."""
         if isinstance(outcome, Skipped):
             self.skipped[name] = outcome
             outcome = {"name": name, "skipped": str(outcome)}
@@ -61,7 +71,7 @@ class Journal:
         self.file.write(json.dumps(outcome) + "\n")
 
     def forget_missing(self, staging: Path) -> None:
-        """Drop the records of patches that are not there whole, and patches without a record."""
+        """Drop the records of patches that are incomplete, and patches without a record."""
         for name in list(self.records):
             try:
                 for kind in ("images", "labels"):

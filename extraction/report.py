@@ -1,4 +1,4 @@
-"""What a dataset holds: tables, overlaps between splits, pictures."""
+"""The content of a dataset: tables, overlaps between splits, pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,15 +46,11 @@ class SplitSummary:
     class_pixels: tuple[int, ...] = ()  # labelled, by class
 
     def __add__(self, other: SplitSummary) -> SplitSummary:
-        size = max(len(self.class_pixels), len(other.class_pixels))
-        padded = [
-            np.pad(s.class_pixels, (0, size - len(s.class_pixels))).astype(int)
-            for s in (self, other)
-        ]
+        both = zip_longest(self.class_pixels, other.class_pixels, fillvalue=0)
         return SplitSummary(
             self.patches + other.patches,
             self.pixels + other.pixels,
-            tuple(sum(padded).tolist()),
+            tuple(map(sum, both)),
         )
 
     @property
@@ -171,7 +168,7 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
 
 
 def split_overlaps(places: Sequence[PatchLocation]) -> list[dict] | None:
-    """Patches of different splits that share ground: what a test then measures is memory.
+    """Patches of different splits that share ground, so that a test measures memory.
 
     Returns:
         An entry per pair of splits with "splits", "patches" (of the second that share ground with

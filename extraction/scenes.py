@@ -1,4 +1,4 @@
-"""Scenes with their labels and grids, found and looked at before the work begins."""
+"""Scenes with their labels and grids, found and checked before the work begins."""
 
 from __future__ import annotations
 
@@ -50,44 +50,38 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     paths = sorted(path for path in paths if path.is_file())
     images = find_ids(paths, config.image_pattern)
     labels = find_ids(paths, config.label_pattern)
-    grids = dict.fromkeys(images, config.grid)
+    kinds = [images, labels]
     if config.use_per_image_grid:
         vectors = [path for path in paths if path.suffix.lower() in VECTOR_SUFFIXES]
-        grids = find_ids(vectors, config.grid_pattern)
+        kinds.append(grids := find_ids(vectors, config.grid_pattern))
     if not images:
-        raise DatasetError(f"No file in {folder} is called {config.image_pattern}")
-    kinds = [images, labels, *([grids] if config.use_per_image_grid else [])]
-    lonely = sorted(
-        {
-            path
-            for kind in kinds
-            for key, path in kind.items()
-            if not all(key in other for other in kinds)
-        }
-    )
-    if lonely:
-        named = ", ".join(str(path) for path in lonely[:5])
-        more = f" and {len(lonely) - 5} more" if len(lonely) > 5 else ""
-        text = f"without the files that belong to them: {named}{more}"
+        raise DatasetError(
+            f"No file in {folder} matches --image_pattern {config.image_pattern}"
+        )
+    complete = set.intersection(*map(set, kinds))
+    unmatched = sorted({kind[key] for kind in kinds for key in kind.keys() - complete})
+    if unmatched:
+        named = ", ".join(str(path) for path in unmatched[:5])
+        more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
         if not config.skip_unmatched:
-            raise DatasetError(f"{text}; add them, or give --skip_unmatched")
-        log.warning("left out, %s", text)
-    scenes = [
-        SceneFiles(str(path), str(labels[key]), _text(grids[key]), id_text(key))
-        for key, path in images.items()
-        if key in labels and key in grids
-    ]
+            raise DatasetError(
+                f"Files without a partner: {named}{more}; add the missing ones, or give "
+                "--skip_unmatched"
+            )
+        log.warning("left out, without a partner: %s%s", named, more)
+    scenes = []
+    for key, image in images.items():
+        if key in complete:
+            grid = str(grids[key]) if config.use_per_image_grid else config.grid
+            files = str(image), str(labels[key]), grid
+            scenes.append(SceneFiles(*files, id_text(key)))
     if not scenes:
-        raise DatasetError(f"No scene in {folder} has all the files that belong to it")
+        raise DatasetError(f"No scene in {folder} has a file for each of the patterns")
     return scenes
 
 
-def _text(path: Path | str | None) -> str | None:
-    return None if path is None else str(path)
-
-
 def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
-    """Files whose name fits a pattern, in any case, by what stands for ``<id>`` in it.
+    """Files whose name matches a pattern, in any case, by the text in the place of ``<id>``.
 
     Raises:
         DatasetError: Two files of one id.
@@ -107,7 +101,7 @@ def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """A scene that was looked at before the work, and its cells."""
+    """A scene and its cells, checked before the work."""
 
     scene: SceneFiles
     crs: object
@@ -121,28 +115,25 @@ class ScenePlan:
 def plan_scenes(
     config: ExtractionConfig | BatchConfig, skipped: dict
 ) -> list[ScenePlan]:
-    """Look at all scenes before the work begins.
+    """Check all scenes before the work begins.
 
     Args:
         config: Their settings.
-        skipped: Gets the cells, and with ``--skip_errors`` the scenes, that cannot be used.
+        skipped: Receives the cells, and with ``--skip_errors`` the scenes, that cannot be used.
 
     Raises:
-        SegmentationError: What ``--skip_errors`` does not let pass.
+        SegmentationError: A scene cannot be used, unless ``--skip_errors`` leaves it out.
     """
     plans: list[ScenePlan] = []
     scenes = list_scenes(config)
-    for scene in tqdm(scenes, "looking at scenes", leave=False, disable=None):
+    for scene in tqdm(scenes, "checking scenes", leave=False, disable=None):
         try:
             plan, reasons = plan_scene(scene, config)
             if plans:
                 _require_alike(plans[0], plan)
         except (SegmentationError, OSError) as error:
-            if (
-                not config.skip_errors
-                or len(scenes) == 1
-                or isinstance(error, OptionError)
-            ):
+            alone, wrong_option = len(scenes) == 1, isinstance(error, OptionError)
+            if not config.skip_errors or alone or wrong_option:
                 raise
             skipped[scene.image] = Skipped(str(error), is_error=True)
             continue
@@ -153,7 +144,9 @@ def plan_scenes(
     names = Counter(cell.name for plan in plans for cell in plan.cells)
     name, count = names.most_common(1)[0]
     if count > 1:
-        raise DatasetError(f"Two cells would be called {name}; rename scenes or ids")
+        raise DatasetError(
+            f"Two cells would have the name {name}; rename scenes or ids"
+        )
     return plans
 
 
@@ -167,7 +160,7 @@ def plan_scene(
         bands = select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):
             raise RasterError(
-                f"--image_channels {config.image_channels}, but {image.name} gives {len(bands)} "
+                f"--image_channels {config.image_channels}, but {image.name} has {len(bands)} "
                 "bands; select them with --bands"
             )
         cells, skipped = cells_of(scene, config, image)
@@ -182,7 +175,7 @@ def plan_scene(
 
 
 def label_options(config: ExtractionOptions) -> tuple:
-    """What the options say of the label, for ``open_label``."""
+    """The options of the label, for ``open_label``."""
     return config.label_column, config.label_values, config.class_names
 
 
@@ -190,7 +183,7 @@ def _require_alike(first: ScenePlan, other: ScenePlan) -> None:
     """Raise DatasetError unless two scenes can be in one dataset."""
     if len(first.bands) != len(other.bands):
         raise DatasetError(
-            f"{other.scene.image} gives {len(other.bands)} bands, but {first.scene.image} "
+            f"{other.scene.image} has {len(other.bands)} bands, but {first.scene.image} "
             f"{len(first.bands)}; select them with --bands"
         )
     described = [[band["description"] for band in p.bands] for p in (first, other)]

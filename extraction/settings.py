@@ -29,12 +29,6 @@ class OneScene:
     label: str = setting(
         help="label raster on any pixel grid, or vector file of polygons", group="data"
     )
-    grid: str | None = setting(
-        None,
-        "vector file whose polygons are the cells, in any CRS",
-        "data",
-        shown="cells of --patch_size every --stride pixels",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +36,15 @@ class SceneFolder:
     """What ``batch`` reads."""
 
     data_dir: str = setting(help="folder of scenes and labels", group="data")
-    grid: str | None = setting(
-        None,
-        "vector file whose polygons are the cells of all scenes, in any CRS",
-        "data",
-        shown="cells of --patch_size every --stride pixels",
-    )
     use_per_image_grid: bool = setting(
-        False, "each scene has a grid of its own, found by --grid_pattern", "data"
+        False, "each scene has its own grid, found by --grid_pattern", "data"
     )
     image_pattern: str = setting(
         "Image_<id>.tif", "names of scenes; <id> pairs them, * is anything", "data"
     )
     label_pattern: str = setting("Label_<id>.tif", "names of labels", "data")
     grid_pattern: str = setting("Grid_<id>.*", "names of grids", "data")
-    recursive: bool = setting(False, "look into folders of the folder too", "data")
+    recursive: bool = setting(False, "search subfolders too", "data")
     skip_unmatched: bool = setting(
         False, "leave out files without a partner instead of stopping", "data"
     )
@@ -66,6 +54,12 @@ class SceneFolder:
 class ExtractionOptions:
     """What ``extract`` and ``batch`` have in common."""
 
+    grid: str | None = setting(
+        None,
+        "vector file whose polygons are the cells of the scenes, in any CRS",
+        "data",
+        shown="cells of --patch_size every --stride pixels",
+    )
     output: str = setting(help="dataset folder to write", group="data")
     bands: str | None = setting(
         None,
@@ -74,7 +68,7 @@ class ExtractionOptions:
         shown="all but alpha",
     )
     image_channels: int | None = setting(
-        None, "number of bands that must result", "data", shown="not checked", least=1
+        None, "number of bands expected", "data", shown="not checked", least=1
     )
     id_column: str | None = setting(
         None,
@@ -124,7 +118,7 @@ class ExtractionOptions:
     )
     min_valid: float = setting(
         0.5,
-        "least valid share of a cell, 0 to 1; other cells are skipped",
+        "smallest valid share of a cell, 0 to 1; other cells are skipped",
         "patches",
         least=0,
         most=1,
@@ -175,7 +169,7 @@ class ExtractionOptions:
     )
     skip_errors: bool = setting(
         False,
-        "go on after a cell or scene that cannot be read; list it and end with status 1",
+        "continue after a cell or scene that cannot be read; list it and end with status 1",
         "output",
         may_change=True,
     )
@@ -251,7 +245,7 @@ class SampleConfig:
     """Every setting of ``visualize``."""
 
     output: str = setting(help="dataset folder that extract wrote", group="data")
-    split: str = setting("train", "which split to look into", "data", choices=SPLITS)
+    split: str = setting("train", "which split to draw from", "data", choices=SPLITS)
     sample_index: int = setting(0, "which patch of the split, from 0", "data")
     show: bool = setting(False, "open a window too", "output")
 

@@ -1,4 +1,4 @@
-"""Which split a patch goes to: at random or by blocks, repeat coverage kept together."""
+"""The split of each patch: at random or by blocks, repeat coverage kept together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.ground import (
     spatial_block_ids,
     typical_patch_side,
 )
-from extraction.journal import Skipped
+from extraction.journal import Skipped, class_counts
 from extraction.settings import ExtractionOptions
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def random_splits(count: int, ratios: Sequence[float], seed: int) -> list[str]:
 def balance_blocks(
     content: np.ndarray, ratios: Sequence[float], seed: int
 ) -> list[str]:
-    """A split for each block, so that patches and every class are shared as the ratios say.
+    """A split for each block, so that patches and every class are shared by the ratios.
 
     ``uneven_shares`` is lowered by moving and swapping blocks until no step helps, from several
     random beginnings. A class that enough blocks hold must be in every split.
@@ -130,7 +130,7 @@ def assign_splits(
     """Put patches into splits.
 
     Args:
-        records: Of the patches; "scene" and "class_pixels" are looked at.
+        records: Of the patches; "scene" and "class_pixels" are used.
         ground: Their footprints, in metres.
         config: How.
 
@@ -172,12 +172,10 @@ def _block_splits(records, ground: GeoSeries, config: ExtractionOptions) -> list
     """Splits by square blocks; a patch belongs where its centre lies."""
     size = config.block_size or 4 * typical_patch_side(ground)
     numbers = spatial_block_ids(ground, size)
-    classes = max(len(record["class_pixels"]) for record in records)
-    content = np.zeros((numbers.max() + 1, 1 + classes))
-    for number, record in zip(numbers, records):
-        content[number, 0] += 1
-        pixels = record["class_pixels"]
-        content[number, 1 : 1 + len(pixels)] += pixels
+    pixels = class_counts(records)
+    content = np.zeros((numbers.max() + 1, 1 + pixels.shape[1]))
+    np.add.at(content[:, 0], numbers, 1)
+    np.add.at(content[:, 1:], numbers, pixels)
     if len(content) < np.count_nonzero(config.ratios):
         raise DatasetError(
             f"The cells lie in {len(content)} blocks of {size:g} m, too few for the splits; give a "
