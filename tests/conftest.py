@@ -63,10 +63,3 @@ def place(whole, tmp_path, monkeypatch) -> Path:
     # of all disks: slow on a busy machine
     monkeypatch.setattr(os, "sync", lambda: None)
     return folder
-
-
-def pytest_configure(config):
-    # rasterio itself uses the old operator, and older releases of affine know no other
-    config.addinivalue_line(
-        "filterwarnings", "ignore:Use `@` matmul:PendingDeprecationWarning"
-    )

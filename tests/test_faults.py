@@ -209,7 +209,7 @@ def run_no_work(monkeypatch, script: str, options: str) -> int:
         patch_everywhere(monkeypatch, begin, lambda config: {})
     elif script == "predict":
         begin = "prediction.scene.predict_scenes"
-        patch_everywhere(monkeypatch, begin, lambda config, tell: 0)
+        patch_everywhere(monkeypatch, begin, lambda config, show: 0)
     else:
         patch_everywhere(monkeypatch, "common.pictures.save_figure", lambda *_: None)
     return run(script, options)

@@ -11,17 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from helpers import ENCODER
 
 import main
 import Patch_extraction
 import Predict_large_image
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason="no real scenes in ../shared/data"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.is_dir(), reason="no real scenes in ../shared/data"),
+]
 QUICK = ("--epochs", 1, "--num_workers", 0, "--batch_size", 8, "--device", "cpu")
-SMALL = ("--model", "linknet", "--encoder_name", "tu-mobilenetv3_small_050")
+SMALL = ("--model", "linknet", "--encoder_name", ENCODER)
 
 
 def run(script, *words) -> None:

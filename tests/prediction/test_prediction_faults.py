@@ -254,7 +254,7 @@ def of_another_library(content: dict) -> dict:
     row("predict", "too many names", described(class_names=["a", "b", "c"]),
         r"model.pth names 3 classes for a model of 2; .*again"),
     row("predict", "of negative classes", described(num_classes=-3, mode="multiclass"),
-        r"model.pth describes itself wrongly: 3 bands and -3 classes"),
+        r"model.pth has a wrong description: 3 bands and -3 classes"),
     row("predict", "models of other bands", lambda: write_model(Path("other.pth"), 4),
         r"other.pth has bands 4, but model.pth has 3; they cannot be averaged",
         "--model model.pth other.pth"),
