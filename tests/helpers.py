@@ -25,6 +25,7 @@ import torch
 import main
 from common.architectures import ModelConfig
 from model_training import Normalization, build_model, save_checkpoint
+from training.settings import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
@@ -360,3 +361,53 @@ def drawn_pixels(batches, size: int = 200_000, seed: int = 0):
     for logits, mask in batches:
         sample.add(logits, mask)
     return sample.pixels()
+
+
+# --- training
+
+
+IGNORE = 255
+
+
+TINY_ENCODER = "tu-mobilenetv3_small_050"
+
+
+def settings(**changes) -> TrainingConfig:
+    return TrainingConfig(**{"dataset_root": "data", "model": "unet"} | changes)
+
+
+def statistics(bands: int) -> Normalization:
+    return Normalization("dataset", (0.0,) * bands, (1.0,) * bands)
+
+
+def symmetries(array: np.ndarray) -> list[bytes]:
+    """The eight symmetries of a square, by transposition and reversal (no rot90)."""
+    found = []
+    for base in (array, array.T):
+        for rows in (1, -1):
+            for columns in (1, -1):
+                found.append(np.ascontiguousarray(base[::rows, ::columns]).tobytes())
+    return found
+
+
+def encoder_for(model: str) -> str | None:
+    return {
+        "dpt": "tu-vit_tiny_patch16_224",
+        "unet-dropout": None,
+        "deeplabv3_resnet50": "resnet50",
+    }.get(model, TINY_ENCODER)
+
+
+MODES = ("binary", "multiclass")
+
+
+CLASSES = 4
+
+
+def draw_batch(mode: str, seed: int = 0, unlabelled: float = 0.3):
+    rng = torch.Generator().manual_seed(seed)
+    outputs, classes = (1, 2) if mode == "binary" else (CLASSES, CLASSES)
+    logits = torch.randn(2, outputs, 9, 7, generator=rng)
+    mask = torch.randint(0, classes, (2, 9, 7), generator=rng)
+    mask[torch.rand(2, 9, 7, generator=rng) < unlabelled] = IGNORE
+    return logits, mask

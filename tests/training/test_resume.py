@@ -1,4 +1,4 @@
-"""Runs that are stopped, gone on with, shared by processes, or computed in another precision."""
+"""Runs that are interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,27 +23,12 @@ from helpers import (
     write_dataset,
 )
 
-from common.devices import native_precision
-from common.errors import OptionError
-from model_training import build_loss, build_model, load_checkpoint
+from model_training import load_checkpoint
 from training import epochs, loop
 from training.epochs import epoch_line
-from training.loop import Stepper, train_one_epoch, training_precision
-from training.preflight import check_experiment
-from training.settings import TrainingConfig
+from training.loop import train_one_epoch
 
 SCRIPT = str(ROOT / "main.py")
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data"), 8, 4, 0, bands=3)
 
 
 def rows_of(folder: Path, *left_out: str) -> list[dict]:
@@ -69,7 +53,7 @@ def stopped_in(epoch: int, monkeypatch, data, save_dir, *options) -> tuple:
         return run_main(*given)
 
 
-# --- stopped and gone on with ---------------------------------------------------------------
+# --- interrupted and resumed ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,125 +224,3 @@ def test_a_signal_leaves_the_best_model_and_no_final_one(data, tmp_path, number)
     load_checkpoint(tmp_path / "model_last.pth")
     assert not (tmp_path / "model_final_model.pth").exists()
     assert not list(tmp_path.glob(".*"))
-
-
-# --- precision and steps --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("amp", "expected"), [("off", torch.float32), ("bf16", torch.bfloat16)]
-)
-def test_amp_is_the_precision_of_the_passes(data, tmp_path, monkeypatch, amp, expected):
-    kinds, plain = set(), torch.nn.functional.conv2d
-
-    def conv2d(images, weight, *arguments, **more):
-        result = plain(images, weight, *arguments, **more)
-        if torch.is_grad_enabled():
-            kinds.add(result.dtype)
-            assert weight.dtype == torch.float32
-        return result
-
-    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
-    train(data, tmp_path, "--amp", amp)
-    assert expected in kinds
-    assert amp == "bf16" or kinds == {torch.float32}
-
-
-def test_auto_is_the_native_precision():
-    assert training_precision("auto", CPU) == native_precision(CPU)
-    assert training_precision("off", CPU) == "fp32"
-    with pytest.raises(OptionError, match="--amp fp16"):
-        training_precision("fp16", CPU)
-
-
-def test_batches_add_up_to_a_step_as_one_large_batch_does():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(10, 2, 8, 8, generator=generator)
-    masks = torch.randint(0, 3, (10, 8, 8), generator=generator)
-    loss = build_loss("ce", "multiclass", 255)
-    weights = []
-    for size, accumulate in ((4, 1), (2, 2)):
-        torch.manual_seed(0)
-        network = torch.nn.Conv2d(2, 3, 1)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        stepper = Stepper(optimizer, scaler, accumulate=accumulate)
-        batches = list(zip(images.split(size), masks.split(size)))
-        train_one_epoch(network, batches, loss, stepper, CPU)
-        weights.append(network.weight.detach())
-    torch.testing.assert_close(*weights)
-
-
-def test_a_schedule_counts_steps_not_batches(data, tmp_path, monkeypatch):
-    totals, plain = [], torch.optim.lr_scheduler.OneCycleLR.__init__
-
-    def begin(self, *arguments, **more):
-        totals.append(more["total_steps"])
-        plain(self, *arguments, **more)
-
-    monkeypatch.setattr(torch.optim.lr_scheduler.OneCycleLR, "__init__", begin)
-    options = ("--scheduler", "onecycle", "--epochs", 2, "--batch_size", 2)
-    train(data, tmp_path, *options, "--accumulate", 3)  # 4 batches: 2 steps
-    assert totals == [4]
-
-
-# --- preflight ------------------------------------------------------------------------------
-
-
-def check(*options) -> tuple[int, str, str]:
-    return run_main(*QUICK, *options, "--check")
-
-
-def test_a_check_tells_what_a_run_will_take_and_leaves_nothing(data, tmp_path):
-    out = tmp_path / "out"
-    status, told, err = check("--dataset_root", data, "--save_dir", out)
-    assert status == 0 and "error" not in err
-    assert "patches       8 train, 4 validation" in told
-    assert told.splitlines()[-1] == "No problems found."
-    assert not out.exists()
-
-
-def test_what_a_check_says_of_time_and_memory_is_measured(data, tmp_path):
-    config = TrainingConfig(
-        dataset_root=str(data), model="linknet", encoder_name=TINY[3],
-        save_dir=str(tmp_path / "out"), device="cpu", epochs=7,
-    )  # fmt: skip
-    problems, found = check_experiment(config)
-    assert not problems and found["patches"] == {"train": 8, "validation": 4}
-    assert found["total_seconds"] == pytest.approx(7 * found["epoch_seconds"])
-    model = build_model(config.model_config(3))
-    assert found["parameters"] == sum(p.numel() for p in model.parameters())
-    assert found["memory"] > 1e8
-    folds = {"val_strategy": "kfold", "n_splits": 2}
-    _, more = check_experiment(replace(config, **folds))
-    assert more["total_seconds"] == pytest.approx(7 * more["epoch_seconds"] * 2)
-
-
-def test_a_check_tells_all_faults_at_once(tmp_path):
-    root = write_dataset(tmp_path / "data", 4, 2, 0, bands=3)
-    names = sorted((root / "Patch" / "train" / "images").iterdir())
-    names[0].write_bytes(names[0].read_bytes()[:900])
-    label = root / "Patch" / "validation" / "labels"
-    strange = min(label.iterdir())
-    made = write_dataset(tmp_path / "more", 4, 2, 0, bands=3, classes=5)
-    other = made / "Patch" / "validation" / "labels"
-    strange.write_bytes(min(other.iterdir()).read_bytes())
-    before = {path: path.read_bytes() for path in root.rglob("*.tif")}
-    options = ("--dataset_root", root, "--save_dir", tmp_path / "out")
-    status, told, err = check(*options, "--in_channels", 4, "--area_estimation")
-    assert status == 1 and told == ""
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == len(set(lines))
-    for words in (
-        names[0].name, f"{strange.name} holds", "--in_channels 4", "--area_estimation",
-    ):  # fmt: skip
-        assert any(words in line for line in lines), words
-    assert not (tmp_path / "out").exists()
-    assert before == {path: path.read_bytes() for path in root.rglob("*.tif")}
-
-
-def test_a_check_plans_the_folds(data, tmp_path):
-    options = ("--dataset_root", data, "--save_dir", tmp_path / "out")
-    folds = ("--val_strategy", "kfold", "--n_splits", 50)
-    status, _, err = check(*options, *folds)
-    assert status == 1 and "12 patches cannot make 50 folds" in err

@@ -1,0 +1,96 @@
+"""Scores and areas as text, and the reliability as a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from evaluation_helpers import logits_and_truth
+from matplotlib.figure import Figure
+
+from evaluation.calibration import (
+    Calibration,
+)
+from evaluation.reports import plot_reliability
+from evaluation.tables import score_table, side_by_side
+from model_training import HEADLINES, scores
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+# --- the two side by side -------------------------------------------------------------------
+
+
+def entry(value: float | None) -> dict:
+    interval = None if value is None else [value - 0.02, value + 0.02]
+    return {
+        "pooled": dict.fromkeys(HEADLINES, value),
+        "intervals": dict.fromkeys(HEADLINES, interval),
+    }
+
+
+def test_side_by_side_tells_the_optimism():
+    gap = {key: [0.1, 0.2] for key in HEADLINES}
+    text = side_by_side(entry(0.8), entry(0.65), gap)
+    assert "kappa             0.800 [0.780, 0.820]  0.650 [0.630, 0.670]" in text
+    last = text.splitlines()[-1]
+    assert last.startswith("optimism of iou 0.150 [0.100, 0.200]: what random folds")
+
+
+def test_side_by_side_claims_no_optimism_that_may_be_chance():
+    text = side_by_side(entry(0.8), entry(0.7), {"iou": [-0.1, 0.3]})
+    assert text.endswith(
+        "0.100 [-0.100, 0.300]: too few blocks to distinguish it from chance"
+    )
+
+
+def test_side_by_side_claims_no_optimism_where_there_is_none():
+    assert "not better here" in side_by_side(entry(0.5), entry(0.6))
+
+
+def test_side_by_side_stands_missing_scores():
+    text = side_by_side(entry(None), entry(0.6))
+    assert "optimism" not in text
+    assert "nan" not in text.lower()
+
+
+# --- text and figures -----------------------------------------------------------------------
+
+
+def test_score_table_is_aligned_and_names_the_accuracies():
+    names = ["water", "a rather long name of a class"]
+    result = scores(np.array([[1_234_567, 30], [200, 10]]), names, binary=True)
+    lines = score_table(result).splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
+    heads = ["pixels", "user's acc.", "producer's acc.", "F1", "IoU"]
+    places = [lines[0].index(head) + len(head) for head in heads]
+    assert [place for place in places if lines[1][place - 1] == " "] == []
+    assert lines[1].split() == ["water", "1,234,597", *["1.000"] * 4]
+    assert lines[2].split()[-5:] == ["210", "0.250", "0.048", "0.080", "0.042"]
+    assert lines[4] == "overall accuracy 1.000, kappa 0.080"
+
+
+def test_score_table_shows_absent_classes_as_dashes():
+    result = scores(np.diag([5, 0]), ["a", "b"], binary=False)
+    lines = score_table(result).splitlines()
+    assert lines[2].split() == ["b", "0", "-", "-", "-", "-"]
+    assert lines[4] == "overall accuracy 1.000, kappa -"
+
+
+def test_reliability_is_drawn_before_and_after(tmp_path):
+    logits, truth = logits_and_truth(np.random.default_rng(0), 5_000, 4, 3)
+    curves = {}
+    for name, temperature in (("before", 1), ("after", 3)):
+        calibration = Calibration()
+        calibration.add(logits, truth, temperature)
+        curves[name] = calibration.report()
+    axes = Figure().subplots()
+    plot_reliability(axes, curves | {"none": Calibration().report()})
+    _, labels = axes.get_legend_handles_labels()
+    assert len(labels) == 3 and labels[1].startswith("before: ECE 0.1")
+    assert axes.lines[2].get_xdata()[-1] == curves["after"]["confidence"][-1]
+    axes.figure.savefig(tmp_path / "reliability.png")

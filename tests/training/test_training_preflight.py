@@ -1,0 +1,76 @@
+"""main.py --check."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from helpers import (
+    QUICK,
+    TINY,
+    run_main,
+    write_dataset,
+)
+
+from model_training import build_model
+from training.preflight import check_experiment
+from training.settings import TrainingConfig
+
+
+def check(*options) -> tuple[int, str, str]:
+    return run_main(*QUICK, *options, "--check")
+
+
+def test_a_check_tells_what_a_run_will_take_and_leaves_nothing(data, tmp_path):
+    out = tmp_path / "out"
+    status, told, err = check("--dataset_root", data, "--save_dir", out)
+    assert status == 0 and "error" not in err
+    assert "patches       8 train, 4 validation" in told
+    assert told.splitlines()[-1] == "No problems found."
+    assert not out.exists()
+
+
+def test_what_a_check_says_of_time_and_memory_is_measured(data, tmp_path):
+    config = TrainingConfig(
+        dataset_root=str(data), model="linknet", encoder_name=TINY[3],
+        save_dir=str(tmp_path / "out"), device="cpu", epochs=7,
+    )  # fmt: skip
+    problems, found = check_experiment(config)
+    assert not problems and found["patches"] == {"train": 8, "validation": 4}
+    assert found["total_seconds"] == pytest.approx(7 * found["epoch_seconds"])
+    model = build_model(config.model_config(3))
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["memory"] > 1e8
+    folds = {"val_strategy": "kfold", "n_splits": 2}
+    _, more = check_experiment(replace(config, **folds))
+    assert more["total_seconds"] == pytest.approx(7 * more["epoch_seconds"] * 2)
+
+
+def test_a_check_tells_all_faults_at_once(tmp_path):
+    root = write_dataset(tmp_path / "data", 4, 2, 0, bands=3)
+    names = sorted((root / "Patch" / "train" / "images").iterdir())
+    names[0].write_bytes(names[0].read_bytes()[:900])
+    label = root / "Patch" / "validation" / "labels"
+    strange = min(label.iterdir())
+    made = write_dataset(tmp_path / "more", 4, 2, 0, bands=3, classes=5)
+    other = made / "Patch" / "validation" / "labels"
+    strange.write_bytes(min(other.iterdir()).read_bytes())
+    before = {path: path.read_bytes() for path in root.rglob("*.tif")}
+    options = ("--dataset_root", root, "--save_dir", tmp_path / "out")
+    status, told, err = check(*options, "--in_channels", 4, "--area_estimation")
+    assert status == 1 and told == ""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == len(set(lines))
+    for words in (
+        names[0].name, f"{strange.name} holds", "--in_channels 4", "--area_estimation",
+    ):  # fmt: skip
+        assert any(words in line for line in lines), words
+    assert not (tmp_path / "out").exists()
+    assert before == {path: path.read_bytes() for path in root.rglob("*.tif")}
+
+
+def test_a_check_plans_the_folds(data, tmp_path):
+    options = ("--dataset_root", data, "--save_dir", tmp_path / "out")
+    folds = ("--val_strategy", "kfold", "--n_splits", 50)
+    status, _, err = check(*options, *folds)
+    assert status == 1 and "12 patches cannot make 50 folds" in err
