@@ -19,17 +19,15 @@ def add_settings(parser, config_class) -> None:
     hints = get_type_hints(config_class)
     groups: dict[str, object] = {}
     for item in fields(config_class):
-        more = dict(item.metadata)
-        text, group = more.pop("help"), more.pop("group")
-        flags = [f"--{item.name}", *([more.pop("alias")] if "alias" in more else [])]
-        shown = more.pop("shown", None)
-        for key in ("least", "most", "above", "may_change"):
-            more.pop(key, None)
+        about = item.metadata
+        more = {k: about[k] for k in ("choices", "nargs", "const") if k in about}
+        flags = [f"--{item.name}", *([about["alias"]] if "alias" in about else [])]
+        text, group = about["help"], about["group"]
         more["required"] = item.default is MISSING
         if not more["required"]:
             more["default"] = item.default
             if item.default is not False:
-                text += f" (default: {shown or '%(default)s'})"
+                text += f" (default: {about.get('shown', '%(default)s')})"
         kind = next(
             (t for t in get_args(hints[item.name]) if t is not type(None)), None
         )

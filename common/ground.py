@@ -23,12 +23,16 @@ def in_true_metres(crs) -> bool:
 
 
 def _mercator(crs) -> bool:
+    method = _horizontal(crs).coordinate_operation.method_name
+    return "Mercator" in method and "Transverse" not in method
+
+
+def _horizontal(crs):
+    """A CRS as pyproj's, without heights."""
     from pyproj import CRS
 
     known = CRS.from_wkt(crs.to_wkt())
-    known = known.sub_crs_list[0] if known.is_compound else known
-    method = known.coordinate_operation.method_name
-    return "Mercator" in method and "Transverse" not in method
+    return known.sub_crs_list[0] if known.is_compound else known
 
 
 def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
@@ -40,13 +44,12 @@ def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
     crs, transform = dataset.crs, dataset.transform
     if crs is None or not (crs.is_projected or crs.is_geographic):
         return None
-    from pyproj import CRS, Transformer
+    from pyproj import Transformer
 
     if crs.is_projected and not _mercator(crs):
         metres = crs.linear_units_factor[1]
         return np.full(dataset.height, abs(transform.determinant) * metres**2)
-    known = CRS.from_wkt(crs.to_wkt())
-    known = known.sub_crs_list[0] if known.is_compound else known
+    known = _horizontal(crs)
     column = dataset.width // 2 + np.array([0, 0, 1, 1])
     row = np.arange(dataset.height)[:, None] + np.array([0, 1, 1, 0])
     a, b, c, d, e, f = transform[:6]

@@ -54,7 +54,7 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
     """
     target = Path(config.output) / "Patch"
     if target.exists() and not target.is_dir():
-        raise DatasetError(f"{target} is a file; choose another --output")
+        raise DatasetError(f"{target} is a file, expected a folder; choose another --output")
     former = former_settings(target) if config.resume else {}
     require_folder("--output", config.output)
     overwrite = config.overwrite or former.get("overwrite", False)

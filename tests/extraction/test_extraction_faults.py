@@ -126,7 +126,7 @@ def test_faults_of_rasters_that_do_not_fit(place, capfd, monkeypatch, fault):
     *output_rows("extract", "--output", "out"),
     *output_rows("batch", "--output", "out"),
     row("extract", "Patch is a file", lambda: (Path("out").mkdir(),
-        Path("out/Patch").write_text("x")), r"out/Patch is a file; choose another --output"),
+        Path("out/Patch").write_text("x")), r"out/Patch is a file, expected a folder; choose"),
     row("extract", "patches are there", lambda: shutil.copytree("data", "out"),
         r"out/Patch already holds patches; choose another --output, or give --overwrite"),
     row("batch", "no such folder", nothing, r"No folder nowhere; .*--data_dir",
