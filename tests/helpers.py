@@ -34,13 +34,31 @@ PIXEL = 10.0
 CORNER = (431_240, 4_912_560)  # where write_geotiff begins
 ORIGIN = (500_030.0, 4_649_970.0)
 SENTINEL = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+IGNORE = 255  # unlabelled
+MODES = ("binary", "multiclass")
+CLASSES = 4  # of ``draw_batch``
+ENCODER = "tu-test_resnet"  # the quickest to build, where it is not the subject
+TINY_ENCODER = "tu-mobilenetv3_small_050"
+TINY = ("--model", "linknet", "--encoder_name", TINY_ENCODER)
+QUICK = (*TINY, "--epochs", 1, "--num_workers", 0, "--device", "cpu")
+
+
+# --- functions replaced --------------------------------------------------------------------
 
 
 def load_all_modules() -> None:
-    """Import every module of the project, so that a patch reaches all that use a name."""
+    """Import every module of the project, so that a patch reaches all that use a name.
+
+    Those that need a library which is not installed (a GPU machine may lack some) are left out.
+    """
     for package in PACKAGES:
         for path in sorted((ROOT / package).glob("*.py")):
-            importlib.import_module(f"{package}.{path.stem}".removesuffix(".__init__"))
+            name = f"{package}.{path.stem}".removesuffix(".__init__")
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name.split(".")[0] in (*PACKAGES, "model_training"):
+                    raise
 
 
 def resolve(dotted: str):
@@ -83,6 +101,9 @@ def interrupt(monkeypatch, dotted: str, call: int, error=KeyboardInterrupt) -> l
 
     patch_everywhere(monkeypatch, dotted, interrupted)
     return calls
+
+
+# --- rasters and grids ---------------------------------------------------------------------
 
 
 def write_raster(
@@ -148,6 +169,26 @@ def write_geotiff(
         if mask is not None:
             file.write_mask(mask)
     return path
+
+
+def cell(column: float, row: float, side: float = 32):
+    """A square in pixels of the scene, on the ground."""
+    from shapely import box
+
+    left, top = ORIGIN[0] + column * PIXEL, ORIGIN[1] - row * PIXEL
+    return box(left, top - side * PIXEL, left + side * PIXEL, top)
+
+
+def grid(cells=None, crs=CRS, **columns):
+    """A grid of cells; by default four that tile the scene."""
+    import geopandas
+
+    cells = cells or [cell(x, y) for y in (0, 32) for x in (0, 32)]
+    columns = columns or {"id": list(range(1, len(cells) + 1))}
+    return geopandas.GeoDataFrame(columns, geometry=cells, crs=crs)
+
+
+# --- datasets ------------------------------------------------------------------------------
 
 
 def make_patch(
@@ -239,48 +280,31 @@ def write_dataset(
     return root
 
 
-# --- runs of the scripts
-
-ENCODER = "tu-test_resnet"  # a few thousand weights
-
-
-TINY = ("--model", "linknet", "--encoder_name", "tu-mobilenetv3_small_050")
-
-
-QUICK = (*TINY, "--epochs", 1, "--num_workers", 0, "--device", "cpu")
-
-
-def torchrun(processes: int, arguments: list[str], **options) -> subprocess.Popen:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    launcher += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    return subprocess.Popen(
-        [sys.executable, *launcher, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        **options,
-    )
+def symmetries(array: np.ndarray) -> list[bytes]:
+    """The eight symmetries of a square, by transposition and reversal (no rot90)."""
+    found = []
+    for base in (array, array.T):
+        for rows in (1, -1):
+            for columns in (1, -1):
+                found.append(np.ascontiguousarray(base[::rows, ::columns]).tobytes())
+    return found
 
 
-def cell(column: float, row: float, side: float = 32):
-    """A square in pixels of the scene, on the ground."""
-    from shapely import box
-
-    left, top = ORIGIN[0] + column * PIXEL, ORIGIN[1] - row * PIXEL
-    return box(left, top - side * PIXEL, left + side * PIXEL, top)
+# --- models --------------------------------------------------------------------------------
 
 
-def grid(cells=None, crs=CRS, **columns):
-    """A grid of cells; by default four that tile the scene."""
-    import geopandas
+def encoder_for(model: str) -> str | None:
+    """The smallest encoder that a model takes; None where it has its own."""
+    return {
+        "dpt": "tu-vit_tiny_patch16_224",
+        "unet-dropout": None,
+        "deeplabv3_resnet50": "resnet50",
+    }.get(model, TINY_ENCODER)
 
-    cells = cells or [cell(x, y) for y in (0, 32) for x in (0, 32)]
-    columns = columns or {"id": list(range(1, len(cells) + 1))}
-    return geopandas.GeoDataFrame(columns, geometry=cells, crs=crs)
+
+def statistics(bands: int) -> Normalization:
+    """A normalization that changes nothing: values from 0 to 1 stay."""
+    return Normalization("dataset", (0.0,) * bands, (1.0,) * bands)
 
 
 def write_model(path: Path, bands: int = 3, change=lambda state: None, **metadata):
@@ -292,6 +316,47 @@ def write_model(path: Path, bands: int = 3, change=lambda state: None, **metadat
         change(model.network.state_dict())
     numbers = Normalization("dataset", (0.0,) * bands, (1e4,) * bands)
     save_checkpoint(path, model, config, numbers, metadata)
+
+
+def same_weights(one: dict, other: dict) -> bool:
+    """Whether two checkpoints hold equal weights."""
+    one, other = one["model_state_dict"], other["model_state_dict"]
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key], other[key]) for key in one
+    )
+
+
+# --- logits --------------------------------------------------------------------------------
+
+
+def draw_batch(mode: str, seed: int = 0, unlabelled: float = 0.3):
+    """Random logits (2, K, 9, 7) and a mask (2, 9, 7), a part of it unlabelled."""
+    rng = torch.Generator().manual_seed(seed)
+    outputs, classes = (1, 2) if mode == "binary" else (CLASSES, CLASSES)
+    logits = torch.randn(2, outputs, 9, 7, generator=rng)
+    mask = torch.randint(0, classes, (2, 9, 7), generator=rng)
+    mask[torch.rand(2, 9, 7, generator=rng) < unlabelled] = IGNORE
+    return logits, mask
+
+
+def drawn_pixels(batches, size: int = 200_000, seed: int = 0):
+    """The logits and targets that a ``LogitSample`` draws from pairs of logits and mask."""
+    from evaluation.calibration import LogitSample
+
+    sample = LogitSample(
+        sum(int((mask != 255).sum()) for _, mask in batches), size, seed
+    )
+    for logits, mask in batches:
+        sample.add(logits, mask)
+    return sample.pixels()
+
+
+# --- trainings -----------------------------------------------------------------------------
+
+
+def settings(**changes) -> TrainingConfig:
+    """Those of a training, with their defaults but for ``changes``."""
+    return TrainingConfig(**{"dataset_root": "data", "model": "unet"} | changes)
 
 
 @dataclass(frozen=True)
@@ -344,70 +409,18 @@ def train(root: Path, save_dir: Path, *options) -> Outcome:
     return Outcome(status, save_dir, out, err)
 
 
-def same_weights(one: dict, other: dict) -> bool:
-    one, other = one["model_state_dict"], other["model_state_dict"]
-    return one.keys() == other.keys() and all(
-        torch.equal(one[key], other[key]) for key in one
+def torchrun(processes: int, arguments: list[str], **options) -> subprocess.Popen:
+    """A script under torchrun, with so many processes, on a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    launcher += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
     )
-
-
-def drawn_pixels(batches, size: int = 200_000, seed: int = 0):
-    """The logits and targets that a ``LogitSample`` draws from pairs of logits and mask."""
-    from evaluation.calibration import LogitSample
-
-    sample = LogitSample(
-        sum(int((mask != 255).sum()) for _, mask in batches), size, seed
-    )
-    for logits, mask in batches:
-        sample.add(logits, mask)
-    return sample.pixels()
-
-
-# --- training
-
-
-IGNORE = 255
-
-
-TINY_ENCODER = "tu-mobilenetv3_small_050"
-
-
-def settings(**changes) -> TrainingConfig:
-    return TrainingConfig(**{"dataset_root": "data", "model": "unet"} | changes)
-
-
-def statistics(bands: int) -> Normalization:
-    return Normalization("dataset", (0.0,) * bands, (1.0,) * bands)
-
-
-def symmetries(array: np.ndarray) -> list[bytes]:
-    """The eight symmetries of a square, by transposition and reversal (no rot90)."""
-    found = []
-    for base in (array, array.T):
-        for rows in (1, -1):
-            for columns in (1, -1):
-                found.append(np.ascontiguousarray(base[::rows, ::columns]).tobytes())
-    return found
-
-
-def encoder_for(model: str) -> str | None:
-    return {
-        "dpt": "tu-vit_tiny_patch16_224",
-        "unet-dropout": None,
-        "deeplabv3_resnet50": "resnet50",
-    }.get(model, TINY_ENCODER)
-
-
-MODES = ("binary", "multiclass")
-
-
-CLASSES = 4
-
-
-def draw_batch(mode: str, seed: int = 0, unlabelled: float = 0.3):
-    rng = torch.Generator().manual_seed(seed)
-    outputs, classes = (1, 2) if mode == "binary" else (CLASSES, CLASSES)
-    logits = torch.randn(2, outputs, 9, 7, generator=rng)
-    mask = torch.randint(0, classes, (2, 9, 7), generator=rng)
-    mask[torch.rand(2, 9, 7, generator=rng) < unlabelled] = IGNORE
-    return logits, mask
