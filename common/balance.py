@@ -23,13 +23,13 @@ def unit_shares(content: np.ndarray) -> np.ndarray:
 def uneven_shares(
     shares: np.ndarray, wanted: Sequence[float], required: np.ndarray
 ) -> float:
-    """The criterion of an even draw: 0 where each part holds what it is to hold, else more.
+    """The criterion of an even draw: 0 where each part holds its share, else more.
 
     Args:
         shares: (parts, 1 + classes): of ``unit_shares``, the sums over the units of each part.
-        wanted: (parts,) the share that each part is to hold of everything.
-        required: Bool, (1 + classes,) or of the shape of ``shares``: which columns a part must
-            not be without, as those that enough units hold.
+        wanted: (parts,) the share of everything that each part should hold.
+        required: Bool, (1 + classes,) or of the shape of ``shares``: columns that no part
+            may lack, as those that enough units hold.
 
     Returns:
         The sum of the deviations from the wanted shares, where patches weigh as much as all

@@ -61,9 +61,8 @@ def exclusive_lock(option: str, name: str | Path, folder: Path) -> Iterator[None
         yield
     finally:
         if lock.is_locked:
-            with suppress(
-                OSError
-            ):  # Windows lets nobody remove it before it is released
+            # Windows lets nobody remove it before it is released, and then removes it
+            with suppress(OSError):
                 path.unlink()
             lock.release()
         for path in made:
@@ -138,7 +137,7 @@ def write_json(target: str | Path, content: dict | list) -> None:
 
 
 def describe_file(path: str) -> dict:
-    """What distinguishes a file from another one of its name; a path that only GDAL reads has its name."""
+    """What distinguishes a file from another of its name; a path that only GDAL reads has none."""
     if not os.path.isfile(path):
         return {"name": path}
     status = os.stat(path)

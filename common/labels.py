@@ -64,7 +64,7 @@ def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarra
 def read_label(
     source: Source, unlabelled: int, window: Window | None = None
 ) -> np.ndarray:
-    """A one-band label raster, or a window of it, as (H, W) int64; invalid pixels get ``unlabelled``."""
+    """A label raster of one band, or a window of it, (H, W) int64; ``unlabelled`` if invalid."""
     label, valid = source.read(window)
     labels = whole_labels(label[0], valid, source.dataset.name)
     return np.where(valid, labels, unlabelled)

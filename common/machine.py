@@ -32,7 +32,7 @@ def free_memory() -> int:
             used -= int(counts.get("inactive_file", 0))
             free = min(free, max(int(most) - used, 0))
     except (OSError, StopIteration):
-        free = 4 << 30  # another system
+        free = 4 << 30  # not Linux
     return free
 
 
@@ -46,7 +46,7 @@ def fits_in_memory(size: int) -> bool:
 
 
 def peak_memory() -> int | None:
-    """Bytes of main memory that this process has held at most; None where the system does not count."""
+    """The most bytes of main memory that this process has held; None on Windows."""
     try:
         import resource
     except ImportError:  # Windows
@@ -56,7 +56,7 @@ def peak_memory() -> int | None:
 
 
 def available_cores() -> int:
-    """CPU cores for this process: by affinity and CPU quota, shared by torchrun's local processes."""
+    """CPU cores of this process, by affinity and CPU quota; processes of torchrun share them."""
     import joblib
 
     return max(1, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

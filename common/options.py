@@ -44,8 +44,8 @@ def check_limits(config) -> None:
 
 
 def number_or_auto(text: str, least: int, most: int = 2**32 - 1) -> bool:
-    """Whether an option that takes a whole number or ``auto`` has a fitting value."""
-    # ten digits are enough, and Python reads no number of thousands of them
+    """Whether an option that takes a whole number or ``auto`` has a valid value."""
+    # Python does not parse numbers of thousands of digits
     number = text.isdecimal() and len(text) <= 10
     return text == "auto" or (number and least <= int(text) <= most)
 

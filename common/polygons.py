@@ -100,7 +100,7 @@ def labelled_strips(dataset, num_classes: int, rows: int, title: str) -> Iterato
         title: Of the progress bar.
 
     Yields:
-        First row, numbers (h, W) int32 that continue from strip to strip, and the strip's ``Areas``.
+        First row, numbers (h, W) int32 that continue from strip to strip, the strip's ``Areas``.
 
     Raises:
         RasterError: A class that has no name.
@@ -124,7 +124,7 @@ def labelled_strips(dataset, num_classes: int, rows: int, title: str) -> Iterato
 
 
 def find_areas(strips: Iterator, min_area: float) -> tuple[np.ndarray, Areas]:
-    """Put the areas of strips together to those of the map, and sieve them.
+    """Join the areas of strips to those of the map, and merge those below the smallest area.
 
     Returns:
         For each number of the strips the area that it belongs to, int32, and the areas.
@@ -153,7 +153,7 @@ def find_areas(strips: Iterator, min_area: float) -> tuple[np.ndarray, Areas]:
 
 
 def sieve(areas: Areas, pairs: np.ndarray, min_area: float):
-    """Give areas that are too small to their neighbours; the rule is ``write_polygons``'s.
+    """Merge areas below the smallest area into neighbours, by the rule of ``write_polygons``.
 
     Args:
         areas: Of the map.
@@ -195,7 +195,7 @@ def sieve(areas: Areas, pairs: np.ndarray, min_area: float):
     while waiting:
         size, area = heappop(waiting)
         if heir[area] != area or pixels[area] != size:
-            continue  # it has grown since
+            continue  # it has grown since then
         others = around(area)
         if not others:
             continue
@@ -269,9 +269,9 @@ def straighten(polygons: Sequence) -> np.ndarray:
 def polygons_of_strips(strips: Iterator, belongs: np.ndarray, areas: Areas) -> Iterator:
     """Turn areas into polygons strip by strip, without seams.
 
-    One call of ``rasterio.features.shapes`` over the merged areas of a whole map takes two thirds of
-    the time, but its memory grows with the number of polygons: for 10,980 x 10,980 noisy pixels
-    (2.9 million polygons) 5.8 GB instead of about 1.2.
+    One call of ``rasterio.features.shapes`` over the merged areas of a map takes two thirds of the
+    time, but memory grows with the number of polygons: 10,980 x 10,980 noisy pixels (2.9 million
+    polygons) need 5.8 GB instead of about 1.2.
 
     Args:
         strips: See ``labelled_strips``.

@@ -12,7 +12,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def first_reason(skipped: dict[str, str]) -> str:
+def first_reason(skipped: dict) -> str:
+    """The first of those that were skipped, by name, and why."""
     name, reason = next(iter(skipped.items()))
     return f"{name}: {reason}"
 

@@ -31,7 +31,7 @@ class Patch:
     image: np.ndarray  # (C, H, W)
     valid: np.ndarray  # (H, W) bool
     label: np.ndarray  # (H, W) uint8 or uint16
-    valid_share: float  # of the pixels that were read
+    valid_share: float  # of the pixels in the cell
 
 
 def read_cell(

@@ -54,7 +54,9 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
     """
     target = Path(config.output) / "Patch"
     if target.exists() and not target.is_dir():
-        raise DatasetError(f"{target} is a file, expected a folder; choose another --output")
+        raise DatasetError(
+            f"{target} is a file, expected a folder; choose another --output"
+        )
     former = former_settings(target) if config.resume else {}
     require_folder("--output", config.output)
     overwrite = config.overwrite or former.get("overwrite", False)
@@ -180,7 +182,7 @@ def staging_folder(target: Path, config: ExtractionOptions) -> Iterator[Path]:
 
 
 def _make_folders(staging: Path) -> None:
-    """Make the folders of a dataset; bring back the patches that an interrupted run had put into splits."""
+    """Make the folders of a dataset; patches that an interrupted run put into splits come back."""
     for kind in ("images", "labels"):
         (staging / kind).mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
@@ -212,7 +214,7 @@ def _require_same_run(target: Path, config: ExtractionOptions) -> None:
 
 
 def publish(staging: Path, target: Path) -> None:
-    """Flush a finished folder to disk and give it its name; what had the name is removed."""
+    """Flush a finished folder to disk and give it its name; the former folder is removed."""
     former = target.with_name(f"{staging.name}-former")
 
     def remove_former() -> None:
@@ -223,7 +225,7 @@ def publish(staging: Path, target: Path) -> None:
 
     os.sync()
     if target.exists():
-        remove_former()  # an interrupted run had no time to
+        remove_former()  # of an interrupted run
         target.rename(former)
     for name in ("journal.jsonl", "settings.json"):
         (staging / name).unlink(missing_ok=True)

@@ -91,7 +91,7 @@ def summarize(report: dict, config: ExtractionOptions) -> dict[str, SplitSummary
 
 
 def warn_of_skipped(report: dict, config: ExtractionOptions) -> None:
-    """Log what an extraction left out, and splits and classes that got nothing."""
+    """Log what an extraction left out, splits without a patch, and labels of a single class."""
     summaries, skipped = summarize(report, config), report["skipped"]
     if skipped:
         total = len(skipped) + len(report["patches"])

@@ -73,7 +73,7 @@ def balance_blocks(
         while current < before - 1e-9:
             before = current
             for block in rng.permutation(len(shares)):
-                # move it to another split, or swap it with a block that is there
+                # move it to another split, or swap it with another block
                 other = rng.integers(len(shares))
                 steps = [{block: split} for split in range(len(used))]
                 steps.append({block: chosen[other], other: chosen[block]})
