@@ -1,6 +1,6 @@
 """The surroundings that every test needs.
 
-Weights are never downloaded: the hubs are told to stay offline and get an empty cache.
+Weights are never downloaded: the hubs are set offline and get an empty cache.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def make_patch(
     size: tuple[int, int] = (32, 32),
     dtype: str = "uint16",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image (C, H, W) whose spectra tell the classes, and its label (H, W) uint8.
+    """An image (C, H, W) whose spectra differ by class, and its label (H, W) uint8.
 
     Classes are upright stripes at a random place, of unequal widths, each with a spectrum of
     its own.

@@ -295,12 +295,12 @@ def scores(**changes) -> dict:
     return means | {"per_class": rows} | changes
 
 
-def test_the_scores_are_told_in_one_line():
+def test_the_scores_are_reported_in_one_line():
     expected = "test split: mIoU 0.900   F1 0.950   accuracy 0.960   kappa 0.940"
     assert demo.score_line(scores()) == expected
 
 
-def test_a_score_that_does_not_exist_is_told_too():
+def test_a_score_that_does_not_exist_is_reported_too():
     assert "kappa" in demo.score_line(scores(kappa=None))
 
 

@@ -121,7 +121,7 @@ LEGAL_VALUES = {
     "freeze_encoder_epochs": {"0"},
     "ignore_index": {"-1", HUGE},
     "image_channels": {HUGE},  # the scene does not have as many
-    "learning_rate": {"1e300", "1e-320"},  # the loss tells
+    "learning_rate": {"1e300", "1e-320"},  # the loss shows it
     "max_memory": {"1e300"},
     "min_area": {"0", "1e300", "1e-320"},
     "min_valid": {"0", "1e-320"},
@@ -247,7 +247,7 @@ def test_faults_of_a_disk_without_room(place, script, limit, error):
     process = start(script, "", SMALL_FILES.format(limit))
     _, err = process.communicate(timeout=100)
     assert process.returncode == 1, err
-    # libtiff tells of it by itself, past all handlers of GDAL
+    # libtiff reports it by itself, past all handlers of GDAL
     own = re.compile(r"epoch |_tiff\w+Proc: ")
     lines = [line for line in err.splitlines() if not own.match(line)]
     assert_one_line("\n".join(lines), error, 1)

@@ -1,4 +1,4 @@
-"""Scripts that are stopped at random moments: nothing looks finished, and ``--resume`` goes on.
+"""Scripts that are stopped at random moments: nothing looks finished, and ``--resume`` continues.
 
 Twenty kills of a script would wait for twenty loads of its libraries. So a process loads them
 once, computes nothing itself, and splits off another one for every run.
@@ -107,7 +107,7 @@ class Script:
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
-    """All files under their final names, without the times and names that a report tells."""
+    """All files under their final names, without the times and names in a report."""
     found = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
@@ -221,28 +221,28 @@ def journal_lines(out: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in journals)
 
 
-def finished_before(kind: str, told: str) -> bool:
-    """Whether an extraction was stopped after its last deed: there is nothing to go on with."""
-    return kind == "extract" and "already holds patches" in told
+def finished_before(kind: str, message: str) -> bool:
+    """Whether an extraction was stopped after its last step: nothing is left to resume."""
+    return kind == "extract" and "already holds patches" in message
 
 
 @pytest.mark.parametrize("moments", [20])
 def test_a_script_that_is_killed_leaves_nothing_that_looks_finished(
     script, place, moments
 ):
-    """Each kill hits the run that goes on from the one before; a finished one starts anew."""
+    """Each kill hits the run that resumes the one before; a finished one starts anew."""
     kind, runs, read, expected, seconds = script
     rng, out, kills, finished = random.Random(0), place / f"{kind}-killed", 0, 0
     while kills < moments:
         status = runs.run(out, "--resume", after=rng.uniform(0, 0.9 * seconds))
         left = read(out)
-        told = runs.log.read_text()
-        if status == 0 or finished_before(kind, told):
+        message = runs.log.read_text()
+        if status == 0 or finished_before(kind, message):
             assert left == expected
             shutil.rmtree(out)
             finished = 0
             continue
-        assert status == -signal.SIGKILL, told
+        assert status == -signal.SIGKILL, message
         kills += 1
         if kind == "train":  # the files of the epochs so far
             assert left.keys() <= expected.keys()
@@ -254,8 +254,8 @@ def test_a_script_that_is_killed_leaves_nothing_that_looks_finished(
                 assert journal_lines(out) >= finished  # what was finished is kept
                 finished = journal_lines(out)
     status = runs.run(out, "--resume")
-    told = runs.log.read_text()
-    assert status == 0 or finished_before(kind, told), told
+    message = runs.log.read_text()
+    assert status == 0 or finished_before(kind, message), message
     assert read(out) == expected
     assert not list(out.rglob(".*"))
 
@@ -263,25 +263,25 @@ def test_a_script_that_is_killed_leaves_nothing_that_looks_finished(
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name
 )
-def test_a_script_that_is_interrupted_says_so_and_goes_on(script, place, number):
+def test_a_script_that_is_interrupted_says_so_and_can_be_resumed(script, place, number):
     kind, runs, read, expected, seconds = script
     rng, out, stops = random.Random(1), place / f"{kind}-{number.name}", 0
     while stops < 6:
         # not before the script has begun
         after = rng.uniform(0.3, max(0.4, 0.9 * seconds))
         status = runs.run(out, "--resume", kill=number, after=after)
-        told = runs.log.read_text()
-        assert "Traceback" not in told
-        if status == 0 or finished_before(kind, told):
+        message = runs.log.read_text()
+        assert "Traceback" not in message
+        if status == 0 or finished_before(kind, message):
             assert read(out) == expected
             shutil.rmtree(out)
             continue
-        assert status == 130, told
-        assert "interrupted" in told.splitlines()[-1]
+        assert status == 130, message
+        assert "interrupted" in message.splitlines()[-1]
         stops += 1
         if kind != "train":
             assert_part_of(read(out), expected)
     status = runs.run(out, "--resume")
-    told = runs.log.read_text()
-    assert status == 0 or finished_before(kind, told), told
+    message = runs.log.read_text()
+    assert status == 0 or finished_before(kind, message), message
     assert read(out) == expected

@@ -66,8 +66,8 @@ def test_help_and_a_wrong_command_line_load_no_heavy_library(script):
     ):
         assert status == expected, (words, err)
         assert loaded == [], words
-        told, silent = (err, out) if expected else (out, err)
-        assert told and not silent, words
+        used, silent = (err, out) if expected else (out, err)
+        assert used and not silent, words
         if expected:
             assert "Traceback" not in err
             assert len([line for line in err.splitlines() if "error: " in line]) == 1

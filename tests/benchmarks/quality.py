@@ -20,11 +20,11 @@ two splits, so that all patches of a chip are in one. Training and test share no
 
 ``--ablate`` changes one default at a time instead. Differences are paired by seed, which draws the
 splits and all that is random in training. Where blocks are few, several seeds find the same best
-splits, and less than the whole chance is in the deviation: the tables tell which patches are tested
+splits, and less than the whole chance is in the deviation: the tables show which patches are tested
 again.
 
 Each result is kept in ``--folder``, by dataset, seed, settings and threads, and not computed again:
-a run that was interrupted goes on. After a change of the toolkit's code give another folder. Runs
+an interrupted run is continued. After a change of the toolkit's code give another folder. Runs
 side by side can share one when their datasets differ. ``--threads`` is for the arithmetic.
 """
 

@@ -91,10 +91,10 @@ def loop_epochs(folder: Path, epochs: int, bare: bool) -> list[float]:
     layout = torch.channels_last if bare else torch.contiguous_format
     data = {}
     for split in ("train", "validation"):
-        survey = index_samples(list_pairs(folder, split), CLASSES, 255)
+        index = index_samples(list_pairs(folder, split), CLASSES, 255)
         if split == "train":
-            scale = dataset_normalization(survey.samples)
-        dataset = PatchDataset(survey, scale, 255)
+            scale = dataset_normalization(index.samples)
+        dataset = PatchDataset(index, scale, 255)
         images, masks = zip(*(dataset[i] for i in range(len(dataset))))
         images = torch.from_numpy(np.stack(images)).to(device, memory_format=layout)
         data[split] = images, torch.from_numpy(np.stack(masks)).to(device)

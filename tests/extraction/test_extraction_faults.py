@@ -226,7 +226,7 @@ def test_faults_of_labels(place, capfd, monkeypatch, fault):
     check(capfd, monkeypatch, fault)
 
 
-def test_faults_of_a_label_of_one_class_are_told(place, capfd):
+def test_faults_of_a_label_of_one_class_are_reported(place, capfd):
     label_of(1)()
     assert run("extract") == 0
     assert "all labelled pixels are class 1" in capfd.readouterr().err

@@ -395,7 +395,7 @@ def test_faults_of_a_reading_process_that_is_killed(place, capfd, monkeypatch):
 
 
 def test_faults_of_a_patch_that_is_lost_during_training(place, capfd, monkeypatch):
-    """A reading process hands its error on with a traceback; one line of it is told."""
+    """A reading process hands its error on with a traceback; one line of it is shown."""
     fit = epochs.fit
 
     def lose(run):
