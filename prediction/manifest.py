@@ -44,21 +44,21 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
         SegmentationError: Its files or options were others.
     """
     task, finished = job.task, False
-    place = task.partial / "run.json"
-    if place.exists():
-        run = json.loads(place.read_text())
+    file = task.partial / "run.json"
+    if file.exists():
+        run = json.loads(file.read_text())
     else:
-        place = task.beside("_statistics.json")
-        expected = [place, *job.rasters]
+        file = task.beside("_statistics.json")
+        expected = [file, *job.rasters]
         if task.polygons:
             expected.append(task.polygons)
         if job.config.quicklook:
             expected.append(task.beside("_quicklook.png"))
         if not all(path.exists() for path in expected):
             return None
-        run, finished = json.loads(place.read_text()).get("run") or {}, True
+        run, finished = json.loads(file.read_text()).get("run") or {}, True
     way_out = "leave --resume out to start again"
-    compare_runs(_fixed(run), _fixed(job.requested), f"--resume: {place}", way_out)
+    compare_runs(_fixed(run), _fixed(job.requested), f"--resume: {file}", way_out)
     return run, finished
 
 

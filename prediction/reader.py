@@ -165,7 +165,7 @@ def upload(block: RowBlock, device: torch.device) -> RowBlock:  # pragma: no cov
 
 
 class RowBuffer:
-    """The rows that windows still look at, between two columns of a scene."""
+    """The rows that later windows still need, between two columns of a scene."""
 
     def __init__(self, blocks: Iterator[RowBlock], left: int):
         """Take the rows from ``blocks``, which begin at column ``left`` of the scene."""

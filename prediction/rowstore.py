@@ -26,8 +26,8 @@ def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
         SegmentationError: The disk does not hold them.
     """
     needed = bytes_of(layers) * shape[0] * shape[1]
-    places = folder.absolute(), *folder.absolute().parents
-    free = shutil.disk_usage(next(path for path in places if path.exists())).free
+    parents = folder.absolute(), *folder.absolute().parents
+    free = shutil.disk_usage(next(path for path in parents if path.exists())).free
     for path in folder.glob("*.raw"):  # of an earlier run: continued, or removed
         status = path.stat()
         free += getattr(status, "st_blocks", status.st_size / 512) * 512  # no holes
@@ -115,8 +115,8 @@ class RowStore:
                     for row, lines in enumerate(rows)
                     for band, line in enumerate(lines)
                 ]
-            for place, pixels in runs:
-                file.seek(place * pixel)
+            for offset, pixels in runs:
+                file.seek(offset * pixel)
                 _write_all(file, memoryview(pixels).cast("B"))
             os.fsync(file.fileno())
         line = _journal_line(StoredPart(part, tuple(counts.tolist())))

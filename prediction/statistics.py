@@ -99,8 +99,8 @@ class Statistics:
             reached = np.cumsum(histogram) / mapped
             summary = {"mean": float(sums.sum()) / mapped}
             for key, share in (("p10", 0.1), ("median", 0.5), ("p90", 0.9)):
-                place = int(np.searchsorted(reached, share))
-                summary[key] = (place + 0.5) / BINS
+                number = int(np.searchsorted(reached, share))
+                summary[key] = (number + 0.5) / BINS
             summary["share_below_0.5"] = float(histogram[: BINS // 2].sum()) / mapped
         return {
             "pixels": self.total,

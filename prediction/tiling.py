@@ -131,7 +131,7 @@ def finished_by(down: WindowLayout, row: int, part: Extent) -> Extent:
 def extent_to_read(
     layouts: tuple[WindowLayout, WindowLayout], part: Extent, batch_size: int
 ) -> Extent:
-    """The part of a scene that the windows over a part, and their batches, look at."""
+    """The part of a scene that the windows over a part, and their batches, cover."""
     down, across = layouts
     tops = [
         top for top in down.starts if top + down.size > part.top and top < part.bottom

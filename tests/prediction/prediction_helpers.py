@@ -457,7 +457,7 @@ def write_legacy(path: Path, model: PixelModel, key: str, number=int) -> Path:
     return path
 
 
-# --- looking ahead ----------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------
 
 
 def files_in(folder: Path) -> dict[Path, bytes]:

@@ -54,16 +54,16 @@ def warnings_of(capsys) -> list[str]:
     ],
     ids=["same", "reflectance", "8 bit", "shifted", "constant"],
 )
-def test_values_that_the_model_was_not_trained_on_are_told_once_with_their_bands(
+def test_values_that_the_model_was_not_trained_on_are_reported_once_with_their_bands(
     land, tmp_path, capsys, change, strange
 ):
     scene = write_scene(tmp_path / "scene.tif", change(noise(150, 200)))
     assert run(land.path, scene, tmp_path / "map.tif") == 0
-    told = warnings_of(capsys)
-    assert len(told) == bool(strange)
+    warnings = warnings_of(capsys)
+    assert len(warnings) == bool(strange)
     if strange:
-        assert str(scene) in told[0] and str(land.path) in told[0]
-        named = [band for band in (1, 2, 3) if f"{band} (median" in told[0]]
+        assert str(scene) in warnings[0] and str(land.path) in warnings[0]
+        named = [band for band in (1, 2, 3) if f"{band} (median" in warnings[0]]
         assert named == strange
 
 
@@ -75,8 +75,8 @@ def test_a_shifted_scene_names_the_bands_as_the_file_counts_them(
     scene = write_scene(tmp_path / "scene.tif", np.concatenate([pixels[:1], pixels]))
     bands = ("--bands", "4,3,2")
     assert run(land.path, scene, tmp_path / "map.tif", *bands) == 0
-    (told,) = warnings_of(capsys)
-    assert "in band 3 (median 2.5" in told and told.count("median") == 1
+    (warning,) = warnings_of(capsys)
+    assert "in band 3 (median 2.5" in warning and warning.count("median") == 1
 
 
 def test_of_many_strange_bands_four_are_named(models, tmp_path, capsys):
@@ -84,8 +84,8 @@ def test_of_many_strange_bands_four_are_named(models, tmp_path, capsys):
     pixels = noise(70, 70, bands=10) // 1000
     scene = write_scene(tmp_path / "scene.tif", pixels)
     assert run(model.path, scene, tmp_path / "map.tif") == 0
-    (told,) = warnings_of(capsys)
-    assert told.count("median") == 4 and "and 6 more" in told
+    (warning,) = warnings_of(capsys)
+    assert warning.count("median") == 4 and "and 6 more" in warning
 
 
 def test_a_model_without_statistics_gives_no_warning(land, tmp_path, capsys):
@@ -106,7 +106,9 @@ def test_sampled_pixels_are_valid_ones_of_the_scene(tmp_path, shape):
     assert len(found) and {tuple(pixel) for pixel in found} <= there
 
 
-def test_a_scene_without_a_valid_pixel_is_told_and_nothing_else(land, tmp_path, capsys):
+def test_a_scene_without_a_valid_pixel_is_reported_and_nothing_else(
+    land, tmp_path, capsys
+):
     scene = write_scene(
         tmp_path / "scene.tif", np.zeros((3, 40, 40), np.uint16), nodata=0
     )
@@ -226,7 +228,7 @@ def test_models_trained_on_other_band_orders_are_not_averaged_in_silence(
     assert status == 1 or "B04 red, B03 green, B02 blue" in capsys.readouterr().err
 
 
-def test_values_that_only_the_second_model_does_not_know_are_told(
+def test_values_that_only_the_second_model_does_not_know_are_reported(
     land, scene, tmp_path, capsys
 ):
     other = make_model(

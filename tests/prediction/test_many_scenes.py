@@ -221,7 +221,7 @@ def contents(output: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_two_hundred_scenes_in_one_run(tmp_path):
-    """The good ones as if alone, the bad ones told, and nothing piles up."""
+    """The good ones as if alone, the bad ones reported, and nothing piles up."""
     write_model(tmp_path / "model.pth")
     names = [tmp_path / f"scene {number:03}.tif" for number in range(200)]
     faults = {path: write_some_scene(path, n) for n, path in enumerate(names)}

@@ -74,8 +74,8 @@ def test_a_map_says_what_its_classes_are(land, scene, tmp_path):
     assert [node.text for node in beside.iter("Category")] == names
     # GDAL itself finds them: a VRT of the map repeats them
     rasterio.shutil.copy(output, tmp_path / "map.vrt", driver="VRT")
-    told = ElementTree.parse(tmp_path / "map.vrt").getroot()
-    assert [node.text for node in told.iter("Category")] == names
+    repeated = ElementTree.parse(tmp_path / "map.vrt").getroot()
+    assert [node.text for node in repeated.iter("Category")] == names
 
 
 def test_classes_without_names_are_numbered(models, scene, tmp_path, capsys):

@@ -36,7 +36,7 @@ from prediction.statistics import Statistics
         "prediction.layers.mask_layers",
     ],
 )
-def test_a_gpu_without_memory_for_the_rows_is_told_and_leaves_nothing(
+def test_a_gpu_without_memory_for_the_rows_is_reported_and_leaves_nothing(
     land, scene, tmp_path, monkeypatch, capsys, name
 ):
     def full(*_):
@@ -217,6 +217,6 @@ def test_a_device_that_is_neither_cpu_nor_cuda_is_a_wrong_command_line(
     assert stop.value.code == 2
 
 
-def test_a_missing_scene_is_told_in_one_line(land, tmp_path, capsys):
+def test_a_missing_scene_is_reported_in_one_line(land, tmp_path, capsys):
     assert run(land.path, tmp_path / "missing.tif", tmp_path / "map.tif") == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -73,7 +73,7 @@ def test_bands_that_are_not_there_are_refused(land, scene, tmp_path, capsys, ban
     assert not (tmp_path / "map.tif").exists()
 
 
-def test_bands_in_another_order_than_in_training_are_told(
+def test_bands_in_another_order_than_in_training_are_reported(
     land, scene, tmp_path, capsys
 ):
     assert run(land.path, scene, tmp_path / "map.tif") == 0

@@ -27,9 +27,9 @@ def test_a_check_reports_what_a_run_will_take_and_leaves_nothing(
 ):
     before = files_in(tmp_path)
     assert run(land.path, scene, tmp_path / "new" / "map.tif", "--check") == 0
-    told, err = capsys.readouterr()
-    assert told.splitlines()[-1] == "No problems found."
-    assert "scenes   1, 0.0 megapixels\nwindows  4 of 64 x 64" in told
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "No problems found."
+    assert "scenes   1, 0.0 megapixels\nwindows  4 of 64 x 64" in out
     assert "error" not in err
     assert files_in(tmp_path) == before
 
@@ -63,9 +63,9 @@ def test_a_check_reports_all_problems_at_once(land, scene, tmp_path, capsys):
     scenes = [scene, broken, missing, fewer]
     before = files_in(tmp_path)
     assert run(land.path, scenes, maps, "--check") == 1
-    told, err = capsys.readouterr()
+    out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert told == "" and len(lines) == 3 and all("error: " in line for line in lines)
+    assert out == "" and len(lines) == 3 and all("error: " in line for line in lines)
     for words in ("broken.tif is cut off", "missing.tif", "fewer.tif gives 2 bands"):
         assert any(words in line for line in lines), words
     assert files_in(tmp_path) == before
@@ -148,5 +148,5 @@ def test_a_run_touches_nothing_that_another_scene_leaves_aside(land, tmp_path):
 def test_a_check_of_a_scene_of_nodata_alone_measures_nothing(land, tmp_path, capsys):
     empty = write_scene(tmp_path / "empty.tif", noise(70, 70) * 0, nodata=0)
     assert run(land.path, empty, tmp_path / "map.tif", "--check") == 0
-    told = capsys.readouterr().out
-    assert "windows" in told and "time" not in told
+    out = capsys.readouterr().out
+    assert "windows" in out and "time" not in out

@@ -90,7 +90,7 @@ def left_unfinished(model, scene, output, monkeypatch, *options) -> dict[str, by
     return outcome(output.with_name(f".{output.name}-partial"))
 
 
-def test_without_resume_an_unfinished_map_is_dropped_and_that_is_told(
+def test_without_resume_an_unfinished_map_is_dropped_and_that_is_reported(
     spatial, tall_scene, tmp_path, monkeypatch, capsys, batches
 ):
     output = tmp_path / "map.tif"

@@ -15,7 +15,7 @@ from prediction.tiling import Extent
 
 
 def finished(arrays, parts) -> list[StoredPart]:
-    """What journals tell of parts."""
+    """What journals list."""
     return [StoredPart(part, tuple(piece(arrays, part)[1].tolist())) for part in parts]
 
 
