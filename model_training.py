@@ -31,8 +31,11 @@ from common.architectures import (
     parse_loss,
 )
 from common.earlier_models import (
+    check_options,
     complete_description,
+    stored_class_names,
     stored_description,
+    stored_temperature,
     stored_weights,
 )
 from common.errors import (
@@ -632,10 +635,10 @@ def load_checkpoint(
     try:
         metadata = complete_description(path, stored, given)
         config = _read_config(path, metadata, state)
-        _check_options(path, config, given)
+        check_options(path, config, given)
         normalization = _read_normalization(path, metadata, config)
-        temperature = _read_temperature(path, metadata)
-        metadata["class_names"] = _read_class_names(path, metadata, config)
+        temperature = stored_temperature(path, metadata)
+        metadata["class_names"] = stored_class_names(path, metadata, config)
         model = build_model(config)
     except OptionError as error:  # about what the file says
         raise CheckpointError(f"{path}: {error}") from error
@@ -687,21 +690,6 @@ def _ends_in_two(state: dict, num_classes: int) -> bool:
     return num_classes == 2 and next(reversed(state.values())).shape[:1] == (2,)
 
 
-def _check_options(path, config: ModelConfig, given: dict) -> None:
-    """Raise CheckpointError where an option contradicts the file."""
-    classes = (config.num_classes, config.label_classes)
-    facts = {
-        "model_name": ((config.model_name,), f"is a {config.model_name}"),
-        "encoder_name": ((config.encoder_name,), f"has {config.encoder_name}"),
-        "in_channels": ((config.in_channels,), f"takes {config.in_channels} bands"),
-        "num_classes": (classes, f"has {config.label_classes} classes"),
-    }
-    for key, value in given.items():
-        fitting, fact = facts[key]
-        if value not in fitting:
-            raise CheckpointError(f"--{key} {value}, but {path} {fact}; leave it out")
-
-
 def _read_normalization(path, metadata: dict, config: ModelConfig) -> Normalization:
     stored = metadata.get("normalization_statistics") or {"rule": "image"}
     try:
@@ -733,28 +721,6 @@ def _check_statistics(path, normalization: Normalization, config: ModelConfig) -
             raise CheckpointError(
                 f"{path} has statistics that are not numbers; train it again"
             )
-
-
-def _read_temperature(path, metadata: dict) -> float:
-    value = metadata.get("temperature", 1.0)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise CheckpointError(
-            f"{path} has the temperature {value!r}; expected a number more than 0"
-        )
-    return float(value)
-
-
-def _read_class_names(path, metadata: dict, config: ModelConfig) -> list[str]:
-    binary = metadata.get("mode") == "binary"
-    default = default_class_names(1 if binary else config.num_classes)
-    names = metadata.get("class_names") or default
-    if len(names) != config.label_classes or not all(isinstance(n, str) for n in names):
-        raise CheckpointError(
-            f"{path} names {len(names)} classes for a model of {config.label_classes}; train it "
-            "again"
-        )
-    return list(names)
 
 
 def _load_weights(path, model: nn.Module, config: ModelConfig, state: dict) -> None:

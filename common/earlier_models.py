@@ -5,8 +5,15 @@ Without torch: weights are values of any kind here.
 
 from __future__ import annotations
 
+import math
+
 from common import VERSION
-from common.architectures import ARCHITECTURES, get_available_models
+from common.architectures import (
+    ARCHITECTURES,
+    ModelConfig,
+    default_class_names,
+    get_available_models,
+)
 from common.errors import CheckpointError, unknown_name
 
 DESCRIPTION = ("model_name", "encoder_name", "in_channels", "num_classes")
@@ -93,3 +100,42 @@ def complete_description(path, stored: dict, given: dict) -> dict:
             f"{', '.join(missing)}{binary}"
         )
     return metadata
+
+
+def check_options(path, config: ModelConfig, given: dict) -> None:
+    """Raise CheckpointError where an option contradicts the file."""
+    classes = (config.num_classes, config.label_classes)
+    facts = {
+        "model_name": ((config.model_name,), f"is a {config.model_name}"),
+        "encoder_name": ((config.encoder_name,), f"has {config.encoder_name}"),
+        "in_channels": ((config.in_channels,), f"takes {config.in_channels} bands"),
+        "num_classes": (classes, f"has {config.label_classes} classes"),
+    }
+    for key, value in given.items():
+        fitting, fact = facts[key]
+        if value not in fitting:
+            raise CheckpointError(f"--{key} {value}, but {path} {fact}; leave it out")
+
+
+def stored_temperature(path, metadata: dict) -> float:
+    """The temperature that a file holds; 1 where it holds none."""
+    value = metadata.get("temperature", 1.0)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise CheckpointError(
+            f"{path} has the temperature {value!r}; expected a number more than 0"
+        )
+    return float(value)
+
+
+def stored_class_names(path, metadata: dict, config: ModelConfig) -> list[str]:
+    """The class names that a file holds, else the default ones."""
+    binary = metadata.get("mode") == "binary"
+    default = default_class_names(1 if binary else config.num_classes)
+    names = metadata.get("class_names") or default
+    if len(names) != config.label_classes or not all(isinstance(n, str) for n in names):
+        raise CheckpointError(
+            f"{path} names {len(names)} classes for a model of {config.label_classes}; train it "
+            "again"
+        )
+    return list(names)

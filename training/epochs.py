@@ -31,6 +31,7 @@ def fit(run: TrainingRun) -> History:
     """
     config, model, group, history = run.config, run.model, run.group, run.history
     training = run.loader(run.train, training=True)
+    # None without validation patches; a process may have a loader without batches
     validation = run.loader(run.validation) if run.validation else None
     state = ResumeState(run, *make_stepper(run, len(training)))
     stepper = state.stepper
@@ -41,7 +42,7 @@ def fit(run: TrainingRun) -> History:
     first = len(history.rows) + 1
     for epoch in range(first, run.epochs + 1):
         waited = len(history.rows) - history.best_epoch.get("combined", 0)
-        if validation and config.patience and waited >= config.patience:
+        if run.validation and config.patience and waited >= config.patience:
             log.info("no better combined score for %d epochs: stopping", waited)
             break
         training.batch_sampler.epoch = epoch
@@ -65,7 +66,7 @@ def fit(run: TrainingRun) -> History:
         )
         group.broadcast_buffers(model)
         history.rows.append(row)
-        better = validate(run, validation, row) if validation else []
+        better = validate(run, validation, row) if run.validation else []
         # from report to report, so that what the last epoch wrote is counted too
         row["seconds"], reported = time.perf_counter() - reported, time.perf_counter()
         state.advance()

@@ -45,21 +45,21 @@ class DecodedPatch(NamedTuple):
 class PatchCache:
     """Decides which decoded patches stay in memory: the first that fit in ``limit`` bytes."""
 
-    def __init__(self, limit: float, whole: bool = False):
-        self.left, self.whole = limit, whole
+    def __init__(self, limit: float, must_fit: bool = False):
+        self.left, self.must_fit = limit, must_fit
 
     def keep(self, image, valid, mask) -> DecodedPatch | None:
         """The patch as it is kept, or None.
 
         Raises:
-            DatasetError: It does not fit, and the cache must be ``whole``.
+            DatasetError: It does not fit, and all patches ``must_fit``.
         """
         kinds = map(np.min_scalar_type, (mask.min(), mask.max()))
         patch = DecodedPatch(image, valid, mask.astype(np.result_type(*kinds)))
         if patch.nbytes <= self.left:
             self.left -= patch.nbytes
             return patch
-        if self.whole:
+        if self.must_fit:
             raise DatasetError(
                 "The patches do not fit in memory; leave --cache ram out, or take --cache off"
             )
@@ -72,7 +72,7 @@ def make_cache(config: TrainingConfig) -> PatchCache:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = free_memory() / processes
     share = {"auto": 0.25, "ram": 0.8, "off": 0}[config.cache]
-    return PatchCache(share * free, whole=config.cache == "ram")
+    return PatchCache(share * free, must_fit=config.cache == "ram")
 
 
 @dataclass(frozen=True)
@@ -273,23 +273,23 @@ class EpochBatchSampler:
 
     def __init__(self, count: int, batch_size: int, seed: int, group: ProcessGroup):
         self.count, self.seed, self.group = count, seed, group
-        self.whole = batch_size * group.size  # a batch of all processes
-        rest = count % self.whole
+        self.joint = batch_size * group.size  # a batch of all processes
+        rest = count % self.joint
         left_out = rest % group.size
-        if rest == 1 and count > self.whole > 1:
+        if rest == 1 and count > self.joint > 1:
             left_out = 1
         self.used = count - left_out
         self.epoch = 1
 
     def __len__(self) -> int:
-        return math.ceil(self.used / self.whole)
+        return math.ceil(self.used / self.joint)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
         first = self.epoch * self.count
         samples = [Sample(int(i), first + place) for place, i in enumerate(order)]
-        for start in range(0, self.used, self.whole):
-            batch = samples[start : min(start + self.whole, self.used)]
+        for start in range(0, self.used, self.joint):
+            batch = samples[start : min(start + self.joint, self.used)]
             yield batch[self.group.rank :: self.group.size]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -392,7 +391,7 @@ def test_a_cached_patch_needs_no_file(make_dataset):
 def test_patches_that_must_all_fit_but_do_not_are_an_error(make_dataset):
     pairs = list_pairs(make_dataset(3), "train")
     with pytest.raises(DatasetError, match="--cache ram"):
-        index_samples(pairs, 2, IGNORE, cache=PatchCache(30_000, whole=True))
+        index_samples(pairs, 2, IGNORE, cache=PatchCache(30_000, must_fit=True))
 
 
 @pytest.mark.parametrize(
@@ -401,7 +400,7 @@ def test_patches_that_must_all_fit_but_do_not_are_an_error(make_dataset):
 def test_the_cache_takes_a_share_of_the_free_memory(monkeypatch, cache, share, whole):
     patch_everywhere(monkeypatch, "common.machine.free_memory", lambda: 1000)
     found = make_cache(settings(cache=cache))
-    assert (found.left, found.whole) == (1000 * share, whole)
+    assert (found.left, found.must_fit) == (1000 * share, whole)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert make_cache(settings(cache=cache)).left == 500 * share
     assert make_cache(settings(cache="off")).left == 0
@@ -410,13 +409,13 @@ def test_the_cache_takes_a_share_of_the_free_memory(monkeypatch, cache, share, w
 def test_workers_are_as_many_as_it_takes(make_dataset, monkeypatch):
     root = make_dataset(2)
     read, kept = augmented(root), augmented(root, cache=math.inf)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    patch_everywhere(monkeypatch, "common.machine.available_cores", lambda: 6)
     assert count_workers("auto", kept, 50, gpu=False) == 0
     assert count_workers("auto", read, 50, gpu=False) == 1
     assert count_workers("auto", kept, 50, gpu=True) == 5
     assert count_workers("auto", kept, 3, gpu=True) == 3
     assert count_workers("4", kept, 50, gpu=False) == 4
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    patch_everywhere(monkeypatch, "common.machine.available_cores", lambda: 1)
     assert count_workers("auto", kept, 50, gpu=True) == 1
 
 
@@ -435,9 +434,6 @@ def test_the_order_of_an_image_in_memory_changes_no_bit(rule, holes):
     plain, other = (normalize(one, valid, numbers) for one in (image, turned))
     assert torch.equal(plain, other) and plain.isfinite().all()
     assert other.shape == image.shape
-
-
-# --- training -------------------------------------------------------------------------------
 
 
 def test_the_helper_dataset_can_be_read_by_tifffile_and_rasterio(tmp_path):

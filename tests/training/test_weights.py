@@ -83,12 +83,11 @@ def test_unet_dropout_has_no_pretrained_weights():
 
 FAMILY_ENCODERS = [
     "resnet18",
-    "efficientnet-b0",
     "mobilenet_v2",
-    "vgg11",
     "tu-mobilenetv3_small_050",
-    pytest.param(
-        "densenet121",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("efficientnet-b0", "vgg11", "densenet121")
     ),
 ]
 
@@ -187,6 +186,34 @@ def test_a_classifier_head_in_the_file_is_left_out(tmp_path):
     torch.save(state | head, file)
     network = build_initial_model(ModelConfig("unet", 3, 1, "resnet18"), str(file))
     torch.testing.assert_close(first_kernels(network), state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "source"),
+    [
+        ("resnet18", "resnet34"),  # all layers of the former, and more in each
+        ("tu-test_resnet", "resnet34"),
+        pytest.param("tu-densenet121", "densenet169", marks=pytest.mark.slow),
+        pytest.param("tu-convnext_atto", "convnext_femto", marks=pytest.mark.slow),
+    ],
+)
+def test_the_weights_of_a_larger_encoder_are_refused(tmp_path, encoder, source):
+    file = tmp_path / "larger.pth"
+    torch.save(timm.create_model(source).state_dict(), file)
+    with pytest.raises(SegmentationError, match="does not hold the weights of"):
+        build_initial_model(ModelConfig("unet", 3, 1, encoder), str(file))
+
+
+@pytest.mark.parametrize("encoder", ["test_resnet", "test_convnext", "regnetx_002"])
+def test_heads_of_many_families_are_left_out(tmp_path, encoder):
+    file = tmp_path / "whole.pth"
+    source = timm.create_model(encoder).state_dict()
+    torch.save(source, file)
+    network = build_initial_model(ModelConfig("unet", 3, 1, f"tu-{encoder}"), str(file))
+    loaded = encoder_of(network).state_dict().values()
+    values = {tuple(value.flatten()[:3].tolist()) for value in source.values()}
+    assert len(loaded) < len(source)
+    assert all(tuple(value.flatten()[:3].tolist()) in values for value in loaded)
 
 
 def test_safetensors_files_are_read(tmp_path):
