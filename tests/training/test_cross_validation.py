@@ -124,6 +124,7 @@ def test_kfold_needs_train_alone(tmp_path):
     assert len(done.report["folds"]) == 2 and "test" not in done.report
 
 
+@pytest.mark.slow
 def test_a_fold_without_a_label_has_no_score_and_breaks_nothing(tmp_path):
     root = write_dataset(tmp_path / "data", 4, 0, 0, bands=3)
     file = min(root.rglob("labels/*.tif"))

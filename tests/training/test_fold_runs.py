@@ -219,6 +219,7 @@ def test_random_folds_of_both_are_those_of_random_alone(runs):
         assert one[key] == other[key]
 
 
+@pytest.mark.slow
 def test_random_folds_need_no_crs(tmp_path):
     root = write_map(tmp_path / "data", 3, 3, crs=None)
     assert main.main(words(root, tmp_path / "out")) == 0

@@ -257,6 +257,7 @@ def test_labels_of_one_class_are_refused_before_training(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_leaves_no_file_of_the_first(small_data, tmp_path):
     train(small_data, tmp_path)
     folds = ("--val_strategy", "kfold", "--n_splits", 2)

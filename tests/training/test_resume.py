@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import signal
@@ -23,6 +24,7 @@ from helpers import (
     write_dataset,
 )
 
+from common.distributed import ProcessGroup
 from model_training import load_checkpoint
 from training import epochs, loop
 from training.epochs import epoch_line
@@ -56,14 +58,18 @@ def stopped_in(epoch: int, monkeypatch, data, save_dir, *options) -> tuple:
 # --- interrupted and resumed ----------------------------------------------------------------
 
 
+def slow(*options):
+    return pytest.param(options, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         (),
-        ("--scheduler", "plateau", "--data_augmentation"),
+        slow("--scheduler", "plateau", "--data_augmentation"),
         ("--scheduler", "onecycle", "--accumulate", 2, "--clip_grad", 0.5),
-        ("--warmup_epochs", 2, "--model", "unet-dropout", "--dropout_rate", 0.5),
-        ("--freeze_encoder_epochs", 2, "--amp", "bf16", "--cache", "off"),
+        slow("--warmup_epochs", 2, "--model", "unet-dropout", "--dropout_rate", 0.5),
+        slow("--freeze_encoder_epochs", 2, "--amp", "bf16", "--cache", "off"),
     ],
     ids=lambda options: " ".join(map(str, options)) or "defaults",
 )
@@ -152,6 +158,37 @@ def test_a_checkpoint_without_a_state_is_not_gone_on_with(data, tmp_path):
     assert status == 1 and "does not hold the state of a run" in err
 
 
+def as_version_1_1(save_dir: Path, **changes) -> None:
+    """Store the state of a run as version 1.1 did."""
+    file = save_dir / "model_last.pth"
+    stored = torch.load(file, weights_only=True)
+    state = stored["training_state"]
+    state["belongs_to"] = state.pop("run_fingerprint") | changes
+    torch.save(stored, file)
+
+
+def test_a_run_of_version_1_1_is_resumed(data, tmp_path):
+    train(data, tmp_path, "--epochs", 2, "--scheduler", "none")
+    as_version_1_1(tmp_path)
+    options = ("--scheduler", "none", "--resume", "--epochs", 3)
+    assert "resuming after epoch 2 of 3" in train(data, tmp_path, *options).err
+
+
+def test_a_run_of_version_1_1_by_several_processes_is_refused(
+    data, tmp_path, monkeypatch
+):
+    train(data, tmp_path)
+    as_version_1_1(tmp_path, processes=2)
+    group = contextlib.nullcontext(ProcessGroup(0, 2))
+    patch_everywhere(
+        monkeypatch, "common.distributed.init_distributed", lambda _: group
+    )
+    given = ("--dataset_root", data, "--save_dir", tmp_path, *QUICK, "--resume")
+    status, _, err = run_main(*given)
+    assert status == 1
+    assert "2 processes of version 1.1" in err and "leave --resume out" in err
+
+
 def test_the_last_state_is_a_model_too(data, tmp_path):
     done = train(data, tmp_path)
     assert set(done.checkpoint("last")) == {
@@ -205,6 +242,7 @@ def test_the_line_of_an_epoch_tells_the_time_left():
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name
 )
+@pytest.mark.slow
 def test_a_signal_leaves_the_best_model_and_no_final_one(data, tmp_path, number):
     words = ("--dataset_root", data, "--save_dir", tmp_path, *QUICK, "--epochs", 500)
     run = subprocess.Popen(

@@ -344,7 +344,7 @@ def test_every_epoch_has_an_order_of_its_own():
         order.epoch = epoch
         orders.append(list(order))
     assert orders[0] == orders[2] != orders[1]
-    turns = [draw.turn for epoch in orders[:2] for batch in epoch for draw in batch]
+    turns = [draw.draw for epoch in orders[:2] for batch in epoch for draw in batch]
     assert len(set(turns)) == 40
 
 

@@ -204,6 +204,7 @@ def test_areas_without_a_crs_are_shares(tmp_path):
     assert "mapped share" in done.out
 
 
+@pytest.mark.slow
 def test_areas_after_kfold_count_every_patch_once(binary_data, tmp_path):
     options = ("--val_strategy", "kfold", "--n_splits", 2, "--area_estimation")
     done = train(binary_data, tmp_path, *options)

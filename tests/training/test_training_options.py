@@ -49,6 +49,7 @@ def test_the_same_seed_gives_the_same_weights_and_scores(
     assert again.report["validation"] == baseline.report["validation"]
 
 
+@pytest.mark.slow
 def test_reading_ahead_changes_no_number(small_data, tmp_path):
     runs = [
         train(small_data, tmp_path / str(n), "--data_augmentation", "--num_workers", n)
@@ -241,6 +242,7 @@ def test_training_stops_when_patience_runs_out(saturating_data, tmp_path):
     assert done.metadata()["training_params"]["epochs_run"] == best + 2
 
 
+@pytest.mark.slow
 def test_patience_0_never_stops(saturating_data, tmp_path):
     options = ("--mode", "multiclass", "--loss", "ce", "--learning_rate", 0.01)
     done = train(saturating_data, tmp_path, *options, "--epochs", 12, "--patience", 0)
