@@ -70,8 +70,7 @@ class TrainingConfig:
     )
     num_workers: str = setting(
         "auto",
-        "processes that prepare batches ahead; auto is none where patches are in memory and the "
-        "CPU trains",
+        "processes that prepare batches ahead; auto is none where all patches are in memory",
         "data",
         may_change=True,
     )
