@@ -80,7 +80,9 @@ def check(config: TrainingConfig) -> int:
     return 1 if problems else 0
 
 
-def interrupted(save_dir: str) -> str:
+def interrupted(save_dir: str) -> str | None:
+    if not is_main_process():
+        return None
     best = Path(save_dir) / "model_best_combined.pth"
     so_far = f"the best model so far is {best}; " if best.exists() else ""
     return f"interrupted; {so_far}--resume continues the run"

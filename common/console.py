@@ -114,7 +114,7 @@ def run_command(
     config_class,
     run: Callable,
     scarce: str,
-    interrupted: Callable[[], str],
+    interrupted: Callable[[], str | None],
 ) -> int:
     """Run a command line from its parsed arguments to the exit status.
 
@@ -124,7 +124,7 @@ def run_command(
         config_class: The settings dataclass of the options.
         run: Takes the settings; its result is the exit status.
         scarce: The options that take memory, for the message when it runs out.
-        interrupted: Gives the line that follows an interruption.
+        interrupted: Gives the line that follows an interruption, or None.
 
     Returns:
         0 done, 1 could not be done, 2 wrong command line, 130 interrupted.
@@ -144,6 +144,6 @@ def run_command(
         print(f"error: {error_message(error, scarce)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if is_main_process():
-            print(interrupted(), file=sys.stderr)
+        if line := interrupted():
+            print(line, file=sys.stderr)
         return 130
