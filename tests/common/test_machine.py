@@ -83,16 +83,28 @@ def test_prefetch_raises_what_the_source_raises():
         next(ahead)
 
 
-def test_a_serial_worker_keeps_the_order_and_raises_what_a_call_has_raised():
-    worker, done = SerialWorker(2), []
-    with worker.pool:
-        for number in range(5):
-            worker.do(done.append, number)
-        worker.finish()
-        assert done == [0, 1, 2, 3, 4]
-        worker.do(int, "x")
-        with pytest.raises(ValueError, match="invalid literal"):
-            worker.finish()
+def test_a_serial_worker_keeps_the_order_lets_few_wait_and_raises_what_a_call_raised():
+    thread, done, go = SerialWorker(2), [], threading.Event()
+
+    def work(number: int) -> None:
+        go.wait(30)
+        if number == 3:
+            raise OSError("no space left")
+        done.append(number)
+
+    with thread.pool:
+        thread.do(work, 0)
+        thread.do(work, 1)  # as many as may wait
+        blocked = threading.Thread(target=thread.do, args=(work, 2))
+        blocked.start()
+        blocked.join(0.2)
+        assert blocked.is_alive() and done == []
+        go.set()
+        blocked.join(30)
+        thread.do(work, 3)
+        with pytest.raises(OSError, match="no space left"):
+            thread.finish()
+    assert done == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("local", "expected"), [("1", 6), ("4", 1), ("9", 1)])

@@ -14,7 +14,6 @@ import torch
 from helpers import patch_everywhere
 from prediction_helpers import CPU, noise, write_scene
 
-from common.machine import SerialWorker
 from common.rasters import Source, image_bands, open_raster
 from model_training import Normalization, normalize
 from prediction.blending import blended_rows
@@ -155,27 +154,3 @@ def test_a_format_with_threads_of_its_own_is_read_by_one(tmp_path):
         readers = ParallelReader(scene, [1], 4)
         with readers.opened:
             assert readers.count == 1
-
-
-def test_a_thread_works_in_order_lets_few_wait_and_raises_what_failed():
-    thread, done, go = SerialWorker(2), [], threading.Event()
-
-    def work(number: int) -> None:
-        go.wait(30)
-        if number == 3:
-            raise OSError("no space left")
-        done.append(number)
-
-    with thread.pool:
-        thread.do(work, 0)
-        thread.do(work, 1)  # as many as may wait
-        blocked = threading.Thread(target=thread.do, args=(work, 2))
-        blocked.start()
-        blocked.join(0.2)
-        assert blocked.is_alive() and done == []
-        go.set()
-        blocked.join(30)
-        thread.do(work, 3)
-        with pytest.raises(OSError, match="no space left"):
-            thread.finish()
-    assert done == [0, 1, 2]
