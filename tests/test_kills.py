@@ -192,10 +192,11 @@ SCRIPTS: dict[str, tuple[str, str, Callable]] = {
     "predict": ("Predict_large_image", PREDICT, bytes_of),
 }
 # what the scripts load only when the work begins
+MODELS = "import segmentation_models_pytorch, timm, torch._dynamo, matplotlib.pyplot"
 PRELOAD = {
     "extract": "import extraction.dataset, extraction.report",
-    "train": "import matplotlib.pyplot, sklearn.model_selection, training.experiment",
-    "predict": "import matplotlib.pyplot, prediction.scene, pyogrio, scipy.ndimage",
+    "train": f"{MODELS}, sklearn.model_selection, training.experiment",
+    "predict": f"{MODELS}, prediction.scene, pyogrio, scipy.ndimage",
 }
 
 
