@@ -261,10 +261,16 @@ def test_options_that_agree_with_the_file_are_accepted(tmp_path, config):
     assert load_checkpoint(path, described=described).config == config
 
 
+def test_an_option_names_the_model_exactly(tmp_path):
+    path = write_described(tmp_path, ENCODED)
+    with pytest.raises(OptionError, match="did you mean 'linknet'"):
+        load_checkpoint(path, described={"model_name": "LinkNet"})
+
+
 @pytest.mark.parametrize(
     ("given", "fact"),
     [
-        ({"model_name": "FPN"}, "--model_name fpn, but {} is a linknet"),
+        ({"model_name": "fpn"}, "--model_name fpn, but {} is a linknet"),
         ({"encoder_name": "resnet34"}, "--encoder_name resnet34, but {} has resnet18"),
         ({"in_channels": 4}, "--in_channels 4, but {} takes 3 bands"),
         ({"num_classes": 6}, "--num_classes 6, but {} has 2 classes"),

@@ -350,7 +350,7 @@ def test_a_killed_process_ends_the_run_which_can_be_resumed(data, tmp_path, rank
     ours = [line for line in err.splitlines() if line.startswith(("error:", "interru"))]
     assert len(ours) <= 1
     assert all("--resume" in line for line in ours)
-    assert "Traceback" not in err.split("torch.distributed.elastic")[0]
+    assert 'main.py", line' not in err  # the only traceback is torchrun's own
     for file in tmp_path.glob("*.pth"):
         load_checkpoint(file)
     rows = torch.load(tmp_path / "model_last.pth", weights_only=True)
