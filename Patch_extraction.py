@@ -38,11 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
 def run_extract(config: ExtractionConfig | BatchConfig) -> int:
     import rasterio
 
-    from common.rasters import GDAL_OPTIONS
+    from common.rasters import gdal_options
     from extraction.dataset import extract
     from extraction.report import extraction_text, has_errors, warn_of_skipped
 
-    with rasterio.Env(**GDAL_OPTIONS):
+    with rasterio.Env(**gdal_options()):
         report = extract(config)
     warn_of_skipped(report, config)
     print(extraction_text(report, config))

@@ -37,20 +37,22 @@ def build_parser() -> argparse.ArgumentParser:
 def predict(config: PredictionConfig) -> int:
     import rasterio
 
-    from prediction.reader import GDAL_OPTIONS
+    from common.rasters import gdal_options
+    from prediction.reader import GDAL_CACHE
     from prediction.scene import predict_scenes
 
-    with rasterio.Env(**GDAL_OPTIONS):
+    with rasterio.Env(**gdal_options(GDAL_CACHE)):
         return 1 if predict_scenes(config, show=partial(print, flush=True)) else 0
 
 
 def check(config: PredictionConfig) -> int:
     import rasterio
 
+    from common.rasters import gdal_options
     from prediction.preflight import check_scenes, outlook_text
-    from prediction.reader import GDAL_OPTIONS
+    from prediction.reader import GDAL_CACHE
 
-    with rasterio.Env(**GDAL_OPTIONS):
+    with rasterio.Env(**gdal_options(GDAL_CACHE)):
         problems, outlook = check_scenes(config)
     if not problems.report() and is_main_process():
         print(outlook_text(outlook, config.patch_size))

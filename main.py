@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -80,11 +81,13 @@ def check(config: TrainingConfig) -> int:
     return 1 if problems else 0
 
 
-def interrupted(save_dir: str) -> str | None:
+def interrupted(save_dir: str, since: float) -> str | None:
+    """The line after an interruption; ``since`` is when the run began, 0 for a resumed one."""
     if not is_main_process():
         return None
     best = Path(save_dir) / "model_best_combined.pth"
-    so_far = f"the best model so far is {best}; " if best.exists() else ""
+    there = best.exists() and best.stat().st_mtime >= since
+    so_far = f"the best model so far is {best}; " if there else ""
     return f"interrupted; {so_far}--resume continues the run"
 
 
@@ -98,7 +101,9 @@ def main(argv: list[str] | None = None) -> int:
         TrainingConfig,
         check if arguments.check else train,
         scarce="--batch_size",
-        interrupted=partial(interrupted, arguments.save_dir),
+        interrupted=partial(
+            interrupted, arguments.save_dir, 0 if arguments.resume else time.time()
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -360,10 +361,11 @@ def build_loss(
     """A function from (logits (N, K, H, W), mask (N, H, W)) to a scalar.
 
     Terms are those of segmentation-models-pytorch over all labelled pixels of the batch: Dice,
-    Jaccard, Tversky (false positives 0.3, false negatives 0.7: Salehi et al. 2017), Lovasz (Berman
-    et al. 2018) and focal (gamma 2: Lin et al. 2017). Unlabelled pixels change none of them; a
-    batch without a labelled pixel gives 0 with a gradient of 0. Lovasz and focal wait for a GPU
-    once per batch and class, where segmentation-models-pytorch selects pixels; the others do not.
+    Jaccard, Tversky (false positives 0.3, false negatives 0.7: Salehi et al. 2017) and Lovasz
+    (Berman et al. 2018), and PyTorch's cross-entropy, of which focal is the form with gamma 2 (Lin
+    et al. 2017). Unlabelled pixels change none of them; a batch without a labelled pixel gives 0
+    with a gradient of 0. Lovasz waits for a GPU once per batch and class, where
+    segmentation-models-pytorch selects pixels; the others do not.
 
     Args:
         text: As ``parse_loss`` reads it.
@@ -373,26 +375,34 @@ def build_loss(
     """
     from segmentation_models_pytorch import losses
 
+    def surprise(logits: Tensor, target: Tensor) -> Tensor:
+        """(N, H, W): -log of the true class's probability."""
+        if mode == "binary":
+            return functional.binary_cross_entropy_with_logits(
+                logits[:, 0], target.to(logits), reduction="none"
+            )
+        return functional.cross_entropy(logits, target, reduction="none")
+
     def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
         weight = (mask != ignore_index).to(logits)
         target = mask.where(weight > 0, 0)
         if class_weights is not None:
             weight *= class_weights.to(logits)[target]
-        if mode == "binary":
-            truth = target.to(logits)
-            each = functional.binary_cross_entropy_with_logits(
-                logits[:, 0], truth, reduction="none"
-            )
-        else:
-            each = functional.cross_entropy(logits, target, reduction="none")
         # all weights may be 0: classes that training lacks
-        return (each * weight).sum() / weight.sum().clamp_min(1e-12)
+        each = surprise(logits, target) * weight
+        return each.sum() / weight.sum().clamp_min(1e-12)
+
+    def focal(logits: Tensor, mask: Tensor) -> Tensor:
+        labelled = mask != ignore_index
+        each = surprise(logits, mask.where(labelled, 0))
+        each = (1 - torch.exp(-each)) ** 2 * each * labelled
+        return each.sum() / labelled.sum().clamp_min(1)
 
     ignore = {"ignore_index": ignore_index}
     terms = {
         "ce": cross_entropy,
         "dice": losses.DiceLoss(mode, **ignore),
-        "focal": losses.FocalLoss(mode, **ignore),
+        "focal": focal,
         "tversky": losses.TverskyLoss(mode, alpha=0.3, beta=0.7, **ignore),
         "jaccard": losses.JaccardLoss(mode, **ignore),
         "lovasz": losses.LovaszLoss(mode, **ignore),
@@ -403,7 +413,7 @@ def build_loss(
         labelled = mask != ignore_index
         # terms multiply what is unlabelled by 0, which infinity does not become
         logits = logits.float().masked_fill(~labelled[:, None], 0)
-        # without labelled pixels focal is NaN and Lovasz has no element
+        # without labelled pixels Lovasz has no element
         total = sum(weight * term(logits, mask).sum() for weight, term in chosen)
         return total.where(labelled.any(), 0)
 
@@ -454,7 +464,12 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
     return counts[:-1].reshape(num_classes, num_classes)
 
 
-def scores(matrix: np.ndarray, names: Sequence[str], binary: bool) -> dict:
+def scores(
+    matrix: np.ndarray,
+    names: Sequence[str],
+    binary: bool,
+    of: np.ndarray | None = None,
+) -> dict:
     """Accuracy measures of a confusion matrix, as plain numbers for JSON.
 
     Recall is the producer's accuracy, precision the user's. A class that is absent from both
@@ -466,6 +481,7 @@ def scores(matrix: np.ndarray, names: Sequence[str], binary: bool) -> dict:
         matrix: (K, K) counts, rows are truth.
         names: K class names.
         binary: The second class is the foreground.
+        of: (K,) bool, the classes that have scores; by default all that are present.
     """
     matrix = np.asarray(matrix, np.float64)
     hits, truth, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
@@ -474,13 +490,14 @@ def scores(matrix: np.ndarray, names: Sequence[str], binary: bool) -> dict:
     def ratio(part, whole):
         return np.divide(part, whole, out=np.full(len(hits), np.nan), where=whole > 0)
 
-    present = truth + predicted > 0
+    present = truth + predicted > 0 if of is None else of
     measures = {
         "iou": ratio(hits, truth + predicted - hits),
         "f1": ratio(2 * hits, truth + predicted),
-        "precision": np.where(present, np.nan_to_num(ratio(hits, predicted)), np.nan),
-        "recall": np.where(present, np.nan_to_num(ratio(hits, truth)), np.nan),
+        "precision": np.nan_to_num(ratio(hits, predicted)),
+        "recall": np.nan_to_num(ratio(hits, truth)),
     }
+    measures = {key: np.where(present, v, np.nan) for key, v in measures.items()}
 
     def plain(value: float) -> float | None:
         return None if np.isnan(value) else float(value)
@@ -553,11 +570,12 @@ def save_checkpoint(
         training_state: What a run needs to resume from here.
     """
     more = {"training_state": training_state} if training_state else {}
+    state = {
+        key: value.detach().cpu().contiguous()
+        for key, value in model.network.state_dict().items()
+    }
     content = {
-        "model_state_dict": {
-            key: value.detach().cpu().contiguous()
-            for key, value in model.network.state_dict().items()
-        },
+        "model_state_dict": state,
         "metadata": {
             **asdict(config),
             "mode": config.mode,
@@ -568,6 +586,7 @@ def save_checkpoint(
                 "high": list(normalization.high),
             },
             "version": VERSION,
+            "weights_sha256": weights_digest(state),
             **metadata,
         },
         **more,
@@ -601,6 +620,15 @@ def load_safely(path: Path):
             f"{path} cannot be opened safely as a checkpoint: {reason[:100]}; give a complete file "
             "that main.py wrote"
         ) from error
+
+
+def weights_digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 of the names and bytes of weights, which are on the CPU and contiguous."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(name.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_checkpoint(
@@ -643,6 +671,10 @@ def load_checkpoint(
     except OptionError as error:  # about what the file says
         raise CheckpointError(f"{path}: {error}") from error
     _load_weights(path, model, config, state)
+    if stored.get("weights_sha256") not in (None, weights_digest(state)):
+        raise CheckpointError(
+            f"{path} is damaged: its weights are not those that were written; copy or train it again"
+        )
     model.to(torch.device(device)).eval()
     return Checkpoint(model, config, normalization, metadata, temperature)
 

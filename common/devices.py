@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from common import machine
-from common.errors import OptionError, SegmentationError
+from common.errors import OptionError, SegmentationError, require
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -46,6 +46,8 @@ def local_device(name: str | None) -> torch.device:
     one from here on.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    fine = not (several and (name or "").startswith("cuda:"))
+    require(fine, "--device", name, "cuda, since each process takes a GPU of its own")
     if several and (name == "cuda" or name is None and torch.cuda.is_available()):
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     device = pick_device(name)

@@ -42,14 +42,16 @@ def registered_name(text: str) -> str:
 def stored_weights(content: dict) -> dict:
     """The weights in a file's content: under one of two keys, or the content itself.
 
-    Prefixes of a wrapper on all keys are removed: ``DataParallel``, then our ``PadToMultiple``.
+    Prefixes of wrappers on all keys are removed, in any order: of ``DataParallel``, of
+    ``torch.compile``, of our ``PadToMultiple``.
     """
     state = content.get("model_state_dict", content.get("state_dict", content))
-    for prefix in ("module.", "network."):
-        if isinstance(state, dict) and all(
-            str(key).startswith(prefix) for key in state
-        ):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while isinstance(state, dict) and state:
+        first = str(next(iter(state))).split(".")[0]
+        shared = all(str(key).startswith(f"{first}.") for key in state)
+        if first not in ("module", "_orig_mod", "network") or not shared:
+            break
+        state = {key.removeprefix(f"{first}."): value for key, value in state.items()}
     return state
 
 

@@ -70,6 +70,12 @@ def exclusive_lock(option: str, name: str | Path, folder: Path) -> Iterator[None
                 path.rmdir()
 
 
+def flush(path: Path) -> None:
+    """Have the system write a file to its disk now."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def atomic_write(target: str | Path, aside: Path | None = None) -> Iterator[Path]:
     """Write a file under a temporary name; it gets its own only when the block succeeds.
@@ -92,8 +98,7 @@ def atomic_write(target: str | Path, aside: Path | None = None) -> Iterator[Path
     part, beside = Path(name), Path(f"{name}.aux.xml")
     try:
         yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
+        flush(part)
         part.chmod(0o666 & ~umask())
         part.replace(target)
         for ending in (".ovr", ".msk", ".aux.xml"):  # GDAL's, of the former file

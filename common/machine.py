@@ -17,23 +17,52 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def free_memory() -> int:
-    """Bytes of main memory that this process can still take, in its container."""
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes of main memory that this process can still take.
+
+    The least of what the system has available and of what the limits of the process's own control
+    groups leave. 4 GiB outside Linux, where neither is known.
+    """
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
         free = next(int(li.split()[1]) << 10 for li in lines if "MemAvailable" in li)
-        group = Path("/sys/fs/cgroup")
-        most = (group / "memory.max").read_text().strip()
-        if most != "max":
-            used = int((group / "memory.current").read_text())
-            # the cache of files is freed when memory is needed
-            lines = (group / "memory.stat").read_text().splitlines()
-            counts = dict(line.split() for line in lines)
-            used -= int(counts.get("inactive_file", 0))
-            free = min(free, max(int(most) - used, 0))
     except (OSError, StopIteration):
-        free = 4 << 30  # not Linux
-    return free
+        return 4 << 30
+    return min([free, *_left_by_control_groups(root)])
+
+
+# of a control group: where it lies, limit, use, and what of it is the cache of files
+CONTROL_GROUPS = {
+    1: ("memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+    2: ("", "max", "current", "inactive_file"),
+}
+
+
+def _left_by_control_groups(root: Path) -> Iterator[int]:
+    """Bytes that the groups of this process, and the groups that those are in, leave it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        part, most, used, cached = CONTROL_GROUPS[1 if controllers else 2]
+        top = root / "sys/fs/cgroup" / part
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(top):
+                break
+            try:
+                limit = int((folder / f"memory.{most}").read_text())
+                in_use = int((folder / f"memory.{used}").read_text())
+                counts = (folder / "memory.stat").read_text().split()
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+            # the cache of files is freed when memory is needed
+            in_use -= int(dict(zip(counts[::2], counts[1::2])).get(cached, 0))
+            yield max(limit - in_use, 0)
 
 
 def fits_in_memory(size: int) -> bool:

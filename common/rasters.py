@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from common.errors import RasterError, gdal_message
-from common.machine import fits_in_memory
+from common.machine import available_cores, fits_in_memory
 from common.tiffs import TIFF_SUFFIXES
 
 # GDAL drivers by suffix: a file whose format is not that of its suffix is refused
@@ -31,7 +32,12 @@ DRIVERS = {
 SCENE_SUFFIXES = tuple(DRIVERS)
 # GDAL keeps up to 5 % of the machine's memory as block cache; a fixed size keeps memory flat.
 # rasterio passes bytes on, where GDAL itself would take a small number as megabytes.
-GDAL_OPTIONS = {"GDAL_CACHEMAX": 256 * 2**20, "GDAL_NUM_THREADS": "ALL_CPUS"}
+GDAL_CACHE = 256 * 2**20
+
+
+def gdal_options(cache: int = GDAL_CACHE) -> dict[str, int]:
+    """What GDAL is told for a run: bytes of its block cache, threads that decode and encode."""
+    return {"GDAL_CACHEMAX": cache, "GDAL_NUM_THREADS": available_cores()}
 
 
 def open_raster(path: str | Path) -> rasterio.DatasetReader:
@@ -111,8 +117,8 @@ def image_bands(dataset: rasterio.DatasetReader) -> list[int]:
 def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int]:
     """Band numbers for a ``--bands`` text: 1-based numbers or band descriptions.
 
-    Without a text: all bands but alpha. A description matches whole, or by its first word
-    ("B04" for "B04 red"), whatever its case.
+    Without a text: all bands but alpha. A range is two numbers (1-17). A description matches whole,
+    or by its first word ("B04" for "B04 red"), whatever its case.
 
     Raises:
         RasterError: A number outside the raster, an unknown or ambiguous description.
@@ -128,12 +134,14 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
             raise RasterError(
                 f"--bands {bands!r}: expected names or numbers between commas"
             )
-        if item.isdecimal():
-            if not 1 <= int(item) <= dataset.count:
+        if re.fullmatch(r"\d{1,9}(\s*-\s*\d{1,9})?", item):
+            first, *last = map(int, item.split("-"))
+            numbers = range(first, (last or [first])[0] + 1)
+            if not numbers or first < 1 or numbers[-1] > dataset.count:
                 raise RasterError(
                     f"--bands {item}: {dataset.name} has bands 1 to {dataset.count}"
                 )
-            chosen.append(int(item))
+            chosen += numbers
             continue
         names = [(text or "").strip().lower() for text in dataset.descriptions]
         found = [i for i, name in enumerate(names, 1) if name == item.lower()]
@@ -187,7 +195,7 @@ class Source:
             for band, role in enumerate(dataset.colorinterp, start=1)
             if role == ColorInterp.alpha
         ]
-        self.dtype = np.result_type(*dataset.dtypes)  # that holds all bands
+        self.dtype = np.result_type(*dtypes)  # that holds all of them
         self.one_dtype = len(set(dtypes)) == 1
         self.nodata = [as_dtype(value, dtype) for value, dtype in zip(values, dtypes)]
         self.has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags

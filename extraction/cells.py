@@ -16,7 +16,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from common.errors import DatasetError, unknown_name
-from common.rasters import GDAL_OPTIONS, Source, pixel_bounds, window_within
+from common.rasters import GDAL_CACHE, Source, pixel_bounds, window_within
 from common.text import first_reason
 from common.vectors import in_pixels, polygonal, read_vector
 from extraction.journal import Skipped
@@ -123,18 +123,18 @@ def cells_of(
             skipped[name] = Skipped("cannot be transformed to the image's CRS")
             continue
         window = pixel_bounds(outline.bounds)
-        largest = LARGEST_CELL * config.patch_size
-        if max(window.width, window.height) > largest:
-            raise DatasetError(
-                f"{name} of {scene.grid} covers {window.width} x {window.height} pixels, more "
-                f"than {LARGEST_CELL} times --patch_size {config.patch_size}; use a finer grid"
-            )
         if not window.width or not window.height:
             skipped[name] = Skipped("smaller than a pixel")
             continue
         if window_within(window, image.width, image.height) is None:
             skipped[name] = Skipped("outside the image")
             continue
+        largest = LARGEST_CELL * config.patch_size
+        if max(window.width, window.height) > largest:
+            raise DatasetError(
+                f"{name} of {scene.grid} covers {window.width} x {window.height} pixels, more "
+                f"than {LARGEST_CELL} times --patch_size {config.patch_size}; use a finer grid"
+            )
         box = shapely.box(*outline.bounds)
         gap = shapely.hausdorff_distance(outline.boundary, box.boundary)
         cells.append(Cell(name, window, outline if gap > 0.01 else None))
@@ -155,7 +155,7 @@ def reading_order(cells: Sequence[Cell], image: Source) -> list[Cell]:
     block = image.dataset.block_shapes[0][0]
     rows = block + max(block, *(int(cell.window.height) for cell in cells))
     pixel = len(image.bands) * image.dtype.itemsize
-    width = max(1, GDAL_OPTIONS["GDAL_CACHEMAX"] // 2 // (pixel * rows))
+    width = max(1, GDAL_CACHE // 2 // (pixel * rows))
 
     def place(cell: Cell) -> tuple[int, int, int]:
         window = cell.window

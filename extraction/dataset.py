@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -21,6 +20,7 @@ from common.files import (
     compare_runs,
     exclusive_lock,
     fingerprint,
+    flush,
     remove_partial_files,
     require_folder,
     write_json,
@@ -223,7 +223,9 @@ def publish(staging: Path, target: Path) -> None:
         elif former.exists():
             shutil.rmtree(former)
 
-    os.sync()
+    for path in staging.rglob("*.*"):
+        if path.is_file():
+            flush(path)
     if target.exists():
         remove_former()  # of an interrupted run
         target.rename(former)

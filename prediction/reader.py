@@ -17,14 +17,13 @@ import torch
 from rasterio.windows import Window
 from torch import Tensor
 
-from common import rasters
 from common.devices import own_stream
 from common.machine import available_cores, bounded_map
 from common.rasters import Source, open_raster
 from prediction.tiling import Extent
 
 # each block of a scene is read once: its cache only has to hold those of one reading
-GDAL_OPTIONS = rasters.GDAL_OPTIONS | {"GDAL_CACHEMAX": 64 * 2**20}
+GDAL_CACHE = 64 * 2**20
 READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
 READ_ROWS_MOST = 1024  # and from one of high blocks
 READ_COLUMNS = 2048  # columns of tiles that are read at once, by all threads together

@@ -89,6 +89,10 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
             vectors = polygons and polygons / f"{stem}.gpkg"
             task = Task(scene, output / f"{stem}.tif", vectors)
         tasks.append(task)
+    folders = {Path(text).resolve() for text in config.input if Path(text).is_dir()}
+    fine = not (several and output.resolve() in folders)
+    wanted = "another folder than --input: its maps would be taken for scenes"
+    require(fine, "--output", output, wanted)
     require_names(tasks, config)
     return tasks
 
@@ -113,6 +117,8 @@ def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
         longest = os.fsencode(task.beside("_probabilities.tif").name)
         fine = len(longest) <= LONGEST_NAME
         require(fine, "--output", task.output.name, "a shorter name")
+        fine = not task.polygons or task.polygons.resolve() not in inputs
+        require(fine, "--polygons", task.polygons, "not an input")
         for ending in (".tif", *(f"_{name}.tif" for name in FURTHER_LAYERS)):
             path = task.beside(ending)
             require(path.resolve() not in inputs, "--output", path, "not an input")

@@ -60,6 +60,6 @@ def place(whole, tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "place"
     shutil.copytree(whole, folder)
     monkeypatch.chdir(folder)
-    # of all disks: slow on a busy machine
-    monkeypatch.setattr(os, "sync", lambda: None)
+    # slow on a busy disk
+    monkeypatch.setattr("extraction.dataset.flush", lambda path: None)
     return folder

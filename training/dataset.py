@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 
@@ -45,12 +46,15 @@ def index_split(
     """The index of a split, or None when it is not required and has no patches."""
     pairs = list_pairs(config.dataset_root, split, required)
     if not pairs:
+        if split == "test":
+            log.info("no test split, and so no test score")
         return None
     index = index_samples(pairs, config.label_classes, config.ignore_index, like, cache)
     require_usable(config, split, index)
     bands, *size = index.shape
-    line = "%-10s %5d patches of %d x %d pixels, %d bands"
-    log.info(line, split, len(pairs), *size, bands)
+    unlabelled = 1 - index.counts.sum() / (len(pairs) * math.prod(size))
+    line = "%-10s %5d patches of %d x %d pixels, %d bands, %.1f %% of the pixels unlabelled"
+    log.info(line, split, len(pairs), *size, bands, 100 * unlabelled)
     return index
 
 

@@ -97,12 +97,16 @@ def validate(run: TrainingRun, validation, row: dict) -> list[str]:
         precision=run.precision,
         group=run.group,
     )
-    result = scores(matrix, run.names, run.config.mode == "binary")
+    binary = run.config.mode == "binary"
+    result = scores(matrix, run.names, binary)
     row |= {f"val_{key}": result[key] for key in HEADLINES}
-    row["val_combined"] = combined_score(result)
+    # chosen by the classes that the labels hold, the same in every epoch
+    held = scores(matrix, run.names, binary, of=matrix.sum(axis=1) > 0)
+    row["val_combined"] = combined_score(held)
+    row["val_false_alarms"] = false_alarms(matrix)
     values = {
         "loss": row["val_loss"],
-        "iou": row["val_iou"] or 0.0,  # None where there is no foreground at all
+        "iou": held["iou"] or 0.0,  # None where there is no foreground at all
         "combined": row["val_combined"],
     }
     better = [
@@ -117,6 +121,12 @@ def validate(run: TrainingRun, validation, row: dict) -> list[str]:
             with atomic_write(run.save_dir / f"model_best_{name}.pth") as part:
                 shutil.copyfile(written, part)
     return better
+
+
+def false_alarms(matrix: np.ndarray) -> float:
+    """The share of labelled pixels that are mapped as a class which no label holds."""
+    absent = matrix.sum(axis=1) == 0
+    return float(matrix[:, absent].sum() / max(matrix.sum(), 1))
 
 
 def epoch_line(rows: Sequence[dict], epochs: int, better: Sequence[str]) -> str:

@@ -36,8 +36,8 @@ from common.pictures import (
     rgb_bands,
 )
 from common.rasters import (
-    GDAL_OPTIONS,
     Source,
+    gdal_options,
     image_bands,
     open_raster,
     pixel_bounds,
@@ -665,5 +665,5 @@ def test_an_overview_of_an_unreadable_block_is_an_error_that_names_the_file(tmp_
 def test_the_block_cache_holds_rows_of_blocks():
     from rasterio.env import get_gdal_config
 
-    with rasterio.Env(**GDAL_OPTIONS):
+    with rasterio.Env(**gdal_options()):
         assert 2**27 <= int(get_gdal_config("GDAL_CACHEMAX")) <= 2**29  # bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import pytest
 from batch_helpers import Batch
@@ -22,8 +21,8 @@ def batch(tmp_path) -> Batch:
 
 @pytest.fixture(autouse=True)
 def no_flush(monkeypatch):
-    """Flushing the disks of the whole machine at each extraction would take most of the time."""
-    monkeypatch.setattr(os, "sync", lambda: None)
+    """Flushing thousands of small patches to a busy disk would take most of the time."""
+    monkeypatch.setattr("extraction.dataset.flush", lambda path: None)
 
 
 @pytest.fixture(autouse=True)

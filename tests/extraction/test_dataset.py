@@ -25,7 +25,7 @@ from helpers import patch_everywhere
 from site_helpers import run
 
 from common import SPLITS
-from common.rasters import GDAL_OPTIONS, Source
+from common.rasters import Source
 from extraction import cutting
 from extraction.cells import reading_order, regular_cells
 from extraction.cutting import PatchWriter
@@ -402,7 +402,7 @@ def test_a_scene_too_wide_for_the_cache_is_read_in_columns(batch, monkeypatch):
         block = image.block_shapes[0][0]
         rows = block + max(block, 8)
         cache = 2 * 2 * np.dtype(image.dtypes[0]).itemsize * rows * 20  # of 20 columns
-        monkeypatch.setitem(GDAL_OPTIONS, "GDAL_CACHEMAX", cache)
+        patch_everywhere(monkeypatch, "common.rasters.GDAL_CACHE", cache)
         cells = regular_cells(48, 48, 8, 8, "a")
         order = reading_order(cells[::-1], Source(image, [1, 2]))
     places = [(cell.window.col_off // 20, cell.window.row_off) for cell in order]

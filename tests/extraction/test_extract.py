@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,13 +217,14 @@ def test_overwrite_leaves_nothing_behind_where_the_patches_are_a_link(site):
 
 def test_patches_are_flushed_to_disk_before_they_get_their_name(site, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        os,
-        "sync",
-        lambda: seen.append([path.name for path in site.out.glob("Patch")]),
-    )
-    site.extract()
-    assert seen == [[]]
+
+    def flush(path: Path) -> None:
+        assert path.is_file() and not (site.out / "Patch").exists()
+        seen.append(path.name)
+
+    monkeypatch.setattr("extraction.dataset.flush", flush)
+    patches = site.extract()
+    assert len([name for name in seen if name.endswith(".tif")]) == 2 * len(patches)
 
 
 def draw_table(site: Site) -> None:
