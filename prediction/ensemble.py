@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -16,7 +16,7 @@ from common.devices import local_device
 from common.errors import CheckpointError, OptionError, RasterError
 from common.rasters import Source, select_bands
 from model_training import Checkpoint, load_checkpoint
-from prediction.predictor import Predictor, route_pointwise_to_onednn
+from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
 from prediction.settings import PredictionConfig
 from prediction.tasks import list_models
 
@@ -48,6 +48,10 @@ def load_models(config: PredictionConfig) -> Models:
     device = local_device(config.device)
     files = list_models(config.model)
     checkpoints = [load_checkpoint(file, device, config.described) for file in files]
+    checkpoints = [
+        replace(one, model=fuse_batch_norm(one.model, one.config.in_channels))
+        for one in checkpoints
+    ]
     if runs_on_onednn(config, device):
         for checkpoint in checkpoints:
             route_pointwise_to_onednn(checkpoint.model)
