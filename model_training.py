@@ -375,26 +375,18 @@ def build_loss(
     """
     from segmentation_models_pytorch import losses
 
-    def surprise(logits: Tensor, target: Tensor) -> Tensor:
-        """(N, H, W): -log of the true class's probability."""
-        if mode == "binary":
-            return functional.binary_cross_entropy_with_logits(
-                logits[:, 0], target.to(logits), reduction="none"
-            )
-        return functional.cross_entropy(logits, target, reduction="none")
-
     def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
         weight = (mask != ignore_index).to(logits)
         target = mask.where(weight > 0, 0)
         if class_weights is not None:
             weight *= class_weights.to(logits)[target]
         # all weights may be 0: classes that training lacks
-        each = surprise(logits, target) * weight
+        each = log_losses(logits, target) * weight
         return each.sum() / weight.sum().clamp_min(1e-12)
 
     def focal(logits: Tensor, mask: Tensor) -> Tensor:
         labelled = mask != ignore_index
-        each = surprise(logits, mask.where(labelled, 0))
+        each = log_losses(logits, mask.where(labelled, 0))
         each = (1 - torch.exp(-each)) ** 2 * each * labelled
         return each.sum() / labelled.sum().clamp_min(1)
 
@@ -418,6 +410,15 @@ def build_loss(
         return total.where(labelled.any(), 0)
 
     return loss
+
+
+def log_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """-log of the true class's probability, (N, H, W), of logits (N, K, H, W); K = 1 is binary."""
+    if logits.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(
+            logits[:, 0], target.to(logits), reduction="none"
+        )
+    return functional.cross_entropy(logits, target, reduction="none")
 
 
 def balanced_weights(counts: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from common.architectures import ModelConfig
 from common.console import settings_from, show_messages
 from common.distributed import ProcessGroup
 from common.machine import tune_malloc
+from common.rasters import gdal_options
 from model_training import (
     build_model,
     dataset_normalization,
@@ -38,7 +39,7 @@ from model_training import (
     save_checkpoint,
 )
 from prediction.ensemble import load_models
-from prediction.reader import GDAL_OPTIONS
+from prediction.reader import GDAL_CACHE
 from prediction.scene import map_scene
 from prediction.settings import PredictionConfig
 from prediction.tasks import list_tasks
@@ -167,7 +168,7 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
     show_messages()
     tune_malloc()
     (task,) = list_tasks(config)
-    with rasterio.Env(**GDAL_OPTIONS):
+    with rasterio.Env(**gdal_options(GDAL_CACHE)):
         models = load_models(config)
         warm_up(models.first.model, device)
         before = memory("VmRSS")

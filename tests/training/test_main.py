@@ -191,7 +191,7 @@ def test_what_cannot_be_done_ends_with_1_and_one_line_that_names_it(
     )
     assert status == 1 and out == ""
     assert last_line(err).startswith("error: ") and words in last_line(err)
-    surveyed = re.compile(r"(train|validation|test) +\d+ patches")
+    surveyed = re.compile(r"(train|validation|test) +\d+ patches|no test split")
     assert len([line for line in err.splitlines() if not surveyed.match(line)]) == 1
     assert not list(save_dir.glob("*.pth"))
 
