@@ -134,7 +134,7 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
             raise RasterError(
                 f"--bands {bands!r}: expected names or numbers between commas"
             )
-        if re.fullmatch(r"\d{1,9}(\s*-\s*\d{1,9})?", item):
+        if re.fullmatch(r"\d{1,99}(\s*-\s*\d{1,99})?", item):
             first, *last = map(int, item.split("-"))
             numbers = range(first, (last or [first])[0] + 1)
             if not numbers or first < 1 or numbers[-1] > dataset.count:

@@ -382,7 +382,7 @@ def test_bands_of_several_dtypes_are_read_in_one_that_holds_them_all(
     assert np.argwhere(~valid).tolist() == [[0, 2]]
 
 
-def test_one_band_of_a_raster_of_several_dtypes_comes_in_the_common_one(tmp_path):
+def test_one_band_of_a_raster_of_several_dtypes_comes_in_its_own(tmp_path):
     sources = [
         write_geotiff(tmp_path / f"{dtype}.tif", ramp(dtype=dtype))
         for dtype in ("uint8", "float32")
@@ -390,7 +390,7 @@ def test_one_band_of_a_raster_of_several_dtypes_comes_in_the_common_one(tmp_path
     path = write_vrt(tmp_path / "a.vrt", [(source, None) for source in sources])
     with open_raster(path) as file:
         image, _ = Source(file, [1]).read(WHOLE)
-    assert image.dtype == np.float32
+    assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, ramp())
 
 
@@ -485,7 +485,7 @@ def test_a_number_beyond_the_bands_is_an_error_that_says_how_many_there_are(
         bands_of(path, text)
 
 
-@pytest.mark.parametrize("text", ["B09", "-1", "1-3", "edge", "1.0", "²"])
+@pytest.mark.parametrize("text", ["B09", "-1", "edge", "1.0", "²"])
 def test_an_unknown_description_is_an_error_that_lists_the_known_ones(tmp_path, text):
     path = described(tmp_path / "a.tif", "B04 red", None)
     with pytest.raises(RasterError, match=r"0 bands .*\(b04 red, -\)"):
