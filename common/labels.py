@@ -32,7 +32,7 @@ from common.rasters import (
     same_pixel_grid,
 )
 from common.tiffs import require_complete
-from common.vectors import VECTOR_SUFFIXES, in_pixels, read_vector
+from common.vectors import in_pixels, is_vector, read_vector
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -175,15 +175,14 @@ def open_label(
     Raises:
         SegmentationError: It cannot be used.
     """
-    suffix = Path(source).suffix.lower()
     class_names = split_list(names) or None
     require(
-        not column or suffix not in SCENE_SUFFIXES,
+        not column or Path(source).suffix.lower() not in SCENE_SUFFIXES,
         "--label_column",
         column,
         f"a vector label with it, but {source} is a raster",
     )
-    if column or suffix in VECTOR_SUFFIXES:
+    if column or is_vector(source):
         yield _vector_label(source, image, column, values, class_names)
         return
     with ExitStack() as stack:

@@ -83,9 +83,12 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
 def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
     """Files whose name matches a pattern, in any case, by the text in the place of ``<id>``.
 
+    Each with what the pattern says of layers (``Grid_<id>.gpkg|layername=x``).
+
     Raises:
         DatasetError: Two files of one id.
     """
+    pattern, bar, layer = pattern.partition("|")
     regex = re.escape(pattern).replace(r"\*", ".*").replace("<id>", "(?P<id>.+)")
     found: dict[str, Path] = {}
     for path in paths:
@@ -95,7 +98,7 @@ def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
         key = match["id"].lower()
         if key in found:
             raise DatasetError(f"{found[key]} and {path} have the same id")
-        found[key] = path
+        found[key] = Path(f"{path}{bar}{layer}")
     return found
 
 
