@@ -6,6 +6,7 @@ is a ``rasterio.windows.Window`` in pixels (col_off, row_off, width, height).
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -16,11 +17,14 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from common.errors import RasterError, gdal_message
 from common.machine import available_cores, fits_in_memory
 from common.tiffs import TIFF_SUFFIXES
+
+log = logging.getLogger("semanticseg4eo")
 
 # GDAL drivers by suffix: a file whose format is not that of its suffix is refused
 DRIVERS = {
@@ -105,13 +109,93 @@ def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
     return bool(np.abs(shifts).max() <= tolerance)
 
 
+# descriptions of bands that measure something: NIR, B08, SWIR 1, near infrared, 842 nm...
+SPECTRAL = re.compile(
+    r"\b(b\d+a?|(nir|swir|mwir|lwir|tir)\w*|\w*infra ?-?red\w*|red|green|blue|yellow|"
+    r"red ?-?edge\w*|coastal|cirrus|thermal|pan(chromatic)?|[\d.]+ ?(nm|um|\u00b5m))(\b|_)",
+    re.IGNORECASE,
+)
+MOST_TRANSLUCENT = 0.05  # of an alpha band: neither opaque nor transparent
+
+
+def flagged_bands(dataset: rasterio.DatasetReader) -> list[int]:
+    """The bands flagged as alpha; GDAL flags the fourth of four bands of bytes by itself."""
+    roles = enumerate(dataset.colorinterp, start=1)
+    return [band for band, role in roles if role == ColorInterp.alpha]
+
+
+def sample_windows(dataset: rasterio.DatasetReader, side: int = 64) -> list[Window]:
+    """At most 8 x 8 small windows, evenly spread: quick to read whatever the raster's size."""
+    starts = []
+    for length in dataset.shape:
+        step = max(side, (length - side) / 7)
+        starts.append([round(i * step) for i in range(8) if round(i * step) < length])
+    windows = (Window(left, top, side, side) for top in starts[0] for left in starts[1])
+    return [window_within(w, dataset.width, dataset.height) for w in windows]
+
+
+def translucent_share(dataset: rasterio.DatasetReader, band: int) -> float:
+    """The share of a band's pixels that are neither 0 nor its maximum, by a sample.
+
+    1 where its description names a spectral band, 0 where it cannot be read.
+    """
+    if SPECTRAL.search(dataset.descriptions[band - 1] or ""):
+        return 1.0
+    try:
+        read = [dataset.read(band, window=w).ravel() for w in sample_windows(dataset)]
+    except rasterio.errors.RasterioIOError:
+        return 0.0
+    values = np.concatenate(read)
+    return float(((values != 0) & (values != values.max())).mean())
+
+
+_alpha_bands: dict[tuple, list[int]] = {}  # of files that were looked at
+
+
+def alpha_bands(dataset: rasterio.DatasetReader) -> list[int]:
+    """The bands that hold transparency: flagged as such, and with hardly a value between 0 and
+    the maximum, unlike a near infrared that GDAL took for alpha."""
+    flagged = flagged_bands(dataset)
+    if not flagged or isinstance(dataset, WarpedVRT):  # which adds an alpha of its own
+        return flagged
+    key = None
+    if os.path.isfile(dataset.name):
+        status = os.stat(dataset.name)
+        key = dataset.name, status.st_size, status.st_mtime_ns
+    if key not in _alpha_bands:
+        found = [
+            band
+            for band in flagged
+            if translucent_share(dataset, band) <= MOST_TRANSLUCENT
+        ]
+        if key is None:
+            return found
+        if len(_alpha_bands) > 1000:
+            _alpha_bands.clear()
+        _alpha_bands[key] = found
+    return _alpha_bands[key]
+
+
 def image_bands(dataset: rasterio.DatasetReader) -> list[int]:
     """The band numbers that hold the image: all but alpha."""
-    return [
-        index
-        for index, role in enumerate(dataset.colorinterp, start=1)
-        if role != ColorInterp.alpha
-    ]
+    alpha = alpha_bands(dataset)
+    return [band for band in dataset.indexes if band not in alpha]
+
+
+def _report_alpha(dataset: rasterio.DatasetReader) -> None:
+    """Log which bands flagged as alpha are left out, which are data, and how to change it."""
+    alpha, count = alpha_bands(dataset), dataset.count
+    for band in flagged_bands(dataset):
+        others = ",".join(str(b) for b in dataset.indexes if b != band)
+        log.info(
+            "%s: band %d is left out, since it holds transparency; --bands 1-%d keeps it"
+            if band in alpha
+            else "%s: band %d is flagged as transparency but holds data, and is kept; --bands %s "
+            "leaves it out",
+            dataset.name,
+            band,
+            count if band in alpha else others,
+        )
 
 
 def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int]:
@@ -127,6 +211,7 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
         chosen = image_bands(dataset)
         if not chosen:
             raise RasterError(f"{dataset.name} has no band besides alpha")
+        _report_alpha(dataset)
         return chosen
     chosen = []
     for item in (part.strip() for part in bands.split(",")):
@@ -177,7 +262,10 @@ class Source:
     """
 
     def __init__(
-        self, dataset: rasterio.DatasetReader, bands: Sequence[int] | None = None
+        self,
+        dataset: rasterio.DatasetReader,
+        bands: Sequence[int] | None = None,
+        alphas: Sequence[int] | None = None,
     ):
         """Look up what ``read`` needs, once: rasterio takes 0.1 to 0.3 ms for it each time.
 
@@ -185,16 +273,13 @@ class Source:
             dataset: An open raster.
             bands: 1-based band numbers; an alpha band among them is read as data. By default all
                 bands but alpha.
+            alphas: Those that hold transparency; by default ``alpha_bands``.
         """
         self.dataset, self.bands = dataset, list(bands or image_bands(dataset))
         dtypes = [np.dtype(dataset.dtypes[band - 1]) for band in self.bands]
         values = [dataset.nodatavals[band - 1] for band in self.bands]
         flags = dataset.mask_flag_enums[self.bands[0] - 1]
-        alphas = [
-            band
-            for band, role in enumerate(dataset.colorinterp, start=1)
-            if role == ColorInterp.alpha
-        ]
+        alphas = alpha_bands(dataset) if alphas is None else alphas
         self.dtype = np.result_type(*dtypes)  # that holds all of them
         self.one_dtype = len(set(dtypes)) == 1
         self.nodata = [as_dtype(value, dtype) for value, dtype in zip(values, dtypes)]

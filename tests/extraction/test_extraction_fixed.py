@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import geopandas
+import numpy as np
 import pytest
-from site_helpers import refusal, run, tiles
+import rasterio
+from helpers import write_dataset, write_geotiff
+from rasterio.enums import ColorInterp
+from site_helpers import PATCH, hole, refusal, run, scene, tiles
+
+from common.patches import PatchPair, list_pairs, read_patch
+from common.rasters import open_raster, select_bands
 
 fault = pytest.mark.fault
 
@@ -71,3 +78,58 @@ def test_a_label_and_the_patterns_of_a_batch_may_name_a_layer(site):
     words += ["--patch_size", 16, "--label_pattern", "Label_<id>.gpkg|layername=water"]
     assert run(*words) == 0
     assert len(list((site.folder / "batch").glob("Patch/*/images/*.tif"))) == 9
+
+
+def near_infrared() -> np.ndarray:
+    """Four bands of bytes, the last of which is 0 in water: in the left cells."""
+    image = scene(4, dtype="uint8")
+    image[3, :, :PATCH] = 0
+    return image
+
+
+@fault(39)
+def test_a_near_infrared_that_gdal_flags_as_alpha_is_data(site, capsys):
+    site.draw_image(near_infrared())
+    with rasterio.open(site.image) as file:
+        assert file.colorinterp[3] == ColorInterp.alpha
+    patches = site.extract()
+    assert "band 4 is flagged as transparency but holds data" in capsys.readouterr().err
+    assert len(patches) == 9
+    for patch in patches.values():
+        np.testing.assert_array_equal(patch.image, near_infrared()[:, *patch.place()])
+        pair = PatchPair(patch.image_path, patch.label_path)
+        image, valid, _ = read_patch(pair)
+        assert image.shape[0] == 4 and valid.all()
+
+
+@fault(39)
+def test_a_band_whose_description_is_spectral_is_data(site):
+    image = scene(4, dtype="uint8")
+    image[3] = 255
+    for number, name in enumerate(["NIR", "B08", "near infrared", "842 nm", "B8A"]):
+        path = write_geotiff(
+            site.folder / f"{number}.tif", image, descriptions=["R", "G", "B", name]
+        )
+        with open_raster(path) as file:
+            assert select_bands(file, None) == [1, 2, 3, 4], name
+
+
+@fault(39)
+def test_a_line_says_how_to_keep_an_alpha_band(site, capsys):
+    image = np.concatenate([scene(dtype="uint8"), 255 * hole("uint8")[None]])
+    site.draw_image(image)
+    assert {len(patch.image) for patch in site.extract().values()} == {3}
+    expected = "band 4 is left out, since it holds transparency; --bands 1-4 keeps it"
+    assert expected in capsys.readouterr().err
+
+
+@fault(39)
+def test_foreign_patches_of_four_bands_keep_them_all(tmp_path):
+    root = write_dataset(tmp_path, 4, 2, 0, bands=4, dtype="uint8")
+    water = root / "Patch" / "train" / "images" / "patch_000.tif"
+    with rasterio.open(water, "r+") as file:
+        assert file.colorinterp[3] == ColorInterp.alpha
+        file.write(np.zeros((32, 32), np.uint8), 4)
+    for pair in list_pairs(root, "train"):
+        image, valid, _ = read_patch(pair)
+        assert len(image) == 4 and valid.all()
