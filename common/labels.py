@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,13 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from common import UNLABELLED
-from common.errors import DatasetError, OptionError, require, unknown_name
+from common.errors import (
+    DatasetError,
+    OptionError,
+    RasterError,
+    require,
+    unknown_name,
+)
 from common.options import split_list
 from common.rasters import (
     SCENE_SUFFIXES,
@@ -30,6 +37,7 @@ from common.rasters import (
     open_raster,
     require_georeference,
     same_pixel_grid,
+    sample_windows,
 )
 from common.tiffs import require_complete
 from common.vectors import in_pixels, is_vector, read_vector
@@ -113,6 +121,8 @@ class Label:
     read: ReadLabel
     values: list[int] | None  # that are classes, in class order; None: they are already
     names: list[str] | None
+    nodata: int | None = None  # declared, though it looks like a class
+    advice: Callable[[], str | None] = lambda: None  # what the user should know of it
 
     @property
     def unlabelled(self) -> int:
@@ -190,30 +200,68 @@ def open_label(
         require_complete(source)
         require_one_band(raster)
         require_georeference(raster)
+        classes = whole_values(values)
+        # a value that is named as a class is one, whatever the file declares
+        named = raster.nodata is not None and raster.nodata in (classes or [])
+        nodata = None if classes else _class_like_nodata(raster)
+        advice = partial(_nodata_advice, source, nodata)
         if not same_pixel_grid(image, raster):
             _require_overlap(image, raster)
             log.info("%s is warped onto the image's pixels (nearest)", raster.name)
-            masked = (
-                raster.nodata is not None or ColorInterp.alpha in raster.colorinterp
-            )
-            options = {} if masked else {"add_alpha": True}
-            raster = stack.enter_context(
-                WarpedVRT(
-                    raster,
-                    crs=image.crs,
-                    transform=image.transform,
-                    width=image.width,
-                    height=image.height,
-                    resampling=Resampling.nearest,
-                    **options,
-                )
-            )
+            raster = stack.enter_context(_warped(raster, image, named))
 
         def read(window: Window) -> np.ndarray:
             return read_label(pixels, MISSING, window)
 
         pixels = Source(raster)
-        yield Label(source, read, whole_values(values), class_names)
+        if named:
+            pixels.nodata = [None]
+        yield Label(source, read, classes, class_names, nodata, advice)
+
+
+def _warped(raster, image, nodata_is_class: bool) -> WarpedVRT:
+    """A label raster on the pixel grid of an image."""
+    alpha = ColorInterp.alpha in raster.colorinterp
+    masked = alpha or (raster.nodata is not None and not nodata_is_class)
+    options = {} if masked else {"add_alpha": True}
+    if nodata_is_class:
+        options |= {"src_nodata": None, "nodata": None}
+    return WarpedVRT(
+        raster,
+        crs=image.crs,
+        transform=image.transform,
+        width=image.width,
+        height=image.height,
+        resampling=Resampling.nearest,
+        **options,
+    )
+
+
+def _class_like_nodata(raster: rasterio.DatasetReader) -> int | None:
+    """The declared nodata value of a label where it could be the number of a class."""
+    value = raster.nodata
+    fine = value is not None and 0 <= value < UNLABELLED and value == int(value)
+    return int(value) if fine else None
+
+
+def _nodata_advice(source: str, nodata: int | None) -> str | None:
+    """What a nodata value that may be a class makes unlabelled, and the ways out."""
+    if nodata is None:
+        return None
+    try:
+        with open_raster(source) as raster:
+            band, windows = image_bands(raster)[0], sample_windows(raster)
+            read = [raster.read(band, window=window).ravel() for window in windows]
+    except (RasterError, rasterio.errors.RasterioIOError):
+        return None  # reported where it is read
+    share = float((np.concatenate(read) == nodata).mean())
+    if not share:
+        return None
+    return (
+        f"{source} declares {nodata} as nodata, which makes about {share:.1%} of it unlabelled; if "
+        f"{nodata} is a class, name it in --label_values (as {nodata},{nodata + 1}), or remove the "
+        "declaration (gdal_edit.py -unsetnodata)"
+    )
 
 
 def whole_values(text: str | None) -> list[int] | None:

@@ -96,9 +96,11 @@ def assemble(
     found = [(plan, journal.records.get(c.name)) for plan in plans for c in plan.cells]
     found = [(plan, record) for plan, record in found if record]
     if not found:
+        value = plans[0].label_nodata
+        declared = "" if value is None else f" (which declares {value} as nodata)"
         raise DatasetError(
             f"None of the {len(names)} cells gives a patch ({first_reason(skipped)}); check the "
-            f"nodata of {plans[0].scene.image} and of its label, or lower --min_valid"
+            f"nodata of {plans[0].scene.image} and of its label{declared}, or lower --min_valid"
         )
     size = config.patch_size
     shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
@@ -140,6 +142,7 @@ def describe(
         "label_values": first.label_values,
         "class_names": first.class_names,
         "unlabelled": first.unlabelled,
+        "label_nodata": first.label_nodata,
         "scenes": [
             asdict(plan.scene) | {"crs": plan.crs.to_string()} for plan in plans
         ],

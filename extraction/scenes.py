@@ -113,6 +113,7 @@ class ScenePlan:
     label_values: list[int] | None
     class_names: list[str] | None
     unlabelled: int
+    label_nodata: int | None = None  # declared, though it looks like a class
 
 
 def plan_scenes(
@@ -172,8 +173,11 @@ def plan_scene(
             for band in bands
         ]
         with open_label(scene.label, image, *label_options(config)) as label:
+            if advice := label.advice():
+                log.warning("%s", advice)
             return ScenePlan(
-                scene, image.crs, described, cells, label.values, label.names, label.unlabelled
+                scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
+                label.nodata,
             ), skipped  # fmt: skip
 
 

@@ -8,7 +8,18 @@ import pytest
 import rasterio
 from helpers import write_dataset, write_geotiff
 from rasterio.enums import ColorInterp
-from site_helpers import PATCH, hole, refusal, run, scene, tiles
+from rasterio.transform import Affine
+from site_helpers import (
+    PATCH,
+    SIZE,
+    TRANSFORM,
+    classes,
+    hole,
+    refusal,
+    run,
+    scene,
+    tiles,
+)
 
 from common.patches import PatchPair, list_pairs, read_patch
 from common.rasters import open_raster, select_bands
@@ -133,3 +144,49 @@ def test_foreign_patches_of_four_bands_keep_them_all(tmp_path):
     for pair in list_pairs(root, "train"):
         image, valid, _ = read_patch(pair)
         assert len(image) == 4 and valid.all()
+
+
+@fault(40)
+def test_a_background_declared_as_nodata_is_reported_with_the_ways_out(site, capsys):
+    label = np.zeros((SIZE, SIZE), np.uint8)
+    label[::3, ::2] = 1
+    site.draw_label(label, nodata=0)
+    site.extract()
+    line, *_, last = capsys.readouterr().err.splitlines()
+    assert f"{site.label} declares 0 as nodata, which makes about 83.3% of it" in line
+    assert "--label_values (as 0,1)" in line and "-unsetnodata" in line
+    assert "--label_values 0,1" in last and "255" not in last
+
+
+@fault(40)
+@pytest.mark.parametrize("shift", [0, 5])  # pixels: on its own grid it is warped
+def test_a_nodata_value_that_is_named_is_a_class(site, capsys, shift):
+    label = classes(2)
+    moved = TRANSFORM * Affine.translation(-shift, -shift)
+    site.draw_label(label, nodata=0, transform=moved)
+    patches = site.extract("--label_values", "0,1", "--save_metadata")
+    assert "declares" not in capsys.readouterr().err
+    for patch in patches.values():
+        rows, columns = patch.place()
+        there = label[
+            rows.start + shift : rows.stop + shift,
+            columns.start + shift : columns.stop + shift,
+        ]
+        height, width = there.shape  # of what the label covers
+        np.testing.assert_array_equal(patch.label[:height, :width], there)
+        assert (patch.label[height:] == 255).all()
+
+
+@fault(40)
+@pytest.mark.parametrize(
+    ("label", "options", "reason"),
+    [
+        (np.where(classes(2), 255, 0), [], "--label_values 0,255"),
+        (classes(1), [], "the cells hold no other value of"),
+        (classes(1) + 5, ["--label_values", "5,6"], "no other class that --label_val"),
+    ],
+)
+def test_advice_on_one_class_names_its_cause(site, capsys, label, options, reason):
+    site.draw_label(label.astype(np.uint8))
+    site.extract(*options)
+    assert reason in capsys.readouterr().err.splitlines()[-1]
