@@ -87,7 +87,7 @@ def _unreadable(path: str | Path, error: BaseException) -> RasterError:
         )
     return RasterError(
         f"Cannot read {path}: {message}"
-        + "; is the file complete? copy or write it again" * there
+        + "; copy or write it again, it may be incomplete" * there
     )
 
 
