@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,14 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from common import UNLABELLED
-from common.errors import DatasetError, OptionError, require, unknown_name
+from common.alpha import sample_windows
+from common.errors import (
+    DatasetError,
+    OptionError,
+    RasterError,
+    require,
+    unknown_name,
+)
 from common.options import split_list
 from common.rasters import (
     SCENE_SUFFIXES,
@@ -32,7 +40,7 @@ from common.rasters import (
     same_pixel_grid,
 )
 from common.tiffs import require_complete
-from common.vectors import VECTOR_SUFFIXES, in_pixels, read_vector
+from common.vectors import in_pixels, is_vector, read_vector
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -113,6 +121,8 @@ class Label:
     read: ReadLabel
     values: list[int] | None  # that are classes, in class order; None: they are already
     names: list[str] | None
+    nodata: int | None = None  # declared, though it looks like a class
+    advice: Callable[[], str | None] = lambda: None  # what the user should know of it
 
     @property
     def unlabelled(self) -> int:
@@ -175,15 +185,14 @@ def open_label(
     Raises:
         SegmentationError: It cannot be used.
     """
-    suffix = Path(source).suffix.lower()
     class_names = split_list(names) or None
     require(
-        not column or suffix not in SCENE_SUFFIXES,
+        not column or Path(source).suffix.lower() not in SCENE_SUFFIXES,
         "--label_column",
         column,
         f"a vector label with it, but {source} is a raster",
     )
-    if column or suffix in VECTOR_SUFFIXES:
+    if column or is_vector(source):
         yield _vector_label(source, image, column, values, class_names)
         return
     with ExitStack() as stack:
@@ -191,30 +200,68 @@ def open_label(
         require_complete(source)
         require_one_band(raster)
         require_georeference(raster)
+        classes = whole_values(values)
+        # a value that is named as a class is one, whatever the file declares
+        named = raster.nodata is not None and raster.nodata in (classes or [])
+        nodata = None if classes else _class_like_nodata(raster)
+        advice = partial(_nodata_advice, source, nodata)
         if not same_pixel_grid(image, raster):
             _require_overlap(image, raster)
             log.info("%s is warped onto the image's pixels (nearest)", raster.name)
-            masked = (
-                raster.nodata is not None or ColorInterp.alpha in raster.colorinterp
-            )
-            options = {} if masked else {"add_alpha": True}
-            raster = stack.enter_context(
-                WarpedVRT(
-                    raster,
-                    crs=image.crs,
-                    transform=image.transform,
-                    width=image.width,
-                    height=image.height,
-                    resampling=Resampling.nearest,
-                    **options,
-                )
-            )
+            raster = stack.enter_context(_warped(raster, image, named))
 
         def read(window: Window) -> np.ndarray:
             return read_label(pixels, MISSING, window)
 
         pixels = Source(raster)
-        yield Label(source, read, whole_values(values), class_names)
+        if named:
+            pixels.nodata = [None]
+        yield Label(source, read, classes, class_names, nodata, advice)
+
+
+def _warped(raster, image, nodata_is_class: bool) -> WarpedVRT:
+    """A label raster on the pixel grid of an image."""
+    alpha = ColorInterp.alpha in raster.colorinterp
+    masked = alpha or (raster.nodata is not None and not nodata_is_class)
+    options = {} if masked else {"add_alpha": True}
+    if nodata_is_class:
+        options |= {"src_nodata": None, "nodata": None}
+    return WarpedVRT(
+        raster,
+        crs=image.crs,
+        transform=image.transform,
+        width=image.width,
+        height=image.height,
+        resampling=Resampling.nearest,
+        **options,
+    )
+
+
+def _class_like_nodata(raster: rasterio.DatasetReader) -> int | None:
+    """The declared nodata value of a label where it could be the number of a class."""
+    value = raster.nodata
+    fine = value is not None and 0 <= value < UNLABELLED and value == int(value)
+    return int(value) if fine else None
+
+
+def _nodata_advice(source: str, nodata: int | None) -> str | None:
+    """What a nodata value that may be a class makes unlabelled, and the ways out."""
+    if nodata is None:
+        return None
+    try:
+        with open_raster(source) as raster:
+            band, windows = image_bands(raster)[0], sample_windows(raster)
+            read = [raster.read(band, window=window).ravel() for window in windows]
+    except (RasterError, rasterio.errors.RasterioIOError):
+        return None  # reported where it is read
+    share = float((np.concatenate(read) == nodata).mean())
+    if not share:
+        return None
+    return (
+        f"{source} declares {nodata} as nodata, which makes about {share:.1%} of it unlabelled; if "
+        f"{nodata} is a class, name it in --label_values (as {nodata},{nodata + 1}), or remove the "
+        "declaration (gdal_edit.py -unsetnodata)"
+    )
 
 
 def whole_values(text: str | None) -> list[int] | None:
@@ -292,7 +339,28 @@ def _vector_label(
         origin = Affine.translation(left, top)
         return codes[rasterize(shapes, shape, 0, transform=origin, dtype="int32")]
 
-    return Label(source, read, values, names)
+    advice = (lambda: None) if column else partial(_column_advice, table, source)
+    return Label(source, read, values, names, advice=advice)
+
+
+def _column_advice(table: GeoDataFrame, source: str) -> str | None:
+    """Which columns of polygons that all become one class may name several."""
+    from pandas.api.types import is_numeric_dtype, is_string_dtype
+
+    columns = table.drop(columns=table.geometry.name)
+    named = [
+        name
+        for name in columns
+        if is_string_dtype(known := columns[name].dropna())
+        and not is_numeric_dtype(known)
+        and known.nunique() > 1
+    ]
+    if not named:
+        return None
+    return (
+        f"all polygons of {source} are class 1, everything else is class 0; for classes by the "
+        f"texts of a column name it with --label_column ({', '.join(named[:12])})"
+    )
 
 
 def _column_codes(table: GeoDataFrame, name: str, asked: str | None, source: str):

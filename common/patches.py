@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import rasterio
 from tqdm import tqdm
 
 from common import UNLABELLED
+from common.alpha import MOST_TRANSLUCENT, flagged_bands, translucent_share
 from common.errors import DatasetError
 from common.ground import footprint, to_metric_crs
 from common.labels import read_label, require_one_band
@@ -70,6 +73,41 @@ def list_pairs(dataset_root: str | Path, split: str, required: bool = True):
     return [PatchPair(images[stem], labels[stem]) for stem in images]
 
 
+def _alphas_of(images: Sequence[Path]) -> list[int]:
+    """The bands of patches that are transparency, by all of them: one may hold but water."""
+    shares: dict[int, list[float]] = {}
+    for image in images:
+        with open_raster(image) as file:
+            for band in flagged_bands(file):
+                shares.setdefault(band, []).append(translucent_share(file, band))
+    return [b for b, known in shares.items() if np.mean(known) <= MOST_TRANSLUCENT]
+
+
+@lru_cache(8)
+def _alphas_of_dataset(root: Path) -> list[int]:
+    folders = sorted(root.glob("*/images"))
+    images = [path for folder in folders for path in list_tiffs(folder).values()]
+    return _alphas_of(images[:: len(images) // 100 + 1])
+
+
+def alphas_of_patch(file: rasterio.DatasetReader) -> list[int]:
+    """The bands of an image patch that are transparency, the same in all of its dataset."""
+    flagged = flagged_bands(file)
+    if not flagged:
+        return []
+    image = Path(file.name)
+    if image.parent.name != "images":
+        return _alphas_of([image])
+    alphas = _alphas_of_dataset(image.parent.parent.parent)
+    return [band for band in flagged if band in alphas]
+
+
+def patch_bands(file: rasterio.DatasetReader) -> list[int]:
+    """The bands of an image patch that are data."""
+    alphas = alphas_of_patch(file)
+    return [band for band in file.indexes if band not in alphas]
+
+
 def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
     """Read a pair as the network needs it.
 
@@ -101,7 +139,8 @@ def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
                 f"{pair.image} is {image_file.height} x {image_file.width} pixels, more than "
                 "fits into memory; cut it into patches"
             )
-        image, valid = Source(image_file).read()
+        bands, alphas = patch_bands(image_file), alphas_of_patch(image_file)
+        image, valid = Source(image_file, bands, alphas).read()
         mask = read_label(Source(label_file), ignore_index)
     return image, valid, np.where(valid, mask, ignore_index)
 

@@ -12,8 +12,8 @@ import numpy as np
 from rasterio.enums import ColorInterp
 
 from common.files import atomic_write
-from common.patches import PatchPair, read_patch
-from common.rasters import image_bands, open_raster
+from common.patches import PatchPair, patch_bands, read_patch
+from common.rasters import open_raster
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,7 +159,7 @@ def read_patch_picture(pair: PatchPair, ignore_index: int):
     """
     image, valid, mask = read_patch(pair, ignore_index)
     with open_raster(pair.image) as file:
-        bands = [band - 1 for band in image_bands(file)]
+        bands = [band - 1 for band in patch_bands(file)]
         shown = rgb_bands(
             [file.descriptions[band] for band in bands],
             [file.colorinterp[band] for band in bands],

@@ -6,21 +6,26 @@ is a ``rasterio.windows.Window`` in pixels (col_off, row_off, width, height).
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
+from common.alpha import alpha_bands, flagged_bands
 from common.errors import RasterError, gdal_message
 from common.machine import available_cores, fits_in_memory
 from common.tiffs import TIFF_SUFFIXES
+
+log = logging.getLogger("semanticseg4eo")
 
 # GDAL drivers by suffix: a file whose format is not that of its suffix is refused
 DRIVERS = {
@@ -55,15 +60,50 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             tiff = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
             dataset = rasterio.open(path, **tiff)
     except rasterio.errors.RasterioIOError as error:
-        there = "; is the file complete? copy or write it again" * os.path.isfile(path)
-        raise RasterError(
-            f"Cannot read {path}: {gdal_message(error)}{there}"
-        ) from error
+        raise _unreadable(path, error) from error
     problem = _problem_of(dataset, suffix)
     if problem:
         dataset.close()
         raise RasterError(f"{path} {problem}")
     return dataset
+
+
+def _unreadable(path: str | Path, error: BaseException) -> RasterError:
+    """The error for a raster that GDAL does not open, or of which it cannot read a block."""
+    chain, cause = "", error
+    while cause is not None:
+        chain, cause = f"{chain}{cause}\n", cause.__cause__
+    if codec := re.search(r"missing codec (?:of code )?(\w[\w-]*)", chain):
+        return RasterError(
+            f"Cannot read {path}: it is compressed by {codec[1]}, a codec that this GDAL lacks; "
+            "write it again where it opens (gdal_translate -co COMPRESS=DEFLATE)"
+        )
+    message, suffix = gdal_message(error).rstrip("."), Path(str(path)).suffix.lower()
+    there = os.path.isfile(path)
+    if there and "not recognized as being" in message and suffix not in DRIVERS:
+        return RasterError(
+            f"Cannot read {path}: this GDAL does not know its format, or the file is incomplete; "
+            "convert it where it opens (gdal_translate)"
+        )
+    return RasterError(
+        f"Cannot read {path}: {message}"
+        + "; copy or write it again, it may be incomplete" * there
+    )
+
+
+def files_of_raster(path: str) -> list[str]:
+    """A raster's file and, of a VRT, its sources, theirs as well: all that its pixels come from."""
+    found, todo = {}, [str(path)]
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        found[file] = True
+        if Path(file).suffix.lower() == ".vrt":
+            # one that cannot be read is reported where its pixels are needed
+            with suppress(RasterError), open_raster(file) as dataset:
+                todo += dataset.files
+    return list(found)
 
 
 def _problem_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
@@ -107,11 +147,24 @@ def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
 
 def image_bands(dataset: rasterio.DatasetReader) -> list[int]:
     """The band numbers that hold the image: all but alpha."""
-    return [
-        index
-        for index, role in enumerate(dataset.colorinterp, start=1)
-        if role != ColorInterp.alpha
-    ]
+    alpha = alpha_bands(dataset)
+    return [band for band in dataset.indexes if band not in alpha]
+
+
+def _report_alpha(dataset: rasterio.DatasetReader) -> None:
+    """Log which bands flagged as alpha are left out, which are data, and how to change it."""
+    alpha, count = alpha_bands(dataset), dataset.count
+    for band in flagged_bands(dataset):
+        others = ",".join(str(b) for b in dataset.indexes if b != band)
+        log.info(
+            "%s: band %d is left out, since it holds transparency; --bands 1-%d keeps it"
+            if band in alpha
+            else "%s: band %d is flagged as transparency but holds data, and is kept; --bands %s "
+            "leaves it out",
+            dataset.name,
+            band,
+            count if band in alpha else others,
+        )
 
 
 def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int]:
@@ -127,6 +180,7 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
         chosen = image_bands(dataset)
         if not chosen:
             raise RasterError(f"{dataset.name} has no band besides alpha")
+        _report_alpha(dataset)
         return chosen
     chosen = []
     for item in (part.strip() for part in bands.split(",")):
@@ -134,7 +188,7 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
             raise RasterError(
                 f"--bands {bands!r}: expected names or numbers between commas"
             )
-        if re.fullmatch(r"\d{1,20}(\s*-\s*\d{1,20})?", item):
+        if re.fullmatch(r"\d{1,99}(\s*-\s*\d{1,99})?", item):
             first, *last = map(int, item.split("-"))
             numbers = range(first, (last or [first])[0] + 1)
             if not numbers or first < 1 or numbers[-1] > dataset.count:
@@ -177,7 +231,10 @@ class Source:
     """
 
     def __init__(
-        self, dataset: rasterio.DatasetReader, bands: Sequence[int] | None = None
+        self,
+        dataset: rasterio.DatasetReader,
+        bands: Sequence[int] | None = None,
+        alphas: Sequence[int] | None = None,
     ):
         """Look up what ``read`` needs, once: rasterio takes 0.1 to 0.3 ms for it each time.
 
@@ -185,16 +242,13 @@ class Source:
             dataset: An open raster.
             bands: 1-based band numbers; an alpha band among them is read as data. By default all
                 bands but alpha.
+            alphas: Those that hold transparency; by default ``alpha_bands``.
         """
         self.dataset, self.bands = dataset, list(bands or image_bands(dataset))
         dtypes = [np.dtype(dataset.dtypes[band - 1]) for band in self.bands]
         values = [dataset.nodatavals[band - 1] for band in self.bands]
         flags = dataset.mask_flag_enums[self.bands[0] - 1]
-        alphas = [
-            band
-            for band, role in enumerate(dataset.colorinterp, start=1)
-            if role == ColorInterp.alpha
-        ]
+        alphas = alpha_bands(dataset) if alphas is None else alphas
         self.dtype = np.result_type(*dtypes)  # that holds all of them
         self.one_dtype = len(set(dtypes)) == 1
         self.nodata = [as_dtype(value, dtype) for value, dtype in zip(values, dtypes)]
@@ -255,10 +309,7 @@ class Source:
             for band in self.alphas:
                 valid &= dataset.read(band, **where) > 0
         except rasterio.errors.RasterioIOError as error:
-            raise RasterError(
-                f"Cannot read {dataset.name}: {gdal_message(error).rstrip('.')}; copy or write it "
-                "again"
-            ) from error
+            raise _unreadable(dataset.name, error) from error
         return pixels.astype(self.dtype, copy=False), valid
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import rasterio
 
-from common.errors import DatasetError, SegmentationError, gdal_message
+from common.errors import (
+    DatasetError,
+    SegmentationError,
+    gdal_message,
+    require,
+    unknown_name,
+)
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -20,19 +27,76 @@ VECTOR_SUFFIXES = (
 )  # fmt: skip
 
 
-def read_vector(path: str) -> GeoDataFrame:
-    """A vector file with geometries and a CRS.
+def file_and_layer(source: str) -> tuple[str, str | None]:
+    """The file of a source, and the layer that it names as QGIS does: ``file|layername=x``.
 
     Raises:
-        DatasetError: Missing, unreadable, no geometry, or no CRS.
+        OptionError: It asks for anything but a layer by name, as a filter, which would be ignored.
+    """
+    file = file_of(source)
+    if file == source:
+        return file, None
+    key, _, name = source.removeprefix(f"{file}|").partition("=")
+    fine = key.lower() == "layername" and name != "" and "|" not in name
+    require(fine, "vector file", source, f"{file}|layername=NAME and no more")
+    return file, name
+
+
+def file_of(source: str) -> str:
+    """The file of a source that may name a layer."""
+    return source if os.path.exists(source) else source.partition("|")[0]
+
+
+def files_of_vector(source: str) -> list[str]:
+    """The file of a source; of a shapefile all of its parts, since classes are in its .dbf."""
+    file = Path(file_of(source))
+    if file.suffix.lower() != ".shp":
+        return [str(file)]
+    parts = [file.with_suffix(ending) for ending in (".dbf", ".shx", ".prj", ".cpg")]
+    return [str(file), *(str(part) for part in parts if part.is_file())]
+
+
+def is_vector(source: str) -> bool:
+    """Whether a source is a vector file, by its suffix."""
+    return Path(file_of(source)).suffix.lower() in VECTOR_SUFFIXES
+
+
+def _choose_layer(file: str, asked: str | None) -> str | None:
+    """The layer to read: the one asked for, else the only one that has geometries."""
+    from pyogrio import list_layers
+
+    kinds = dict(list_layers(file))
+    drawn = [name for name, kind in kinds.items() if kind]  # QGIS adds tables of styles
+    if asked is not None and asked not in kinds:
+        raise unknown_name(f"layer of {file}", asked, drawn)
+    if asked is None and len(drawn) > 1:
+        raise DatasetError(
+            f"{file} has {len(drawn)} layers with geometries ({', '.join(drawn[:24])}); name one, "
+            f'as "{file}|layername={drawn[0]}"'
+        )
+    return asked or (drawn or [None])[0]
+
+
+def read_vector(path: str) -> GeoDataFrame:
+    """A layer of a vector file, with geometries and a CRS.
+
+    Args:
+        path: Of the file. Where several of its layers have geometries, with ``|layername=NAME``.
+
+    Raises:
+        DatasetError: Missing, unreadable, no geometry, no CRS, or several layers.
+        OptionError: No such layer.
     """
     import geopandas
 
-    read = geopandas.read_file
-    if Path(path).suffix.lower() == ".parquet":
-        read = geopandas.read_parquet
+    file, asked = file_and_layer(path)
     try:
-        table = read(path)
+        if Path(file).suffix.lower() == ".parquet":
+            table = geopandas.read_parquet(file)
+        else:
+            table = geopandas.read_file(file, layer=_choose_layer(file, asked))
+    except SegmentationError:
+        raise
     except Exception as error:  # every driver raises its own kinds
         raise DatasetError(
             f"{path} cannot be read as a vector file: {gdal_message(error):.100}; give a complete "

@@ -28,6 +28,7 @@ from common.pictures import (
 from common.rasters import open_raster
 from common.text import aligned_table
 from common.tiffs import tiff_header
+from common.vectors import is_vector
 from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
 
@@ -107,11 +108,35 @@ def warn_of_skipped(report: dict, config: ExtractionOptions) -> None:
             log.warning("the %s split got no patch: there are too few", split)
     labelled = sum(summaries.values(), SplitSummary())
     if np.count_nonzero(labelled.class_pixels) == 1:
+        number = int(np.flatnonzero(labelled.class_pixels)[0])
         log.warning(
-            "all labelled pixels are class %d, and nothing can be learnt from one class; 255 "
-            "means unlabelled: if it is a class in your label, use --label_values 0,255",
-            int(np.flatnonzero(labelled.class_pixels)[0]),
+            "all labelled pixels are class %d, and nothing can be learnt from one class; %s",
+            number,
+            _reason_of_one_class(report, number, labelled),
         )
+
+
+def _reason_of_one_class(report: dict, number: int, labelled: SplitSummary) -> str:
+    """Why an extraction found one class alone, and what to do."""
+    label, nodata = report["scenes"][0]["label"], report["label_nodata"]
+    if report["label_values"] is not None:
+        return (
+            "the cells hold no other class that --label_values or --label_column name"
+        )
+    if is_vector(label):
+        return f"the polygons of {label} cover all of the cells, or none"
+    if nodata is not None:
+        pair = ",".join(map(str, sorted({nodata, number})))
+        return (
+            f"{label} declares {nodata} as nodata, which means unlabelled: if it is a class, use "
+            f"--label_values {pair}"
+        )
+    if labelled.unlabelled_share:
+        return (
+            "255 means unlabelled: if it is a class in your label, use --label_values "
+            f"{number},255"
+        )
+    return f"the cells hold no other value of {label}"
 
 
 def has_errors(report: dict) -> bool:

@@ -12,12 +12,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
+from common.files import describe_files
 from common.labels import open_label
-from common.rasters import open_raster, require_georeference, select_bands
+from common.rasters import (
+    files_of_raster,
+    open_raster,
+    require_georeference,
+    select_bands,
+)
 from common.text import first_reason
 from common.tiffs import require_complete
-from common.vectors import VECTOR_SUFFIXES
-from extraction.cells import Cell, cells_of, id_text
+from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
+from extraction.cells import Cell, Grid, cells_of, id_text
 from extraction.journal import Skipped
 from extraction.settings import (
     BatchConfig,
@@ -83,9 +89,12 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
 def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
     """Files whose name matches a pattern, in any case, by the text in the place of ``<id>``.
 
+    Each with what the pattern says of layers (``Grid_<id>.gpkg|layername=x``).
+
     Raises:
         DatasetError: Two files of one id.
     """
+    pattern, bar, layer = pattern.partition("|")
     regex = re.escape(pattern).replace(r"\*", ".*").replace("<id>", "(?P<id>.+)")
     found: dict[str, Path] = {}
     for path in paths:
@@ -95,7 +104,7 @@ def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
         key = match["id"].lower()
         if key in found:
             raise DatasetError(f"{found[key]} and {path} have the same id")
-        found[key] = path
+        found[key] = Path(f"{path}{bar}{layer}")
     return found
 
 
@@ -110,6 +119,8 @@ class ScenePlan:
     label_values: list[int] | None
     class_names: list[str] | None
     unlabelled: int
+    label_nodata: int | None = None  # declared, though it looks like a class
+    advice: str | None = None  # what the user should know of the label
 
 
 def plan_scenes(
@@ -126,9 +137,11 @@ def plan_scenes(
     """
     plans: list[ScenePlan] = []
     scenes = list_scenes(config)
+    several = isinstance(config, BatchConfig) and config.grid is not None
+    grid = Grid(config.grid, config.id_column) if several else None
     for scene in tqdm(scenes, "checking scenes", leave=False, disable=None):
         try:
-            plan, reasons = plan_scene(scene, config)
+            plan, reasons = plan_scene(scene, config, grid)
             if plans:
                 _require_alike(plans[0], plan)
         except (SegmentationError, OSError) as error:
@@ -141,6 +154,9 @@ def plan_scenes(
         skipped |= reasons
     if not plans:
         raise DatasetError(f"No scene can be used ({first_reason(skipped)})")
+    if advised := [plan.advice for plan in plans if plan.advice]:
+        more = f" (and {len(advised) - 1} other labels likewise)" * (len(advised) > 1)
+        log.warning("%s%s", advised[0], more)
     names = Counter(cell.name for plan in plans for cell in plan.cells)
     name, count = names.most_common(1)[0]
     if count > 1:
@@ -151,9 +167,12 @@ def plan_scenes(
 
 
 def plan_scene(
-    scene: SceneFiles, config: ExtractionOptions
+    scene: SceneFiles, config: ExtractionOptions, grid: Grid | None = None
 ) -> tuple[ScenePlan, dict[str, Skipped]]:
-    """Open a scene and its label, find its cells; {name: Skipped} of the others."""
+    """Open a scene and its label, find its cells; {name: Skipped} of the others.
+
+    ``grid`` is the one that it shares with other scenes.
+    """
     with open_raster(scene.image) as image:
         require_complete(scene.image)
         require_georeference(image)
@@ -163,15 +182,26 @@ def plan_scene(
                 f"--image_channels {config.image_channels}, but {image.name} has {len(bands)} "
                 "bands; select them with --bands"
             )
-        cells, skipped = cells_of(scene, config, image)
+        cells, skipped = cells_of(scene, config, image, grid)
         described = [
             {"band": band, "description": image.descriptions[band - 1]}
             for band in bands
         ]
         with open_label(scene.label, image, *label_options(config)) as label:
             return ScenePlan(
-                scene, image.crs, described, cells, label.values, label.names, label.unlabelled
+                scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
+                label.nodata, label.advice(),
             ), skipped  # fmt: skip
+
+
+def describe_sources(plans: Sequence[ScenePlan]) -> dict[str, str]:
+    """What distinguishes all files that are read, by their names."""
+    files: list[str] = []
+    for scene in (plan.scene for plan in plans):
+        of_label = files_of_vector if is_vector(scene.label) else files_of_raster
+        files += files_of_raster(scene.image) + of_label(scene.label)
+        files += files_of_vector(scene.grid) if scene.grid else []
+    return describe_files(files)
 
 
 def label_options(config: ExtractionOptions) -> tuple:

@@ -237,7 +237,8 @@ class BatchConfig(ExtractionOptions, SceneFolder):
         )
         for name in ("image_pattern", "label_pattern", "grid_pattern"):
             text = getattr(self, name)
-            require(text.count("<id>") == 1, f"--{name}", text, "one <id> in it")
+            once = text.partition("|")[0].count("<id>") == text.count("<id>") == 1
+            require(once, f"--{name}", text, "one <id> in it")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from common.distributed import ProcessGroup
 from common.errors import DatasetError, SegmentationError
 from common.labels import class_names_of
 from common.machine import available_cores, free_memory, prefetch
-from common.patches import PatchPair, read_patch
-from common.rasters import image_bands, open_raster
+from common.patches import PatchPair, patch_bands, read_patch
+from common.rasters import open_raster
 from model_training import Normalization, normalize
 from training.augmentation import jitter_radiometry, random_d4
 from training.settings import TrainingConfig
@@ -202,7 +202,7 @@ def read_like(
 def band_descriptions(image: Path) -> tuple[str | None, ...]:
     """The descriptions of a patch's bands, without alpha."""
     with open_raster(image) as file:
-        return tuple(file.descriptions[b - 1] for b in image_bands(file))
+        return tuple(file.descriptions[b - 1] for b in patch_bands(file))
 
 
 class Sample(NamedTuple):

@@ -32,6 +32,13 @@ def ramp(bands: int = 1, size: int = 8, dtype="uint16") -> np.ndarray:
     return np.stack([count + 100 * band for band in range(bands)]).astype(dtype)
 
 
+def rgba() -> np.ndarray:
+    """Three bands of a ramp and an opaque alpha."""
+    pixels = ramp(4)
+    pixels[3] = 65535
+    return pixels
+
+
 def write_vrt(path: Path, bands: list[tuple[Path, float | str | None]]) -> Path:
     """A VRT whose bands are the first bands of files, each with its own nodata value."""
     text = ""

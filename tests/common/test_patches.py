@@ -15,6 +15,7 @@ from raster_helpers import (
     TRANSFORM,
     WHOLE,
     ramp,
+    rgba,
     write_pair,
     write_patches,
 )
@@ -278,7 +279,7 @@ def test_a_patch_takes_the_ignore_index_that_is_asked_for(tmp_path):
 
 
 def test_the_alpha_band_of_a_patch_is_its_validity_and_no_channel(tmp_path):
-    image = ramp(4)
+    image = rgba()
     image[3, 2, 2] = 0
     pair = write_pair(tmp_path, image, image_more={"colours": RGBA})
     read, valid, mask = read_patch(pair)

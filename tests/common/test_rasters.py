@@ -22,6 +22,7 @@ from raster_helpers import (
     described,
     invalid_pixels,
     ramp,
+    rgba,
     write_vrt,
 )
 from rasterio.enums import ColorInterp
@@ -299,7 +300,7 @@ def test_an_internal_mask_is_obeyed(tmp_path):
 
 @pytest.mark.parametrize("bands", [None, [1], [3, 2]])
 def test_pixels_of_alpha_zero_are_invalid_and_alpha_is_no_image_band(tmp_path, bands):
-    pixels = ramp(4)
+    pixels = rgba()
     pixels[3, 1, 1] = 0
     path = write_geotiff(tmp_path / "a.tif", pixels, colours=RGBA)
     assert invalid_pixels(path, bands) == {(1, 1)}
@@ -308,7 +309,7 @@ def test_pixels_of_alpha_zero_are_invalid_and_alpha_is_no_image_band(tmp_path, b
 
 
 def test_all_bands_with_alpha_are_data(tmp_path):
-    pixels = ramp(4)
+    pixels = rgba()
     pixels[3, 1, 1] = 0
     path = write_geotiff(tmp_path / "a.tif", pixels, colours=RGBA)
     with open_raster(path) as file:
@@ -321,7 +322,7 @@ def test_all_bands_with_alpha_are_data(tmp_path):
     ("bands", "invalid"), [([1, 4], set()), ([1, 1, 1, 1], {(1, 1)})]
 )
 def test_alpha_masks_unless_it_is_read_as_data(tmp_path, bands, invalid):
-    pixels = ramp(4)
+    pixels = rgba()
     pixels[3, 1, 1] = 0
     path = write_geotiff(tmp_path / "a.tif", pixels, colours=RGBA)
     assert invalid_pixels(path, bands) == invalid
@@ -329,7 +330,7 @@ def test_alpha_masks_unless_it_is_read_as_data(tmp_path, bands, invalid):
 
 @pytest.mark.filterwarnings("ignore:The dataset's nodata attribute is shadowing")
 def test_alpha_and_nodata_are_both_obeyed(tmp_path):
-    pixels = ramp(4)
+    pixels = rgba()
     pixels[3, 1, 1], pixels[:3, 2, 2] = 0, 0
     path = write_geotiff(tmp_path / "a.tif", pixels, colours=RGBA, nodata=0)
     assert invalid_pixels(path) == {(1, 1), (2, 2)}
@@ -382,7 +383,7 @@ def test_bands_of_several_dtypes_are_read_in_one_that_holds_them_all(
     assert np.argwhere(~valid).tolist() == [[0, 2]]
 
 
-def test_one_band_of_a_raster_of_several_dtypes_keeps_its_own(tmp_path):
+def test_one_band_of_a_raster_of_several_dtypes_comes_in_its_own(tmp_path):
     sources = [
         write_geotiff(tmp_path / f"{dtype}.tif", ramp(dtype=dtype))
         for dtype in ("uint8", "float32")
@@ -391,7 +392,7 @@ def test_one_band_of_a_raster_of_several_dtypes_keeps_its_own(tmp_path):
     with open_raster(path) as file:
         image, _ = Source(file, [1]).read(WHOLE)
     assert image.dtype == np.uint8
-    np.testing.assert_array_equal(image, ramp(dtype="uint8"))
+    np.testing.assert_array_equal(image, ramp())
 
 
 @pytest.mark.parametrize(
@@ -511,7 +512,7 @@ def test_blanks_around_a_description_do_not_matter(tmp_path):
 
 
 def test_a_raster_of_nothing_but_alpha_has_no_bands_to_select(tmp_path):
-    path = write_geotiff(tmp_path / "a.tif", ramp(), colours=[ColorInterp.alpha])
+    path = write_geotiff(tmp_path / "a.tif", rgba()[3], colours=[ColorInterp.alpha])
     with pytest.raises(RasterError):
         bands_of(path, None)
 

@@ -170,11 +170,11 @@ def test_label_values_may_be_negative(site):
     assert np.array_equal(patch.label, classes()[:16, :16])
 
 
-def test_declared_nodata_is_unlabelled_even_among_the_label_values(site):
+def test_declared_nodata_is_unlabelled_unless_it_is_among_the_label_values(site):
     site.draw_label(classes(), nodata=0)
-    patch = site.extract("--label_values", "0,1,2")["patch_001"]
+    patch = site.extract("--label_values", "1,2")["patch_001"]
     source = classes()[:16, :16]
-    assert np.array_equal(patch.label, np.where(source == 0, 255, source))
+    assert np.array_equal(patch.label, np.where(source == 0, 255, source - 1))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_label_of_a_single_class_is_extracted_with_a_warning(site, capsys):
     site.extract()
     err = capsys.readouterr().err
     assert "all labelled pixels are class 1" in err
-    assert "--label_values 0,255" in err
+    assert "--label_values 1,255" in err
 
 
 # --- vector labels ---------------------------------------------------------------------------
