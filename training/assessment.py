@@ -149,11 +149,17 @@ def map_patches(
 
 
 class HeldOutCollector:
-    """Collects logits and confusion matrices while a fold's held-out patches are evaluated."""
+    """Collects logits and confusion matrices while a fold's held-out patches are evaluated.
 
-    def __init__(self, index: SampleIndex, seed: int):
+    Args:
+        index: The patches that the fold holds out.
+        labelled: Labelled pixels of all folds, of which the logits are a sample.
+        seed: Of the sample.
+    """
+
+    def __init__(self, index: SampleIndex, labelled: int, seed: int):
         self.index, self.classes = index, index.counts.shape[1]
-        self.sample = LogitSample(index.counts.sum(), seed=seed)
+        self.sample = LogitSample(labelled, seed=seed)
         self.matrices = []  # (K, K) of each patch
 
     def found(self) -> list[np.ndarray]:

@@ -53,7 +53,10 @@ def train_folds(
         )
         build(run)
         fit(run)
-        held_out = HeldOutCollector(pooled.subset(fold.held_out), config.seed)
+        # one share of the pixels in all folds, since the temperature is fitted on all together
+        held_out = HeldOutCollector(
+            pooled.subset(fold.held_out), pooled.counts.sum(), config.seed
+        )
         reports.append(group.broadcast(export, run, None, held_out))
         matrices[fold.held_out] = group.broadcast(held_out.found)
         samples.append(held_out.sample)

@@ -86,6 +86,7 @@ class SampleIndex:
     descriptions: tuple[str | None, ...]
     class_names: list[str] | None
     decoded: list[DecodedPatch | None]  # those that stay in memory
+    share: float = 1.0  # of the valid pixels that the samples hold
 
     def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
@@ -98,13 +99,24 @@ class SampleIndex:
         )
 
     def __add__(self, other: SampleIndex) -> SampleIndex:
+        share = min(self.share, other.share)
         return replace(
             self,
             pairs=self.pairs + other.pairs,
             counts=np.concatenate([self.counts, other.counts]),
-            samples=self.samples + other.samples,
+            samples=self.thinned_samples(share) + other.thinned_samples(share),
             decoded=self.decoded + other.decoded,
+            share=share,
         )
+
+    def thinned_samples(self, share: float) -> list[np.ndarray]:
+        """The samples with a smaller share of the valid pixels, so that those of both parts of a
+        sum weigh alike.
+        """
+        if share >= self.share:
+            return self.samples
+        rng, kept = np.random.default_rng(1), share / self.share
+        return [sample[rng.random(len(sample)) < kept] for sample in self.samples]
 
 
 def index_samples(
@@ -134,7 +146,7 @@ def index_samples(
     """
     good, counts, samples, decoded = [], [], [], []
     rng, cache = np.random.default_rng(0), cache or PatchCache(0)
-    first = like
+    first, share = like, 1.0
     for pair in tqdm(
         pairs, desc="reading patches", unit="patch", leave=False, disable=None
     ):
@@ -152,14 +164,19 @@ def index_samples(
         counts.append(np.bincount(mask[known], minlength=num_classes))
         pixels = image[:, valid].T
         # one share for all patches, so that each pixel of the split weighs alike
-        share = SAMPLE_VALUES / (len(pairs) * image.size)
+        share = min(1.0, SAMPLE_VALUES / (len(pairs) * image.size))
         kept = rng.random(len(pixels)) < share if share < 1 else slice(None)
         samples.append(pixels[kept].copy())
         decoded.append(cache.keep(image, valid, mask))
     if not good:
         return None
     return replace(
-        first, pairs=good, counts=np.stack(counts), samples=samples, decoded=decoded
+        first,
+        pairs=good,
+        counts=np.stack(counts),
+        samples=samples,
+        decoded=decoded,
+        share=share,
     )
 
 
