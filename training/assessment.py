@@ -82,6 +82,7 @@ def evaluate_split(
         run.model_config.label_classes,
         watch,
     )
+    loss = loss if matrix.any() else None  # of no labelled pixel
     return {"loss": loss} | scores(matrix, run.names, run.config.mode == "binary")
 
 

@@ -61,9 +61,11 @@ def fit(run: TrainingRun) -> History:
         )
         rate = stepper.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "learning_rate": rate}
+        labelled = training.batch_sampler.sums(run.train.counts.sum(axis=1))
         row["train_loss"] = train_one_epoch(
-            wrapped, bar, run.loss, stepper, run.device, run.precision, group, frozen
-        )
+            wrapped, bar, run.loss, stepper, run.device, run.precision, group, frozen,
+            labelled,
+        )  # fmt: skip
         group.broadcast_buffers(model)
         history.rows.append(row)
         better = validate(run, validation, row) if run.validation else []

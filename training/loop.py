@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import lr_scheduler
 
@@ -48,17 +49,49 @@ class Stepper:
     scheduler: object = None  # stepped with each step
     accumulate: int = 1  # batches per step
 
-    def step(self) -> None:
-        """One step; the gradients are gone after it."""
-        if self.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            groups = self.optimizer.param_groups
-            clip_grad_norm_([p for g in groups for p in g["params"]], self.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+    def step(self, labelled: bool = True) -> None:
+        """One step; the gradients are gone after it.
+
+        Without ``labelled`` pixels the weights stay, which momentum and weight decay would change;
+        the schedule continues.
+        """
+        if labelled:
+            if self.clip_grad:
+                self.scaler.unscale_(self.optimizer)
+                groups = self.optimizer.param_groups
+                weights = [p for g in groups for p in g["params"]]
+                clip_grad_norm_(weights, self.clip_grad)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler:
-            self.scheduler.step()
+            with warnings.catch_warnings():
+                # that it comes before the first step of the optimizer, which was left out
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                self.scheduler.step()
+
+
+class MeanLoss:
+    """The mean of the losses of batches, each weighted by its labelled pixels."""
+
+    def __init__(self, kind: str, device: torch.device):
+        self.kind = kind
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, pixels
+
+    def add(self, value: Tensor, labelled: Tensor) -> None:
+        """Count a batch; no .item() here, which would wait for the device."""
+        weight = labelled.double()
+        self.sums += torch.stack([value.detach() * weight, weight])
+
+    def result(self, group: ProcessGroup) -> float:
+        """The mean over the batches of all processes; 0 without a labelled pixel.
+
+        Raises:
+            SegmentationError: It is not a number.
+        """
+        group.all_reduce(self.sums)
+        total, labelled = self.sums.tolist()
+        return finite_loss(total / max(labelled, 1), self.kind)
 
 
 def train_one_epoch(
@@ -70,8 +103,9 @@ def train_one_epoch(
     precision: str = "fp32",
     group: ProcessGroup | None = None,
     frozen=None,
+    labelled: Sequence[int] | None = None,
 ) -> float:
-    """One pass over the training patches; the mean loss.
+    """One pass over the training patches; the mean loss, weighted by labelled pixels.
 
     Each process computes the loss of its part of a batch, and gradients are averaged over the
     processes: as one process with the joint batch, but for the loss being a mean over processes.
@@ -85,6 +119,8 @@ def train_one_epoch(
         precision: "fp32", "bf16" or "fp16".
         group: The processes that train; the loss that is returned is that of all of them.
         frozen: A part of the model that is not trained, its normalization neither.
+        labelled: Labelled pixels of each batch, of all processes together: a step without any
+            is left out. None where every batch has some.
 
     Raises:
         SegmentationError: The loss is no longer a number, or the batch is too small.
@@ -93,34 +129,43 @@ def train_one_epoch(
     model.train()
     if frozen:
         frozen.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, patches
+    mean = MeanLoss("training", device)
     batches, per_step = len(loader), stepper.accumulate
     for number, (images, masks) in enumerate(load_batches(loader, device)):
         steps_now = (number + 1) % per_step == 0 or number + 1 == batches
-        in_step = min(per_step, batches - number // per_step * per_step)
+        first = number // per_step * per_step
+        in_step = min(per_step, batches - first)
         # gradients are exchanged once per step
         apart = group.store is not None and not steps_now
         with model.no_sync() if apart else contextlib.nullcontext():
-            try:
-                with autocast(device, precision):
-                    logits = model(images)
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise SegmentationError(
-                    "This model normalizes over the batch and cannot train on a single patch; "
-                    "use --batch_size 2 or more, and at least 2 training patches"
-                ) from error
+            with autocast(device, precision), batch_norm_errors():
+                logits = model(images)
             value = loss(logits.float(), masks)
             stepper.scaler.scale(value / in_step).backward()
         if steps_now:
-            stepper.step()
-        # no .item(): it would wait for the device
-        sums[0] += value.detach() * len(images)
-        sums[1] += len(images)
-    group.all_reduce(sums)
-    total, count = sums.tolist()
-    return finite_loss(total / count, "training")
+            # known from the index of patches, so that no process waits for another or a GPU
+            stepper.step(labelled is None or any(labelled[first : number + 1]))
+        mean.add(value, count_labelled(masks, logits))
+    return mean.result(group)
+
+
+@contextlib.contextmanager
+def batch_norm_errors() -> Iterator[None]:
+    """Raise as SegmentationError that a batch is too small for a model."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise SegmentationError(
+            "This model normalizes over the batch and cannot train on a single patch; "
+            "use --batch_size 2 or more, and at least 2 training patches"
+        ) from error
+
+
+def count_labelled(masks: Tensor, logits: Tensor) -> Tensor:
+    """How many pixels of a batch have a class, on its device."""
+    return ((masks >= 0) & (masks < max(2, logits.shape[1]))).sum()
 
 
 def finite_loss(value: float, kind: str) -> float:
@@ -144,25 +189,23 @@ def evaluate(
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion matrix (K, K) of a model over a loader.
 
-    ``watch`` is called with the logits and masks of each batch. A ``group`` adds up what its
+    The losses of the batches are weighted by their labelled pixels. ``watch`` is called with the logits and masks of each batch. A ``group`` adds up what its
     processes find in loaders of their own.
     """
     model.eval()
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, patches
+    mean, group = MeanLoss("validation", device), group or ProcessGroup()
     with torch.inference_mode():
         for images, masks in load_batches(loader, device):
             with autocast(device, precision):
                 logits = model(images)
             logits = logits.float()
-            sums[0] += loss(logits, masks) * len(images)
-            sums[1] += len(images)
+            mean.add(loss(logits, masks), count_labelled(masks, logits))
             matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
             if watch:
                 watch(logits, masks)
-    (group or ProcessGroup()).all_reduce(sums, matrix)
-    total, count = sums.tolist()
-    return finite_loss(total / count, "validation"), matrix.cpu().numpy()
+    group.all_reduce(matrix)
+    return mean.result(group), matrix.cpu().numpy()
 
 
 def make_scheduler(optimizer, config: TrainingConfig, epochs: int, steps: int = 1):

@@ -301,13 +301,24 @@ class EpochBatchSampler:
     def __len__(self) -> int:
         return math.ceil(self.used / self.joint)
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def joint_batches(self) -> Iterator[list[Sample]]:
+        """The batches of an epoch, each of all processes together."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
         first = self.epoch * self.count
         samples = [Sample(int(i), first + place) for place, i in enumerate(order)]
         for start in range(0, self.used, self.joint):
-            batch = samples[start : min(start + self.joint, self.used)]
+            yield samples[start : min(start + self.joint, self.used)]
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for batch in self.joint_batches():
             yield batch[self.group.rank :: self.group.size]
+
+    def sums(self, values: np.ndarray) -> list:
+        """What a value per patch adds up to in each joint batch of the epoch."""
+        return [
+            values[[s.index for s in batch]].sum().item()
+            for batch in self.joint_batches()
+        ]
 
 
 def make_loader(
