@@ -56,6 +56,7 @@ def export(
     calibrate(run, [sample])
     if held_out:
         report["held_out"] = evaluate_split(run, held_out.index, held_out)
+        report["held_out_names"] = [pair.name for pair in held_out.index.pairs]
     report |= evaluate_test(run, test)
     kinds = ("validation", "held_out", "test")
     run.save("final_model", {key: report[key] for key in kinds if key in report})

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from helpers import IGNORE, patch_everywhere, train, write_raster
+from helpers import (
+    IGNORE,
+    ORIGIN,
+    make_patch,
+    patch_everywhere,
+    settings,
+    train,
+    write_raster,
+)
 from training_helpers import origin_of
 
 from common.distributed import ProcessGroup
@@ -13,6 +23,7 @@ from common.patches import list_pairs
 from evaluation.calibration import LogitSample
 from model_training import build_loss
 from training.assessment import HeldOutCollector
+from training.folds import plan_all_folds
 from training.loop import Stepper, evaluate, train_one_epoch
 from training.samples import EpochBatchSampler, SampleIndex, index_samples
 
@@ -139,3 +150,70 @@ def test_a_run_leaves_out_the_steps_without_labels(make_dataset, tmp_path, monke
     monkeypatch.setattr(Stepper, "step", step)
     train(root, tmp_path / "out", "--batch_size", 2, "--epochs", 2)
     assert sorted(steps) == [False] * 4 + [True] * 2
+
+
+# --- folds ----------------------------------------------------------------------------------
+
+
+def dates_of_places(root, places: int = 8, dates: int = 3, **options):
+    """A dataset of one band: several patches of each place, some nearly on top of each other."""
+    rng = np.random.default_rng(0)
+    for number in range(places * dates):
+        image, label = make_patch(rng, 1, 2, (32, 32), "uint8")
+        place, date = number % places, number // places
+        origin = (ORIGIN[0] + 320 * place + 10 * date, ORIGIN[1])
+        split = "train" if number % 3 else "validation"
+        for kind, pixels in (("images", image), ("labels", label)):
+            path = root / split / kind / f"place{place}_{date}.tif"
+            write_raster(path, pixels, origin=origin, **options)
+    return root
+
+
+def place_of(name: str) -> str:
+    return name.partition("_")[0]
+
+
+@fault(53)
+@pytest.mark.parametrize("fold_by", ["random", "block", "column", "both"])
+def test_dates_of_a_place_are_in_one_fold(tmp_path, fold_by):
+    root = dates_of_places(tmp_path)
+    size = {} if fold_by == "random" else {"block_size": 330.0}
+    config = settings(val_strategy="kfold", n_splits=3, fold_by=fold_by, **size)
+    pooled = index_of(root, "train") + index_of(root, "validation")
+    plans, blocks = plan_all_folds(config, pooled)
+    places = [place_of(pair.name) for pair in pooled.pairs]
+    assert len(set(zip(places, blocks))) == len(set(places)) == 8
+    for folds in plans.values():
+        for fold in folds:
+            parts = (fold.train, fold.validation, fold.held_out)
+            kept = [{places[i] for i in part} for part in parts]
+            assert all(a.isdisjoint(b) for a, b in itertools.combinations(kept, 2))
+
+
+@fault(53)
+def test_patches_without_a_known_place_are_drawn_one_by_one(tmp_path):
+    root = dates_of_places(tmp_path, 4, 2, crs=None)
+    config = settings(val_strategy="kfold", n_splits=8)
+    pooled = index_of(root, "train") + index_of(root, "validation")
+    plans, blocks = plan_all_folds(config, pooled)
+    assert [len(fold.held_out) for fold in plans["random"]] == [1] * 8
+    assert blocks.tolist() == list(range(8))
+
+
+@fault(53)
+def test_the_report_names_what_each_fold_held_out(tmp_path):
+    root = dates_of_places(tmp_path / "data", 6, 2)
+    run = train(
+        root,
+        tmp_path / "out",
+        "--val_strategy",
+        "kfold",
+        "--n_splits",
+        2,
+        "--epochs",
+        1,
+    )
+    names = [fold["held_out_names"] for fold in run.report["folds"]]
+    images = sorted(file.stem for file in root.rglob("images/*.tif"))
+    assert sorted(names[0] + names[1]) == images
+    assert {place_of(n) for n in names[0]}.isdisjoint(map(place_of, names[1]))
