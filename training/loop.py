@@ -228,8 +228,13 @@ def warm_up(optimizer, config: TrainingConfig, epoch: int) -> None:
     """Set the learning rate of the first epochs: even steps up to its value after them."""
     last = config.warmup_epochs + 1
     if config.warmup_epochs and epoch <= last:
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * epoch / last
+        set_rate(optimizer, config.learning_rate * epoch / last)
+
+
+def set_rate(optimizer, rate: float) -> None:
+    """Set the learning rate of all weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def freeze_encoder(model: nn.Module, config: TrainingConfig, epoch: int):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +24,12 @@ from common.distributed import ProcessGroup
 from common.patches import list_pairs
 from evaluation.calibration import LogitSample
 from model_training import build_loss
+from training import epochs
 from training.assessment import HeldOutCollector
+from training.cross_validation import median_rates
 from training.folds import plan_all_folds
 from training.loop import Stepper, evaluate, train_one_epoch
+from training.run import TrainingRun, make_stepper
 from training.samples import EpochBatchSampler, SampleIndex, index_samples
 
 fault = pytest.mark.fault
@@ -217,3 +222,51 @@ def test_the_report_names_what_each_fold_held_out(tmp_path):
     images = sorted(file.stem for file in root.rglob("images/*.tif"))
     assert sorted(names[0] + names[1]) == images
     assert {place_of(n) for n in names[0]}.isdisjoint(map(place_of, names[1]))
+
+
+@fault(16)
+@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
+def test_the_final_model_of_kfold_has_the_learning_rates_of_the_folds(
+    make_dataset, tmp_path, monkeypatch, scheduler
+):
+    best = iter([0.1, 0.2, 0.9, 0.3] + [0.1, 0.2, 0.9, 0.8])
+    monkeypatch.setattr("training.epochs.combined_score", lambda _: next(best))
+    losses, plain = iter([3.0, 3.0, 3.0, 3.0, 1.0, 3.0, 2.0, 1.0]), epochs.evaluate
+    monkeypatch.setattr(
+        "training.epochs.evaluate", lambda *a, **o: (next(losses), plain(*a, **o)[1])
+    )
+    impatient = functools.partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0
+    )
+    monkeypatch.setattr(
+        "training.loop.lr_scheduler.ReduceLROnPlateau",
+        lambda optimizer, **_: impatient(optimizer, factor=0.5),
+    )
+    root = make_dataset(6, 0, 0, bands=2)
+    words = ["--val_strategy", "kfold", "--n_splits", 2, "--scheduler", scheduler]
+    words += ["--epochs", 4, "--patience", 0, "--batch_size", 2, "--warmup_epochs", 1]
+    report = train(root, tmp_path / "out", *words).report
+    assert report["final_epochs"] == 3
+    folds = [
+        [row["learning_rate"] for row in fold["history"]] for fold in report["folds"]
+    ]
+    final = [row["learning_rate"] for row in report["history"]]
+    assert final == pytest.approx(np.median(folds, axis=0)[:3].tolist())
+
+
+@fault(16)
+def test_the_steps_of_a_schedule_are_those_of_all_epochs():
+    config = settings(scheduler="onecycle", epochs=8)
+    run = TrainingRun(config, None, None, Path("out"), [], 3, CPU)
+    run.model = torch.nn.Conv2d(1, 1, 1)
+    _, scheduler = make_stepper(run, 5)
+    assert scheduler.total_steps == 8 * 5
+
+
+@fault(16)
+def test_rates_of_plateau_are_the_median_of_the_folds_that_came_so_far():
+    histories = [
+        [{"learning_rate": rate} for rate in rates]
+        for rates in ([4, 4, 2], [4, 1], [4, 3, 3, 1])
+    ]
+    assert median_rates(histories, 4) == [4, 3, 2.5, 1]
