@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,10 @@ from common.errors import SegmentationError, require
 from model_training import confusion_matrix, predict_classes
 from training.samples import load_batches
 from training.settings import TrainingConfig
+
+log = logging.getLogger("semanticseg4eo")
+
+LOOK_EVERY = 50  # batches, between two looks at whether the loss is a number: each waits for a GPU
 
 
 def training_precision(amp: str, device: torch.device) -> str:
@@ -72,26 +76,55 @@ class Stepper:
 
 
 class MeanLoss:
-    """The mean of the losses of batches, each weighted by its labelled pixels."""
+    """The mean of the losses of batches, each weighted by its labelled pixels.
 
-    def __init__(self, kind: str, device: torch.device):
-        self.kind = kind
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, pixels
+    In fp16 a forward pass can overflow; such batches are left out and counted. Anything else that is
+    not a number is an error, also that all batches of a stretch overflow.
+    """
+
+    def __init__(self, kind: str, device: torch.device, precision: str):
+        self.kind, self.fp16 = kind, precision == "fp16"
+        # loss, labelled pixels, batches, those that are no number; of this stretch
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.known = np.zeros(4)  # of the stretches before, of all processes
 
     def add(self, value: Tensor, labelled: Tensor) -> None:
         """Count a batch; no .item() here, which would wait for the device."""
-        weight = labelled.double()
-        self.sums += torch.stack([value.detach() * weight, weight])
+        value, finite = value.detach().double(), value.isfinite()
+        weight = labelled * finite
+        counted = [value.where(finite, 0) * weight, weight, torch.ones_like(value)]
+        self.sums += torch.stack([*counted, (~finite).double()])
+
+    def look(self, group: ProcessGroup) -> None:
+        """End a stretch of batches, in all processes together.
+
+        Raises:
+            SegmentationError: The loss is no longer a number.
+        """
+        group.all_reduce(self.sums)
+        stretch = np.array(self.sums.tolist())
+        self.sums.zero_()
+        self.known += stretch
+        _, _, batches, lost = stretch
+        # an epoch may end in a stretch of few batches
+        enough = batches >= LOOK_EVERY or batches == self.known[2]
+        if lost and (not self.fp16 or lost == batches and enough):
+            raise SegmentationError(
+                f"The {self.kind} loss is no longer a number; lower --learning_rate"
+            )
 
     def result(self, group: ProcessGroup) -> float:
         """The mean over the batches of all processes; 0 without a labelled pixel.
 
         Raises:
-            SegmentationError: It is not a number.
+            SegmentationError: See ``look``.
         """
-        group.all_reduce(self.sums)
-        total, labelled = self.sums.tolist()
-        return finite_loss(total / max(labelled, 1), self.kind)
+        self.look(group)
+        total, labelled, batches, lost = self.known.tolist()
+        if lost:
+            text = "%d of %d batches overflowed in fp16: they are not in the %s loss"
+            log.warning(text, lost, batches, self.kind)
+        return total / max(labelled, 1)
 
 
 def train_one_epoch(
@@ -129,7 +162,7 @@ def train_one_epoch(
     model.train()
     if frozen:
         frozen.eval()
-    mean = MeanLoss("training", device)
+    mean = MeanLoss("training", device, precision)
     batches, per_step = len(loader), stepper.accumulate
     for number, (images, masks) in enumerate(load_batches(loader, device)):
         steps_now = (number + 1) % per_step == 0 or number + 1 == batches
@@ -146,6 +179,8 @@ def train_one_epoch(
             # known from the index of patches, so that no process waits for another or a GPU
             stepper.step(labelled is None or any(labelled[first : number + 1]))
         mean.add(value, count_labelled(masks, logits))
+        if (number + 1) % LOOK_EVERY == 0:
+            mean.look(group)
     return mean.result(group)
 
 
@@ -168,15 +203,6 @@ def count_labelled(masks: Tensor, logits: Tensor) -> Tensor:
     return ((masks >= 0) & (masks < max(2, logits.shape[1]))).sum()
 
 
-def finite_loss(value: float, kind: str) -> float:
-    """The value, or SegmentationError when it is not a number."""
-    if not math.isfinite(value):
-        raise SegmentationError(
-            f"The {kind} loss is no longer a number; lower --learning_rate"
-        )
-    return value
-
-
 def evaluate(
     model,
     loader,
@@ -194,7 +220,8 @@ def evaluate(
     """
     model.eval()
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    mean, group = MeanLoss("validation", device), group or ProcessGroup()
+    mean = MeanLoss("validation", device, precision)
+    group = group or ProcessGroup()
     with torch.inference_mode():
         for images, masks in load_batches(loader, device):
             with autocast(device, precision):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from helpers import (
 from training_helpers import origin_of
 
 from common.distributed import ProcessGroup
+from common.errors import SegmentationError
 from common.patches import list_pairs
 from evaluation.calibration import LogitSample
 from model_training import build_loss
@@ -270,3 +274,59 @@ def test_rates_of_plateau_are_the_median_of_the_folds_that_came_so_far():
         for rates in ([4, 4, 2], [4, 1], [4, 3, 3, 1])
     ]
     assert median_rates(histories, 4) == [4, 3, 2.5, 1]
+
+
+# --- losses that are no number --------------------------------------------------------------
+
+
+def loss_of(values) -> Callable:
+    """A loss that has these values in turn, with a gradient."""
+    values = iter(values)
+    return lambda logits, masks: logits.sum() * 0 + next(values)
+
+
+@fault(32)
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_that_overflow_in_fp16_are_left_out_of_the_mean_and_counted(
+    caplog, monkeypatch, training
+):
+    monkeypatch.setattr("training.loop.autocast", lambda *_: nullcontext())
+    loss = loss_of([1.0, math.inf, 4.0, math.nan])
+    network, stepper = network_and_stepper()
+    batches = sparse_batches(10, 20, 5, 7)
+    # as a scaler does for gradients that are no number
+    monkeypatch.setattr(Stepper, "step", lambda *_: None)
+    if training:
+        found = train_one_epoch(network, batches, loss, stepper, CPU, "fp16")
+    else:
+        found, _ = evaluate(network, batches, loss, CPU, 2, None, "fp16")
+    assert found == pytest.approx((10 * 1.0 + 5 * 4.0) / 15)
+    assert "2 of 4 batches overflowed in fp16" in caplog.text
+
+
+@fault(32)
+@pytest.mark.parametrize(
+    ("precision", "first"), [("fp32", 1), ("bf16", 1), ("fp16", 50)]
+)
+def test_a_loss_that_is_no_number_is_seen_within_50_batches(
+    monkeypatch, precision, first
+):
+    monkeypatch.setattr("training.loop.autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(Stepper, "step", lambda *_: steps.append(1))
+    steps = []
+    loss = loss_of([math.nan] * first + [1.0] * (200 - first))
+    network, stepper = network_and_stepper()
+    with pytest.raises(SegmentationError, match="no longer a number"):
+        train_one_epoch(
+            network, sparse_batches(*[4] * 200), loss, stepper, CPU, precision
+        )
+    assert len(steps) == 50
+
+
+@fault(32)
+def test_a_last_batch_that_overflows_alone_ends_no_run(monkeypatch):
+    monkeypatch.setattr("training.loop.autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(Stepper, "step", lambda *_: None)
+    network, stepper = network_and_stepper()
+    loss, batches = loss_of([1.0] * 50 + [math.inf]), sparse_batches(*[4] * 51)
+    assert train_one_epoch(network, batches, loss, stepper, CPU, "fp16") == 1
