@@ -18,7 +18,7 @@ from common.devices import autocast, native_precision
 from common.distributed import ProcessGroup
 from common.errors import SegmentationError, require
 from model_training import confusion_matrix, predict_classes
-from training.samples import load_batches
+from training.loaders import load_batches
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")

@@ -19,8 +19,9 @@ from model_training import (
     dataset_normalization,
     save_checkpoint,
 )
+from training.loaders import make_loader
 from training.loop import Stepper, make_scheduler, training_precision
-from training.samples import PatchDataset, SampleIndex, make_loader
+from training.samples import PatchDataset, SampleIndex
 from training.settings import TrainingConfig
 from training.weights import build_initial_model, rgb_channels
 

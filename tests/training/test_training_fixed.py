@@ -23,18 +23,24 @@ from helpers import (
 )
 from training_helpers import origin_of
 
-from common.distributed import ProcessGroup
-from common.errors import SegmentationError
+from common.distributed import ProcessGroup, translate_torch_error
+from common.errors import OptionError, SegmentationError
 from common.patches import list_pairs
 from evaluation.calibration import LogitSample
-from model_training import build_loss
+from model_training import Normalization, build_loss
 from training import epochs
 from training.assessment import HeldOutCollector
 from training.cross_validation import median_rates
 from training.folds import plan_all_folds
+from training.loaders import (
+    MOST_AHEAD,
+    EpochBatchSampler,
+    bound_workers,
+    make_loader,
+)
 from training.loop import Stepper, evaluate, train_one_epoch
 from training.run import TrainingRun, make_stepper
-from training.samples import EpochBatchSampler, SampleIndex, index_samples
+from training.samples import PatchDataset, SampleIndex, index_samples
 
 fault = pytest.mark.fault
 CPU = torch.device("cpu")
@@ -330,3 +336,48 @@ def test_a_last_batch_that_overflows_alone_ends_no_run(monkeypatch):
     network, stepper = network_and_stepper()
     loss, batches = loss_of([1.0] * 50 + [math.inf]), sparse_batches(*[4] * 51)
     assert train_one_epoch(network, batches, loss, stepper, CPU, "fp16") == 1
+
+
+# --- shared memory --------------------------------------------------------------------------
+
+
+@fault(33)
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [(math.inf, (8, MOST_AHEAD)), (4 * 16 * 100, (8, 2)), (4 * 3 * 100, (3, 1))],
+)
+def test_batches_ahead_keep_to_the_shared_memory(monkeypatch, free, expected):
+    monkeypatch.setattr("training.loaders.free_shared_memory", lambda: min(free, 2**60))
+    assert bound_workers("auto", 8, 100) == expected
+    workers, prepared = expected
+    assert workers * prepared * 100 * 2 <= free / 2  # of two loaders
+
+
+@fault(33)
+def test_a_batch_larger_than_the_shared_memory_is_a_clear_error(
+    make_dataset, monkeypatch, caplog
+):
+    index = index_of(make_dataset(4), "train")
+    dataset = PatchDataset(index, Normalization("image"), IGNORE)
+    monkeypatch.setattr("training.loaders.free_shared_memory", lambda: 60_000)
+    with pytest.raises(OptionError, match="--num_workers 2: expected 0.*--shm-size"):
+        make_loader(dataset, settings(num_workers="2"), ProcessGroup())
+    loader = make_loader(dataset, settings(), ProcessGroup())
+    assert loader.num_workers == 0 and "--shm-size" in caplog.text
+
+
+@fault(33)
+@pytest.mark.parametrize(
+    "text",
+    [
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+            "dataloader's workers are out of shared memory. Please try to raise your limit."
+        ),
+        "unable to write to file </torch_17_1>: No space left on device (28)",
+        "unable to allocate shared memory(shm) for file </torch_1>: Success (0)",
+    ],
+)
+def test_full_shared_memory_is_named(text):
+    message = translate_torch_error(RuntimeError(text), CPU, "--batch_size")
+    assert message.startswith("The shared memory (/dev/shm) is too small")
