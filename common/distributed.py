@@ -106,6 +106,12 @@ def translate_torch_error(
         # one that a process of a DataLoader raised ends in its traceback
         in_worker = "Original Traceback" in text
         return text.splitlines()[-1].partition(": ")[2] if in_worker else None
+    # PyTorch's own words for a full /dev/shm are many
+    if "shared memory" in text or "torch_" in text and "No space left" in text:
+        return (
+            "The shared memory (/dev/shm) is too small for the batches; lower --num_workers or "
+            "--batch_size, or give a container more (docker run --shm-size 2g)"
+        )
     if "memory" in text and ("out of" in text or "allocate" in text):
         return f"The memory of {device} is too small; lower {scarce}"
     if "DataLoader worker" in text:

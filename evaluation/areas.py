@@ -18,7 +18,8 @@ def estimate_areas(
 
     The intervals of the paper hold for pixels drawn one by one. Pixels of a patch are right or
     wrong together, so a matrix per patch gives the same values and the errors of a sample of
-    patches, which are many times as large.
+    patches, which are many times as large. A patch without a labelled pixel is no part of the
+    sample.
 
     A class that the map lacks has the weight 0; its area is what other classes hide. A mapped
     class without a sample has no estimate, and its ground is left out of all others, which are
@@ -38,6 +39,8 @@ def estimate_areas(
         ``value``, ``standard_error`` and ``interval_95``, which ends at what is possible.
     """
     patches = np.asarray(matrix, np.float64).swapaxes(-2, -1)  # rows are the map
+    if patches.ndim == 3:
+        patches = patches[patches.any(axis=(1, 2))]
     counts = patches if patches.ndim == 2 else patches.sum(axis=0)
     mapped = np.asarray(map_pixels, np.float64)
     unknown = (mapped > 0) & (counts.sum(axis=1) == 0)

@@ -52,7 +52,8 @@ def block_bootstrap(
     the others.
 
     Args:
-        matrices: (G, ..., K, K) confusion matrices of G blocks.
+        matrices: (G, ..., K, K) confusion matrices of G blocks; those without a labelled pixel are
+            not drawn.
         measure: Gives the scores of a sum of them by name, such as ``scores`` does.
         seed: Of the draws; the same blocks are drawn for the same G and seed.
         repeats: Number of draws.
@@ -63,7 +64,9 @@ def block_bootstrap(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    matrices, count = np.asarray(matrices, np.float64), len(matrices)
+    matrices = np.asarray(matrices, np.float64)
+    matrices = matrices[matrices.any(axis=tuple(range(1, matrices.ndim)))]
+    count = len(matrices)
     if count < 2:
         return dict.fromkeys(HEADLINES)
     rng = np.random.default_rng(seed)

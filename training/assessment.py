@@ -56,6 +56,7 @@ def export(
     calibrate(run, [sample])
     if held_out:
         report["held_out"] = evaluate_split(run, held_out.index, held_out)
+        report["held_out_names"] = [pair.name for pair in held_out.index.pairs]
     report |= evaluate_test(run, test)
     kinds = ("validation", "held_out", "test")
     run.save("final_model", {key: report[key] for key in kinds if key in report})
@@ -82,6 +83,7 @@ def evaluate_split(
         run.model_config.label_classes,
         watch,
     )
+    loss = loss if matrix.any() else None  # of no labelled pixel
     return {"loss": loss} | scores(matrix, run.names, run.config.mode == "binary")
 
 
@@ -149,11 +151,17 @@ def map_patches(
 
 
 class HeldOutCollector:
-    """Collects logits and confusion matrices while a fold's held-out patches are evaluated."""
+    """Collects logits and confusion matrices while a fold's held-out patches are evaluated.
 
-    def __init__(self, index: SampleIndex, seed: int):
+    Args:
+        index: The patches that the fold holds out.
+        labelled: Labelled pixels of all folds, of which the logits are a sample.
+        seed: Of the sample.
+    """
+
+    def __init__(self, index: SampleIndex, labelled: int, seed: int):
         self.index, self.classes = index, index.counts.shape[1]
-        self.sample = LogitSample(index.counts.sum(), seed=seed)
+        self.sample = LogitSample(labelled, seed=seed)
         self.matrices = []  # (K, K) of each patch
 
     def found(self) -> list[np.ndarray]:

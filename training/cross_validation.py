@@ -53,7 +53,10 @@ def train_folds(
         )
         build(run)
         fit(run)
-        held_out = HeldOutCollector(pooled.subset(fold.held_out), config.seed)
+        # one share of the pixels in all folds, since the temperature is fitted on all together
+        held_out = HeldOutCollector(
+            pooled.subset(fold.held_out), pooled.counts.sum(), config.seed
+        )
         reports.append(group.broadcast(export, run, None, held_out))
         matrices[fold.held_out] = group.broadcast(held_out.found)
         samples.append(held_out.sample)
@@ -65,8 +68,8 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
 
     Each fold chooses its best epoch by validation patches of its own and is evaluated, once, on
     what it holds out. With ``--fold_by both`` the folds at random come first, for comparison. The
-    final model is trained for the median of the epochs that the (other) folds found best; test/,
-    where there is one, evaluates that model alone.
+    final model is trained for the median of the epochs that the (other) folds found best, by the
+    schedule that these had; test/, where there is one, evaluates that model alone.
     """
     cache = make_cache(config)
     pooled = index_split(config, "train", None, cache)
@@ -105,6 +108,8 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
     log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
     final = TrainingRun(config, pooled, None, save_dir, names, epochs, device, group)
+    if config.scheduler == "plateau":  # which no validation loss can step here
+        final.rates = median_rates([r["history"] for r in reports], epochs)
     build(final)
     fit(final)
     report = {
@@ -118,6 +123,14 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
         report["random"] = results["random"]
         report["optimism"] = optimism(results, per_block, measure, config.seed)
     return group.broadcast(export_folds, final, report, samples, test)
+
+
+def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:
+    """The learning rate of each epoch: the median over the folds that came so far."""
+    columns = [
+        [h[e]["learning_rate"] for h in histories if len(h) > e] for e in range(epochs)
+    ]
+    return [float(np.median(column)) for column in columns]
 
 
 def export_folds(

@@ -15,7 +15,14 @@ from common.files import atomic_write
 from common.text import duration
 from evaluation.reports import plot_training, write_log
 from model_training import HEADLINES, combined_score, scores
-from training.loop import evaluate, freeze_encoder, seed_epoch, train_one_epoch, warm_up
+from training.loop import (
+    evaluate,
+    freeze_encoder,
+    seed_epoch,
+    set_rate,
+    train_one_epoch,
+    warm_up,
+)
 from training.resume import ResumeState
 from training.run import History, TrainingRun, make_stepper
 
@@ -48,6 +55,8 @@ def fit(run: TrainingRun) -> History:
         training.batch_sampler.epoch = epoch
         seed_epoch(config.seed, epoch, group)
         warm_up(stepper.optimizer, config, epoch)
+        if run.rates:
+            set_rate(stepper.optimizer, run.rates[epoch - 1])
         frozen = freeze_encoder(model, config, epoch)
         if wrapped is None or frozen is not was_frozen:
             wrapped = distribute(model, run.device, group, run.model_config.in_channels)
@@ -61,9 +70,11 @@ def fit(run: TrainingRun) -> History:
         )
         rate = stepper.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "learning_rate": rate}
+        labelled = training.batch_sampler.sums(run.train.counts.sum(axis=1))
         row["train_loss"] = train_one_epoch(
-            wrapped, bar, run.loss, stepper, run.device, run.precision, group, frozen
-        )
+            wrapped, bar, run.loss, stepper, run.device, run.precision, group, frozen,
+            labelled,
+        )  # fmt: skip
         group.broadcast_buffers(model)
         history.rows.append(row)
         better = validate(run, validation, row) if run.validation else []

@@ -11,7 +11,12 @@ import numpy as np
 
 from common.balance import uneven_shares, unit_shares
 from common.errors import DatasetError
-from common.ground import pairs_within, spatial_block_ids, typical_patch_side
+from common.ground import (
+    overlap_fraction,
+    pairs_within,
+    spatial_block_ids,
+    typical_patch_side,
+)
 from common.patches import patch_footprints
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
@@ -22,6 +27,26 @@ if TYPE_CHECKING:
 log = logging.getLogger("semanticseg4eo")
 
 DRAWN_PIXELS = 1000  # of each class, by which folds are made alike
+ONE_PLACE = 0.8  # of the smaller patch's ground in common
+
+
+def same_places(footprints: GeoSeries) -> np.ndarray:
+    """A number per patch, 0, 1...; patches of one place, as those of several dates, have the same."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = footprints.sindex.query(footprints, predicate="intersects").T
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    left, right = pairs[overlap_fraction(footprints, pairs) > ONE_PLACE].T
+    links = (np.ones(len(left)), (left, right))
+    graph = coo_array(links, (len(footprints), len(footprints)))
+    return connected_components(graph, directed=False)[1]
+
+
+def whole_places(groups: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Groups 0, 1... that part no place: its patches are in the group of the first of them."""
+    chosen = groups[np.unique(places, return_index=True)[1]][places]
+    return np.unique(chosen, return_inverse=True)[1]
 
 
 def spatial_groups(
@@ -214,16 +239,22 @@ def plan_folds(
         config: How many folds, the buffer and the seed.
         fold_by: By what.
         pooled: All patches.
-        footprints: Where they lie, in metres; not needed at random.
-        blocks: (P,) the block of each; likewise.
+        footprints: Where they lie, in metres; None, for "random" alone, where that is unknown.
+        blocks: (P,) the block of each; not needed at random.
 
     Raises:
         DatasetError: Too few groups, or nothing left to train on.
     """
     counts, n_splits = pooled.counts, config.n_splits
-    groups = units = np.arange(len(pooled.pairs)) if fold_by == "random" else blocks
+    places = np.arange(len(pooled.pairs))
+    if footprints is not None:
+        places = same_places(footprints)
+    groups = units = places
+    if fold_by != "random":
+        groups = units = whole_places(blocks, places)
     if fold_by == "column":
-        groups = spatial_groups(footprints, fold_by, None, n_splits)
+        strips = spatial_groups(footprints, fold_by, None, n_splits)
+        groups = whole_places(strips, places)
     folds = []
     for others, held_out in make_folds(groups, counts, n_splits, config.seed):
         kept = others
@@ -258,12 +289,34 @@ def plan_all_folds(
         raise DatasetError(
             f"{len(pooled.pairs)} patches cannot make {config.n_splits} folds; lower --n_splits"
         )
-    footprints, blocks = None, np.arange(len(pooled.pairs))
+    footprints = known_footprints(config, pooled)
     if config.fold_by != "random":
-        footprints = patch_footprints(pooled.pairs)
         blocks = spatial_groups(footprints, "block", config.block_size, config.n_splits)
+        blocks = whole_places(blocks, same_places(footprints))
+    elif footprints is None:
+        blocks = np.arange(len(pooled.pairs))
+    else:
+        blocks = same_places(footprints)
+        if dates := len(blocks) - blocks.max() - 1:
+            text = "%d patches show the place of another one and stay in its fold"
+            log.info(text, dates)
     kinds = ("random", "block") if config.fold_by == "both" else (config.fold_by,)
     plans = {
         kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
     }
     return plans, blocks
+
+
+def known_footprints(config: TrainingConfig, pooled: SampleIndex) -> GeoSeries | None:
+    """Where patches lie; None for folds at random where that is unknown.
+
+    Raises:
+        DatasetError: It is unknown for other folds.
+    """
+    try:
+        return patch_footprints(pooled.pairs)
+    except DatasetError:
+        if config.fold_by != "random":
+            raise
+        log.info("patches without a known place: each counts as a place of its own")
+        return None

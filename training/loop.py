@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import lr_scheduler
 
@@ -17,8 +18,12 @@ from common.devices import autocast, native_precision
 from common.distributed import ProcessGroup
 from common.errors import SegmentationError, require
 from model_training import confusion_matrix, predict_classes
-from training.samples import load_batches
+from training.loaders import load_batches
 from training.settings import TrainingConfig
+
+log = logging.getLogger("semanticseg4eo")
+
+LOOK_EVERY = 50  # batches, between two looks at whether the loss is a number: each waits for a GPU
 
 
 def training_precision(amp: str, device: torch.device) -> str:
@@ -48,17 +53,78 @@ class Stepper:
     scheduler: object = None  # stepped with each step
     accumulate: int = 1  # batches per step
 
-    def step(self) -> None:
-        """One step; the gradients are gone after it."""
-        if self.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            groups = self.optimizer.param_groups
-            clip_grad_norm_([p for g in groups for p in g["params"]], self.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+    def step(self, labelled: bool = True) -> None:
+        """One step; the gradients are gone after it.
+
+        Without ``labelled`` pixels the weights stay, which momentum and weight decay would change;
+        the schedule continues.
+        """
+        if labelled:
+            if self.clip_grad:
+                self.scaler.unscale_(self.optimizer)
+                groups = self.optimizer.param_groups
+                weights = [p for g in groups for p in g["params"]]
+                clip_grad_norm_(weights, self.clip_grad)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler:
-            self.scheduler.step()
+            with warnings.catch_warnings():
+                # that it comes before the first step of the optimizer, which was left out
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                self.scheduler.step()
+
+
+class MeanLoss:
+    """The mean of the losses of batches, each weighted by its labelled pixels.
+
+    In fp16 a forward pass can overflow; such batches are left out and counted. Anything else that is
+    not a number is an error, also that all batches of a stretch overflow.
+    """
+
+    def __init__(self, kind: str, device: torch.device, precision: str):
+        self.kind, self.fp16 = kind, precision == "fp16"
+        # loss, labelled pixels, batches, those that are no number; of this stretch
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.known = np.zeros(4)  # of the stretches before, of all processes
+
+    def add(self, value: Tensor, labelled: Tensor) -> None:
+        """Count a batch; no .item() here, which would wait for the device."""
+        value, finite = value.detach().double(), value.isfinite()
+        weight = labelled * finite
+        counted = [value.where(finite, 0) * weight, weight, torch.ones_like(value)]
+        self.sums += torch.stack([*counted, (~finite).double()])
+
+    def look(self, group: ProcessGroup) -> None:
+        """End a stretch of batches, in all processes together.
+
+        Raises:
+            SegmentationError: The loss is no longer a number.
+        """
+        group.all_reduce(self.sums)
+        stretch = np.array(self.sums.tolist())
+        self.sums.zero_()
+        self.known += stretch
+        _, _, batches, lost = stretch
+        # an epoch may end in a stretch of few batches
+        enough = batches >= LOOK_EVERY or batches == self.known[2]
+        if lost and (not self.fp16 or lost == batches and enough):
+            raise SegmentationError(
+                f"The {self.kind} loss is no longer a number; lower --learning_rate"
+            )
+
+    def result(self, group: ProcessGroup) -> float:
+        """The mean over the batches of all processes; 0 without a labelled pixel.
+
+        Raises:
+            SegmentationError: See ``look``.
+        """
+        self.look(group)
+        total, labelled, batches, lost = self.known.tolist()
+        if lost:
+            text = "%d of %d batches overflowed in fp16: they are not in the %s loss"
+            log.warning(text, lost, batches, self.kind)
+        return total / max(labelled, 1)
 
 
 def train_one_epoch(
@@ -70,8 +136,9 @@ def train_one_epoch(
     precision: str = "fp32",
     group: ProcessGroup | None = None,
     frozen=None,
+    labelled: Sequence[int] | None = None,
 ) -> float:
-    """One pass over the training patches; the mean loss.
+    """One pass over the training patches; the mean loss, weighted by labelled pixels.
 
     Each process computes the loss of its part of a batch, and gradients are averaged over the
     processes: as one process with the joint batch, but for the loss being a mean over processes.
@@ -85,6 +152,8 @@ def train_one_epoch(
         precision: "fp32", "bf16" or "fp16".
         group: The processes that train; the loss that is returned is that of all of them.
         frozen: A part of the model that is not trained, its normalization neither.
+        labelled: Labelled pixels of each batch, of all processes together: a step without any
+            is left out. None where every batch has some.
 
     Raises:
         SegmentationError: The loss is no longer a number, or the batch is too small.
@@ -93,43 +162,45 @@ def train_one_epoch(
     model.train()
     if frozen:
         frozen.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, patches
+    mean = MeanLoss("training", device, precision)
     batches, per_step = len(loader), stepper.accumulate
     for number, (images, masks) in enumerate(load_batches(loader, device)):
         steps_now = (number + 1) % per_step == 0 or number + 1 == batches
-        in_step = min(per_step, batches - number // per_step * per_step)
+        first = number // per_step * per_step
+        in_step = min(per_step, batches - first)
         # gradients are exchanged once per step
         apart = group.store is not None and not steps_now
         with model.no_sync() if apart else contextlib.nullcontext():
-            try:
-                with autocast(device, precision):
-                    logits = model(images)
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise SegmentationError(
-                    "This model normalizes over the batch and cannot train on a single patch; "
-                    "use --batch_size 2 or more, and at least 2 training patches"
-                ) from error
+            with autocast(device, precision), batch_norm_errors():
+                logits = model(images)
             value = loss(logits.float(), masks)
             stepper.scaler.scale(value / in_step).backward()
         if steps_now:
-            stepper.step()
-        # no .item(): it would wait for the device
-        sums[0] += value.detach() * len(images)
-        sums[1] += len(images)
-    group.all_reduce(sums)
-    total, count = sums.tolist()
-    return finite_loss(total / count, "training")
+            # known from the index of patches, so that no process waits for another or a GPU
+            stepper.step(labelled is None or any(labelled[first : number + 1]))
+        mean.add(value, count_labelled(masks, logits))
+        if (number + 1) % LOOK_EVERY == 0:
+            mean.look(group)
+    return mean.result(group)
 
 
-def finite_loss(value: float, kind: str) -> float:
-    """The value, or SegmentationError when it is not a number."""
-    if not math.isfinite(value):
+@contextlib.contextmanager
+def batch_norm_errors() -> Iterator[None]:
+    """Raise as SegmentationError that a batch is too small for a model."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
         raise SegmentationError(
-            f"The {kind} loss is no longer a number; lower --learning_rate"
-        )
-    return value
+            "This model normalizes over the batch and cannot train on a single patch; "
+            "use --batch_size 2 or more, and at least 2 training patches"
+        ) from error
+
+
+def count_labelled(masks: Tensor, logits: Tensor) -> Tensor:
+    """How many pixels of a batch have a class, on its device."""
+    return ((masks >= 0) & (masks < max(2, logits.shape[1]))).sum()
 
 
 def evaluate(
@@ -144,25 +215,24 @@ def evaluate(
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion matrix (K, K) of a model over a loader.
 
-    ``watch`` is called with the logits and masks of each batch. A ``group`` adds up what its
+    The losses of the batches are weighted by their labelled pixels. ``watch`` is called with the logits and masks of each batch. A ``group`` adds up what its
     processes find in loaders of their own.
     """
     model.eval()
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, patches
+    mean = MeanLoss("validation", device, precision)
+    group = group or ProcessGroup()
     with torch.inference_mode():
         for images, masks in load_batches(loader, device):
             with autocast(device, precision):
                 logits = model(images)
             logits = logits.float()
-            sums[0] += loss(logits, masks) * len(images)
-            sums[1] += len(images)
+            mean.add(loss(logits, masks), count_labelled(masks, logits))
             matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
             if watch:
                 watch(logits, masks)
-    (group or ProcessGroup()).all_reduce(sums, matrix)
-    total, count = sums.tolist()
-    return finite_loss(total / count, "validation"), matrix.cpu().numpy()
+    group.all_reduce(matrix)
+    return mean.result(group), matrix.cpu().numpy()
 
 
 def make_scheduler(optimizer, config: TrainingConfig, epochs: int, steps: int = 1):
@@ -185,8 +255,13 @@ def warm_up(optimizer, config: TrainingConfig, epoch: int) -> None:
     """Set the learning rate of the first epochs: even steps up to its value after them."""
     last = config.warmup_epochs + 1
     if config.warmup_epochs and epoch <= last:
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * epoch / last
+        set_rate(optimizer, config.learning_rate * epoch / last)
+
+
+def set_rate(optimizer, rate: float) -> None:
+    """Set the learning rate of all weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def freeze_encoder(model: nn.Module, config: TrainingConfig, epoch: int):

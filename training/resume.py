@@ -31,12 +31,15 @@ class ResumeState:
     scheduler: object
 
     def advance(self) -> None:
-        """Step the schedule of epochs after one, unless it warms up or is one of steps."""
+        """Step the schedule of epochs after one, unless it warms up, is one of steps, or the rates
+        are given.
+        """
         row, config = self.run.history.rows[-1], self.run.config
-        if row["epoch"] <= config.warmup_epochs or self.stepper.scheduler:
+        warming = row["epoch"] <= config.warmup_epochs
+        if warming or self.stepper.scheduler or self.run.rates:
             return
         if config.scheduler == "plateau":
-            self.scheduler.step(row.get("val_loss", row["train_loss"]))
+            self.scheduler.step(row["val_loss"])
         elif self.scheduler:
             self.scheduler.step()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from model_training import (
     dataset_normalization,
     save_checkpoint,
 )
+from training.loaders import make_loader
 from training.loop import Stepper, make_scheduler, training_precision
-from training.samples import PatchDataset, SampleIndex, make_loader
+from training.samples import PatchDataset, SampleIndex
 from training.settings import TrainingConfig
 from training.weights import build_initial_model, rgb_channels
 
@@ -52,7 +53,7 @@ class TrainingRun:
     validation: SampleIndex | None
     save_dir: Path
     names: list[str]
-    epochs: int
+    epochs: int  # at most those of the settings, which the schedule is made for
     device: torch.device
     group: ProcessGroup = field(default_factory=ProcessGroup)
     model: nn.Module = None
@@ -62,6 +63,7 @@ class TrainingRun:
     loss: Callable = None
     history: History = field(default_factory=History)
     temperature: float | None = None  # None: not calibrated
+    rates: Sequence[float] = ()  # learning rate of each epoch, in place of a schedule
 
     def loader(
         self,
@@ -144,7 +146,8 @@ def make_stepper(run: TrainingRun, batches: int) -> tuple[Stepper, object]:
         fused=True,
     )
     steps = math.ceil(batches / config.accumulate)
-    scheduler = make_scheduler(optimizer, config, run.epochs, steps)
+    # of all epochs, also where a run ends before, as the final model of k-fold does
+    scheduler = make_scheduler(optimizer, config, config.epochs, steps)
     fp16 = run.precision == "fp16"
     stepper = Stepper(
         optimizer,

@@ -1,26 +1,20 @@
-"""Patches as training samples: one reading of a split, the cache, batches in order or shuffled."""
+"""Patches as training samples: one reading of a split, the cache."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.distributed import ProcessGroup
 from common.errors import DatasetError, SegmentationError
 from common.labels import class_names_of
-from common.machine import available_cores, free_memory, prefetch
+from common.machine import free_memory
 from common.patches import PatchPair, patch_bands, read_patch
 from common.rasters import open_raster
 from model_training import Normalization, normalize
@@ -86,6 +80,7 @@ class SampleIndex:
     descriptions: tuple[str | None, ...]
     class_names: list[str] | None
     decoded: list[DecodedPatch | None]  # those that stay in memory
+    share: float = 1.0  # of the valid pixels that the samples hold
 
     def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
@@ -98,13 +93,24 @@ class SampleIndex:
         )
 
     def __add__(self, other: SampleIndex) -> SampleIndex:
+        share = min(self.share, other.share)
         return replace(
             self,
             pairs=self.pairs + other.pairs,
             counts=np.concatenate([self.counts, other.counts]),
-            samples=self.samples + other.samples,
+            samples=self.thinned_samples(share) + other.thinned_samples(share),
             decoded=self.decoded + other.decoded,
+            share=share,
         )
+
+    def thinned_samples(self, share: float) -> list[np.ndarray]:
+        """The samples with a smaller share of the valid pixels, so that those of both parts of a
+        sum weigh alike.
+        """
+        if share >= self.share:
+            return self.samples
+        rng, kept = np.random.default_rng(1), share / self.share
+        return [sample[rng.random(len(sample)) < kept] for sample in self.samples]
 
 
 def index_samples(
@@ -134,7 +140,7 @@ def index_samples(
     """
     good, counts, samples, decoded = [], [], [], []
     rng, cache = np.random.default_rng(0), cache or PatchCache(0)
-    first = like
+    first, share = like, 1.0
     for pair in tqdm(
         pairs, desc="reading patches", unit="patch", leave=False, disable=None
     ):
@@ -152,14 +158,19 @@ def index_samples(
         counts.append(np.bincount(mask[known], minlength=num_classes))
         pixels = image[:, valid].T
         # one share for all patches, so that each pixel of the split weighs alike
-        share = SAMPLE_VALUES / (len(pairs) * image.size)
+        share = min(1.0, SAMPLE_VALUES / (len(pairs) * image.size))
         kept = rng.random(len(pixels)) < share if share < 1 else slice(None)
         samples.append(pixels[kept].copy())
         decoded.append(cache.keep(image, valid, mask))
     if not good:
         return None
     return replace(
-        first, pairs=good, counts=np.stack(counts), samples=samples, decoded=decoded
+        first,
+        pairs=good,
+        counts=np.stack(counts),
+        samples=samples,
+        decoded=decoded,
+        share=share,
     )
 
 
@@ -229,6 +240,7 @@ class PatchDataset:
         seed: int = 0,
     ):
         self.pairs, self.decoded = index.pairs, index.decoded
+        self.shape = index.shape
         self.normalization = normalization
         self.ignore_index = ignore_index
         self.augment = augment
@@ -236,6 +248,12 @@ class PatchDataset:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def item_bytes(self) -> int:
+        """Of an image of float32 and its mask of int64."""
+        bands, height, width = self.shape
+        return (4 * bands + 8) * height * width
 
     @property
     def in_memory(self) -> bool:
@@ -261,100 +279,3 @@ class PatchDataset:
                 image = jitter_radiometry(image, valid, rng)
             image, mask = map(np.ascontiguousarray, (image, mask))
         return image, mask.astype(np.int64, copy=False)
-
-
-class EpochBatchSampler:
-    """Batches of ``Sample`` in an order that depends on seed and epoch alone.
-
-    Each process gets its part of every batch. A last patch that would be alone in its batch is left
-    out, since normalization layers after global pooling cannot train on it, and so is what cannot be
-    shared evenly among the processes.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int, group: ProcessGroup):
-        self.count, self.seed, self.group = count, seed, group
-        self.joint = batch_size * group.size  # a batch of all processes
-        rest = count % self.joint
-        left_out = rest % group.size
-        if rest == 1 and count > self.joint > 1:
-            left_out = 1
-        self.used = count - left_out
-        self.epoch = 1
-
-    def __len__(self) -> int:
-        return math.ceil(self.used / self.joint)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        first = self.epoch * self.count
-        samples = [Sample(int(i), first + place) for place, i in enumerate(order)]
-        for start in range(0, self.used, self.joint):
-            batch = samples[start : min(start + self.joint, self.used)]
-            yield batch[self.group.rank :: self.group.size]
-
-
-def make_loader(
-    dataset: PatchDataset,
-    config: TrainingConfig,
-    group: ProcessGroup,
-    training: bool = False,
-    gpu: bool = False,
-):
-    """A DataLoader of batches: shuffled to train on, or in order; for a GPU, or the CPU.
-
-    Several processes share each batch of ``training``; of batches in order each process takes its
-    turn.
-    """
-    count, size = len(dataset), config.batch_size
-    if training:
-        batches = EpochBatchSampler(count, size, config.seed, group)
-        if not len(batches):
-            raise DatasetError(
-                f"{count} training patches are too few for {group.size} processes"
-            )
-    else:
-        batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
-        batches = batches[group.rank :: group.size]
-    workers = count_workers(config.num_workers, dataset, len(batches), gpu)
-    ahead = {}
-    if workers:
-        ahead["prefetch_factor"] = 4
-        if gpu or group.store is not None:
-            # forks of a process that has threads of a GPU or of collectives can hang; processes
-            # that are not forked would each get a copy of the patches in memory, and read the
-            # files instead
-            dataset = dataset.without_cache()
-            methods = multiprocessing.get_all_start_methods()
-            context = "forkserver" if "forkserver" in methods else "spawn"
-            ahead["multiprocessing_context"] = context
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=gpu,
-        **ahead,
-    )
-
-
-def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) -> int:
-    """How many processes prepare batches."""
-    if asked != "auto":
-        return min(int(asked), batches)
-    if dataset.in_memory:
-        return 0
-    if not gpu:
-        return min(1, batches)
-    return min(8, max(1, available_cores() - 1), batches)
-
-
-def load_batches(loader: Iterable, device: torch.device):
-    """The batches of a loader on a device, the images channels-last."""
-    # beside a GPU a thread makes the next batch
-    ahead = prefetch if device.type == "cuda" else contextlib.nullcontext
-    with ahead(loader) as batches:
-        for images, masks in batches:
-            images = images.to(
-                device, non_blocking=True, memory_format=torch.channels_last
-            )
-            yield images, masks.to(device, non_blocking=True)

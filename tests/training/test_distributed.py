@@ -37,7 +37,8 @@ from common.distributed import (
 from common.errors import DatasetError, SegmentationError
 from common.patches import list_pairs
 from model_training import ModelConfig, Normalization, build_model, load_checkpoint
-from training.samples import PatchDataset, index_samples, make_loader
+from training.loaders import make_loader
+from training.samples import PatchDataset, index_samples
 from training.settings import TrainingConfig
 
 CPU = torch.device("cpu")

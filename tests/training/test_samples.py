@@ -28,16 +28,18 @@ from model_training import (
     dataset_normalization,
     normalize,
 )
-from training.samples import (
+from training.loaders import (
     EpochBatchSampler,
+    count_workers,
+    make_loader,
+)
+from training.samples import (
     PatchCache,
     PatchDataset,
     Sample,
     SampleIndex,
-    count_workers,
     index_samples,
     make_cache,
-    make_loader,
 )
 
 

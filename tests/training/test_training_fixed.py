@@ -1,0 +1,383 @@
+"""Faults of the training of version 1.1 that must not come back, by their numbers."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    IGNORE,
+    ORIGIN,
+    make_patch,
+    patch_everywhere,
+    settings,
+    train,
+    write_raster,
+)
+from training_helpers import origin_of
+
+from common.distributed import ProcessGroup, translate_torch_error
+from common.errors import OptionError, SegmentationError
+from common.patches import list_pairs
+from evaluation.calibration import LogitSample
+from model_training import Normalization, build_loss
+from training import epochs
+from training.assessment import HeldOutCollector
+from training.cross_validation import median_rates
+from training.folds import plan_all_folds
+from training.loaders import (
+    MOST_AHEAD,
+    EpochBatchSampler,
+    bound_workers,
+    make_loader,
+)
+from training.loop import Stepper, evaluate, train_one_epoch
+from training.run import TrainingRun, make_stepper
+from training.samples import PatchDataset, SampleIndex, index_samples
+
+fault = pytest.mark.fault
+CPU = torch.device("cpu")
+
+
+def index_of(root, split: str) -> SampleIndex:
+    return index_samples(list_pairs(root, split), 2, IGNORE)
+
+
+# --- percentiles ----------------------------------------------------------------------------
+
+
+@fault(7)
+def test_pixels_of_pooled_splits_weigh_alike(make_dataset, monkeypatch):
+    root = make_dataset(8, 2, 0, bands=1)
+    for file in root.rglob("images/*.tif"):
+        value = 20 if "validation" in file.parts else 10
+        pixels = np.full((1, 32, 32), value, np.uint16)
+        write_raster(file, pixels, origin=origin_of(file))
+    patch_everywhere(monkeypatch, "training.samples.SAMPLE_VALUES", 1024)
+    train, validation = index_of(root, "train"), index_of(root, "validation")
+    for pooled in (train + validation, validation + train):
+        pixels = np.concatenate(pooled.samples)
+        assert (pixels == 20).mean() == pytest.approx(0.2, abs=0.04)
+        assert pooled.share == 1 / 8
+        assert len(pixels) == pytest.approx(10 * 1024 / 8, rel=0.15)
+
+
+@fault(7)
+def test_logits_of_folds_of_unequal_size_weigh_alike(make_dataset, monkeypatch):
+    index = index_of(make_dataset(6), "train")
+    labelled = int(index.counts.sum())
+    parts = [index.subset(range(1)), index.subset(range(1, 6))]
+    shares = {HeldOutCollector(part, labelled, 0).sample.share for part in parts}
+    assert shares == {LogitSample(labelled).share}
+
+
+# --- labelled pixels ------------------------------------------------------------------------
+
+
+def sparse_batches(*labelled: int) -> list:
+    """Batches of 2 patches of 8 x 8 pixels, of which so many are labelled."""
+    torch.manual_seed(0)
+    batches = []
+    for count in labelled:
+        mask = torch.full((2 * 64,), IGNORE)
+        mask[:count] = torch.arange(count) % 2
+        batches.append((torch.rand(2, 1, 8, 8), mask.view(2, 8, 8)))
+    return batches
+
+
+def network_and_stepper(**options) -> tuple:
+    torch.manual_seed(1)
+    network = torch.nn.Conv2d(1, 1, 1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.5)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return network, Stepper(optimizer, scaler, **options)
+
+
+@fault(15)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mean_loss_is_that_of_labelled_pixels(training):
+    batches = sparse_batches(0, 3, 128, 40)
+    loss = build_loss("ce", "binary", IGNORE)
+    network, stepper = network_and_stepper()
+    images, masks = map(torch.cat, zip(*batches))
+    expected = loss(network(images), masks).item()
+    if training:
+        stepper.optimizer.param_groups[0]["lr"] = 0.0
+        found = train_one_epoch(network, batches, loss, stepper, CPU)
+    else:
+        found, _ = evaluate(network, batches, loss, CPU, 2)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@fault(15)
+def test_a_step_without_a_labelled_pixel_changes_nothing_but_the_schedule():
+    loss = build_loss("dice+ce", "binary", IGNORE)
+    network, stepper = network_and_stepper(accumulate=2)
+    optimizer = stepper.optimizer
+    stepper.scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    before = network.weight.detach().clone()
+    batches = sparse_batches(0, 0)
+    train_one_epoch(network, batches, loss, stepper, CPU, labelled=[0, 0])
+    assert torch.equal(network.weight, before) and not optimizer.state
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    train_one_epoch(network, sparse_batches(0, 5), loss, stepper, CPU, labelled=[0, 5])
+    moved = network.weight.detach().clone()
+    assert not torch.equal(moved, before)
+    train_one_epoch(network, batches, loss, stepper, CPU, labelled=[0, 0])  # momentum
+    assert torch.equal(network.weight, moved)
+
+
+@fault(15)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_know_alike_which_batches_have_labels(size):
+    values = np.zeros(20, np.int64)
+    values[[3, 4]] = 7, 5
+    found = []
+    for rank in range(size):
+        sampler = EpochBatchSampler(20, 2, 0, ProcessGroup(rank, size))
+        sampler.epoch = 4
+        found.append(sampler.sums(values))
+        own = [int(values[[s.index for s in batch]].sum()) for batch in sampler]
+        assert len(own) == len(found[-1])
+        assert all(mine <= joint for mine, joint in zip(own, found[-1]))
+    assert all(sums == found[0] for sums in found)
+    assert size > 1 or found[0] == own
+
+
+@fault(15)
+def test_a_run_leaves_out_the_steps_without_labels(make_dataset, tmp_path, monkeypatch):
+    root = make_dataset(6, 2, 0, bands=3)
+    for file in sorted(root.rglob("train/labels/*.tif"))[1:]:
+        write_raster(file, np.full((32, 32), IGNORE, np.uint8), origin=origin_of(file))
+    steps, plain = [], Stepper.step
+
+    def step(self, labelled=True):
+        steps.append(labelled)
+        plain(self, labelled)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    train(root, tmp_path / "out", "--batch_size", 2, "--epochs", 2)
+    assert sorted(steps) == [False] * 4 + [True] * 2
+
+
+# --- folds ----------------------------------------------------------------------------------
+
+
+def dates_of_places(root, places: int = 8, dates: int = 3, **options):
+    """A dataset of one band: several patches of each place, some nearly on top of each other."""
+    rng = np.random.default_rng(0)
+    for number in range(places * dates):
+        image, label = make_patch(rng, 1, 2, (32, 32), "uint8")
+        place, date = number % places, number // places
+        origin = (ORIGIN[0] + 320 * place + 10 * date, ORIGIN[1])
+        split = "train" if number % 3 else "validation"
+        for kind, pixels in (("images", image), ("labels", label)):
+            path = root / split / kind / f"place{place}_{date}.tif"
+            write_raster(path, pixels, origin=origin, **options)
+    return root
+
+
+def place_of(name: str) -> str:
+    return name.partition("_")[0]
+
+
+@fault(53)
+@pytest.mark.parametrize("fold_by", ["random", "block", "column", "both"])
+def test_dates_of_a_place_are_in_one_fold(tmp_path, fold_by):
+    root = dates_of_places(tmp_path)
+    size = {} if fold_by == "random" else {"block_size": 330.0}
+    config = settings(val_strategy="kfold", n_splits=3, fold_by=fold_by, **size)
+    pooled = index_of(root, "train") + index_of(root, "validation")
+    plans, blocks = plan_all_folds(config, pooled)
+    places = [place_of(pair.name) for pair in pooled.pairs]
+    assert len(set(zip(places, blocks))) == len(set(places)) == 8
+    for folds in plans.values():
+        for fold in folds:
+            parts = (fold.train, fold.validation, fold.held_out)
+            kept = [{places[i] for i in part} for part in parts]
+            assert all(a.isdisjoint(b) for a, b in itertools.combinations(kept, 2))
+
+
+@fault(53)
+def test_patches_without_a_known_place_are_drawn_one_by_one(tmp_path):
+    root = dates_of_places(tmp_path, 4, 2, crs=None)
+    config = settings(val_strategy="kfold", n_splits=8)
+    pooled = index_of(root, "train") + index_of(root, "validation")
+    plans, blocks = plan_all_folds(config, pooled)
+    assert [len(fold.held_out) for fold in plans["random"]] == [1] * 8
+    assert blocks.tolist() == list(range(8))
+
+
+@fault(53)
+def test_the_report_names_what_each_fold_held_out(tmp_path):
+    root = dates_of_places(tmp_path / "data", 6, 2)
+    run = train(
+        root,
+        tmp_path / "out",
+        "--val_strategy",
+        "kfold",
+        "--n_splits",
+        2,
+        "--epochs",
+        1,
+    )
+    names = [fold["held_out_names"] for fold in run.report["folds"]]
+    images = sorted(file.stem for file in root.rglob("images/*.tif"))
+    assert sorted(names[0] + names[1]) == images
+    assert {place_of(n) for n in names[0]}.isdisjoint(map(place_of, names[1]))
+
+
+@fault(16)
+@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
+def test_the_final_model_of_kfold_has_the_learning_rates_of_the_folds(
+    make_dataset, tmp_path, monkeypatch, scheduler
+):
+    best = iter([0.1, 0.2, 0.9, 0.3] + [0.1, 0.2, 0.9, 0.8])
+    monkeypatch.setattr("training.epochs.combined_score", lambda _: next(best))
+    losses, plain = iter([3.0, 3.0, 3.0, 3.0, 1.0, 3.0, 2.0, 1.0]), epochs.evaluate
+    monkeypatch.setattr(
+        "training.epochs.evaluate", lambda *a, **o: (next(losses), plain(*a, **o)[1])
+    )
+    impatient = functools.partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0
+    )
+    monkeypatch.setattr(
+        "training.loop.lr_scheduler.ReduceLROnPlateau",
+        lambda optimizer, **_: impatient(optimizer, factor=0.5),
+    )
+    root = make_dataset(6, 0, 0, bands=2)
+    words = ["--val_strategy", "kfold", "--n_splits", 2, "--scheduler", scheduler]
+    words += ["--epochs", 4, "--patience", 0, "--batch_size", 2, "--warmup_epochs", 1]
+    report = train(root, tmp_path / "out", *words).report
+    assert report["final_epochs"] == 3
+    folds = [
+        [row["learning_rate"] for row in fold["history"]] for fold in report["folds"]
+    ]
+    final = [row["learning_rate"] for row in report["history"]]
+    assert final == pytest.approx(np.median(folds, axis=0)[:3].tolist())
+
+
+@fault(16)
+def test_the_steps_of_a_schedule_are_those_of_all_epochs():
+    config = settings(scheduler="onecycle", epochs=8)
+    run = TrainingRun(config, None, None, Path("out"), [], 3, CPU)
+    run.model = torch.nn.Conv2d(1, 1, 1)
+    _, scheduler = make_stepper(run, 5)
+    assert scheduler.total_steps == 8 * 5
+
+
+@fault(16)
+def test_rates_of_plateau_are_the_median_of_the_folds_that_came_so_far():
+    histories = [
+        [{"learning_rate": rate} for rate in rates]
+        for rates in ([4, 4, 2], [4, 1], [4, 3, 3, 1])
+    ]
+    assert median_rates(histories, 4) == [4, 3, 2.5, 1]
+
+
+# --- losses that are no number --------------------------------------------------------------
+
+
+def loss_of(values) -> Callable:
+    """A loss that has these values in turn, with a gradient."""
+    values = iter(values)
+    return lambda logits, masks: logits.sum() * 0 + next(values)
+
+
+@fault(32)
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_that_overflow_in_fp16_are_left_out_of_the_mean_and_counted(
+    caplog, monkeypatch, training
+):
+    monkeypatch.setattr("training.loop.autocast", lambda *_: nullcontext())
+    loss = loss_of([1.0, math.inf, 4.0, math.nan])
+    network, stepper = network_and_stepper()
+    batches = sparse_batches(10, 20, 5, 7)
+    # as a scaler does for gradients that are no number
+    monkeypatch.setattr(Stepper, "step", lambda *_: None)
+    if training:
+        found = train_one_epoch(network, batches, loss, stepper, CPU, "fp16")
+    else:
+        found, _ = evaluate(network, batches, loss, CPU, 2, None, "fp16")
+    assert found == pytest.approx((10 * 1.0 + 5 * 4.0) / 15)
+    assert "2 of 4 batches overflowed in fp16" in caplog.text
+
+
+@fault(32)
+@pytest.mark.parametrize(
+    ("precision", "first"), [("fp32", 1), ("bf16", 1), ("fp16", 50)]
+)
+def test_a_loss_that_is_no_number_is_seen_within_50_batches(
+    monkeypatch, precision, first
+):
+    monkeypatch.setattr("training.loop.autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(Stepper, "step", lambda *_: steps.append(1))
+    steps = []
+    loss = loss_of([math.nan] * first + [1.0] * (200 - first))
+    network, stepper = network_and_stepper()
+    with pytest.raises(SegmentationError, match="no longer a number"):
+        train_one_epoch(
+            network, sparse_batches(*[4] * 200), loss, stepper, CPU, precision
+        )
+    assert len(steps) == 50
+
+
+@fault(32)
+def test_a_last_batch_that_overflows_alone_ends_no_run(monkeypatch):
+    monkeypatch.setattr("training.loop.autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(Stepper, "step", lambda *_: None)
+    network, stepper = network_and_stepper()
+    loss, batches = loss_of([1.0] * 50 + [math.inf]), sparse_batches(*[4] * 51)
+    assert train_one_epoch(network, batches, loss, stepper, CPU, "fp16") == 1
+
+
+# --- shared memory --------------------------------------------------------------------------
+
+
+@fault(33)
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [(math.inf, (8, MOST_AHEAD)), (4 * 16 * 100, (8, 2)), (4 * 3 * 100, (3, 1))],
+)
+def test_batches_ahead_keep_to_the_shared_memory(monkeypatch, free, expected):
+    monkeypatch.setattr("training.loaders.free_shared_memory", lambda: min(free, 2**60))
+    assert bound_workers("auto", 8, 100) == expected
+    workers, prepared = expected
+    assert workers * prepared * 100 * 2 <= free / 2  # of two loaders
+
+
+@fault(33)
+def test_a_batch_larger_than_the_shared_memory_is_a_clear_error(
+    make_dataset, monkeypatch, caplog
+):
+    index = index_of(make_dataset(4), "train")
+    dataset = PatchDataset(index, Normalization("image"), IGNORE)
+    monkeypatch.setattr("training.loaders.free_shared_memory", lambda: 60_000)
+    with pytest.raises(OptionError, match="--num_workers 2: expected 0.*--shm-size"):
+        make_loader(dataset, settings(num_workers="2"), ProcessGroup())
+    loader = make_loader(dataset, settings(), ProcessGroup())
+    assert loader.num_workers == 0 and "--shm-size" in caplog.text
+
+
+@fault(33)
+@pytest.mark.parametrize(
+    "text",
+    [
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+            "dataloader's workers are out of shared memory. Please try to raise your limit."
+        ),
+        "unable to write to file </torch_17_1>: No space left on device (28)",
+        "unable to allocate shared memory(shm) for file </torch_1>: Success (0)",
+    ],
+)
+def test_full_shared_memory_is_named(text):
+    message = translate_torch_error(RuntimeError(text), CPU, "--batch_size")
+    assert message.startswith("The shared memory (/dev/shm) is too small")

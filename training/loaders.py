@@ -1,0 +1,172 @@
+"""Batches of patches: in order or shuffled, by processes that prepare them, onto a device."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from common.distributed import ProcessGroup
+from common.errors import DatasetError, require
+from common.machine import available_cores, free_memory, prefetch
+from training.samples import PatchDataset, Sample
+from training.settings import TrainingConfig
+
+log = logging.getLogger("semanticseg4eo")
+
+MOST_AHEAD = 4  # batches that each process prepares
+
+
+class EpochBatchSampler:
+    """Batches of ``Sample`` in an order that depends on seed and epoch alone.
+
+    Each process gets its part of every batch. A last patch that would be alone in its batch is left
+    out, since normalization layers after global pooling cannot train on it, and so is what cannot be
+    shared evenly among the processes.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, group: ProcessGroup):
+        self.count, self.seed, self.group = count, seed, group
+        self.joint = batch_size * group.size  # a batch of all processes
+        rest = count % self.joint
+        left_out = rest % group.size
+        if rest == 1 and count > self.joint > 1:
+            left_out = 1
+        self.used = count - left_out
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return math.ceil(self.used / self.joint)
+
+    def joint_batches(self) -> Iterator[list[Sample]]:
+        """The batches of an epoch, each of all processes together."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        first = self.epoch * self.count
+        samples = [Sample(int(i), first + place) for place, i in enumerate(order)]
+        for start in range(0, self.used, self.joint):
+            yield samples[start : min(start + self.joint, self.used)]
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for batch in self.joint_batches():
+            yield batch[self.group.rank :: self.group.size]
+
+    def sums(self, values: np.ndarray) -> list:
+        """What a value per patch adds up to in each joint batch of the epoch."""
+        return [
+            values[[s.index for s in batch]].sum().item()
+            for batch in self.joint_batches()
+        ]
+
+
+def make_loader(
+    dataset: PatchDataset,
+    config: TrainingConfig,
+    group: ProcessGroup,
+    training: bool = False,
+    gpu: bool = False,
+):
+    """A DataLoader of batches: shuffled to train on, or in order; for a GPU, or the CPU.
+
+    Several processes share each batch of ``training``; of batches in order each process takes its
+    turn.
+    """
+    count, size = len(dataset), config.batch_size
+    if training:
+        batches = EpochBatchSampler(count, size, config.seed, group)
+        if not len(batches):
+            raise DatasetError(
+                f"{count} training patches are too few for {group.size} processes"
+            )
+    else:
+        batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        batches = batches[group.rank :: group.size]
+    asked = config.num_workers
+    workers = count_workers(asked, dataset, len(batches), gpu)
+    workers, prepared = bound_workers(asked, workers, size * dataset.item_bytes)
+    ahead = {}
+    if workers:
+        ahead["prefetch_factor"] = prepared
+        if gpu or group.store is not None:
+            # forks of a process that has threads of a GPU or of collectives can hang; processes
+            # that are not forked would each get a copy of the patches in memory, and read the
+            # files instead
+            dataset = dataset.without_cache()
+            methods = multiprocessing.get_all_start_methods()
+            context = "forkserver" if "forkserver" in methods else "spawn"
+            ahead["multiprocessing_context"] = context
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=gpu,
+        **ahead,
+    )
+
+
+def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) -> int:
+    """How many processes prepare batches."""
+    if asked != "auto":
+        return min(int(asked), batches)
+    if dataset.in_memory:
+        return 0
+    if not gpu:
+        return min(1, batches)
+    return min(8, max(1, available_cores() - 1), batches)
+
+
+def bound_workers(asked: str, workers: int, batch_bytes: int) -> tuple[int, int]:
+    """How many processes prepare batches, and how many batches each, within the shared memory.
+
+    All of a loader take at most a quarter of it, since training and validation have one each.
+
+    Args:
+        asked: ``--num_workers``.
+        workers: How many there would be without a limit.
+        batch_bytes: Of a batch.
+
+    Raises:
+        OptionError: Not one batch fits, and a number of processes was asked for.
+    """
+    if not workers:
+        return 0, 0
+    loaders = 4 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = free_shared_memory()
+    fitting = int(free // (loaders * batch_bytes))
+    if not fitting:
+        why = (
+            f"a batch of {batch_bytes / 1e6:.0f} MB is too large for the {free / 1e6:.0f} MB that "
+            "are free in /dev/shm (docker run --shm-size 2g gives more)"
+        )
+        require(asked == "auto", "--num_workers", asked, f"0: {why}")
+        log.warning("no other process prepares batches: %s", why)
+        return 0, 0
+    workers = min(workers, fitting)
+    return workers, min(MOST_AHEAD, fitting // workers)
+
+
+def free_shared_memory(folder: str = "/dev/shm") -> int:
+    """Bytes in which processes can hand over batches: of memory, and of ``folder`` if it exists."""
+    room = free_memory()
+    return min(room, shutil.disk_usage(folder).free) if Path(folder).is_dir() else room
+
+
+def load_batches(loader: Iterable, device: torch.device):
+    """The batches of a loader on a device, the images channels-last."""
+    # beside a GPU a thread makes the next batch
+    ahead = prefetch if device.type == "cuda" else contextlib.nullcontext
+    with ahead(loader) as batches:
+        for images, masks in batches:
+            images = images.to(
+                device, non_blocking=True, memory_format=torch.channels_last
+            )
+            yield images, masks.to(device, non_blocking=True)
