@@ -1,4 +1,4 @@
-"""Finished rows of a map on disk, from which an interrupted run is resumed."""
+"""Finished rows of a map on disk, from which an unfinished run is resumed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
 
 
 class RowStore:
-    """Finished rows of a map on disk, from which an interrupted run is resumed.
+    """Finished rows of a map on disk, from which an unfinished run is resumed.
 
     In a hidden folder lie ``run.json`` (what is being made), a raw file per layer in the order
     (row, band, column), and a ``done-N.txt`` per process with a line for every part of the scene
@@ -81,6 +81,12 @@ class RowStore:
         (folder / "run.json").unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(folder)
+
+    @staticmethod
+    def has_parts(folder: Path) -> bool:
+        """Whether a folder holds finished rows that a run can continue."""
+        journals = folder.glob("done-*.txt") if (folder / "run.json").exists() else []
+        return any(read_journal(journal) for journal in journals)
 
     @staticmethod
     def finished_parts(folder: Path) -> list[StoredPart]:
@@ -133,7 +139,7 @@ class RowStore:
         while data:
             if not (count := file.readinto(data)):
                 raise SegmentationError(
-                    f"{file.name} is cut off; leave --resume out to start again"
+                    f"{file.name} is cut off; start again with --overwrite"
                 )
             data = data[count:]
         return rows.swapaxes(0, 1)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.devices import beside_passes, shared_threads
 from common.distributed import ProcessGroup, init_distributed, torch_errors
-from common.errors import SegmentationError
+from common.errors import SegmentationError, error_message
 from common.files import exclusive_lock, remove_partial_files, write_json
 from common.ground import pixel_areas
 from common.machine import SerialWorker, tune_malloc
@@ -26,11 +26,11 @@ from prediction.blending import blended_rows
 from prediction.ensemble import Models, load_models
 from prediction.jobs import STORED_AHEAD, SceneJob, count_workers, prepare_scene
 from prediction.layers import compute_layers, mask_layers
-from prediction.manifest import make_manifest
+from prediction.manifest import make_manifest, require_new
 from prediction.mapfiles import MapWriter, draw_quicklook, open_outputs
 from prediction.reader import ParallelReader, count_readers, read_row_blocks
 from prediction.rowstore import RowStore, StoredPart, read_journal
-from prediction.settings import PredictionConfig
+from prediction.settings import SCARCE, PredictionConfig
 from prediction.statistics import Statistics, confidence_counts, report_text
 from prediction.tasks import Task, list_tasks, require_folders, require_readable
 from prediction.tiling import Extent, extent_to_read, remaining, split_rows
@@ -53,6 +53,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
     """
     tasks = list_tasks(config)
     require_folders(tasks)
+    require_new(tasks, config)
     if len(tasks) == 1:
         require_readable(tasks[0].scene)  # before the model is loaded
     tune_malloc()
@@ -68,7 +69,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
                 if len(tasks) == 1 or group.size > 1:
                     raise
                 failed += 1
-                log.error("error: %s", error)
+                log.error("error: %s", error_message(error, SCARCE))
             else:
                 if group.is_main_process:
                     show(report_text(report))
@@ -107,9 +108,10 @@ def map_scene(
 
 @contextmanager
 def unfinished_map(task: Task, group: ProcessGroup) -> Iterator[None]:
-    """Keep other runs out of the outputs of a scene; an error removes what is unfinished.
+    """Keep other runs out of the outputs of a scene, and finished rows for ``--resume``.
 
-    It stays after an interruption, and where other processes may still write to it.
+    A run that ends before a part is finished leaves nothing, unless other processes may still
+    write to it.
     """
     with ExitStack() as stack:
         if group.is_main_process:
@@ -119,11 +121,14 @@ def unfinished_map(task: Task, group: ProcessGroup) -> Iterator[None]:
             remove_partial_files(files + [task.polygons] * bool(task.polygons))
         try:
             yield
-        except Exception:
-            if group.size == 1:
-                with suppress(
-                    OSError
-                ):  # the error that ends the run is the one to report
+        except BaseException as error:
+            # the error that ends the run is the one to report
+            with suppress(OSError):
+                if RowStore.has_parts(task.partial):
+                    error.add_note(
+                        "What is finished is kept: --resume continues from there"
+                    )
+                elif group.size == 1:
                     RowStore.remove(task.partial)
             raise
 
