@@ -11,6 +11,7 @@ from common.machine import is_main_process
 from prediction.ensemble import batch_size_of, warn_of_strange_values
 from prediction.jobs import SceneJob, count_pieces
 from prediction.precision import choose_precision
+from prediction.products import product_key, product_paths, require_own_products
 from prediction.rowstore import RowStore, require_room
 from prediction.settings import PredictionConfig
 from prediction.tasks import FURTHER_LAYERS, Task
@@ -37,9 +38,8 @@ def require_new(tasks: Sequence[Task], config: PredictionConfig) -> None:
             )
         layers = [name for name in FURTHER_LAYERS if getattr(config, f"save_{name}")]
         endings = [".tif", *(f"_{name}.tif" for name in layers), "_statistics.json"]
-        endings += ["_quicklook.png"] * config.quicklook
         files = [task.beside(ending) for ending in endings]
-        for path in [*files, *([task.polygons] if task.polygons else [])]:
+        for path in files + product_paths(task, config):
             if path.is_file():
                 raise SegmentationError(
                     f"{path} is there already; give --overwrite to replace it, or choose another "
@@ -65,10 +65,13 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
     warn_of_strange_values(job.scene, job.bands, job.models)
     auto = job.config.precision == "auto"
     batch_size = batch_size_of(job.config, job.models.device)
+    there = [path for path in product_paths(job.task, job.config) if path.is_file()]
     run = job.requested | {
         "precision": choose_precision(job) if auto else job.config.precision,
         "batch_size": batch_size,
         "columns": split_columns(job.layouts[1], batch_size, count_pieces(job)),
+        # those that are there may be replaced, also by the run that resumes this one
+        "products": {product_key(path): None for path in there},
     }
     return run, False
 
@@ -88,6 +91,7 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
         file = task.beside("_statistics.json")
         found = [path for path in job.rasters if path.is_file()]
         if not found:
+            require_own_products(job, {})
             return None
         if not file.is_file():
             raise SegmentationError(
@@ -102,12 +106,7 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
             f"--resume: of the finished map {task.output} some files are missing; start again "
             "with --overwrite"
         )
-    derived = [
-        task.polygons,
-        task.beside("_quicklook.png") if job.config.quicklook else None,
-    ]
-    if finished and not all(path.exists() for path in derived if path):
-        return None
+    require_own_products(job, run.get("products", {}))
     return run, finished
 
 

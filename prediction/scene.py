@@ -20,14 +20,14 @@ from common.errors import SegmentationError, error_message
 from common.files import exclusive_lock, remove_partial_files, write_json
 from common.ground import pixel_areas
 from common.machine import SerialWorker, tune_malloc
-from common.polygons import write_polygons
 from common.rasters import open_raster
 from prediction.blending import blended_rows
 from prediction.ensemble import Models, load_models
 from prediction.jobs import STORED_AHEAD, SceneJob, count_workers, prepare_scene
 from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
-from prediction.mapfiles import MapWriter, draw_quicklook, open_outputs
+from prediction.mapfiles import MapWriter, open_outputs
+from prediction.products import make_products, missing_products
 from prediction.reader import ParallelReader, count_readers, read_row_blocks
 from prediction.rowstore import RowStore, StoredPart, read_journal
 from prediction.settings import SCARCE, PredictionConfig
@@ -95,15 +95,24 @@ def map_scene(
         job = replace(job, run=run)
         if finished:
             log.info("%s is there already", task.output)
-            # a run that was killed while it removed it
-            if group.is_main_process and task.partial.exists():
-                with exclusive_lock("--output", task.output, task.partial):
-                    RowStore.remove(task.partial)
-            return json.loads(task.beside("_statistics.json").read_text())
+            return complete_map(job, group)
         scarce = "--batch_size or --max_memory"
         with unfinished_map(task, group), torch_errors(models.device, scarce):
             statistics = predict_scene(job, group)
-            return write_products(job, statistics) if group.is_main_process else {}
+            return write_report(job, statistics) if group.is_main_process else {}
+
+
+def complete_map(job: SceneJob, group: ProcessGroup) -> dict:
+    """Make what is missing beside a finished map; its statistics."""
+    task = job.task
+    report = json.loads(task.beside("_statistics.json").read_text())
+    missing = missing_products(job, report["run"].get("products", {}))
+    # the folder is left of a run that was killed while it removed it
+    if group.is_main_process and (missing or task.partial.exists()):
+        with unfinished_map(task, group):
+            RowStore.remove(task.partial)
+            return make_products(job, report)
+    return report
 
 
 @contextmanager
@@ -133,9 +142,9 @@ def unfinished_map(task: Task, group: ProcessGroup) -> Iterator[None]:
             raise
 
 
-def write_products(job: SceneJob, statistics: Statistics) -> dict:
-    """Write what is made from the finished maps, the statistics last; these."""
-    task, config = job.task, job.config
+def write_report(job: SceneJob, statistics: Statistics) -> dict:
+    """Write the statistics of finished maps, then what is made from these; the statistics."""
+    task = job.task
     if not statistics.pixels.any():
         log.warning(
             "warning: %s has no valid pixel, so its map is nodata alone; is its nodata value right?",
@@ -143,13 +152,9 @@ def write_products(job: SceneJob, statistics: Statistics) -> dict:
         )
     report = {"scene": task.scene, "output": str(task.output)}
     report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
-    if task.polygons:
-        write_polygons(task.output, task.polygons, job.names, config.min_area)
-    if config.quicklook:
-        draw_quicklook(task, job.names, config.save_confidence)
     write_json(task.beside("_statistics.json"), report)
     RowStore.remove(task.partial)
-    return report
+    return make_products(job, report)
 
 
 def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+import geopandas
 import pytest
 from helpers import interrupt
 from prediction_helpers import EVERYTHING, noise, outcome, run, write_scene
@@ -120,3 +121,76 @@ def test_overwrite_starts_an_unfinished_map_again(
     batches.clear()
     assert run(spatial, tall_scene, output, "--overwrite") == 0
     assert len(batches) == 12 and not list(output.parent.glob(".*"))
+
+
+# --- polygons and quicklook ----------------------------------------------------------------
+
+
+@fault(2)
+@pytest.mark.parametrize("name", ["write_polygons", "draw_quicklook"])
+def test_a_failed_product_leaves_the_map_and_resume_makes_it_alone(
+    land, scene, tmp_path, monkeypatch, capsys, batches, name
+):
+    output = tmp_path / "out" / "map.tif"
+    areas, picture = (output.with_name(n) for n in ("areas.gpkg", "map_quicklook.png"))
+    options = ("--quicklook", "--polygons", str(areas))
+    with monkeypatch.context() as patch:
+        interrupt(patch, f"prediction.products.{name}", 1, disk_full())
+        assert run(land.path, scene, output, *options) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    missing, made = (areas, picture) if name == "write_polygons" else (picture, areas)
+    assert f"map.tif is complete: --resume makes only {missing}" in error
+    assert made.exists() and not missing.exists()
+    assert not list(output.parent.glob(".*"))
+    names = {"map.tif", "map.tif.aux.xml", "map_statistics.json", made.name}
+    before = outcome(output.parent)
+    assert before.keys() == names
+    batches.clear()
+    assert run(land.path, scene, output, *options, "--resume") == 0
+    after = outcome(output.parent)
+    assert after.keys() == names | {missing.name} and not batches
+    for kept in names - {"map_statistics.json"}:
+        assert after[kept] == before[kept]
+    assert run(land.path, scene, output, *options, "--resume") == 0
+    assert outcome(output.parent) == after
+
+
+@fault(5)
+def test_polygons_of_another_smallest_area_are_made_anew_and_alone(
+    land, scene, tmp_path, batches
+):
+    output, areas = tmp_path / "map.tif", tmp_path / "areas.gpkg"
+    assert run(land.path, scene, output, "--quicklook") == 0
+    others = [output, tmp_path / "map_quicklook.png"]
+    times = [path.stat().st_mtime_ns for path in others]
+    batches.clear()
+    options = ("--quicklook", "--resume", "--polygons", str(areas))
+    counts = []
+    for square_metres in ("0", "1000", "0"):
+        more = (*options, "--min_area", square_metres)
+        assert run(land.path, scene, output, *more) == 0
+        counts.append(len(geopandas.read_file(areas)))
+        written = areas.stat().st_mtime_ns
+        assert run(land.path, scene, output, *more) == 0
+        assert areas.stat().st_mtime_ns == written
+    assert counts[0] == counts[2] > counts[1] and not batches
+    assert [path.stat().st_mtime_ns for path in others] == times
+
+
+@fault(2)
+def test_resume_does_not_replace_polygons_of_which_no_run_is_known(
+    land, scene, tmp_path, monkeypatch, capsys
+):
+    output, areas = tmp_path / "map.tif", tmp_path / "areas.gpkg"
+    areas.write_bytes(b"mine")
+    options = ("--polygons", str(areas))
+    for _ in range(2):  # without a map, and with one
+        assert run(land.path, scene, output, *options, "--resume") == 1
+        assert "areas.gpkg is there already" in capsys.readouterr().err
+        assert areas.read_bytes() == b"mine"
+        assert run(land.path, scene, output, "--resume") == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, "prediction.layers.compute_layers", 2, disk_full())
+        assert run(land.path, scene, output, *options, "--overwrite") == 1
+    assert run(land.path, scene, output, *options, "--resume") == 0
+    assert areas.read_bytes() != b"mine"
