@@ -59,7 +59,8 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
     """
     former = load_manifest(job) if job.config.resume else None
     if not (former and former[1]):
-        require_room(job.task.partial, job.layers, job.scene.shape)
+        form = job.config.format
+        require_room(job.task.partial, job.layers, job.scene.shape, form)
     if former:
         return former
     warn_of_strange_values(job.scene, job.bands, job.models)

@@ -88,7 +88,7 @@ def check_scene(
         if config.resume and (former := load_manifest(job)) and former[1]:
             return {}
         warn_of_strange_values(scene, job.bands, models)
-        unfinished = require_room(task.partial, job.layers, scene.shape)
+        unfinished = require_room(task.partial, job.layers, scene.shape, config.format)
         pixels = scene.height * scene.width
         return {
             "scenes": 1,

@@ -19,24 +19,29 @@ from prediction.tiling import Extent
 log = logging.getLogger("semanticseg4eo")
 
 
-def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
-    """The bytes that an unfinished map of shape (H, W) takes in a folder.
+def require_room(folder: Path, layers: dict[str, Layer], shape, form: str) -> int:
+    """The bytes that an unfinished map of shape (H, W) takes in a folder, beside its outputs.
+
+    That is the finished rows and, where ``form`` is "cog", the GeoTIFFs that the outputs are made
+    of; all without compression.
 
     Raises:
-        SegmentationError: The disk does not hold them.
+        SegmentationError: The disk does not hold them and the outputs.
     """
-    needed = bytes_of(layers) * shape[0] * shape[1]
+    outputs = bytes_of(layers) * shape[0] * shape[1]
+    unfinished = outputs * (2 if form == "cog" else 1)
+    needed = unfinished + outputs
     parents = folder.absolute(), *folder.absolute().parents
     free = shutil.disk_usage(next(path for path in parents if path.exists())).free
-    for path in folder.glob("*.raw"):  # of an earlier run: continued, or removed
+    for path in folder.glob("*"):  # of an earlier run: continued, or removed
         status = path.stat()
         free += getattr(status, "st_blocks", status.st_size / 512) * 512  # no holes
     if needed > free:
         raise SegmentationError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free, but the unfinished map takes "
-            f"{needed / 1e9:.1f} GB; free some, or write elsewhere"
+            f"{folder.parent} has {free / 1e9:.1f} GB free, but the map takes up to "
+            f"{needed / 1e9:.1f} GB while it is made; free some, or write elsewhere"
         )
-    return needed
+    return unfinished
 
 
 class RowStore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 
 import geopandas
 import pytest
@@ -194,3 +195,22 @@ def test_resume_does_not_replace_polygons_of_which_no_run_is_known(
         assert run(land.path, scene, output, *options, "--overwrite") == 1
     assert run(land.path, scene, output, *options, "--resume") == 0
     assert areas.read_bytes() != b"mine"
+
+
+# --- disk ----------------------------------------------------------------------------------
+
+
+@fault(4)
+@pytest.mark.parametrize(("form", "parts"), [("gtiff", 2), ("cog", 3)])
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_the_disk_must_hold_rows_maps_and_the_plain_copy_of_a_cog(
+    land, scene, tmp_path, monkeypatch, capsys, form, parts, check
+):
+    needed = parts * 100 * 90 * 5  # a byte of the class, four of the confidence
+    options = ("--format", form, "--save_confidence", *check)
+    for free, status in ((needed - 1, 1), (needed, 0)):
+        room = shutil.disk_usage(tmp_path)._replace(free=free)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda place, room=room: room)
+            assert run(land.path, scene, tmp_path / "map.tif", *options) == status
+        assert ("GB free, but the map takes" in capsys.readouterr().err) == bool(status)
