@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import geopandas
 import pytest
@@ -214,3 +215,44 @@ def test_the_disk_must_hold_rows_maps_and_the_plain_copy_of_a_cog(
             patch.setattr(shutil, "disk_usage", lambda place, room=room: room)
             assert run(land.path, scene, tmp_path / "map.tif", *options) == status
         assert ("GB free, but the map takes" in capsys.readouterr().err) == bool(status)
+
+
+# --- files ---------------------------------------------------------------------------------
+
+
+def write_vrt(path: Path, source: str, height: int, width: int) -> Path:
+    bands = "".join(
+        f'<VRTRasterBand dataType="UInt16" band="{band}"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">{source}</SourceFilename>'
+        f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    path.write_text(
+        f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}"><SRS>EPSG:32631</SRS>'
+        f"<GeoTransform>431240, 10, 0, 4912560, 0, -10</GeoTransform>{bands}</VRTDataset>"
+    )
+    return path
+
+
+@fault(6)
+@pytest.mark.parametrize("nested", [False, True])
+def test_resuming_after_a_source_of_a_vrt_has_changed_is_refused(
+    land, tmp_path, monkeypatch, capsys, nested
+):
+    pixels = noise(150, 60)
+    source = write_scene(tmp_path / "source.tif", pixels)
+    vrt = write_vrt(tmp_path / "inner.vrt", "source.tif", 150, 60)
+    if nested:
+        vrt = write_vrt(tmp_path / "outer.vrt", "inner.vrt", 150, 60)
+    output = tmp_path / "map.tif"
+    with monkeypatch.context() as patch:
+        interrupt(patch, "prediction.layers.compute_layers", 3, disk_full())
+        assert run(land.path, vrt, output) == 1
+    write_scene(source, pixels // 2)
+    for _ in range(2):  # of an unfinished map, and of a finished one
+        os.utime(source, (1, 1))
+        assert run(land.path, vrt, output, "--resume") == 1
+        assert "belongs to a run with another scene" in capsys.readouterr().err
+        os.utime(source, (2, 2))
+        assert run(land.path, vrt, output, "--overwrite") == 0
+        assert run(land.path, vrt, output, "--resume") == 0
