@@ -17,7 +17,7 @@ from functools import partial
 
 from common.console import add_debug, add_settings, make_parser, run_command
 from common.machine import is_main_process
-from prediction.settings import PredictionConfig
+from prediction.settings import SCARCE, PredictionConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments,
         PredictionConfig,
         check if arguments.check else predict,
-        scarce="--patch_size or --max_memory",
+        scarce=SCARCE,
         interrupted=lambda: "interrupted; --resume continues an unfinished map",
     )
 

@@ -43,14 +43,17 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> OptionError:
 
 
 def error_message(error: BaseException, scarce: str) -> str:
-    """One line for an error that ends a script; ``scarce`` are the options that take memory."""
+    """One line for an error that ends a script, with the error's notes as sentences after it.
+
+    ``scarce`` are the options that take memory.
+    """
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        return f"The memory is too small ({text or 'nothing left'}); lower {scarce}"
     full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    if isinstance(error, OSError) and error.errno in full:
-        return f"{text}; free some, or write elsewhere"
-    return text
+    if isinstance(error, MemoryError):
+        text = f"The memory is too small ({text or 'nothing left'}); lower {scarce}"
+    elif isinstance(error, OSError) and error.errno in full:
+        text = f"{text}; free some, or write elsewhere"
+    return ". ".join([text, *getattr(error, "__notes__", [])])
 
 
 def gdal_message(error: BaseException) -> str:

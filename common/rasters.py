@@ -128,6 +128,23 @@ def _problem_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
     return None
 
 
+def source_files(dataset: rasterio.DatasetReader) -> list[str]:
+    """The files that the pixels and masks of a raster come from, a VRT's sources and theirs too.
+
+    What GDAL or QGIS may add or change later, overviews and statistics, is left out.
+    """
+    found, todo = {}, list(dataset.files)
+    while todo:
+        path = todo.pop(0)
+        if path in found or path.endswith((".ovr", ".aux.xml")):
+            continue
+        found[path] = None
+        if path.lower().endswith(".vrt") and path != dataset.name:
+            with suppress(RasterError), open_raster(path) as source:
+                todo += source.files
+    return list(found)
+
+
 def require_georeference(dataset: rasterio.DatasetReader) -> None:
     """Raise RasterError unless the raster has a coordinate reference system."""
     if dataset.crs is None:

@@ -15,7 +15,7 @@ from common import VERSION
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file, fingerprint
-from common.rasters import Source
+from common.rasters import Source, source_files
 from common.tiffs import require_complete
 from prediction.ensemble import Models, match_bands
 from prediction.layers import Layer, bytes_of, list_layers
@@ -70,7 +70,8 @@ class SceneJob:
         return {
             "version": VERSION,
             "scene": describe_file(self.task.scene)
-            | {"shape": list(self.scene.shape), "bands": self.bands},
+            | {"shape": list(self.scene.shape), "bands": self.bands}
+            | {"files": [describe_file(file) for file in source_files(self.scene)]},
             "models": [describe_file(file) for file in self.models.files],
             "device": self.models.device.type,
             "options": fingerprint(self.config),

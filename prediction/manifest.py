@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
-from common.files import compare_runs
+from common.errors import SegmentationError
+from common.files import compare_runs, exclusive_lock
+from common.machine import is_main_process
 from prediction.ensemble import batch_size_of, warn_of_strange_values
 from prediction.jobs import SceneJob, count_pieces
 from prediction.precision import choose_precision
-from prediction.rowstore import require_room
+from prediction.products import product_key, product_paths, require_own_products
+from prediction.rowstore import RowStore, require_room
+from prediction.settings import PredictionConfig
+from prediction.tasks import FURTHER_LAYERS, Task
 from prediction.tiling import split_columns
+
+
+def require_new(tasks: Sequence[Task], config: PredictionConfig) -> None:
+    """Look at what earlier runs have left, before any work.
+
+    Raises:
+        SegmentationError: Without ``--resume`` and ``--overwrite``: a map or another output is
+            there already, finished rows of an unfinished map are, or another run writes to them.
+    """
+    if config.resume or config.overwrite:
+        return
+    for task in tasks:
+        if task.partial.exists() and is_main_process():
+            with exclusive_lock("--output", task.output, task.partial):
+                pass
+        if RowStore.has_parts(task.partial):
+            raise SegmentationError(
+                f"{task.output} is unfinished; continue it with --resume, or start again with "
+                "--overwrite"
+            )
+        layers = [name for name in FURTHER_LAYERS if getattr(config, f"save_{name}")]
+        endings = [".tif", *(f"_{name}.tif" for name in layers), "_statistics.json"]
+        files = [task.beside(ending) for ending in endings]
+        for path in files + product_paths(task, config):
+            if path.is_file():
+                raise SegmentationError(
+                    f"{path} is there already; give --overwrite to replace it, or choose another "
+                    "output"
+                )
 
 
 def make_manifest(job: SceneJob) -> tuple[dict, bool]:
@@ -19,20 +54,25 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
         The run: all that its result depends on, as JSON; and whether it is finished already.
 
     Raises:
-        SegmentationError: The disk does not hold it, or ``--resume`` finds another run.
+        SegmentationError: The disk does not hold it, or ``--resume`` finds another run or maps
+            of none.
     """
     former = load_manifest(job) if job.config.resume else None
     if not (former and former[1]):
-        require_room(job.task.partial, job.layers, job.scene.shape)
+        form = job.config.format
+        require_room(job.task.partial, job.layers, job.scene.shape, form)
     if former:
         return former
     warn_of_strange_values(job.scene, job.bands, job.models)
     auto = job.config.precision == "auto"
     batch_size = batch_size_of(job.config, job.models.device)
+    there = [path for path in product_paths(job.task, job.config) if path.is_file()]
     run = job.requested | {
         "precision": choose_precision(job) if auto else job.config.precision,
         "batch_size": batch_size,
         "columns": split_columns(job.layouts[1], batch_size, count_pieces(job)),
+        # those that are there may be replaced, also by the run that resumes this one
+        "products": {product_key(path): None for path in there},
     }
     return run, False
 
@@ -41,7 +81,8 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
     """The run that ``--resume`` continues, and whether it is finished; None without one.
 
     Raises:
-        SegmentationError: Its files or options were others.
+        SegmentationError: Its files or options were others, or a map is there of which no run is
+            known.
     """
     task, finished = job.task, False
     file = task.partial / "run.json"
@@ -49,16 +90,24 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
         run = json.loads(file.read_text())
     else:
         file = task.beside("_statistics.json")
-        expected = [file, *job.rasters]
-        if task.polygons:
-            expected.append(task.polygons)
-        if job.config.quicklook:
-            expected.append(task.beside("_quicklook.png"))
-        if not all(path.exists() for path in expected):
+        found = [path for path in job.rasters if path.is_file()]
+        if not found:
+            require_own_products(job, {})
             return None
+        if not file.is_file():
+            raise SegmentationError(
+                f"{found[0]} is there already, but {file} is not, so --resume does not know how "
+                "it was made; give --overwrite to replace it, or choose another --output"
+            )
         run, finished = json.loads(file.read_text()).get("run") or {}, True
-    way_out = "leave --resume out to start again"
+    way_out = "start again with --overwrite"
     compare_runs(_fixed(run), _fixed(job.requested), f"--resume: {file}", way_out)
+    if finished and len(found) < len(job.rasters):
+        raise SegmentationError(
+            f"--resume: of the finished map {task.output} some files are missing; start again "
+            "with --overwrite"
+        )
+    require_own_products(job, run.get("products", {}))
     return run, finished
 
 

@@ -23,7 +23,7 @@ from prediction.ensemble import (
 )
 from prediction.jobs import SceneJob, count_workers, open_rows, prepare_scene, row_limit
 from prediction.layers import bytes_of
-from prediction.manifest import load_manifest
+from prediction.manifest import load_manifest, require_new
 from prediction.precision import choose_precision, probe_windows
 from prediction.rowstore import require_room
 from prediction.settings import PredictionConfig
@@ -55,6 +55,8 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
             problems.attempt(load_checkpoint, *options)
     tasks = problems.attempt(list_tasks, config) or []
     problems.attempt(require_folders, tasks)
+    for task in tasks:
+        problems.attempt(require_new, [task], config)
     if not (models and tasks):
         for scene in problems.attempt(list_scenes, config.input) or []:
             problems.attempt(require_readable, scene)
@@ -86,7 +88,7 @@ def check_scene(
         if config.resume and (former := load_manifest(job)) and former[1]:
             return {}
         warn_of_strange_values(scene, job.bands, models)
-        unfinished = require_room(task.partial, job.layers, scene.shape)
+        unfinished = require_room(task.partial, job.layers, scene.shape, config.format)
         pixels = scene.height * scene.width
         return {
             "scenes": 1,

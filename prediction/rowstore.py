@@ -1,4 +1,4 @@
-"""Finished rows of a map on disk, from which an interrupted run is resumed."""
+"""Finished rows of a map on disk, from which an unfinished run is resumed."""
 
 from __future__ import annotations
 
@@ -19,28 +19,33 @@ from prediction.tiling import Extent
 log = logging.getLogger("semanticseg4eo")
 
 
-def require_room(folder: Path, layers: dict[str, Layer], shape) -> int:
-    """The bytes that an unfinished map of shape (H, W) takes in a folder.
+def require_room(folder: Path, layers: dict[str, Layer], shape, form: str) -> int:
+    """The bytes that an unfinished map of shape (H, W) takes in a folder, beside its outputs.
+
+    That is the finished rows and, where ``form`` is "cog", the GeoTIFFs that the outputs are made
+    of; all without compression.
 
     Raises:
-        SegmentationError: The disk does not hold them.
+        SegmentationError: The disk does not hold them and the outputs.
     """
-    needed = bytes_of(layers) * shape[0] * shape[1]
+    outputs = bytes_of(layers) * shape[0] * shape[1]
+    unfinished = outputs * (2 if form == "cog" else 1)
+    needed = unfinished + outputs
     parents = folder.absolute(), *folder.absolute().parents
     free = shutil.disk_usage(next(path for path in parents if path.exists())).free
-    for path in folder.glob("*.raw"):  # of an earlier run: continued, or removed
+    for path in folder.glob("*"):  # of an earlier run: continued, or removed
         status = path.stat()
         free += getattr(status, "st_blocks", status.st_size / 512) * 512  # no holes
     if needed > free:
         raise SegmentationError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free, but the unfinished map takes "
-            f"{needed / 1e9:.1f} GB; free some, or write elsewhere"
+            f"{folder.parent} has {free / 1e9:.1f} GB free, but the map takes up to "
+            f"{needed / 1e9:.1f} GB while it is made; free some, or write elsewhere"
         )
-    return needed
+    return unfinished
 
 
 class RowStore:
-    """Finished rows of a map on disk, from which an interrupted run is resumed.
+    """Finished rows of a map on disk, from which an unfinished run is resumed.
 
     In a hidden folder lie ``run.json`` (what is being made), a raw file per layer in the order
     (row, band, column), and a ``done-N.txt`` per process with a line for every part of the scene
@@ -81,6 +86,12 @@ class RowStore:
         (folder / "run.json").unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(folder)
+
+    @staticmethod
+    def has_parts(folder: Path) -> bool:
+        """Whether a folder holds finished rows that a run can continue."""
+        journals = folder.glob("done-*.txt") if (folder / "run.json").exists() else []
+        return any(read_journal(journal) for journal in journals)
 
     @staticmethod
     def finished_parts(folder: Path) -> list[StoredPart]:
@@ -133,7 +144,7 @@ class RowStore:
         while data:
             if not (count := file.readinto(data)):
                 raise SegmentationError(
-                    f"{file.name} is cut off; leave --resume out to start again"
+                    f"{file.name} is cut off; start again with --overwrite"
                 )
             data = data[count:]
         return rows.swapaxes(0, 1)

@@ -16,21 +16,21 @@ from tqdm import tqdm
 
 from common.devices import beside_passes, shared_threads
 from common.distributed import ProcessGroup, init_distributed, torch_errors
-from common.errors import SegmentationError
+from common.errors import SegmentationError, error_message
 from common.files import exclusive_lock, remove_partial_files, write_json
 from common.ground import pixel_areas
 from common.machine import SerialWorker, tune_malloc
-from common.polygons import write_polygons
 from common.rasters import open_raster
 from prediction.blending import blended_rows
 from prediction.ensemble import Models, load_models
 from prediction.jobs import STORED_AHEAD, SceneJob, count_workers, prepare_scene
 from prediction.layers import compute_layers, mask_layers
-from prediction.manifest import make_manifest
-from prediction.mapfiles import MapWriter, draw_quicklook, open_outputs
+from prediction.manifest import make_manifest, require_new
+from prediction.mapfiles import MapWriter, open_outputs
+from prediction.products import make_products, missing_products
 from prediction.reader import ParallelReader, count_readers, read_row_blocks
 from prediction.rowstore import RowStore, StoredPart, read_journal
-from prediction.settings import PredictionConfig
+from prediction.settings import SCARCE, PredictionConfig
 from prediction.statistics import Statistics, confidence_counts, report_text
 from prediction.tasks import Task, list_tasks, require_folders, require_readable
 from prediction.tiling import Extent, extent_to_read, remaining, split_rows
@@ -53,6 +53,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
     """
     tasks = list_tasks(config)
     require_folders(tasks)
+    require_new(tasks, config)
     if len(tasks) == 1:
         require_readable(tasks[0].scene)  # before the model is loaded
     tune_malloc()
@@ -68,7 +69,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
                 if len(tasks) == 1 or group.size > 1:
                     raise
                 failed += 1
-                log.error("error: %s", error)
+                log.error("error: %s", error_message(error, SCARCE))
             else:
                 if group.is_main_process:
                     show(report_text(report))
@@ -94,22 +95,32 @@ def map_scene(
         job = replace(job, run=run)
         if finished:
             log.info("%s is there already", task.output)
-            # a run that was killed while it removed it
-            if group.is_main_process and task.partial.exists():
-                with exclusive_lock("--output", task.output, task.partial):
-                    RowStore.remove(task.partial)
-            return json.loads(task.beside("_statistics.json").read_text())
+            return complete_map(job, group)
         scarce = "--batch_size or --max_memory"
         with unfinished_map(task, group), torch_errors(models.device, scarce):
             statistics = predict_scene(job, group)
-            return write_products(job, statistics) if group.is_main_process else {}
+            return write_report(job, statistics) if group.is_main_process else {}
+
+
+def complete_map(job: SceneJob, group: ProcessGroup) -> dict:
+    """Make what is missing beside a finished map; its statistics."""
+    task = job.task
+    report = json.loads(task.beside("_statistics.json").read_text())
+    missing = missing_products(job, report["run"].get("products", {}))
+    # the folder is left of a run that was killed while it removed it
+    if group.is_main_process and (missing or task.partial.exists()):
+        with unfinished_map(task, group):
+            RowStore.remove(task.partial)
+            return make_products(job, report)
+    return report
 
 
 @contextmanager
 def unfinished_map(task: Task, group: ProcessGroup) -> Iterator[None]:
-    """Keep other runs out of the outputs of a scene; an error removes what is unfinished.
+    """Keep other runs out of the outputs of a scene, and finished rows for ``--resume``.
 
-    It stays after an interruption, and where other processes may still write to it.
+    A run that ends before a part is finished leaves nothing, unless other processes may still
+    write to it.
     """
     with ExitStack() as stack:
         if group.is_main_process:
@@ -119,18 +130,21 @@ def unfinished_map(task: Task, group: ProcessGroup) -> Iterator[None]:
             remove_partial_files(files + [task.polygons] * bool(task.polygons))
         try:
             yield
-        except Exception:
-            if group.size == 1:
-                with suppress(
-                    OSError
-                ):  # the error that ends the run is the one to report
+        except BaseException as error:
+            # the error that ends the run is the one to report
+            with suppress(OSError):
+                if RowStore.has_parts(task.partial):
+                    error.add_note(
+                        "What is finished is kept: --resume continues from there"
+                    )
+                elif group.size == 1:
                     RowStore.remove(task.partial)
             raise
 
 
-def write_products(job: SceneJob, statistics: Statistics) -> dict:
-    """Write what is made from the finished maps, the statistics last; these."""
-    task, config = job.task, job.config
+def write_report(job: SceneJob, statistics: Statistics) -> dict:
+    """Write the statistics of finished maps, then what is made from these; the statistics."""
+    task = job.task
     if not statistics.pixels.any():
         log.warning(
             "warning: %s has no valid pixel, so its map is nodata alone; is its nodata value right?",
@@ -138,13 +152,9 @@ def write_products(job: SceneJob, statistics: Statistics) -> dict:
         )
     report = {"scene": task.scene, "output": str(task.output)}
     report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
-    if task.polygons:
-        write_polygons(task.output, task.polygons, job.names, config.min_area)
-    if config.quicklook:
-        draw_quicklook(task, job.names, config.save_confidence)
     write_json(task.beside("_statistics.json"), report)
     RowStore.remove(task.partial)
-    return report
+    return make_products(job, report)
 
 
 def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:

@@ -9,6 +9,7 @@ from common.architectures import PRECISIONS, TTA_TRANSFORMS
 from common.errors import require
 from common.options import check_limits, number_or_auto, setting
 
+SCARCE = "--patch_size or --max_memory"  # what takes memory
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
 
 
@@ -30,7 +31,11 @@ class PredictionConfig:
         group="files", may_change=True,
     )  # fmt: skip
     resume: bool = setting(
-        False, "resume an interrupted map from its last stored rows", "files", may_change=True
+        False, "resume an unfinished map from its last stored rows", "files", may_change=True
+    )  # fmt: skip
+    overwrite: bool = setting(
+        False, "replace maps that exist, and start unfinished ones again", "files",
+        may_change=True,
     )  # fmt: skip
     format: str = setting(
         "gtiff", "of all maps: gtiff, or cog (cloud-optimized, with overviews)", "outputs",
@@ -115,6 +120,8 @@ class PredictionConfig:
 
     def __post_init__(self):
         check_limits(self)
+        both = self.overwrite and self.resume
+        require(not both, "--overwrite", "and --resume", "one of the two")
         size, overlap, batch = self.patch_size, self.overlap, self.batch_size
         expected = f"0 to {size - 1}, less than --patch_size {size}"
         require(0 <= overlap < size, "--overlap", overlap, expected)

@@ -423,7 +423,7 @@ def corner_points(height: int, width: int) -> list[GroundControlPoint]:
 def mapped_area(model: PixelModel, folder: Path, **place) -> float:
     """Square metres of a map of 40 x 50 pixels, all classes together, as its JSON says."""
     scene = write_scene(folder / "scene.tif", noise(40, 50), **place)
-    assert run(model.path, scene, folder / "map.tif") == 0
+    assert run(model.path, scene, folder / "map.tif", "--overwrite") == 0
     report = read_json(folder / "map_statistics.json")
     return 1e4 * sum(entry["area_ha"] for entry in report["classes"])
 

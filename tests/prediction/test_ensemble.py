@@ -157,7 +157,8 @@ def test_models_of_both_rules_are_averaged(tmp_path):
     pixels = noise(64, 64)
     scene = write_scene(tmp_path / "scene.tif", pixels)
     for files in ([one.path, other, one.path], [other, one.path, one.path]):
-        assert run(files, scene, tmp_path / "map.tif", "--save_confidence") == 0
+        options = ("--save_confidence", "--overwrite")
+        assert run(files, scene, tmp_path / "map.tif", *options) == 0
         legacy = one.classify(image_rule(pixels))
         expected = (2 * one.probabilities(pixels) + legacy) / 3
         np.testing.assert_allclose(

@@ -95,7 +95,7 @@ def test_a_vrt_and_a_file_in_a_zip_are_scenes(land, tmp_path):
         archive.write(source, "inner/scene.tif")
     for name in ("scene.vrt", "scene.zip/inner/scene.tif"):
         path = f"/vsizip/{tmp_path / name}" if ".zip" in name else tmp_path / name
-        assert run(land.path, path, tmp_path / "map.tif") == 0
+        assert run(land.path, path, tmp_path / "map.tif", "--overwrite") == 0
         check_map(land, tmp_path / "map.tif", pixels, np.ones((70, 50), bool))
         with rasterio.open(tmp_path / "map.tif") as file:
             assert (file.crs, file.transform) == (CRS, TRANSFORM)

@@ -36,7 +36,7 @@ def test_a_probability_equal_to_the_threshold_is_foreground(models, tmp_path):
     model = make_pixel_model(models / "half.pth", [[0, 0, 0]], [0])
     scene = write_scene(tmp_path / "scene.tif", noise(64, 64))
     for threshold, expected in (("0.5", 1), ("0.5001", 0)):
-        options = ("--threshold", threshold)
+        options = ("--threshold", threshold, "--overwrite")
         assert run(model.path, scene, tmp_path / "map.tif", *options) == 0
         assert (read_map(tmp_path / "map.tif") == expected).all()
 
@@ -59,9 +59,11 @@ def test_bands_select_and_order_by_number_and_by_description(land, tmp_path):
     scene = write_scene(tmp_path / "shuffled.tif", shuffled, names)
     expected = read_map(tmp_path / "expected.tif")
     for bands in ("4,3,1", "B02,B03,B04", "b02 blue, 3, B04 RED"):
-        assert run(land.path, scene, tmp_path / "map.tif", "--bands", bands) == 0
+        options = ("--overwrite", "--bands", bands)
+        assert run(land.path, scene, tmp_path / "map.tif", *options) == 0
         np.testing.assert_array_equal(read_map(tmp_path / "map.tif"), expected)
-    assert run(land.path, scene, tmp_path / "map.tif", "--bands", "1,3,4") == 0
+    options = ("--overwrite", "--bands", "1,3,4")
+    assert run(land.path, scene, tmp_path / "map.tif", *options) == 0
     assert (read_map(tmp_path / "map.tif") != expected).any()
 
 
@@ -78,7 +80,7 @@ def test_bands_in_another_order_than_in_training_are_reported(
 ):
     assert run(land.path, scene, tmp_path / "map.tif") == 0
     assert "trained on" not in capsys.readouterr().err
-    assert run(land.path, scene, tmp_path / "map.tif", "--bands", "3,2,1") == 0
+    assert run(land.path, scene, tmp_path / "other.tif", "--bands", "3,2,1") == 0
     error = capsys.readouterr().err
     assert "B04 red, B03 green, B02 blue" in error
     assert "trained on B02 blue, B03 green, B04 red" in error
@@ -99,7 +101,8 @@ def test_num_classes_and_in_channels_are_checks(land, water, scene, tmp_path, ca
     right = ("--num_classes", "4", "--in_channels", "3")
     assert run(land.path, scene, output, *right) == 0
     for number in ("1", "2"):
-        assert run(water.path, scene, output, "--num_classes", number) == 0
+        options = ("--overwrite", "--num_classes", number)
+        assert run(water.path, scene, output, *options) == 0
 
 
 def test_a_scene_of_other_bands_is_refused_with_both_counts(land, tmp_path, capsys):

@@ -95,7 +95,7 @@ def test_a_check_sees_a_run_that_cannot_be_resumed_and_a_disk_without_room(
     assert "another --overlap (16, now 32)" in capsys.readouterr().err
     room = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: room)
-    assert run(land.path, scene, output, "--check") == 1
+    assert run(land.path, scene, output, "--overwrite", "--check") == 1
     assert "GB free" in capsys.readouterr().err
 
 
@@ -121,7 +121,7 @@ def test_a_finished_scene_needs_no_room(land, scene, tmp_path, monkeypatch):
     room = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: room)
     assert run(land.path, scene, output, "--resume") == 0
-    assert run(land.path, scene, output) == 1
+    assert run(land.path, scene, output, "--overwrite") == 1
 
 
 def test_what_a_kill_left_of_a_finished_map_is_removed(land, scene, tmp_path):

@@ -159,7 +159,7 @@ def test_d4_maps_a_turned_scene_as_the_turned_map(spatial, views):
 def test_a_pixel_model_is_the_same_in_every_view(land, scene, tmp_path):
     found = []
     for views in ("none", "flip", "d4"):
-        options = ("--tta", views, "--save_confidence")
+        options = ("--tta", views, "--save_confidence", "--overwrite")
         assert run(land.path, scene, tmp_path / "map.tif", *options) == 0
         found.append(confidence_of(tmp_path))
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
@@ -197,7 +197,8 @@ def test_logits_are_divided_by_the_temperature_of_their_model(tmp_path):
     expected = halved.probabilities(pixels)
     np.testing.assert_allclose(confidence_of(tmp_path), expected.max(axis=0), atol=3e-6)
     both = [sure.path, plain.path]
-    assert run(both, scene, tmp_path / "map.tif", "--save_confidence") == 0
+    options = ("--save_confidence", "--overwrite")
+    assert run(both, scene, tmp_path / "map.tif", *options) == 0
     mean = (expected + plain.probabilities(pixels)) / 2
     np.testing.assert_allclose(confidence_of(tmp_path), mean.max(axis=0), atol=3e-6)
 
@@ -210,8 +211,8 @@ def test_the_threshold_of_a_binary_model_is_a_calibrated_probability(tmp_path):
     pixels = noise(64, 64)
     scene = write_scene(tmp_path / "scene.tif", pixels)
     for threshold in (0.3, 0.5):
-        option = ("--threshold", str(threshold))
-        assert run(sure.path, scene, tmp_path / "map.tif", *option) == 0
+        options = ("--threshold", str(threshold), "--overwrite")
+        assert run(sure.path, scene, tmp_path / "map.tif", *options) == 0
         found = read_map(tmp_path / "map.tif")
         foreground = halved.probabilities(pixels)[0]
         clear = abs(foreground - threshold) > 1e-5

@@ -142,10 +142,10 @@ def test_a_part_is_in_the_journal_only_after_it_is_in_the_files(partial, monkeyp
 def test_a_disk_that_does_not_hold_the_map_is_an_error_before_the_work(
     land, scene, tmp_path, capsys, monkeypatch, batches
 ):
-    # classes and confidence of 100 x 90 pixels: 45,000 bytes
+    # classes and confidence of 100 x 90 pixels: 45,000 bytes, as rows and as maps
     more = "--save_confidence"
     folder = tmp_path / "out"
-    for free, status in ((44_999, 1), (45_000, 0)):
+    for free, status in ((89_999, 1), (90_000, 0)):
         usage = shutil._ntuple_diskusage(10**9, 10**9 - free, free)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
         assert run(land.path, scene, folder / "map.tif", more) == status

@@ -87,7 +87,7 @@ def test_an_output_that_is_the_input_is_refused(land, scene, tmp_path, capsys, o
     assert confidence.read_bytes() == before
 
 
-def test_maps_that_lie_among_their_scenes_are_not_written_over(land, tmp_path):
+def test_maps_do_not_lie_among_their_scenes(land, tmp_path):
     write_scene(tmp_path / "a.tif", noise(40, 40))
     for folder in (tmp_path, tmp_path / "." / ".." / tmp_path.name):
         with pytest.raises(SystemExit) as stop:

@@ -1,0 +1,110 @@
+"""Polygons and quicklook: made from a finished map, each with a fingerprint of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import SegmentationError
+from common.files import describe_file, write_json
+from common.polygons import write_polygons
+from prediction.jobs import SceneJob
+from prediction.mapfiles import draw_quicklook
+from prediction.settings import PredictionConfig
+from prediction.tasks import Task
+
+
+@dataclass(frozen=True)
+class Product:
+    """A file that is made from the map of a scene."""
+
+    path: Path
+    made_from: dict  # its fingerprint, as JSON
+    make: Callable[[], object]
+
+    @property
+    def key(self) -> str:
+        return product_key(self.path)
+
+
+def product_key(path: Path) -> str:
+    """How ``run["products"]`` names a file."""
+    return os.path.abspath(path)
+
+
+def product_paths(task: Task, config: PredictionConfig) -> list[Path]:
+    """The files beside the rasters and the statistics that the options ask for."""
+    polygons = [task.polygons] if task.polygons else []
+    return polygons + [task.beside("_quicklook.png")] * config.quicklook
+
+
+def require_own_products(job: SceneJob, known: dict) -> None:
+    """Raise SegmentationError where a product is there that no run of this map has made.
+
+    Args:
+        job: The scene.
+        known: ``run["products"]``: those that were made, or may be replaced.
+    """
+    for path in product_paths(job.task, job.config):
+        if path.is_file() and product_key(path) not in known:
+            raise SegmentationError(
+                f"--resume: {path} is there already, of another run; give --overwrite to replace "
+                "it, or choose another output"
+            )
+
+
+def missing_products(job: SceneJob, known: dict) -> list[Product]:
+    """What the options ask for and is not there, or was made with others or of another map."""
+    task, config, names = job.task, job.config, job.names
+    found = describe_file(str(task.output))
+    made_from = {"map": {key: found.get(key) for key in ("bytes", "modified")}}
+    products = []
+    if task.polygons:
+
+        def polygons() -> None:
+            write_polygons(task.output, task.polygons, names, config.min_area)
+
+        options = made_from | {"min_area": config.min_area}
+        products.append(Product(task.polygons, options, polygons))
+    if config.quicklook:
+
+        def quicklook() -> None:
+            draw_quicklook(task, names, config.save_confidence)
+
+        products.append(Product(task.beside("_quicklook.png"), made_from, quicklook))
+    return [
+        one
+        for one in products
+        if not one.path.is_file() or known.get(one.key) != one.made_from
+    ]
+
+
+def make_products(job: SceneJob, report: dict) -> dict:
+    """Make what is missing of a finished map, and note it in the statistics; these.
+
+    Raises:
+        SegmentationError: One could not be made. The others and the map are there.
+    """
+    failed: list[Exception] = []
+    statistics = job.task.beside("_statistics.json")
+    known = report["run"].setdefault("products", {})
+    if missing := missing_products(job, known):
+        # a run that is killed leaves none that the next one would not know
+        known |= dict.fromkeys(one.key for one in missing)
+        write_json(statistics, report)
+    for product in missing:
+        try:
+            product.make()
+        except (SegmentationError, OSError, MemoryError) as error:
+            error.add_note(
+                f"{job.task.output} is complete: --resume makes only {product.path}"
+            )
+            failed.append(error)
+        else:
+            known[product.key] = product.made_from
+            write_json(statistics, report)
+    if failed:
+        raise failed[0]
+    return report

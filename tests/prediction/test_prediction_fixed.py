@@ -1,0 +1,258 @@
+"""Faults of version 1.1 in prediction, by the numbers they have in ``pytest -m fault``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import geopandas
+import pytest
+from helpers import interrupt
+from prediction_helpers import EVERYTHING, noise, outcome, run, write_scene
+
+fault = pytest.mark.fault
+
+
+def disk_full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# --- work that is kept ------------------------------------------------------------------
+
+
+@fault(1)
+def test_an_error_keeps_finished_rows_and_the_next_run_says_what_can_be_done(
+    spatial, tall_scene, tmp_path, monkeypatch, capsys, batches
+):
+    folder = tmp_path / "out"
+    assert run(spatial, tall_scene, tmp_path / "whole" / "map.tif", *EVERYTHING) == 0
+    whole = len(batches)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "prediction.layers.compute_layers", 5, disk_full())
+        assert run(spatial, tall_scene, folder / "map.tif", *EVERYTHING) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "or write elsewhere. What is finished is kept: --resume" in error
+    assert os.listdir(folder) == [".map.tif-partial"]
+    kept = outcome(folder / ".map.tif-partial")
+    assert run(spatial, tall_scene, folder / "map.tif", *EVERYTHING) == 1
+    error = capsys.readouterr().err
+    assert "map.tif is unfinished" in error
+    assert "--resume" in error and "--overwrite" in error
+    assert outcome(folder / ".map.tif-partial") == kept
+    batches.clear()
+    again = (*EVERYTHING, "--resume")
+    assert run(spatial, tall_scene, folder / "map.tif", *again) == 0
+    assert len(batches) < whole
+    assert outcome(folder) == outcome(tmp_path / "whole") | {
+        "map_statistics.json": (folder / "map_statistics.json").read_bytes()
+    }
+
+
+@fault(1)
+@pytest.mark.parametrize("error", [disk_full(), KeyboardInterrupt()])
+def test_a_run_that_finished_no_part_leaves_nothing(
+    land, scene, tmp_path, monkeypatch, capsys, error
+):
+    interrupt(monkeypatch, "prediction.layers.compute_layers", 1, error)
+    assert run(land.path, scene, tmp_path / "out" / "map.tif") != 0
+    assert "is kept" not in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@fault(1)
+def test_an_error_of_one_of_several_scenes_keeps_its_rows(
+    spatial, tmp_path, monkeypatch, capsys
+):
+    scenes = [
+        write_scene(tmp_path / f"{name}.tif", noise(150, 60, seed=seed))
+        for seed, name in enumerate("ab")
+    ]
+    maps = tmp_path / "maps"
+    with monkeypatch.context() as patch:
+        interrupt(patch, "prediction.layers.compute_layers", 3, disk_full())
+        assert run(spatial, scenes, maps) == 1
+    assert "is kept: --resume" in capsys.readouterr().err
+    assert (maps / ".a_prediction.tif-partial").exists()
+    assert (maps / "b_prediction.tif").exists()
+    assert run(spatial, scenes, maps) == 1
+    assert run(spatial, scenes, maps, "--resume") == 0
+    assert not list(maps.glob(".*"))
+
+
+@fault(1)
+@pytest.mark.parametrize("name", ["map.tif", "map_statistics.json", "areas.gpkg"])
+def test_what_exists_is_replaced_only_with_overwrite(
+    land, scene, tmp_path, capsys, batches, name
+):
+    output = tmp_path / "out" / "map.tif"
+    options = ("--polygons", str(output.with_name("areas.gpkg")))
+    output.parent.mkdir()
+    (output.parent / name).write_bytes(b"mine")
+    for more in (options, (*options, "--check")):
+        assert run(land.path, scene, output, *more) == 1
+        error = capsys.readouterr().err
+        assert f"{name} is there already" in error and "--overwrite" in error
+        assert outcome(output.parent) == {name: b"mine"}
+        assert not batches or "--check" in more
+    assert run(land.path, scene, output, *options, "--overwrite") == 0
+    assert outcome(output.parent)[name] != b"mine"
+
+
+@fault(1)
+def test_resume_does_not_replace_a_map_of_which_no_run_is_known(
+    land, scene, tmp_path, capsys
+):
+    output = tmp_path / "out" / "map.tif"
+    output.parent.mkdir()
+    output.write_bytes(b"mine")
+    assert run(land.path, scene, output, "--resume") == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert outcome(output.parent) == {"map.tif": b"mine"}
+
+
+@fault(1)
+def test_overwrite_starts_an_unfinished_map_again(
+    spatial, tall_scene, tmp_path, monkeypatch, batches
+):
+    output = tmp_path / "out" / "map.tif"
+    with monkeypatch.context() as patch:
+        interrupt(patch, "prediction.layers.compute_layers", 5, disk_full())
+        assert run(spatial, tall_scene, output) == 1
+    batches.clear()
+    assert run(spatial, tall_scene, output, "--overwrite") == 0
+    assert len(batches) == 12 and not list(output.parent.glob(".*"))
+
+
+# --- polygons and quicklook ----------------------------------------------------------------
+
+
+@fault(2)
+@pytest.mark.parametrize("name", ["write_polygons", "draw_quicklook"])
+def test_a_failed_product_leaves_the_map_and_resume_makes_it_alone(
+    land, scene, tmp_path, monkeypatch, capsys, batches, name
+):
+    output = tmp_path / "out" / "map.tif"
+    areas, picture = (output.with_name(n) for n in ("areas.gpkg", "map_quicklook.png"))
+    options = ("--quicklook", "--polygons", str(areas))
+    with monkeypatch.context() as patch:
+        interrupt(patch, f"prediction.products.{name}", 1, disk_full())
+        assert run(land.path, scene, output, *options) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    missing, made = (areas, picture) if name == "write_polygons" else (picture, areas)
+    assert f"map.tif is complete: --resume makes only {missing}" in error
+    assert made.exists() and not missing.exists()
+    assert not list(output.parent.glob(".*"))
+    names = {"map.tif", "map.tif.aux.xml", "map_statistics.json", made.name}
+    before = outcome(output.parent)
+    assert before.keys() == names
+    batches.clear()
+    assert run(land.path, scene, output, *options, "--resume") == 0
+    after = outcome(output.parent)
+    assert after.keys() == names | {missing.name} and not batches
+    for kept in names - {"map_statistics.json"}:
+        assert after[kept] == before[kept]
+    assert run(land.path, scene, output, *options, "--resume") == 0
+    assert outcome(output.parent) == after
+
+
+@fault(5)
+def test_polygons_of_another_smallest_area_are_made_anew_and_alone(
+    land, scene, tmp_path, batches
+):
+    output, areas = tmp_path / "map.tif", tmp_path / "areas.gpkg"
+    assert run(land.path, scene, output, "--quicklook") == 0
+    others = [output, tmp_path / "map_quicklook.png"]
+    times = [path.stat().st_mtime_ns for path in others]
+    batches.clear()
+    options = ("--quicklook", "--resume", "--polygons", str(areas))
+    counts = []
+    for square_metres in ("0", "1000", "0"):
+        more = (*options, "--min_area", square_metres)
+        assert run(land.path, scene, output, *more) == 0
+        counts.append(len(geopandas.read_file(areas)))
+        written = areas.stat().st_mtime_ns
+        assert run(land.path, scene, output, *more) == 0
+        assert areas.stat().st_mtime_ns == written
+    assert counts[0] == counts[2] > counts[1] and not batches
+    assert [path.stat().st_mtime_ns for path in others] == times
+
+
+@fault(2)
+def test_resume_does_not_replace_polygons_of_which_no_run_is_known(
+    land, scene, tmp_path, monkeypatch, capsys
+):
+    output, areas = tmp_path / "map.tif", tmp_path / "areas.gpkg"
+    areas.write_bytes(b"mine")
+    options = ("--polygons", str(areas))
+    for _ in range(2):  # without a map, and with one
+        assert run(land.path, scene, output, *options, "--resume") == 1
+        assert "areas.gpkg is there already" in capsys.readouterr().err
+        assert areas.read_bytes() == b"mine"
+        assert run(land.path, scene, output, "--resume") == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, "prediction.layers.compute_layers", 2, disk_full())
+        assert run(land.path, scene, output, *options, "--overwrite") == 1
+    assert run(land.path, scene, output, *options, "--resume") == 0
+    assert areas.read_bytes() != b"mine"
+
+
+# --- disk ----------------------------------------------------------------------------------
+
+
+@fault(4)
+@pytest.mark.parametrize(("form", "parts"), [("gtiff", 2), ("cog", 3)])
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_the_disk_must_hold_rows_maps_and_the_plain_copy_of_a_cog(
+    land, scene, tmp_path, monkeypatch, capsys, form, parts, check
+):
+    needed = parts * 100 * 90 * 5  # a byte of the class, four of the confidence
+    options = ("--format", form, "--save_confidence", *check)
+    for free, status in ((needed - 1, 1), (needed, 0)):
+        room = shutil.disk_usage(tmp_path)._replace(free=free)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda place, room=room: room)
+            assert run(land.path, scene, tmp_path / "map.tif", *options) == status
+        assert ("GB free, but the map takes" in capsys.readouterr().err) == bool(status)
+
+
+# --- files ---------------------------------------------------------------------------------
+
+
+def write_vrt(path: Path, source: str, height: int, width: int) -> Path:
+    bands = "".join(
+        f'<VRTRasterBand dataType="UInt16" band="{band}"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">{source}</SourceFilename>'
+        f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    path.write_text(
+        f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}"><SRS>EPSG:32631</SRS>'
+        f"<GeoTransform>431240, 10, 0, 4912560, 0, -10</GeoTransform>{bands}</VRTDataset>"
+    )
+    return path
+
+
+@fault(6)
+@pytest.mark.parametrize("nested", [False, True])
+def test_resuming_after_a_source_of_a_vrt_has_changed_is_refused(
+    land, tmp_path, monkeypatch, capsys, nested
+):
+    pixels = noise(150, 60)
+    source = write_scene(tmp_path / "source.tif", pixels)
+    vrt = write_vrt(tmp_path / "inner.vrt", "source.tif", 150, 60)
+    if nested:
+        vrt = write_vrt(tmp_path / "outer.vrt", "inner.vrt", 150, 60)
+    output = tmp_path / "map.tif"
+    with monkeypatch.context() as patch:
+        interrupt(patch, "prediction.layers.compute_layers", 3, disk_full())
+        assert run(land.path, vrt, output) == 1
+    write_scene(source, pixels // 2)
+    for _ in range(2):  # of an unfinished map, and of a finished one
+        os.utime(source, (1, 1))
+        assert run(land.path, vrt, output, "--resume") == 1
+        assert "belongs to a run with another scene" in capsys.readouterr().err
+        os.utime(source, (2, 2))
+        assert run(land.path, vrt, output, "--overwrite") == 0
+        assert run(land.path, vrt, output, "--resume") == 0
