@@ -288,8 +288,12 @@ def test_a_resumed_run_without_skip_errors_lets_no_error_pass(
     with monkeypatch.context() as patching:
         interrupt_at("extraction.splits.assign_splits")(patching, 0)
         assert run(*batch.words("--skip_errors")) == 130
-    write(batch.data / "Label_a.tif", noise(24)[1])  # fixed
-    assert len(batch.cut("--resume").splits) == 9
+    capsys.readouterr()
+    assert run(*batch.words("--resume")) == 1
+    assert "Cannot read" in capsys.readouterr().err
+    write(batch.data / "Label_a.tif", noise(24)[1])  # other labels than those that were cut
+    assert run(*batch.words("--resume")) == 1
+    assert "another file" in capsys.readouterr().err
 
 
 def test_another_command_is_refused(batch, monkeypatch):
