@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -147,6 +148,17 @@ def describe_file(path: str) -> dict:
         return {"name": path}
     status = os.stat(path)
     return {"name": path, "bytes": status.st_size, "modified": status.st_mtime}
+
+
+def describe_files(sources: Iterable[str]) -> dict[str, str]:
+    """What distinguishes files from others of their names, each as text; see ``describe_file``."""
+    described = {}
+    for source in dict.fromkeys(sources):
+        known = describe_file(source)
+        if len(known) > 1:
+            moment = datetime.fromtimestamp(known["modified"]).isoformat(" ")
+            described[source] = f"{known['bytes']} bytes of {moment}"
+    return described
 
 
 def fingerprint(config) -> dict:

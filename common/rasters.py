@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,21 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
         dataset.close()
         raise RasterError(f"{path} {problem}")
     return dataset
+
+
+def files_of_raster(path: str) -> list[str]:
+    """A raster's file and, of a VRT, its sources, theirs as well: all that its pixels come from."""
+    found, todo = {}, [str(path)]
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        found[file] = True
+        if Path(file).suffix.lower() == ".vrt":
+            # one that cannot be read is reported where its pixels are needed
+            with suppress(RasterError), open_raster(file) as dataset:
+                todo += dataset.files
+    return list(found)
 
 
 def _problem_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:

@@ -47,6 +47,15 @@ def file_of(source: str) -> str:
     return source if os.path.exists(source) else source.partition("|")[0]
 
 
+def files_of_vector(source: str) -> list[str]:
+    """The file of a source; of a shapefile all of its parts, since classes are in its .dbf."""
+    file = Path(file_of(source))
+    if file.suffix.lower() != ".shp":
+        return [str(file)]
+    parts = [file.with_suffix(ending) for ending in (".dbf", ".shx", ".prj", ".cpg")]
+    return [str(file), *(str(part) for part in parts if part.is_file())]
+
+
 def is_vector(source: str) -> bool:
     """Whether a source is a vector file, by its suffix."""
     return Path(file_of(source)).suffix.lower() in VECTOR_SUFFIXES

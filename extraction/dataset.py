@@ -29,7 +29,7 @@ from common.ground import footprint, to_metric_crs
 from common.text import first_reason
 from extraction.cutting import cut_scene
 from extraction.journal import Journal, Skipped, class_counts
-from extraction.scenes import ScenePlan, plan_scenes
+from extraction.scenes import ScenePlan, describe_sources, plan_scenes
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
 from extraction.splits import assign_splits
 
@@ -66,7 +66,7 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         )
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
-    with staging_folder(target, config) as staging:
+    with staging_folder(target, config, describe_sources(plans)) as staging:
         with closing(Journal(staging / "journal.jsonl")) as journal:
             journal.forget_missing(staging)
             for plan in plans:
@@ -152,10 +152,17 @@ def describe(
 
 
 @contextmanager
-def staging_folder(target: Path, config: ExtractionOptions) -> Iterator[Path]:
+def staging_folder(
+    target: Path, config: ExtractionOptions, files: dict[str, str]
+) -> Iterator[Path]:
     """A hidden folder beside ``target`` with the folders of a dataset.
 
     It is removed when the block fails, and stays when it is interrupted, for ``--resume``.
+
+    Args:
+        target: The dataset to be.
+        config: The options.
+        files: What distinguishes the files that are read; see ``describe_sources``.
 
     Raises:
         SegmentationError: Another run writes to it, or it is what an interrupted one has left, and
@@ -167,14 +174,16 @@ def staging_folder(target: Path, config: ExtractionOptions) -> Iterator[Path]:
         if unfinished and config.overwrite:
             shutil.rmtree(staging)
         elif unfinished:
-            _require_same_run(target, config)
+            _require_same_run(target, config, files)
         try:
             _make_folders(staging)
             remove_partial_files(
                 staging / f"{name}.json" for name in ("settings", "metadata")
             )
-            if not (staging / "settings.json").exists():
-                write_json(staging / "settings.json", asdict(config))
+            former = former_settings(target) or asdict(config)
+            # with --skip_errors, files may be read now that could not be before
+            known = former.get("files", {}) | files
+            write_json(staging / "settings.json", former | {"files": known})
             yield staging
         except Exception:
             shutil.rmtree(staging, ignore_errors=True)
@@ -201,17 +210,22 @@ def former_settings(target: Path) -> dict:
     return json.loads(stored.read_text()) if stored.exists() else {}
 
 
-def _require_same_run(target: Path, config: ExtractionOptions) -> None:
+def _require_same_run(
+    target: Path, config: ExtractionOptions, files: dict[str, str]
+) -> None:
     if not config.resume:
         raise DatasetError(
             f"A run into {target.parent} is under way or was interrupted: --resume completes it, "
             "--overwrite starts anew"
         )
-    present = fingerprint(config)
     former = former_settings(target)
     if former:
+        present = fingerprint(config)
+        read = former.pop("files", {})
         free = vars(config).keys() - present
         former = {name: former[name] for name in former if name not in free}
+        former |= {f"file {name}": text for name, text in read.items()}
+        present |= {f"file {name}": files.get(name) for name in read}
         way_out = "start anew with --overwrite"
         compare_runs(former, present, target.parent, way_out)
 

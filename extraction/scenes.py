@@ -12,11 +12,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
+from common.files import describe_files
 from common.labels import open_label
-from common.rasters import open_raster, require_georeference, select_bands
+from common.rasters import (
+    files_of_raster,
+    open_raster,
+    require_georeference,
+    select_bands,
+)
 from common.text import first_reason
 from common.tiffs import require_complete
-from common.vectors import VECTOR_SUFFIXES
+from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
 from extraction.cells import Cell, cells_of, id_text
 from extraction.journal import Skipped
 from extraction.settings import (
@@ -179,6 +185,16 @@ def plan_scene(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
                 label.nodata,
             ), skipped  # fmt: skip
+
+
+def describe_sources(plans: Sequence[ScenePlan]) -> dict[str, str]:
+    """What distinguishes all files that are read, by their names."""
+    files: list[str] = []
+    for scene in (plan.scene for plan in plans):
+        of_label = files_of_vector if is_vector(scene.label) else files_of_raster
+        files += files_of_raster(scene.image) + of_label(scene.label)
+        files += files_of_vector(scene.grid) if scene.grid else []
+    return describe_files(files)
 
 
 def label_options(config: ExtractionOptions) -> tuple:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import geopandas
 import numpy as np
 import pytest
 import rasterio
-from helpers import write_dataset, write_geotiff
+from helpers import CRS, interrupt, write_dataset, write_geotiff
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from site_helpers import (
@@ -190,3 +194,47 @@ def test_advice_on_one_class_names_its_cause(site, capsys, label, options, reaso
     site.draw_label(label.astype(np.uint8))
     site.extract(*options)
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def stop_after(monkeypatch, site, cells: int, *options) -> None:
+    """Interrupt an extraction after some cells."""
+    with monkeypatch.context() as patching:
+        interrupt(patching, "extraction.cutting.read_cell", cells + 1)
+        assert run(*site.words(*options)) == 130
+
+
+@fault(6)
+@pytest.mark.parametrize("changed", ["label.tif", "grid.dbf", "inner.tif"])
+def test_a_file_that_has_changed_since_refuses_the_resume(
+    site, monkeypatch, capsys, changed
+):
+    site.draw_grid(tiles(), file="grid.shp", id=list(range(1, 10)))
+    inner = site.image.rename(site.folder / "inner.tif")
+    for source, name in ((inner, "middle.vrt"), ("middle.vrt", "outer.vrt")):
+        site.image = site.folder / name
+        shutil.copy(write_scene_vrt(site.folder, Path(source).name), site.image)
+    stop_after(monkeypatch, site, 4)
+    time = (site.folder / changed).stat().st_mtime
+    os.utime(site.folder / changed, (1, time + 1))
+    assert run(*site.words("--resume")) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"another file {site.folder / changed} (" in line and "--overwrite" in line
+    os.utime(site.folder / changed, (1, time))
+    assert len(site.extract("--resume")) == 9
+
+
+def write_scene_vrt(folder: Path, source: str) -> Path:
+    """A VRT of the three bands of a scene in the same folder."""
+    bands = "".join(
+        f'<VRTRasterBand dataType="UInt16" band="{band}"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">{source}</SourceFilename>'
+        f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    place = ", ".join(map(str, TRANSFORM.to_gdal()))
+    path = folder / "written.vrt"
+    path.write_text(
+        f'<VRTDataset rasterXSize="{SIZE}" rasterYSize="{SIZE}"><SRS>{CRS}</SRS>'
+        f"<GeoTransform>{place}</GeoTransform>{bands}</VRTDataset>"
+    )
+    return path
