@@ -41,7 +41,20 @@ class Cell:
 
 
 def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[str]:
-    """A file name per cell, from an id column or the row number (from 1).
+    """A file name per cell; see ``cell_ids``."""
+    return [
+        f"{prefix}_{text}"
+        for text in cell_ids(grid, column, len(os.fsencode(prefix)) + 1)
+    ]
+
+
+def cell_ids(grid: GeoDataFrame, column: str | None, prefix: int) -> list[str]:
+    """The part of a file name that tells cells apart, from an id column or the row (from 1).
+
+    Args:
+        grid: The cells.
+        column: That holds the ids; by default one of ``ID_COLUMNS`` that will do.
+        prefix: Bytes of the names beside it.
 
     Raises:
         OptionError: No such column.
@@ -54,10 +67,11 @@ def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[s
         if name not in columns:
             continue
         ids = [id_text(value) for value in grid[columns[name]]]
-        names = Counter(_file_names([text for text in ids if text], prefix))
+        names = Counter(_padded([text for text in ids if text]))
+        longest = LONGEST_NAME - prefix
         twice = [text for text in ids if not text]
         twice += [text for text in names if names[text] > 1]
-        twice += [text for text in names if len(os.fsencode(text)) > LONGEST_NAME]
+        twice += [text for text in names if len(os.fsencode(text)) > longest]
         if not twice:
             break
         if column:
@@ -67,13 +81,13 @@ def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[s
             )
     else:
         ids = [str(row) for row in range(1, len(grid) + 1)]
-    return _file_names(ids, prefix)
+    return _padded(ids)
 
 
-def _file_names(ids: Sequence[str], prefix: str) -> list[str]:
-    """Ids as the names of patches; numbers are padded with zeros so that they sort."""
+def _padded(ids: Sequence[str]) -> list[str]:
+    """Ids of which numbers are padded with zeros so that they sort."""
     digits = max([3, *(len(text) for text in ids if text.isdecimal())])
-    return [f"{prefix}_{t.zfill(digits) if t.isdecimal() else t}" for t in ids]
+    return [text.zfill(digits) if text.isdecimal() else text for text in ids]
 
 
 def id_text(value) -> str:
@@ -94,10 +108,86 @@ def regular_cells(width: int, height: int, size: int, stride: int, prefix: str):
     ]
 
 
+class Grid:
+    """The cells of a vector file, read once for all scenes that share it."""
+
+    def __init__(self, path: str, column: str | None):
+        self.path, self.column, self.table = path, column, read_vector(path)
+        self._ids: dict[int, list[str]] = {}  # by the bytes of the prefix
+
+    def names(self, rows: np.ndarray, prefix: str) -> list[str]:
+        """The file names of some cells."""
+        size = len(os.fsencode(prefix)) + 1
+        if size not in self._ids:
+            self._ids[size] = cell_ids(self.table, self.column, size)
+        return [f"{prefix}_{self._ids[size][row]}" for row in rows]
+
+    def rows_near(self, image: rasterio.DatasetReader) -> np.ndarray:
+        """The cells that may touch an image, and some around it, in the order of the file."""
+        import shapely
+        from pyproj import Transformer
+
+        sides = (np.linspace(0, side, 21) for side in (image.width, image.height))
+        column, row = np.meshgrid(*sides)
+        a, b, c, d, e, f = image.transform[:6]
+        ground = a * column + b * row + c, d * column + e * row + f
+        to_grid = Transformer.from_crs(image.crs, self.table.crs, always_xy=True)
+        points = np.array(to_grid.transform(*ground)).reshape(2, -1)
+        if not np.isfinite(points).all():
+            return np.arange(len(self.table))
+        low, high = points.min(axis=1), points.max(axis=1)
+        margin = (high - low) / 10  # edges bend between the points
+        box = shapely.box(*(low - margin), *(high + margin))
+        return np.sort(self.table.sindex.query(box))
+
+
+OUTSIDE = Skipped("outside the image")
+
+
+def _place(
+    name: str,
+    outline: Geometry | None,
+    image: rasterio.DatasetReader,
+    path: str,
+    patch_size: int,
+) -> Cell | Skipped:
+    """A cell by its outline in pixels, or why there is none; ``path`` is that of the grid."""
+    import shapely
+
+    outline = polygonal(outline)
+    if outline is None:
+        return Skipped("no polygon")
+    if not np.isfinite(outline.bounds).all():
+        return Skipped("cannot be transformed to the image's CRS")
+    window = pixel_bounds(outline.bounds)
+    if not window.width or not window.height:
+        return Skipped("smaller than a pixel")
+    if window_within(window, image.width, image.height) is None:
+        return OUTSIDE
+    if max(window.width, window.height) > LARGEST_CELL * patch_size:
+        raise DatasetError(
+            f"{name} of {path} covers {window.width} x {window.height} pixels, more "
+            f"than {LARGEST_CELL} times --patch_size {patch_size}; use a finer grid"
+        )
+    box = shapely.box(*outline.bounds)
+    gap = shapely.hausdorff_distance(outline.boundary, box.boundary)
+    return Cell(name, window, outline if gap > 0.01 else None)
+
+
 def cells_of(
-    scene: SceneFiles, config: ExtractionOptions, image: rasterio.DatasetReader
+    scene: SceneFiles,
+    config: ExtractionOptions,
+    image: rasterio.DatasetReader,
+    shared: Grid | None = None,
 ):
     """The cells of a scene, and those that cannot be cut.
+
+    Args:
+        scene: Its files.
+        config: The options.
+        image: The open scene.
+        shared: The scene's grid when other scenes have it too; cells elsewhere are theirs then,
+            and not listed.
 
     Returns:
         cells, {name: Skipped} of the others.
@@ -105,43 +195,25 @@ def cells_of(
     Raises:
         DatasetError: The grid cannot be read, a cell is far too large, or none lies on the image.
     """
-    import shapely
-
     if scene.grid is None:
         size, stride = config.patch_size, config.stride or config.patch_size
         cells = regular_cells(image.width, image.height, size, stride, scene.name)
         return cells, {}
-    grid = read_vector(scene.grid)
-    names = cell_names(grid, config.id_column, scene.name)
+    grid = shared or Grid(scene.grid, config.id_column)
+    rows = shared.rows_near(image) if shared else np.arange(len(grid.table))
+    names = grid.names(rows, scene.name)
     cells, skipped = [], {}
-    for name, outline in zip(names, in_pixels(grid, image, scene.grid)):
-        outline = polygonal(outline)
-        if outline is None:
-            skipped[name] = Skipped("no polygon")
-            continue
-        if not np.isfinite(outline.bounds).all():
-            skipped[name] = Skipped("cannot be transformed to the image's CRS")
-            continue
-        window = pixel_bounds(outline.bounds)
-        if not window.width or not window.height:
-            skipped[name] = Skipped("smaller than a pixel")
-            continue
-        if window_within(window, image.width, image.height) is None:
-            skipped[name] = Skipped("outside the image")
-            continue
-        largest = LARGEST_CELL * config.patch_size
-        if max(window.width, window.height) > largest:
-            raise DatasetError(
-                f"{name} of {scene.grid} covers {window.width} x {window.height} pixels, more "
-                f"than {LARGEST_CELL} times --patch_size {config.patch_size}; use a finer grid"
-            )
-        box = shapely.box(*outline.bounds)
-        gap = shapely.hausdorff_distance(outline.boundary, box.boundary)
-        cells.append(Cell(name, window, outline if gap > 0.01 else None))
+    for name, outline in zip(names, in_pixels(grid.table.iloc[rows], image, grid.path)):
+        found = _place(name, outline, image, scene.grid, config.patch_size)
+        if isinstance(found, Cell):
+            cells.append(found)
+        elif shared is None or found != OUTSIDE:
+            skipped[name] = found
     if not cells:
+        reason = first_reason(skipped) if skipped else "all are outside the image"
         raise DatasetError(
-            f"No cell of {scene.grid} lies on {image.name} ({first_reason(skipped)}); check the CRS "
-            f"of both: {grid.crs.to_string()} and {image.crs.to_string()}"
+            f"No cell of {scene.grid} lies on {image.name} ({reason}); check the CRS "
+            f"of both: {grid.table.crs.to_string()} and {image.crs.to_string()}"
         )
     return cells, skipped
 

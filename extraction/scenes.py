@@ -23,7 +23,7 @@ from common.rasters import (
 from common.text import first_reason
 from common.tiffs import require_complete
 from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
-from extraction.cells import Cell, cells_of, id_text
+from extraction.cells import Cell, Grid, cells_of, id_text
 from extraction.journal import Skipped
 from extraction.settings import (
     BatchConfig,
@@ -136,9 +136,11 @@ def plan_scenes(
     """
     plans: list[ScenePlan] = []
     scenes = list_scenes(config)
+    several = isinstance(config, BatchConfig) and config.grid is not None
+    grid = Grid(config.grid, config.id_column) if several else None
     for scene in tqdm(scenes, "checking scenes", leave=False, disable=None):
         try:
-            plan, reasons = plan_scene(scene, config)
+            plan, reasons = plan_scene(scene, config, grid)
             if plans:
                 _require_alike(plans[0], plan)
         except (SegmentationError, OSError) as error:
@@ -161,9 +163,12 @@ def plan_scenes(
 
 
 def plan_scene(
-    scene: SceneFiles, config: ExtractionOptions
+    scene: SceneFiles, config: ExtractionOptions, grid: Grid | None = None
 ) -> tuple[ScenePlan, dict[str, Skipped]]:
-    """Open a scene and its label, find its cells; {name: Skipped} of the others."""
+    """Open a scene and its label, find its cells; {name: Skipped} of the others.
+
+    ``grid`` is the one that it shares with other scenes.
+    """
     with open_raster(scene.image) as image:
         require_complete(scene.image)
         require_georeference(image)
@@ -173,7 +178,7 @@ def plan_scene(
                 f"--image_channels {config.image_channels}, but {image.name} has {len(bands)} "
                 "bands; select them with --bands"
             )
-        cells, skipped = cells_of(scene, config, image)
+        cells, skipped = cells_of(scene, config, image, grid)
         described = [
             {"band": band, "description": image.descriptions[band - 1]}
             for band in bands

@@ -10,9 +10,12 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+import shapely
+from batch_helpers import at, write_grid
 from helpers import CRS, interrupt, write_dataset, write_geotiff
+from pyproj import Transformer
 from rasterio.enums import ColorInterp
-from rasterio.transform import Affine
+from rasterio.transform import Affine, from_origin
 from site_helpers import (
     PATCH,
     SIZE,
@@ -25,8 +28,10 @@ from site_helpers import (
     tiles,
 )
 
+import extraction.cells
 from common.patches import PatchPair, list_pairs, read_patch
 from common.rasters import open_raster, select_bands
+from extraction.cells import Grid
 
 fault = pytest.mark.fault
 
@@ -238,3 +243,53 @@ def write_scene_vrt(folder: Path, source: str) -> Path:
         f"<GeoTransform>{place}</GeoTransform>{bands}</VRTDataset>"
     )
     return path
+
+
+@fault(23)
+def test_a_common_grid_is_read_once_and_only_cells_of_a_scene_count(batch, monkeypatch):
+    for number in range(3):
+        batch.draw(f"s{number}", 16, transform=at(16 * number, 0))
+    cells = [*tiles(6, 2, 8), *tiles(100, 100, 8, top=1000)]  # the others are elsewhere
+    repaired, read = [], []
+    plain, polygons = extraction.cells.read_vector, extraction.cells.polygonal
+
+    def count_read(path):
+        return read.append(path) or plain(path)
+
+    def count_repaired(outline):
+        return repaired.append(outline) or polygons(outline)
+
+    monkeypatch.setattr("extraction.cells.read_vector", count_read)
+    monkeypatch.setattr("extraction.cells.polygonal", count_repaired)
+    grid = write_grid(batch.folder / "grid.gpkg", cells)
+    dataset = batch.cut("--grid", grid)
+    assert len(dataset.records) == 12 and dataset.skipped == {}
+    assert len(read) == 1 and len(repaired) < 40
+    assert sorted(dataset.records)[:4] == [f"s0_{number:05}" for number in (1, 2, 7, 8)]
+
+
+@fault(23)
+@pytest.mark.parametrize(
+    ("crs", "left", "bottom"),
+    [
+        ("EPSG:32601", 176_000, 7_000_000),  # across the antimeridian
+        ("EPSG:3031", -40_000, -40_000),  # around the South Pole
+        ("EPSG:32631", 500_000, 4_600_000),
+    ],
+)
+def test_all_cells_that_touch_a_scene_are_found(
+    tmp_path, monkeypatch, crs, left, bottom
+):
+    pixels, far = np.ones((1, 80, 80), np.uint8), 1000
+    transform = from_origin(left, bottom + 80 * far, far, far)
+    path = write_geotiff(tmp_path / "a.tif", pixels, crs=crs, transform=transform)
+    lon, lat = np.meshgrid(np.arange(-180, 180), np.arange(-90, 90))
+    squares = shapely.box(lon, lat, lon + 1, lat + 1).ravel()
+    table = geopandas.GeoDataFrame(geometry=squares, crs="EPSG:4326")
+    monkeypatch.setattr("extraction.cells.read_vector", lambda path: table)
+    with open_raster(path) as image:
+        near = Grid("world", None).rows_near(image)
+    ground = transform * np.meshgrid(np.arange(80) + 0.5, np.arange(80) + 0.5)
+    to_degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    lon, lat = np.floor(to_degrees.transform(*ground)).astype(int)
+    assert set(np.unique((lat + 90) * 360 + lon + 180)) <= set(near)
