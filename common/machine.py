@@ -127,7 +127,12 @@ class SerialWorker:
 
 
 def bounded_map(
-    function: Callable, items: Iterable, workers: int, ahead: int
+    function: Callable,
+    items: Iterable,
+    workers: int,
+    ahead: int,
+    size: Callable[[object], int] = lambda item: 0,
+    most: int = 0,
 ) -> Iterator:
     """Apply a function in threads; the results come in the order of the items.
 
@@ -136,17 +141,23 @@ def bounded_map(
         items: Taken by the calling thread, only as they are needed.
         workers: Threads.
         ahead: At most ``workers + ahead`` items are in flight: taken, but their result not.
+        size: The bytes of an item.
+        most: Another item is taken only while those in flight have no more bytes than that.
 
     Closing the iterator (``contextlib.closing``) drops what has not begun and waits for the rest.
     """
-    pool, waiting = ThreadPoolExecutor(workers), deque()
+    pool, waiting, held = ThreadPoolExecutor(workers), deque(), 0
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= workers + ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            waiting.append((pool.submit(function, item), size(item)))
+            held += waiting[-1][1]
+            del item  # while the next one is fetched
+            while len(waiting) >= workers + ahead or held > most:
+                done, freed = waiting.popleft()
+                yield done.result()
+                held -= freed
+        for done, _ in waiting:
+            yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

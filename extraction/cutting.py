@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.errors import DatasetError, RasterError
 from common.labels import Label, class_name_tags, open_label
-from common.machine import available_cores, bounded_map
+from common.machine import available_cores, bounded_map, fits_in_memory, free_memory
 from common.rasters import Source, as_dtype, open_raster
 from common.tiffs import create_tiff
 from extraction.cells import Cell, cell_mask, reading_order
@@ -33,11 +33,30 @@ class Patch:
     label: np.ndarray  # (H, W) uint8 or uint16
     valid_share: float  # of the pixels in the cell
 
+    @property
+    def bytes(self) -> int:
+        """Of main memory, with what resizing one band takes."""
+        arrays = self.image, self.valid, self.label
+        return sum(array.nbytes for array in arrays) + 16 * self.valid.size
+
 
 def read_cell(
     cell: Cell, image: Source, label: Label, config: ExtractionOptions
 ) -> Patch | Skipped:
-    """Read one cell, unless there is no patch of it."""
+    """Read one cell, unless there is no patch of it.
+
+    Raises:
+        SegmentationError: It cannot be read, or is too large for the memory.
+    """
+    height, width = int(cell.window.height), int(cell.window.width)
+    pixel = (
+        len(image.bands) * image.dtype.itemsize + 18
+    )  # two labels of int64, validity
+    if not fits_in_memory(size := pixel * height * width):
+        raise DatasetError(
+            f"{cell.name} covers {width} x {height} pixels, {size / 1e9:.1f} GB, more than fits "
+            "into memory; use a finer grid or a smaller --patch_size"
+        )
     pixels, valid = image.read(cell.window)
     inside = cell_mask(cell)
     share = float(valid[inside].mean()) if inside.any() else 0.0
@@ -212,6 +231,11 @@ def write_cell(
     }
 
 
+def bytes_of(outcome: Patch | Skipped) -> int:
+    """The main memory that what was read of a cell takes."""
+    return outcome.bytes if isinstance(outcome, Patch) else 0
+
+
 def cut_scene(
     plan: ScenePlan, config: ExtractionOptions, staging: Path, journal: Journal
 ) -> None:
@@ -248,7 +272,9 @@ def cut_scene(
             return write_cell(outcome, writer, config, staging)
 
         threads = config.workers or min(8, available_cores())
-        outcomes = bounded_map(write, map(read, cells), threads, ahead=threads)
+        outcomes = bounded_map(
+            write, map(read, cells), threads, threads, bytes_of, free_memory() // 4
+        )
         title, count = Path(plan.scene.image).name, len(cells)
         style = {"unit": "cell", "leave": False, "disable": None}
         with closing(outcomes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import geopandas
@@ -16,6 +17,7 @@ from helpers import CRS, interrupt, write_dataset, write_geotiff
 from pyproj import Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
+from shapely import box
 from site_helpers import (
     PATCH,
     SIZE,
@@ -29,6 +31,7 @@ from site_helpers import (
 )
 
 import extraction.cells
+import extraction.cutting
 from common.patches import PatchPair, list_pairs, read_patch
 from common.rasters import open_raster, select_bands
 from extraction.cells import Grid
@@ -219,12 +222,12 @@ def test_a_file_that_has_changed_since_refuses_the_resume(
         site.image = site.folder / name
         shutil.copy(write_scene_vrt(site.folder, Path(source).name), site.image)
     stop_after(monkeypatch, site, 4)
-    time = (site.folder / changed).stat().st_mtime
-    os.utime(site.folder / changed, (1, time + 1))
+    moment = (site.folder / changed).stat().st_mtime
+    os.utime(site.folder / changed, (1, moment + 1))
     assert run(*site.words("--resume")) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"another file {site.folder / changed} (" in line and "--overwrite" in line
-    os.utime(site.folder / changed, (1, time))
+    os.utime(site.folder / changed, (1, moment))
     assert len(site.extract("--resume")) == 9
 
 
@@ -293,3 +296,43 @@ def test_all_cells_that_touch_a_scene_are_found(
     to_degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     lon, lat = np.floor(to_degrees.transform(*ground)).astype(int)
     assert set(np.unique((lat + 90) * 360 + lon + 180)) <= set(near)
+
+
+@fault(25)
+@pytest.mark.parametrize("most", [0, 1, 2.5])
+def test_cells_in_flight_are_bounded_in_bytes(site, monkeypatch, most):
+    cells = 4 * PATCH  # pixels of a side, four times the patches
+    site.draw_image(scene(height=2 * cells, width=3 * cells))
+    site.draw_label(classes(height=2 * cells, width=3 * cells))
+    site.draw_grid(tiles(3, 2, side=cells))
+    held, highest = [], []
+    plain, write = extraction.cutting.read_cell, extraction.cutting.write_cell
+
+    def read(*arguments):
+        patch = plain(*arguments)
+        held.append(patch.bytes)
+        highest.append(sum(held) / patch.bytes)
+        return patch
+
+    def wait_and_write(*arguments):
+        time.sleep(0.1)
+        record = write(*arguments)
+        held.pop()
+        return record
+
+    patch_bytes = (3 * 2 + 1 + 1 + 16) * cells**2
+    monkeypatch.setattr(extraction.cutting, "read_cell", read)
+    monkeypatch.setattr(extraction.cutting, "write_cell", wait_and_write)
+    monkeypatch.setattr(
+        extraction.cutting, "free_memory", lambda: int(4 * most * patch_bytes)
+    )
+    assert len(site.extract("--workers", 8)) == 6
+    assert max(highest) <= most + 1
+
+
+@fault(25)
+def test_a_cell_that_memory_cannot_hold_is_refused(site, monkeypatch, capsys):
+    monkeypatch.setattr(extraction.cutting, "fits_in_memory", lambda size: size < 9000)
+    site.draw_grid([*tiles(2, 1), box(0, 0, 48, 48)])
+    line = refusal(capsys, site)
+    assert "patch_003 covers 48 x 48 pixels" in line and "finer grid" in line
