@@ -22,6 +22,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from common import UNLABELLED
+from common.alpha import sample_windows
 from common.errors import (
     DatasetError,
     OptionError,
@@ -37,7 +38,6 @@ from common.rasters import (
     open_raster,
     require_georeference,
     same_pixel_grid,
-    sample_windows,
 )
 from common.tiffs import require_complete
 from common.vectors import in_pixels, is_vector, read_vector

@@ -13,18 +13,12 @@ import rasterio
 from tqdm import tqdm
 
 from common import UNLABELLED
+from common.alpha import MOST_TRANSLUCENT, flagged_bands, translucent_share
 from common.errors import DatasetError
 from common.ground import footprint, to_metric_crs
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
-from common.rasters import (
-    MOST_TRANSLUCENT,
-    Source,
-    flagged_bands,
-    open_raster,
-    same_pixel_grid,
-    translucent_share,
-)
+from common.rasters import Source, open_raster, same_pixel_grid
 from common.tiffs import list_tiffs
 
 if TYPE_CHECKING:

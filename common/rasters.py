@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.vrt import WarpedVRT
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
+from common.alpha import alpha_bands, flagged_bands
 from common.errors import RasterError, gdal_message
 from common.machine import available_cores, fits_in_memory
 from common.tiffs import TIFF_SUFFIXES
@@ -60,15 +60,35 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             tiff = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
             dataset = rasterio.open(path, **tiff)
     except rasterio.errors.RasterioIOError as error:
-        there = "; is the file complete? copy or write it again" * os.path.isfile(path)
-        raise RasterError(
-            f"Cannot read {path}: {gdal_message(error)}{there}"
-        ) from error
+        raise _unreadable(path, error) from error
     problem = _problem_of(dataset, suffix)
     if problem:
         dataset.close()
         raise RasterError(f"{path} {problem}")
     return dataset
+
+
+def _unreadable(path: str | Path, error: BaseException) -> RasterError:
+    """The error for a raster that GDAL does not open, or of which it cannot read a block."""
+    chain, cause = "", error
+    while cause is not None:
+        chain, cause = f"{chain}{cause}\n", cause.__cause__
+    if codec := re.search(r"missing codec (?:of code )?(\w[\w-]*)", chain):
+        return RasterError(
+            f"Cannot read {path}: it is compressed by {codec[1]}, a codec that this GDAL lacks; "
+            "write it again where it opens (gdal_translate -co COMPRESS=DEFLATE)"
+        )
+    message, suffix = gdal_message(error).rstrip("."), Path(str(path)).suffix.lower()
+    there = os.path.isfile(path)
+    if there and "not recognized as being" in message and suffix not in DRIVERS:
+        return RasterError(
+            f"Cannot read {path}: this GDAL does not know its format, or the file is incomplete; "
+            "convert it where it opens (gdal_translate)"
+        )
+    return RasterError(
+        f"Cannot read {path}: {message}"
+        + "; copy or write it again, it may be incomplete" * there
+    )
 
 
 def files_of_raster(path: str) -> list[str]:
@@ -123,73 +143,6 @@ def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:
     corners = [(0, 0), (a.width, 0), (0, a.height)]
     shifts = [np.subtract(~a.transform * (b.transform * c), c) for c in corners]
     return bool(np.abs(shifts).max() <= tolerance)
-
-
-# descriptions of bands that measure something: NIR, B08, SWIR 1, near infrared, 842 nm...
-SPECTRAL = re.compile(
-    r"\b(b\d+a?|(nir|swir|mwir|lwir|tir)\w*|\w*infra ?-?red\w*|red|green|blue|yellow|"
-    r"red ?-?edge\w*|coastal|cirrus|thermal|pan(chromatic)?|[\d.]+ ?(nm|um|\u00b5m))(\b|_)",
-    re.IGNORECASE,
-)
-MOST_TRANSLUCENT = 0.05  # of an alpha band: neither opaque nor transparent
-
-
-def flagged_bands(dataset: rasterio.DatasetReader) -> list[int]:
-    """The bands flagged as alpha; GDAL flags the fourth of four bands of bytes by itself."""
-    roles = enumerate(dataset.colorinterp, start=1)
-    return [band for band, role in roles if role == ColorInterp.alpha]
-
-
-def sample_windows(dataset: rasterio.DatasetReader, side: int = 64) -> list[Window]:
-    """At most 8 x 8 small windows, evenly spread: quick to read whatever the raster's size."""
-    starts = []
-    for length in dataset.shape:
-        step = max(side, (length - side) / 7)
-        starts.append([round(i * step) for i in range(8) if round(i * step) < length])
-    windows = (Window(left, top, side, side) for top in starts[0] for left in starts[1])
-    return [window_within(w, dataset.width, dataset.height) for w in windows]
-
-
-def translucent_share(dataset: rasterio.DatasetReader, band: int) -> float:
-    """The share of a band's pixels that are neither 0 nor its maximum, by a sample.
-
-    1 where its description names a spectral band, 0 where it cannot be read.
-    """
-    if SPECTRAL.search(dataset.descriptions[band - 1] or ""):
-        return 1.0
-    try:
-        read = [dataset.read(band, window=w).ravel() for w in sample_windows(dataset)]
-    except rasterio.errors.RasterioIOError:
-        return 0.0
-    values = np.concatenate(read)
-    return float(((values != 0) & (values != values.max())).mean())
-
-
-_alpha_bands: dict[tuple, list[int]] = {}  # of files that were looked at
-
-
-def alpha_bands(dataset: rasterio.DatasetReader) -> list[int]:
-    """The bands that hold transparency: flagged as such, and with hardly a value between 0 and
-    the maximum, unlike a near infrared that GDAL took for alpha."""
-    flagged = flagged_bands(dataset)
-    if not flagged or isinstance(dataset, WarpedVRT):  # which adds an alpha of its own
-        return flagged
-    key = None
-    if os.path.isfile(dataset.name):
-        status = os.stat(dataset.name)
-        key = dataset.name, status.st_size, status.st_mtime_ns
-    if key not in _alpha_bands:
-        found = [
-            band
-            for band in flagged
-            if translucent_share(dataset, band) <= MOST_TRANSLUCENT
-        ]
-        if key is None:
-            return found
-        if len(_alpha_bands) > 1000:
-            _alpha_bands.clear()
-        _alpha_bands[key] = found
-    return _alpha_bands[key]
 
 
 def image_bands(dataset: rasterio.DatasetReader) -> list[int]:
@@ -356,10 +309,7 @@ class Source:
             for band in self.alphas:
                 valid &= dataset.read(band, **where) > 0
         except rasterio.errors.RasterioIOError as error:
-            raise RasterError(
-                f"Cannot read {dataset.name}: {gdal_message(error).rstrip('.')}; copy or write it "
-                "again"
-            ) from error
+            raise _unreadable(dataset.name, error) from error
         return pixels.astype(self.dtype, copy=False), valid
 
 

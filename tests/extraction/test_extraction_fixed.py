@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import tifffile
 from batch_helpers import at, write_grid
 from helpers import CRS, interrupt, write_dataset, write_geotiff
 from pyproj import Transformer
@@ -336,3 +337,34 @@ def test_a_cell_that_memory_cannot_hold_is_refused(site, monkeypatch, capsys):
     site.draw_grid([*tiles(2, 1), box(0, 0, 48, 48)])
     line = refusal(capsys, site)
     assert "patch_003 covers 48 x 48 pixels" in line and "finer grid" in line
+
+
+def recompress(path: Path, codec: int) -> None:
+    """Have a TIFF say that it is compressed by another codec."""
+    with tifffile.TiffFile(path) as tiff:
+        place = tiff.pages.first.tags["Compression"].valueoffset
+    content = bytearray(path.read_bytes())
+    content[place : place + 2] = codec.to_bytes(2, "little")
+    path.write_bytes(content)
+
+
+@fault(46)
+@pytest.mark.parametrize(("codec", "name"), [(50002, "JXL"), (50003, "50003")])
+@pytest.mark.parametrize("which", ["scene", "source of a VRT"])
+def test_a_codec_that_gdal_lacks_is_named_with_the_remedy(
+    site, capsys, which, codec, name
+):
+    recompress(site.image, codec)
+    if which != "scene":
+        site.image = write_scene_vrt(site.folder, "image.tif")
+    line = refusal(capsys, site)
+    assert f"is compressed by {name}, a codec that this GDAL lacks" in line
+    assert "gdal_translate" in line and "incomplete" not in line
+
+
+@fault(46)
+def test_a_format_that_gdal_lacks_is_said_to_be_unknown(site, capsys):
+    site.image = site.folder / "image.jxl"
+    site.image.write_bytes(b"\xff\x0a" + bytes(100))
+    line = refusal(capsys, site)
+    assert "does not know its format" in line and "gdal_translate" in line
