@@ -64,8 +64,13 @@ class TiffHeader:
     dtype: str
 
 
-def tiff_header(path: Path) -> TiffHeader:
+def tiff_header(path: Path, may_be_empty: bool = False) -> TiffHeader:
     """The header of a patch, read without decoding a pixel.
+
+    Args:
+        path: Of the TIFF.
+        may_be_empty: Whether none of its blocks needs to be there: they are left out where they
+            hold but 0 or nodata (SPARSE_OK), as they are missing where writing was interrupted.
 
     Raises:
         DatasetError: Not a TIFF, or cut off: it points at data beyond its end.
@@ -80,12 +85,13 @@ def tiff_header(path: Path) -> TiffHeader:
             count = tiff.filehandle.read(layout.tagnosize)
             (tags,) = struct.unpack(layout.tagnoformat, count)
             end = last_byte(page)
+            least = 0 if may_be_empty and not any(page.databytecounts) else 1
             header = TiffHeader(
                 page.samplesperpixel, page.imagelength, page.imagewidth, str(page.dtype)
             )
     except (tifffile.TiffFileError, IndexError, ValueError, struct.error) as error:
         raise DatasetError(f"{path} is not a readable TIFF; write it again") from error
-    if not 0 < end <= path.stat().st_size or len(page.tags) != tags:
+    if not least <= end <= path.stat().st_size or len(page.tags) != tags:
         raise DatasetError(f"{path} is cut off; write it again")
     return header
 

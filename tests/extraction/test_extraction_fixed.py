@@ -14,7 +14,7 @@ import rasterio
 import shapely
 import tifffile
 from batch_helpers import at, write_grid
-from helpers import CRS, interrupt, write_dataset, write_geotiff
+from helpers import CRS, interrupt, settings, write_dataset, write_geotiff
 from pyproj import Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
@@ -33,9 +33,11 @@ from site_helpers import (
 
 import extraction.cells
 import extraction.cutting
+from common.errors import DatasetError
 from common.patches import PatchPair, list_pairs, read_patch
 from common.rasters import open_raster, select_bands
 from extraction.cells import Grid
+from training.dataset import require_patches
 
 fault = pytest.mark.fault
 
@@ -368,3 +370,35 @@ def test_a_format_that_gdal_lacks_is_said_to_be_unknown(site, capsys):
     site.image.write_bytes(b"\xff\x0a" + bytes(100))
     line = refusal(capsys, site)
     assert "does not know its format" in line and "gdal_translate" in line
+
+
+@fault(48)
+def test_a_label_patch_of_background_without_a_block_is_whole(tmp_path):
+    root = write_dataset(tmp_path, 2, 2, 0, bands=3)
+    label = root / "Patch" / "train" / "labels" / "patch_000.tif"
+    with rasterio.open(label) as file:
+        profile = file.profile | {"SPARSE_OK": True}
+    label.unlink()
+    with rasterio.open(label, "w", **profile):
+        pass
+    require_patches(settings(dataset_root=str(root)))
+    image = label.parent.parent / "images" / label.name
+    mask = read_patch(PatchPair(image, label))[2]
+    assert mask.shape == (32, 32) and not mask.any()
+    content = label.read_bytes()
+    label.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DatasetError):
+        require_patches(settings(dataset_root=str(root)))
+
+
+@fault(48)
+def test_an_image_patch_without_a_block_was_not_written(tmp_path):
+    root = write_dataset(tmp_path, 2, 2, 0, bands=3)
+    image = root / "Patch" / "train" / "images" / "patch_000.tif"
+    with rasterio.open(image) as file:
+        profile = file.profile | {"SPARSE_OK": True}
+    image.unlink()
+    with rasterio.open(image, "w", **profile):
+        pass
+    with pytest.raises(DatasetError, match="is cut off"):
+        require_patches(settings(dataset_root=str(root)))
