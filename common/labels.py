@@ -339,7 +339,28 @@ def _vector_label(
         origin = Affine.translation(left, top)
         return codes[rasterize(shapes, shape, 0, transform=origin, dtype="int32")]
 
-    return Label(source, read, values, names)
+    advice = (lambda: None) if column else partial(_column_advice, table, source)
+    return Label(source, read, values, names, advice=advice)
+
+
+def _column_advice(table: GeoDataFrame, source: str) -> str | None:
+    """Which columns of polygons that all become one class may name several."""
+    from pandas.api.types import is_numeric_dtype, is_string_dtype
+
+    columns = table.drop(columns=table.geometry.name)
+    named = [
+        name
+        for name in columns
+        if is_string_dtype(known := columns[name].dropna())
+        and not is_numeric_dtype(known)
+        and known.nunique() > 1
+    ]
+    if not named:
+        return None
+    return (
+        f"all polygons of {source} are class 1, everything else is class 0; for classes by the "
+        f"texts of a column name it with --label_column ({', '.join(named[:12])})"
+    )
 
 
 def _column_codes(table: GeoDataFrame, name: str, asked: str | None, source: str):

@@ -120,6 +120,7 @@ class ScenePlan:
     class_names: list[str] | None
     unlabelled: int
     label_nodata: int | None = None  # declared, though it looks like a class
+    advice: str | None = None  # what the user should know of the label
 
 
 def plan_scenes(
@@ -153,6 +154,9 @@ def plan_scenes(
         skipped |= reasons
     if not plans:
         raise DatasetError(f"No scene can be used ({first_reason(skipped)})")
+    if advised := [plan.advice for plan in plans if plan.advice]:
+        more = f" (and {len(advised) - 1} other labels likewise)" * (len(advised) > 1)
+        log.warning("%s%s", advised[0], more)
     names = Counter(cell.name for plan in plans for cell in plan.cells)
     name, count = names.most_common(1)[0]
     if count > 1:
@@ -184,11 +188,9 @@ def plan_scene(
             for band in bands
         ]
         with open_label(scene.label, image, *label_options(config)) as label:
-            if advice := label.advice():
-                log.warning("%s", advice)
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
-                label.nodata,
+                label.nodata, label.advice(),
             ), skipped  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 import rasterio
 import shapely
 import tifffile
-from batch_helpers import at, write_grid
+from batch_helpers import at, write, write_grid
 from helpers import CRS, interrupt, settings, write_dataset, write_geotiff
 from pyproj import Transformer
 from rasterio.enums import ColorInterp
@@ -402,3 +402,42 @@ def test_an_image_patch_without_a_block_was_not_written(tmp_path):
         pass
     with pytest.raises(DatasetError, match="is cut off"):
         require_patches(settings(dataset_root=str(root)))
+
+
+@fault(60)
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"id": [1, 2], "kind": ["oak", "ash"], "note": [None, "old"]}, "(kind)"),
+        ({"kind": ["oak", "oak"], "area": [1.5, 2]}, None),
+    ],
+)
+def test_polygons_with_texts_that_become_binary_are_reported(
+    site, capsys, columns, named
+):
+    site.draw_label_shapes([box(2, 2, 20, 20), box(24, 24, 40, 40)], **columns)
+    site.extract()
+    lines = [li for li in capsys.readouterr().err.splitlines() if "are class 1," in li]
+    assert len(lines) == (named is not None)
+    if named:
+        assert lines[0].endswith(f"name it with --label_column {named}")
+        shutil.rmtree(site.out)
+        site.extract("--label_column", "kind")
+        assert "are class 1," not in capsys.readouterr().err
+
+
+@fault(40)
+def test_labels_of_a_batch_with_the_same_nodata_are_one_line(batch, capsys):
+    for number, name in enumerate("abc"):
+        place = at(100 * number, 0)
+        batch.draw(name, 16, transform=place)
+        write(
+            batch.data / f"Label_{name}.tif",
+            np.eye(16, dtype=np.uint8),
+            place,
+            nodata=0,
+        )
+    batch.cut()
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "makes about" in line]
+    assert "Label_a.tif" in line and line.endswith("(and 2 other labels likewise)")
