@@ -141,6 +141,39 @@ class Grid:
         return np.sort(self.table.sindex.query(box))
 
 
+OUTSIDE = Skipped("outside the image")
+
+
+def _place(
+    name: str,
+    outline: Geometry | None,
+    image: rasterio.DatasetReader,
+    path: str,
+    patch_size: int,
+) -> Cell | Skipped:
+    """A cell by its outline in pixels, or why there is none; ``path`` is that of the grid."""
+    import shapely
+
+    outline = polygonal(outline)
+    if outline is None:
+        return Skipped("no polygon")
+    if not np.isfinite(outline.bounds).all():
+        return Skipped("cannot be transformed to the image's CRS")
+    window = pixel_bounds(outline.bounds)
+    if not window.width or not window.height:
+        return Skipped("smaller than a pixel")
+    if window_within(window, image.width, image.height) is None:
+        return OUTSIDE
+    if max(window.width, window.height) > LARGEST_CELL * patch_size:
+        raise DatasetError(
+            f"{name} of {path} covers {window.width} x {window.height} pixels, more "
+            f"than {LARGEST_CELL} times --patch_size {patch_size}; use a finer grid"
+        )
+    box = shapely.box(*outline.bounds)
+    gap = shapely.hausdorff_distance(outline.boundary, box.boundary)
+    return Cell(name, window, outline if gap > 0.01 else None)
+
+
 def cells_of(
     scene: SceneFiles,
     config: ExtractionOptions,
@@ -162,8 +195,6 @@ def cells_of(
     Raises:
         DatasetError: The grid cannot be read, a cell is far too large, or none lies on the image.
     """
-    import shapely
-
     if scene.grid is None:
         size, stride = config.patch_size, config.stride or config.patch_size
         cells = regular_cells(image.width, image.height, size, stride, scene.name)
@@ -173,30 +204,11 @@ def cells_of(
     names = grid.names(rows, scene.name)
     cells, skipped = [], {}
     for name, outline in zip(names, in_pixels(grid.table.iloc[rows], image, grid.path)):
-        outline = polygonal(outline)
-        if outline is None:
-            skipped[name] = Skipped("no polygon")
-            continue
-        if not np.isfinite(outline.bounds).all():
-            skipped[name] = Skipped("cannot be transformed to the image's CRS")
-            continue
-        window = pixel_bounds(outline.bounds)
-        if not window.width or not window.height:
-            skipped[name] = Skipped("smaller than a pixel")
-            continue
-        if window_within(window, image.width, image.height) is None:
-            if shared is None:
-                skipped[name] = Skipped("outside the image")
-            continue
-        largest = LARGEST_CELL * config.patch_size
-        if max(window.width, window.height) > largest:
-            raise DatasetError(
-                f"{name} of {scene.grid} covers {window.width} x {window.height} pixels, more "
-                f"than {LARGEST_CELL} times --patch_size {config.patch_size}; use a finer grid"
-            )
-        box = shapely.box(*outline.bounds)
-        gap = shapely.hausdorff_distance(outline.boundary, box.boundary)
-        cells.append(Cell(name, window, outline if gap > 0.01 else None))
+        found = _place(name, outline, image, scene.grid, config.patch_size)
+        if isinstance(found, Cell):
+            cells.append(found)
+        elif shared is None or found != OUTSIDE:
+            skipped[name] = found
     if not cells:
         reason = first_reason(skipped) if skipped else "all are outside the image"
         raise DatasetError(

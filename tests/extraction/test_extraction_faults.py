@@ -286,7 +286,7 @@ def without(suffix: str) -> Callable:
     row("extract", "no column of ids", nothing,
         r"Unknown --id_column 'idd'; did you mean 'id'", "--id_column idd", 2),
     row("extract", "duplicate ids", drawn(None, id=[1, 2, 2, 3]),
-        r"--id_column id: 1 ids are not unique, .* as 'patch_002'; name another",
+        r"--id_column id: 1 ids are not unique, .* as '002'; name another",
         "--id_column id"),
     row("extract", "empty id", drawn(None, id=["a", "b", "", None]),
         r"--id_column id: 2 ids are not unique, empty.*; name another", "--id_column id"),
