@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +25,7 @@ from helpers import (
 )
 from training_helpers import origin_of
 
+from common.devices import deterministic, report_not_deterministic
 from common.distributed import ProcessGroup, translate_torch_error
 from common.errors import OptionError, SegmentationError
 from common.patches import list_pairs
@@ -381,3 +384,44 @@ def test_a_batch_larger_than_the_shared_memory_is_a_clear_error(
 def test_full_shared_memory_is_named(text):
     message = translate_torch_error(RuntimeError(text), CPU, "--batch_size")
     assert message.startswith("The shared memory (/dev/shm) is too small")
+
+
+# --- the same numbers again -----------------------------------------------------------------
+
+
+@fault(19)
+def test_a_gpu_trains_by_deterministic_algorithms_and_names_those_it_lacks(caplog):
+    report_not_deterministic.cache_clear()
+    gpu = torch.device("cuda:0")  # its settings alone are needed
+    missing = "adaptive_avg_pool2d_backward_cuda does not have a deterministic "
+    missing += "implementation, but you set 'torch.use_deterministic_algorithms(True)'"
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as passed, deterministic(gpu):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+            warnings.warn(missing, stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+        assert [str(warning.message) for warning in passed] == ["something else"]
+        assert not torch.are_deterministic_algorithms_enabled()
+    named = "the same seed can give other numbers: on a GPU adaptive_avg_pool2d_backward_cuda"
+    assert caplog.text.count(named) == 1
+    with deterministic(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+@fault(19)
+def test_a_run_trains_by_deterministic_algorithms(make_dataset, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    plain, found = deterministic, []
+
+    def on_a_gpu(device):
+        return plain(torch.device("cuda:0"))
+
+    def step(self, labelled=True):
+        found.append(torch.are_deterministic_algorithms_enabled())
+
+    monkeypatch.setattr("training.epochs.deterministic", on_a_gpu)
+    monkeypatch.setattr(Stepper, "step", step)
+    train(make_dataset(2, 1, 0, bands=2), tmp_path / "out", "--epochs", 1)
+    assert found and all(found)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
