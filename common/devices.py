@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +15,8 @@ from common import machine
 from common.errors import OptionError, SegmentationError, require
 
 log = logging.getLogger("semanticseg4eo")
+
+NO_ALGORITHM = " does not have a deterministic implementation"  # in PyTorch's warning
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -89,6 +92,51 @@ def native_precisions(device: torch.device) -> list[str]:
 def native_precision(device: torch.device) -> str:
     """The safest of ``native_precisions``, or fp32."""
     return next(iter(native_precisions(device)), "fp32")
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Compute on a GPU by deterministic algorithms where PyTorch has them, and log where it has none.
+
+    The CPU's are. What the GPU multiplies matrices with needs ``CUBLAS_WORKSPACE_CONFIG`` from the
+    first time on: see ``require_deterministic_cublas``.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # what is read is written
+    )
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
+    for warning in found:
+        operation, known, _ = str(warning.message).partition(NO_ALGORITHM)
+        if known:
+            report_not_deterministic(operation.split()[-1])
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+
+
+@cache
+def report_not_deterministic(operation: str) -> None:
+    """Log, once, that a GPU has no deterministic algorithm for an operation."""
+    text = "the same seed can give other numbers: on a GPU %s is not deterministic"
+    log.warning(text, operation)
+
+
+def require_deterministic_cublas() -> None:
+    """Have a GPU multiply matrices in the same order always, from its first use in this process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def autocast(device: torch.device, precision: str):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
+from common.devices import deterministic
 from common.distributed import distribute
 from common.files import atomic_write
 from common.text import duration
@@ -61,20 +62,9 @@ def fit(run: TrainingRun) -> History:
         if wrapped is None or frozen is not was_frozen:
             wrapped = distribute(model, run.device, group, run.model_config.in_channels)
             was_frozen = frozen
-        bar = tqdm(
-            training,
-            desc=f"epoch {epoch}",
-            unit="batch",
-            leave=False,
-            disable=None if group.is_main_process else True,
-        )
         rate = stepper.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "learning_rate": rate}
-        labelled = training.batch_sampler.sums(run.train.counts.sum(axis=1))
-        row["train_loss"] = train_one_epoch(
-            wrapped, bar, run.loss, stepper, run.device, run.precision, group, frozen,
-            labelled,
-        )  # fmt: skip
+        row["train_loss"] = train_epoch(run, wrapped, training, stepper, frozen)
         group.broadcast_buffers(model)
         history.rows.append(row)
         better = validate(run, validation, row) if run.validation else []
@@ -91,6 +81,23 @@ def fit(run: TrainingRun) -> History:
                 plotted = time.perf_counter()
         group.barrier()  # no process continues without what is needed to resume
     return history
+
+
+def train_epoch(run: TrainingRun, model, training, stepper, frozen) -> float:
+    """Train a run's model on its loader for an epoch; see ``train_one_epoch``."""
+    sampler = training.batch_sampler
+    bar = tqdm(
+        training,
+        desc=f"epoch {sampler.epoch}",
+        unit="batch",
+        leave=False,
+        disable=None if run.group.is_main_process else True,
+    )
+    labelled = sampler.sums(run.train.counts.sum(axis=1))
+    with deterministic(run.device):
+        return train_one_epoch(
+            model, bar, run.loss, stepper, run.device, run.precision, run.group, frozen, labelled
+        )  # fmt: skip
 
 
 def validate(run: TrainingRun, validation, row: dict) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.architectures import ModelConfig
+from common.devices import require_deterministic_cublas
 from common.distributed import ProcessGroup, synchronize_batch_norm
 from model_training import (
     Normalization,
@@ -124,6 +125,7 @@ def build(run: TrainingRun) -> None:
         run.normalization = Normalization("image")
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
+    require_deterministic_cublas()
     run.model_config = config.model_config(index.shape[0])
     colours = rgb_channels(config, index)
     run.model = build_initial_model(run.model_config, config.weights, colours)
