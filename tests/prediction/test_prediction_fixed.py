@@ -8,9 +8,24 @@ import shutil
 from pathlib import Path
 
 import geopandas
+import numpy as np
 import pytest
 from helpers import interrupt
-from prediction_helpers import EVERYTHING, noise, outcome, run, write_scene
+from prediction_helpers import (
+    EVERYTHING,
+    check_map,
+    configure,
+    noise,
+    outcome,
+    run,
+    write_scene,
+)
+
+from common.rasters import open_raster
+from prediction.ensemble import load_models
+from prediction.jobs import count_pieces, prepare_scene
+from prediction.reader import ParallelReader
+from prediction.tasks import Task
 
 fault = pytest.mark.fault
 
@@ -256,3 +271,51 @@ def test_resuming_after_a_source_of_a_vrt_has_changed_is_refused(
         os.utime(source, (2, 2))
         assert run(land.path, vrt, output, "--overwrite") == 0
         assert run(land.path, vrt, output, "--resume") == 0
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+@fault(30)
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_high_strip_is_decoded_once_or_tiles_are_advised(
+    land, tmp_path, monkeypatch, capsys, enough
+):
+    height = 2 * 3000
+    pixels = noise(height, 40)
+    scene = write_scene(tmp_path / "scene.tif", pixels, blockysize=3000)
+    if not enough:
+        monkeypatch.setattr("prediction.reader.free_memory", lambda: 3000 * 40 * 23)
+    windows = []
+    plain = ParallelReader.read
+
+    def recorded(reader, part, **options):
+        windows.extend(reader._windows(part))
+        return plain(reader, part, **options)
+
+    monkeypatch.setattr(ParallelReader, "read", recorded)
+    assert run(land.path, scene, tmp_path / "map.tif", "--precision", "fp32") == 0
+    strips = [window.row_off // 3000 for window in windows]
+    warned = "gdal_translate -co TILED=YES" in capsys.readouterr().err
+    if enough:
+        assert sorted(strips) == [0, 1] and not warned
+    else:
+        assert len(strips) > 4 and warned
+    check_map(land, tmp_path / "map.tif", pixels, np.ones((height, 40), bool))
+
+
+@fault(30)
+def test_high_strips_are_not_read_again_for_pieces_of_columns(
+    land, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("prediction.jobs.OPEN_ROWS", 1e6)
+    config = configure(model=[str(land.path)])
+    models = load_models(config)
+    pieces = []
+    for height in (1000, 3000):
+        path = tmp_path / f"{height}.tif"
+        write_scene(path, noise(3100, 40), blockysize=height)
+        with open_raster(path) as scene:
+            task = Task(str(path), tmp_path / "map.tif")
+            pieces.append(count_pieces(prepare_scene(task, config, models, scene)))
+    assert pieces[0] > 1 and pieces[1] == 1
