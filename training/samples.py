@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common.distributed import ProcessGroup
 from common.errors import DatasetError, SegmentationError
+from common.ground import pixel_size
 from common.labels import class_names_of
 from common.machine import available_cores, free_memory, prefetch
 from common.patches import PatchPair, read_patch
@@ -86,6 +87,7 @@ class SampleIndex:
     descriptions: tuple[str | None, ...]
     class_names: list[str] | None
     decoded: list[DecodedPatch | None]  # those that stay in memory
+    pixel_size: float | None = None  # metres, see ``typical_pixel_size``
 
     def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
@@ -159,8 +161,23 @@ def index_samples(
     if not good:
         return None
     return replace(
-        first, pairs=good, counts=np.stack(counts), samples=samples, decoded=decoded
+        first,
+        pairs=good,
+        counts=np.stack(counts),
+        samples=samples,
+        decoded=decoded,
+        pixel_size=typical_pixel_size(good),
     )
+
+
+def typical_pixel_size(pairs: Sequence[PatchPair]) -> float | None:
+    """The median of the pixel sizes of some patches in metres; None where none is known."""
+    sizes = []
+    for pair in pairs[:: math.ceil(len(pairs) / 16)]:
+        with open_raster(pair.image) as file:
+            sizes.append(pixel_size(file))
+    known = [size for size in sizes if size]
+    return float(np.median(known)) if known else None
 
 
 def read_like(

@@ -10,18 +10,21 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import pytest
-from helpers import interrupt
+from helpers import PIXEL, QUICK, interrupt, run_main, write_dataset
 from prediction_helpers import (
     EVERYTHING,
     check_map,
     configure,
+    make_model,
     noise,
     outcome,
     run,
     write_scene,
 )
+from rasterio.transform import from_origin
 
 from common.rasters import open_raster
+from model_training import load_checkpoint
 from prediction.ensemble import load_models
 from prediction.jobs import count_pieces, prepare_scene
 from prediction.reader import ParallelReader
@@ -319,3 +322,33 @@ def test_high_strips_are_not_read_again_for_pieces_of_columns(
             task = Task(str(path), tmp_path / "map.tif")
             pieces.append(count_pieces(prepare_scene(task, config, models, scene)))
     assert pieces[0] > 1 and pieces[1] == 1
+
+
+# --- resolution ----------------------------------------------------------------------------
+
+
+@fault(50)
+@pytest.mark.parametrize(
+    ("side", "warned"), [(10, False), (12, False), (8.2, False), (13, True), (5, True)]
+)
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_another_ground_resolution_than_that_of_the_training_is_reported(
+    tmp_path, capsys, side, warned, check
+):
+    options = np.eye(3), [0, 0, 0], [0] * 3, [10_000] * 3
+    model = make_model(tmp_path / "model.pth", *options, pixel_size=10.0)
+    place = {"transform": from_origin(431_240, 4_912_560, side, side)}
+    scene = write_scene(tmp_path / "scene.tif", noise(64, 64), **place)
+    assert run(model.path, scene, tmp_path / "map.tif", *check) == 0
+    error = capsys.readouterr().err
+    words = f"measure {side:.3g} m, but {model.path} was trained on 10 m"
+    assert (words in error) == ("warning" in error) == warned
+
+
+@fault(50)
+def test_a_checkpoint_holds_the_pixel_size_of_its_training_patches(tmp_path):
+    data = write_dataset(tmp_path / "data", 4, 2, 0, bands=3)
+    status, _, err = run_main("--dataset_root", data, "--save_dir", tmp_path, *QUICK)
+    assert status == 0, err
+    metadata = load_checkpoint(tmp_path / "model_final_model.pth").metadata
+    assert metadata["pixel_size"] == pytest.approx(PIXEL)
