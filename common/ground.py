@@ -68,6 +68,13 @@ def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
     )
 
 
+def pixel_size(dataset: rasterio.DatasetReader) -> float | None:
+    """Metres of the side of a square of a pixel's size; None when the CRS does not give it."""
+    areas = pixel_areas(dataset)
+    size = None if areas is None else float(np.sqrt(np.median(areas)))
+    return size if size and np.isfinite(size) else None
+
+
 def footprint(transform: Affine, height: int, width: int) -> Geometry:
     """The ground of a patch as a polygon."""
     import shapely

@@ -14,6 +14,7 @@ from rasterio.windows import Window
 
 from common.devices import local_device
 from common.errors import CheckpointError, OptionError, RasterError
+from common.ground import pixel_size
 from common.rasters import Source, select_bands
 from model_training import Checkpoint, load_checkpoint
 from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
@@ -22,6 +23,9 @@ from prediction.tasks import list_models
 
 log = logging.getLogger("semanticseg4eo")
 
+OTHER_RESOLUTION = (
+    1.25  # ratio of pixel sizes from which a scene is unlike the training
+)
 BATCH_SIZES = {"cpu": 1, "cuda": 32}  # of --batch_size auto
 
 
@@ -143,6 +147,22 @@ def sample_pixels(scene: rasterio.DatasetReader, bands: Sequence[int]) -> np.nda
         image, valid = source.read(window)
         samples.append(image[:, valid].T)
     return np.concatenate(samples)
+
+
+def warn_of_resolution(scene: rasterio.DatasetReader, models: Models) -> None:
+    """Warn, once, of a scene whose pixels are larger or smaller than those of the training."""
+    size = pixel_size(scene)
+    for file, checkpoint in zip(models.files, models.checkpoints):
+        trained = checkpoint.metadata.get("pixel_size")
+        if not (size and trained):
+            continue
+        if max(size / trained, trained / size) > OTHER_RESOLUTION:
+            log.warning(
+                "warning: the pixels of %s measure %.3g m, but %s was trained on %.3g m; objects "
+                "appear in another size, so resample the scene first (gdalwarp -tr)",
+                scene.name, size, file, trained,
+            )  # fmt: skip
+            return
 
 
 def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:

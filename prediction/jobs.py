@@ -19,7 +19,7 @@ from common.rasters import Source, source_files
 from common.tiffs import require_complete
 from prediction.ensemble import Models, match_bands
 from prediction.layers import Layer, bytes_of, list_layers
-from prediction.reader import rows_at_once
+from prediction.reader import READ_ROWS_MOST, rows_at_once, warn_of_high_blocks
 from prediction.settings import PredictionConfig
 from prediction.tasks import Task
 from prediction.tiling import WindowLayout, lay_windows
@@ -108,6 +108,7 @@ def prepare_scene(
         raise RasterError(
             f"{overwritten.pop()} is a part of {task.scene}; name another"
         )
+    warn_of_high_blocks(scene, bands)
     if scene.crs is None and not scene.gcps[1]:
         log.warning("warning: %s has no CRS, so its map has none", scene.name)
         if config.min_area:
@@ -121,11 +122,16 @@ def count_pieces(job: SceneJob) -> int:
 
 
 def row_limit(job: SceneJob) -> float:
-    """Bytes that the rows in work may take."""
+    """Bytes that the rows in work may take.
+
+    In pieces of columns high blocks would be decoded once for each of them.
+    """
     if job.config.max_memory:
         return job.config.max_memory * 1e9
     limit = free_memory(job.models.device) / 8
-    return min(limit, OPEN_ROWS) if job.models.device.type == "cpu" else limit
+    high = rows_at_once(job.scene, job.bands) > READ_ROWS_MOST
+    cpu = job.models.device.type == "cpu"
+    return min(limit, OPEN_ROWS) if cpu and not high else limit
 
 
 def open_rows(job: SceneJob) -> int:
@@ -133,7 +139,8 @@ def open_rows(job: SceneJob) -> int:
     scene, bands, size = job.scene, job.bands, job.layouts[0].size
     image = Source(scene, bands).dtype.itemsize * len(bands) + 1
     channels = job.models.first.config.num_classes + 1
-    column = image * (size + 3 * rows_at_once(scene, bands[0]))
+    # high blocks have memory of their own: see ``rows_at_once``
+    column = image * (size + 3 * min(rows_at_once(scene, bands), READ_ROWS_MOST))
     parts = 2 + STORED_AHEAD[job.models.device.type]
     column += size * (2 * 4 * channels + parts * (4 + bytes_of(job.layers)))
     return column * scene.width

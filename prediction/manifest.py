@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from common.errors import SegmentationError
 from common.files import compare_runs, exclusive_lock
 from common.machine import is_main_process
-from prediction.ensemble import batch_size_of, warn_of_strange_values
+from prediction.ensemble import (
+    batch_size_of,
+    warn_of_resolution,
+    warn_of_strange_values,
+)
 from prediction.jobs import SceneJob, count_pieces
 from prediction.precision import choose_precision
 from prediction.products import product_key, product_paths, require_own_products
@@ -64,6 +68,7 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
     if former:
         return former
     warn_of_strange_values(job.scene, job.bands, job.models)
+    warn_of_resolution(job.scene, job.models)
     auto = job.config.precision == "auto"
     batch_size = batch_size_of(job.config, job.models.device)
     there = [path for path in product_paths(job.task, job.config) if path.is_file()]

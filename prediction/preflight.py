@@ -19,6 +19,7 @@ from prediction.ensemble import (
     Models,
     batch_size_of,
     load_models,
+    warn_of_resolution,
     warn_of_strange_values,
 )
 from prediction.jobs import SceneJob, count_workers, open_rows, prepare_scene, row_limit
@@ -88,6 +89,7 @@ def check_scene(
         if config.resume and (former := load_manifest(job)) and former[1]:
             return {}
         warn_of_strange_values(scene, job.bands, models)
+        warn_of_resolution(scene, models)
         unfinished = require_room(task.partial, job.layers, scene.shape, config.format)
         pixels = scene.height * scene.width
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,14 +19,16 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from common.devices import own_stream
-from common.machine import available_cores, bounded_map
+from common.machine import available_cores, bounded_map, free_memory
 from common.rasters import Source, open_raster
 from prediction.tiling import Extent
+
+log = logging.getLogger("semanticseg4eo")
 
 # each block of a scene is read once: its cache only has to hold those of one reading
 GDAL_CACHE = 64 * 2**20
 READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
-READ_ROWS_MOST = 1024  # and from one of high blocks
+READ_ROWS_MOST = 1024  # and from one of high blocks that do not fit into memory
 READ_COLUMNS = 2048  # columns of tiles that are read at once, by all threads together
 READ_AT_A_TIME = {"cpu": 1, "cuda": 2}  # rows of blocks
 MOST_READERS = 16  # threads that read a scene
@@ -46,10 +49,28 @@ class RowBlock(NamedTuple):
         return self.top + len(self.valid)
 
 
-def rows_at_once(scene: rasterio.DatasetReader, band: int) -> int:
-    """How many rows to read together, so that each block of the file is decoded once."""
-    block = scene.block_shapes[band - 1][0]
-    return min(max(READ_ROWS // block, 1) * block, READ_ROWS_MOST)
+def rows_at_once(scene: rasterio.DatasetReader, bands: Sequence[int]) -> int:
+    """How many rows to read together, so that each block of the file is decoded once.
+
+    Where a quarter of the free memory does not hold a row of high blocks, it is
+    ``READ_ROWS_MOST``, and these are decoded several times.
+    """
+    block = min(scene.block_shapes[bands[0] - 1][0], scene.height)
+    rows = max(READ_ROWS // block, 1) * block
+    pixel = Source(scene, bands).dtype.itemsize * len(bands)
+    fits = rows * scene.width * pixel <= free_memory() / 4
+    return rows if rows <= READ_ROWS_MOST or fits else READ_ROWS_MOST
+
+
+def warn_of_high_blocks(scene: rasterio.DatasetReader, bands: Sequence[int]) -> None:
+    """Warn of a scene whose blocks are decoded several times."""
+    block = min(scene.block_shapes[bands[0] - 1][0], scene.height)
+    if (step := rows_at_once(scene, bands)) < block:
+        log.warning(
+            "warning: %s is stored in strips of %d rows, too large for the free memory, so each "
+            "is decoded %d times; in tiles it is read faster (gdal_translate -co TILED=YES)",
+            scene.name, block, math.ceil(block / step),
+        )  # fmt: skip
 
 
 class ParallelReader:
@@ -146,10 +167,12 @@ def read_row_blocks(
         blocks = readers.read(Extent(*rows, part.left, part.right), pin_memory=on_gpu)
         return [upload(block, device) for block in blocks] if on_gpu else blocks
 
-    step = rows_at_once(readers.scene, readers.bands[0])
+    step = rows_at_once(readers.scene, readers.bands)
     ranges = cut_at_multiples(part.top, part.bottom, step)
     workers = READ_AT_A_TIME[device.type]
-    with closing(bounded_map(read, ranges, workers, ahead=1)) as groups:
+    high = step > READ_ROWS_MOST  # of which memory is not to hold two
+    workers, ahead = (1, 0) if high else (workers, 1)
+    with closing(bounded_map(read, ranges, workers, ahead)) as groups:
         for blocks in groups:
             while blocks:  # what is handed on is not held
                 yield blocks.pop(0)

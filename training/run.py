@@ -94,6 +94,7 @@ class TrainingRun:
             "pretrained": bool(self.config.weights),
             "class_names": self.names,
             "band_descriptions": list(self.train.descriptions),
+            "pixel_size": self.train.pixel_size,
             "ignore_index": self.config.ignore_index,
             "training_params": asdict(self.config)
             | {

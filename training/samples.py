@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import DatasetError, SegmentationError
+from common.ground import pixel_size
 from common.labels import class_names_of
 from common.machine import free_memory
 from common.patches import PatchPair, patch_bands, read_patch
@@ -81,6 +82,7 @@ class SampleIndex:
     class_names: list[str] | None
     decoded: list[DecodedPatch | None]  # those that stay in memory
     share: float = 1.0  # of the valid pixels that the samples hold
+    pixel_size: float | None = None  # metres, see ``typical_pixel_size``
 
     def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
@@ -171,7 +173,18 @@ def index_samples(
         samples=samples,
         decoded=decoded,
         share=share,
+        pixel_size=typical_pixel_size(good),
     )
+
+
+def typical_pixel_size(pairs: Sequence[PatchPair]) -> float | None:
+    """The median of the pixel sizes of some patches in metres; None where none is known."""
+    sizes = []
+    for pair in pairs[:: math.ceil(len(pairs) / 16)]:
+        with open_raster(pair.image) as file:
+            sizes.append(pixel_size(file))
+    known = [size for size in sizes if size]
+    return float(np.median(known)) if known else None
 
 
 def read_like(

@@ -8,9 +8,27 @@ import shutil
 from pathlib import Path
 
 import geopandas
+import numpy as np
 import pytest
-from helpers import interrupt
-from prediction_helpers import EVERYTHING, noise, outcome, run, write_scene
+from helpers import PIXEL, QUICK, interrupt, run_main, write_dataset
+from prediction_helpers import (
+    EVERYTHING,
+    check_map,
+    configure,
+    make_model,
+    noise,
+    outcome,
+    run,
+    write_scene,
+)
+from rasterio.transform import from_origin
+
+from common.rasters import open_raster
+from model_training import load_checkpoint
+from prediction.ensemble import load_models
+from prediction.jobs import count_pieces, prepare_scene
+from prediction.reader import ParallelReader
+from prediction.tasks import Task
 
 fault = pytest.mark.fault
 
@@ -256,3 +274,81 @@ def test_resuming_after_a_source_of_a_vrt_has_changed_is_refused(
         os.utime(source, (2, 2))
         assert run(land.path, vrt, output, "--overwrite") == 0
         assert run(land.path, vrt, output, "--resume") == 0
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+@fault(30)
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_high_strip_is_decoded_once_or_tiles_are_advised(
+    land, tmp_path, monkeypatch, capsys, enough
+):
+    height = 2 * 3000
+    pixels = noise(height, 40)
+    scene = write_scene(tmp_path / "scene.tif", pixels, blockysize=3000)
+    if not enough:
+        monkeypatch.setattr("prediction.reader.free_memory", lambda: 3000 * 40 * 23)
+    windows = []
+    plain = ParallelReader.read
+
+    def recorded(reader, part, **options):
+        windows.extend(reader._windows(part))
+        return plain(reader, part, **options)
+
+    monkeypatch.setattr(ParallelReader, "read", recorded)
+    assert run(land.path, scene, tmp_path / "map.tif", "--precision", "fp32") == 0
+    strips = [window.row_off // 3000 for window in windows]
+    warned = "gdal_translate -co TILED=YES" in capsys.readouterr().err
+    if enough:
+        assert sorted(strips) == [0, 1] and not warned
+    else:
+        assert len(strips) > 4 and warned
+    check_map(land, tmp_path / "map.tif", pixels, np.ones((height, 40), bool))
+
+
+@fault(30)
+def test_high_strips_are_not_read_again_for_pieces_of_columns(
+    land, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("prediction.jobs.OPEN_ROWS", 1e6)
+    config = configure(model=[str(land.path)])
+    models = load_models(config)
+    pieces = []
+    for height in (1000, 3000):
+        path = tmp_path / f"{height}.tif"
+        write_scene(path, noise(3100, 40), blockysize=height)
+        with open_raster(path) as scene:
+            task = Task(str(path), tmp_path / "map.tif")
+            pieces.append(count_pieces(prepare_scene(task, config, models, scene)))
+    assert pieces[0] > 1 and pieces[1] == 1
+
+
+# --- resolution ----------------------------------------------------------------------------
+
+
+@fault(50)
+@pytest.mark.parametrize(
+    ("side", "warned"), [(10, False), (12, False), (8.2, False), (13, True), (5, True)]
+)
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_another_ground_resolution_than_that_of_the_training_is_reported(
+    tmp_path, capsys, side, warned, check
+):
+    options = np.eye(3), [0, 0, 0], [0] * 3, [10_000] * 3
+    model = make_model(tmp_path / "model.pth", *options, pixel_size=10.0)
+    place = {"transform": from_origin(431_240, 4_912_560, side, side)}
+    scene = write_scene(tmp_path / "scene.tif", noise(64, 64), **place)
+    assert run(model.path, scene, tmp_path / "map.tif", *check) == 0
+    error = capsys.readouterr().err
+    words = f"measure {side:.3g} m, but {model.path} was trained on 10 m"
+    assert (words in error) == ("warning" in error) == warned
+
+
+@fault(50)
+def test_a_checkpoint_holds_the_pixel_size_of_its_training_patches(tmp_path):
+    data = write_dataset(tmp_path / "data", 4, 2, 0, bands=3)
+    status, _, err = run_main("--dataset_root", data, "--save_dir", tmp_path, *QUICK)
+    assert status == 0, err
+    metadata = load_checkpoint(tmp_path / "model_final_model.pth").metadata
+    assert metadata["pixel_size"] == pytest.approx(PIXEL)
