@@ -14,7 +14,12 @@ from evaluation.matrices import block_bootstrap, fold_summary, score_gap
 from evaluation.reports import plot_training
 from model_training import HEADLINES, scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
-from training.dataset import index_split, names_for, require_several_classes
+from training.dataset import (
+    index_split,
+    log_weak_spots,
+    names_for,
+    require_several_classes,
+)
 from training.epochs import fit
 from training.folds import Fold, plan_all_folds
 from training.outputs import clear_former_run
@@ -85,6 +90,8 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     colours = rgb_channels(config, pooled)
     build_initial_model(config.model_config(pooled.shape[0]), config.weights, colours)
     group.broadcast(clear_former_run, config)
+    if group.is_main_process:
+        log_weak_spots(config, pooled, None, test, group)
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")

@@ -9,13 +9,20 @@ import numpy as np
 
 from common import SPLITS
 from common.architectures import default_class_names
+from common.distributed import ProcessGroup
 from common.errors import DatasetError
 from common.patches import list_pairs
 from common.tiffs import tiff_header
+from training.loaders import EpochBatchSampler
 from training.samples import PatchCache, SampleIndex, index_samples
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
+
+FEW_STEPS = 10  # of an epoch: the schedule and the best epoch are then coarse
+FEW_PIXELS = (
+    1000  # of one patch or two, which say little about the confidence elsewhere
+)
 
 
 def needed_splits(config: TrainingConfig) -> tuple[str, ...]:
@@ -52,10 +59,55 @@ def index_split(
     index = index_samples(pairs, config.label_classes, config.ignore_index, like, cache)
     require_usable(config, split, index)
     bands, *size = index.shape
-    unlabelled = 1 - index.counts.sum() / (len(pairs) * math.prod(size))
-    line = "%-10s %5d patches of %d x %d pixels, %d bands, %.1f %% of the pixels unlabelled"
-    log.info(line, split, len(pairs), *size, bands, 100 * unlabelled)
+    line = "%-10s %5d patches of %d x %d pixels, %d bands, %s"
+    log.info(line, split, len(pairs), *size, bands, unlabelled_text(index))
     return index
+
+
+def unlabelled_text(index: SampleIndex) -> str:
+    """The share of an index's pixels without a class, in words."""
+    pixels = len(index.pairs) * math.prod(index.shape[1:])
+    missing = pixels - index.counts.sum()
+    if not missing:
+        return "no pixel unlabelled"
+    share = 100 * missing / pixels
+    text = f"{share:.1f} %" if share >= 0.05 else "less than 0.1 %"
+    return f"{text} of the pixels unlabelled"
+
+
+def log_weak_spots(
+    config: TrainingConfig,
+    train: SampleIndex,
+    validation: SampleIndex | None,
+    test: SampleIndex | None,
+    group: ProcessGroup,
+) -> None:
+    """Log what a run can do but should not be trusted with, a line each.
+
+    That is classes without a pixel in a split, few steps per epoch, and few pixels to fit the
+    temperature on. K-fold has all its patches in ``train``.
+    """
+    names = names_for(config, train)
+    for index, split, meaning in (
+        (train, "training", "the model cannot learn to map it"),
+        (validation, "validation", "the best epoch is chosen without it"),
+        (test, "test", "no test score includes it"),
+    ):
+        counts = index.counts.sum(axis=0) if index else np.ones(len(names))
+        absent = [name for name, pixels in zip(names, counts) if not pixels]
+        if absent:
+            listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+            text = "%d of %d classes without a %s pixel (%s): %s"
+            log.warning(text, len(absent), len(names), split, listed, meaning)
+    sampler = EpochBatchSampler(len(train.pairs), config.batch_size, config.seed, group)
+    steps = math.ceil(len(sampler) / config.accumulate)
+    if steps < FEW_STEPS:
+        text = "few steps of the weights per epoch (%d): lower %s, or cut more patches"
+        log.warning(text, steps, "--batch_size or --accumulate")
+    labelled = int((validation or train).counts.sum())
+    if labelled < FEW_PIXELS and not config.no_calibration:
+        text = "the temperature is fitted on %d pixels alone: label more, or give %s"
+        log.warning(text, labelled, "--no_calibration")
 
 
 def require_usable(config: TrainingConfig, split: str, index: SampleIndex) -> None:

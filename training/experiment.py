@@ -18,6 +18,7 @@ from training.assessment import export
 from training.cross_validation import cross_validate
 from training.dataset import (
     index_split,
+    log_weak_spots,
     names_for,
     require_patches,
     require_several_classes,
@@ -96,5 +97,7 @@ def train_split(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     )  # fmt: skip
     build(run)
     group.broadcast(clear_former_run, config)
+    if group.is_main_process:
+        log_weak_spots(config, train, validation, test, group)
     fit(run)
     return group.broadcast(export, run, test)

@@ -8,10 +8,11 @@ from pathlib import Path
 from common import SPLITS
 from common.console import Problems
 from common.devices import local_device, peak_memory
-from common.distributed import torch_errors
+from common.distributed import ProcessGroup, torch_errors
 from common.patches import list_pairs
 from common.text import duration
 from training.dataset import (
+    log_weak_spots,
     names_for,
     needed_splits,
     require_several_classes,
@@ -57,6 +58,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         problems.attempt(require_several_classes, train)
     if problems:
         return problems, {}
+    log_weak_spots(config, train, validation, splits.get("test"), ProcessGroup())
     names, place = names_for(config, train), Path(config.save_dir)
     run = TrainingRun(config, train, validation, place, names, config.epochs, device)
     outlook = problems.attempt(measure_run, run) or {}

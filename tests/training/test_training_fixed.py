@@ -17,10 +17,13 @@ import torch
 from helpers import (
     IGNORE,
     ORIGIN,
+    QUICK,
     make_patch,
     patch_everywhere,
+    run_main,
     settings,
     train,
+    write_dataset,
     write_raster,
 )
 from training_helpers import origin_of
@@ -34,6 +37,7 @@ from model_training import Normalization, build_loss
 from training import epochs
 from training.assessment import HeldOutCollector
 from training.cross_validation import median_rates
+from training.dataset import log_weak_spots, unlabelled_text
 from training.folds import plan_all_folds
 from training.loaders import (
     MOST_AHEAD,
@@ -425,3 +429,64 @@ def test_a_run_trains_by_deterministic_algorithms(make_dataset, tmp_path, monkey
     train(make_dataset(2, 1, 0, bands=2), tmp_path / "out", "--epochs", 1)
     assert found and all(found)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+# --- hopeless data --------------------------------------------------------------------------
+
+
+def weak_data(root):
+    """Four classes, of which training has two, validation all but one, and the test one."""
+    write_dataset(root, 3, 1, 1, bands=2, classes=3)
+    for file in root.rglob("labels/*.tif"):
+        label = np.full((32, 32), IGNORE, np.uint8)
+        label[0, :10] = (
+            np.arange(10) % {"train": 2, "validation": 3, "test": 1}[file.parts[-3]]
+        )
+        write_raster(file, label, origin=origin_of(file))
+    return root
+
+
+WEAK = ("--mode", "multiclass", "--classes", 4, "--class_names", "a,b,c,d")
+
+
+@fault(59)
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_data_that_cannot_be_learned_from_is_said_in_a_line_each(tmp_path, check):
+    root = weak_data(tmp_path / "data")
+    words = ("--dataset_root", root, "--save_dir", tmp_path / "out", *QUICK, *WEAK)
+    status, _, err = run_main(*words, "--batch_size", 2, *check)
+    assert status == 0
+    assert err.count("2 of 4 classes without a training pixel (c, d): the model") == 1
+    assert err.count("1 of 4 classes without a validation pixel (d): the best") == 1
+    assert err.count("3 of 4 classes without a test pixel (b, c, d): no test") == 1
+    assert err.count("few steps of the weights per epoch (1): lower --batch_size") == 1
+    assert err.count("the temperature is fitted on 10 pixels alone") == 1
+
+
+@fault(59)
+def test_kfold_says_it_of_all_its_patches(tmp_path):
+    root = weak_data(tmp_path / "data")
+    words = ("--dataset_root", root, "--save_dir", tmp_path / "out", *QUICK, *WEAK)
+    folds = ("--val_strategy", "kfold", "--n_splits", 2, "--check")
+    status, _, err = run_main(*words, *folds, "--no_calibration")
+    assert status == 0
+    assert "1 of 4 classes without a training pixel (d)" in err
+    assert "validation pixel" not in err and "temperature" not in err
+
+
+@fault(59)
+def test_ordinary_data_is_not_warned_of(make_dataset, caplog):
+    root = make_dataset(10, 4, 2, bands=1)
+    parts = [index_of(root, split) for split in ("train", "validation", "test")]
+    log_weak_spots(settings(batch_size=1), *parts, ProcessGroup())
+    assert not caplog.records
+
+
+@fault(59)
+def test_no_unlabelled_pixel_is_not_a_share_of_zero(make_dataset):
+    index = index_of(make_dataset(2), "train")
+    assert unlabelled_text(index) == "no pixel unlabelled"
+    index.counts[0, 0] -= 1
+    assert unlabelled_text(index) == "less than 0.1 % of the pixels unlabelled"
+    index.counts[0, 0] -= 204
+    assert unlabelled_text(index) == "10.0 % of the pixels unlabelled"
