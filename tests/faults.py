@@ -73,7 +73,7 @@ WORK = {
 }
 # what may stand on stderr beside the error
 MESSAGES = re.compile(
-    r"usage: | {4,}|(train|validation|test) +\d+ patches|no GPU found|no test split|memory ran out|warning: |"
+    r"usage: | {4,}|(train|validation|test) +\d+ patches|no GPU found|no test split|few steps of the weights|memory ran out|warning: |"
     r"\S+ is warped onto|without the files|left out|(random|block|column) fold|fold \d|"
     r"skipped \d+ of| {2}\S"
 )
