@@ -49,6 +49,7 @@ LONG_FUNCTIONS = {
     "common.polygons.write_polygons": "half of it is the docstring with the rule of --min_area",
     "evaluation.areas.estimate_areas": "half of it is the docstring with source and limits",
     "prediction.blending.blended_rows": "half of it is the docstring with its eight arguments",
+    "training.cross_validation.cross_validate": "the story of a cross-validation, in order",
 }
 
 
