@@ -1,8 +1,17 @@
-"""Variation of training patches: symmetries of the square, radiometry."""
+"""Variation of training patches: symmetries of the square, radiometry.
+
+What varies is drawn on the host, from the generator of a patch; values are changed on the device, for
+a batch at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def random_d4(image, valid, mask, rng: np.random.Generator):
@@ -29,18 +38,61 @@ def random_d4(image, valid, mask, rng: np.random.Generator):
     return turn(image), turn(valid), turn(mask)
 
 
-def jitter_radiometry(image, valid, rng: np.random.Generator) -> np.ndarray:
-    """Vary the values of a normalized patch, (C, H, W) float32 in [0, 1], as another day would.
+class Radiometry(NamedTuple):
+    """How the values of a normalized patch differ on another day."""
 
-    Brightness and contrast change alike in all bands, as haze and sun do; noise and band dropout
-    do not. Pixels where ``valid`` (H, W) is False stay 0.
-    """
+    contrast: float = 1.0  # around 0.5
+    brightness: float = 0.0
+    noise: float = 0.0  # standard deviation
+    noise_seed: int = 0
+    lost_band: int = -1  # counted from 0; -1 for none
+
+
+def random_radiometry(bands: int, rng: np.random.Generator) -> Radiometry:
+    """Brightness and contrast as haze and sun change them, alike in all bands; noise, a lost band."""
+    drawn = Radiometry()
     if rng.random() < 0.5:
         contrast, brightness = rng.uniform(0.85, 1.15), rng.uniform(-0.05, 0.05)
-        image = (image - 0.5) * contrast + 0.5 + brightness
+        drawn = drawn._replace(contrast=contrast, brightness=brightness)
     if rng.random() < 0.3:
-        image = image + rng.normal(0, rng.uniform(0, 0.02), image.shape)
-    if len(image) > 1 and rng.random() < 0.1:
-        image = image.copy()
-        image[rng.integers(len(image))] = 0
-    return np.where(valid, np.clip(image, 0, 1), 0).astype(np.float32)
+        deviation, seed = rng.uniform(0, 0.02), int(rng.integers(2**31))
+        drawn = drawn._replace(noise=deviation, noise_seed=seed)
+    if bands > 1 and rng.random() < 0.1:
+        drawn = drawn._replace(lost_band=int(rng.integers(bands)))
+    return drawn
+
+
+def radiometry_table(drawn: Sequence[Radiometry], bands: int) -> np.ndarray:
+    """A row (2 + bands) float32 for each patch: factor, offset, and 0 for a lost band, else 1."""
+    table = np.ones((len(drawn), 2 + bands), np.float32)
+    for row, one in zip(table, drawn):
+        row[:2] = one.contrast, 0.5 - 0.5 * one.contrast + one.brightness
+        if one.lost_band >= 0:
+            row[2 + one.lost_band] = 0
+    return table
+
+
+def jitter_radiometry(
+    images: Tensor, valid: Tensor, drawn: Sequence[Radiometry], table: Tensor
+) -> Tensor:
+    """Vary the values of normalized patches, in place.
+
+    Args:
+        images: (N, C, H, W) float32 in [0, 1].
+        valid: (N, H, W) bool; invalid pixels stay 0.
+        drawn: Of each patch.
+        table: The same as ``radiometry_table`` gives it, on the device of the images.
+
+    Returns:
+        The images. Noise is that of the device's generator: a CPU and a GPU draw other numbers.
+    """
+    factor, offset, kept = (
+        part[..., None, None] for part in table.split((1, 1, images.shape[1]), 1)
+    )
+    images.mul_(factor).add_(offset)
+    for image, one in zip(images, drawn):
+        if one.noise:
+            generator = torch.Generator(images.device).manual_seed(one.noise_seed)
+            noise = torch.empty_like(image).normal_(0, one.noise, generator=generator)
+            image += noise
+    return images.mul_(kept).clamp_(0, 1).masked_fill_(~valid[:, None], 0)

@@ -8,17 +8,22 @@ import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.distributed import ProcessGroup
 from common.errors import DatasetError, require
 from common.machine import available_cores, free_memory, prefetch
-from training.samples import PatchDataset, Sample
+from model_training import Normalization, normalize
+from training.augmentation import Radiometry, jitter_radiometry, radiometry_table
+from training.samples import DecodedPatch, PatchDataset, Sample
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
@@ -67,19 +72,89 @@ class EpochBatchSampler:
         ]
 
 
+class RawBatch(NamedTuple):
+    """Patches as they are stored, and their radiometry."""
+
+    images: Tensor  # (N, C, H, W) of the files' type
+    valid: Tensor  # (N, H, W) bool
+    masks: Tensor  # (N, H, W) of the smallest type that holds them
+    drawn: list[Radiometry]  # empty: the images stay as they are
+    table: Tensor | None  # (N, 2 + C), see ``radiometry_table``
+
+
+def collate(
+    items: Sequence[tuple[DecodedPatch, Radiometry | None]], pinned: bool = False
+) -> RawBatch:
+    """Stack items of a ``PatchDataset``, in memory that a GPU reads without waiting if ``pinned``."""
+    patches, drawn = zip(*items)
+    drawn = [one for one in drawn if one]  # of all or of none
+    bands = len(patches[0].image)
+    table = stack(radiometry_table(drawn, bands), pinned) if drawn else None
+    return RawBatch(*(stack(arrays, pinned) for arrays in zip(*patches)), drawn, table)
+
+
+def stack(arrays: Sequence[np.ndarray], pinned: bool) -> Tensor:
+    """One tensor of arrays of equal shape, of the type that holds them all."""
+    shape = len(arrays), *arrays[0].shape
+    dtype = torch.from_numpy(np.empty(0, np.result_type(*arrays))).dtype
+    tensor = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+    np.stack(arrays, out=tensor.numpy())
+    return tensor
+
+
+def to_input(
+    batch: RawBatch, normalization: Normalization, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A batch on a device as a network takes it.
+
+    Returns:
+        Images (N, C, H, W) float32 in [0, 1], channels-last; masks (N, H, W) int64.
+    """
+    images, valid, masks = (part.to(device, non_blocking=True) for part in batch[:3])
+    images = normalize(images, valid, normalization)
+    images = images.contiguous(memory_format=torch.channels_last)
+    if batch.drawn:
+        table = batch.table.to(device, non_blocking=True)
+        images = jitter_radiometry(images, valid, batch.drawn, table)
+    return images, masks.long()
+
+
+class PatchLoader:
+    """The batches of a ``DataLoader`` on a device: what ``to_input`` gives for each.
+
+    Beside a GPU a thread makes the next batch.
+    """
+
+    def __init__(
+        self, loader: DataLoader, normalization: Normalization, device: torch.device
+    ):
+        self.loader, self.normalization, self.device = loader, normalization, device
+        self.batch_sampler = loader.batch_sampler
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        ahead = prefetch if self.device.type == "cuda" else contextlib.nullcontext
+        with ahead(self.loader) as batches:
+            for batch in batches:
+                yield to_input(batch, self.normalization, self.device)
+
+
 def make_loader(
     dataset: PatchDataset,
+    normalization: Normalization,
     config: TrainingConfig,
     group: ProcessGroup,
+    device: torch.device,
     training: bool = False,
-    gpu: bool = False,
-):
-    """A DataLoader of batches: shuffled to train on, or in order; for a GPU, or the CPU.
+) -> PatchLoader:
+    """Batches on a device: shuffled to train on, or in order.
 
     Several processes share each batch of ``training``; of batches in order each process takes its
     turn.
     """
-    count, size = len(dataset), config.batch_size
+    count, size, gpu = len(dataset), config.batch_size, device.type == "cuda"
     if training:
         batches = EpochBatchSampler(count, size, config.seed, group)
         if not len(batches):
@@ -103,14 +178,17 @@ def make_loader(
             methods = multiprocessing.get_all_start_methods()
             context = "forkserver" if "forkserver" in methods else "spawn"
             ahead["multiprocessing_context"] = context
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=gpu,
+        pin_memory=gpu and workers > 0,
+        # without workers batches are stacked in pinned memory at once
+        collate_fn=partial(collate, pinned=gpu and not workers),
         **ahead,
     )
+    return PatchLoader(loader, normalization, device)
 
 
 def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) -> int:
@@ -158,15 +236,3 @@ def free_shared_memory(folder: str = "/dev/shm") -> int:
     """Bytes in which processes can hand over batches: of memory, and of ``folder`` if it exists."""
     room = free_memory()
     return min(room, shutil.disk_usage(folder).free) if Path(folder).is_dir() else room
-
-
-def load_batches(loader: Iterable, device: torch.device):
-    """The batches of a loader on a device, the images channels-last."""
-    # beside a GPU a thread makes the next batch
-    ahead = prefetch if device.type == "cuda" else contextlib.nullcontext
-    with ahead(loader) as batches:
-        for images, masks in batches:
-            images = images.to(
-                device, non_blocking=True, memory_format=torch.channels_last
-            )
-            yield images, masks.to(device, non_blocking=True)

@@ -18,7 +18,6 @@ from common.devices import autocast, native_precision
 from common.distributed import ProcessGroup
 from common.errors import SegmentationError, require
 from model_training import confusion_matrix, predict_classes
-from training.loaders import load_batches
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
@@ -145,7 +144,7 @@ def train_one_epoch(
 
     Args:
         model: As ``build_model`` makes it, or wrapped by ``distribute``.
-        loader: Batches of images and masks, with a length.
+        loader: Batches of images and masks on the device, with a length.
         loss: See ``build_loss``.
         stepper: What takes the steps.
         device: Of the model.
@@ -164,7 +163,7 @@ def train_one_epoch(
         frozen.eval()
     mean = MeanLoss("training", device, precision)
     batches, per_step = len(loader), stepper.accumulate
-    for number, (images, masks) in enumerate(load_batches(loader, device)):
+    for number, (images, masks) in enumerate(loader):
         steps_now = (number + 1) % per_step == 0 or number + 1 == batches
         first = number // per_step * per_step
         in_step = min(per_step, batches - first)
@@ -223,7 +222,7 @@ def evaluate(
     mean = MeanLoss("validation", device, precision)
     group = group or ProcessGroup()
     with torch.inference_mode():
-        for images, masks in load_batches(loader, device):
+        for images, masks in loader:
             with autocast(device, precision):
                 logits = model(images)
             logits = logits.float()

@@ -74,14 +74,16 @@ class TrainingRun:
     ):
         config = self.config
         dataset = PatchDataset(
-            index,
-            self.normalization,
-            config.ignore_index,
-            augment=config.data_augmentation,
-            seed=config.seed,
+            index, config.ignore_index, config.data_augmentation, config.seed
         )
-        gpu = self.device.type == "cuda"
-        return make_loader(dataset, config, group or self.group, training, gpu)
+        return make_loader(
+            dataset,
+            self.normalization,
+            config,
+            group or self.group,
+            self.device,
+            training,
+        )
 
     def save(
         self, name: str, metrics: dict, training_state: dict | None = None

@@ -19,8 +19,7 @@ from common.labels import class_names_of
 from common.machine import free_memory
 from common.patches import PatchPair, patch_bands, read_patch
 from common.rasters import open_raster
-from model_training import Normalization, normalize
-from training.augmentation import jitter_radiometry, random_d4
+from training.augmentation import Radiometry, random_d4, random_radiometry
 from training.settings import TrainingConfig
 
 SAMPLE_VALUES = 2**24  # kept for the percentiles of the training split, of all bands
@@ -32,6 +31,12 @@ class DecodedPatch(NamedTuple):
     image: np.ndarray  # (C, H, W) in the file's dtype
     valid: np.ndarray  # (H, W) bool
     mask: np.ndarray  # (H, W) of the smallest dtype that holds it
+
+    @classmethod
+    def compact(cls, image, valid, mask) -> DecodedPatch:
+        """With the mask in the smallest type that holds it."""
+        kinds = map(np.min_scalar_type, (mask.min(), mask.max()))
+        return cls(image, valid, mask.astype(np.result_type(*kinds)))
 
     @property
     def nbytes(self) -> int:
@@ -50,8 +55,7 @@ class PatchCache:
         Raises:
             DatasetError: It does not fit, and all patches ``must_fit``.
         """
-        kinds = map(np.min_scalar_type, (mask.min(), mask.max()))
-        patch = DecodedPatch(image, valid, mask.astype(np.result_type(*kinds)))
+        patch = DecodedPatch.compact(image, valid, mask)
         if patch.nbytes <= self.left:
             self.left -= patch.nbytes
             return patch
@@ -238,24 +242,23 @@ class Sample(NamedTuple):
 
 
 class PatchDataset:
-    """Patches as network input: a map-style dataset for ``torch.utils.data.DataLoader``.
+    """Patches as they are stored: a map-style dataset for ``torch.utils.data.DataLoader``.
 
-    An item is (image (C, H, W) float32 in [0, 1], mask (H, W) int64). It is asked for by index, or
-    by a ``Sample``, which is varied as ``augment`` says (see ``--data_augmentation``); the variation
-    depends on the seed and the draw alone, so worker processes do not change it.
+    An item is a ``DecodedPatch`` and its radiometry, None for as it is; batches become network input
+    on the device (``training.loaders``). It is asked for by index, or by a ``Sample``, which is varied
+    as ``augment`` says (see ``--data_augmentation``); the variation depends on the seed and the draw
+    alone, so worker processes do not change it.
     """
 
     def __init__(
         self,
         index: SampleIndex,
-        normalization: Normalization,
         ignore_index: int,
         augment: str = "none",
         seed: int = 0,
     ):
         self.pairs, self.decoded = index.pairs, index.decoded
-        self.shape = index.shape
-        self.normalization = normalization
+        self.shape, self.dtype = index.shape, index.samples[0].dtype
         self.ignore_index = ignore_index
         self.augment = augment
         self.seed = seed
@@ -265,9 +268,9 @@ class PatchDataset:
 
     @property
     def item_bytes(self) -> int:
-        """Of an image of float32 and its mask of int64."""
+        """Of an image, its valid pixels and its mask, in types as wide as the first patch's."""
         bands, height, width = self.shape
-        return (4 * bands + 8) * height * width
+        return (self.dtype.itemsize * bands + 2) * height * width
 
     @property
     def in_memory(self) -> bool:
@@ -280,16 +283,14 @@ class PatchDataset:
         other.decoded = [None] * len(self)
         return other
 
-    def __getitem__(self, item: int | Sample) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, item: int | Sample) -> tuple[DecodedPatch, Radiometry | None]:
         index, draw = item if isinstance(item, Sample) else (item, None)
-        image, valid, mask = self.decoded[index] or read_patch(
-            self.pairs[index], self.ignore_index
+        patch = self.decoded[index] or DecodedPatch.compact(
+            *read_patch(self.pairs[index], self.ignore_index)
         )
-        image = normalize(image, valid, self.normalization).numpy()
-        if self.augment != "none" and draw is not None:
-            rng = np.random.default_rng([self.seed, draw])
-            image, valid, mask = random_d4(image, valid, mask, rng)
-            if self.augment == "full":
-                image = jitter_radiometry(image, valid, rng)
-            image, mask = map(np.ascontiguousarray, (image, mask))
-        return image, mask.astype(np.int64, copy=False)
+        if self.augment == "none" or draw is None:
+            return patch, None
+        rng = np.random.default_rng([self.seed, draw])
+        patch = DecodedPatch(*random_d4(*patch, rng))
+        full = self.augment == "full"
+        return patch, random_radiometry(self.shape[0], rng) if full else None

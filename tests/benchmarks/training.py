@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from common.devices import autocast, native_precision, pick_device
 from common.patches import list_pairs
 from model_training import dataset_normalization
+from training.loaders import collate, to_input
 from training.samples import PatchDataset, index_samples
 
 SIDE, BANDS, CLASSES, BATCH = 224, 10, 6, 4
@@ -94,10 +95,10 @@ def loop_epochs(folder: Path, epochs: int, bare: bool) -> list[float]:
         index = index_samples(list_pairs(folder, split), CLASSES, 255)
         if split == "train":
             scale = dataset_normalization(index.samples)
-        dataset = PatchDataset(index, scale, 255)
-        images, masks = zip(*(dataset[i] for i in range(len(dataset))))
-        images = torch.from_numpy(np.stack(images)).to(device, memory_format=layout)
-        data[split] = images, torch.from_numpy(np.stack(masks)).to(device)
+        dataset = PatchDataset(index, 255)
+        batch = collate([dataset[i] for i in range(len(dataset))])
+        images, masks = to_input(batch, scale, device)
+        data[split] = images.contiguous(memory_format=layout), masks
     torch.manual_seed(0)
     model = smp.Unet(
         "resnet18", encoder_weights=None, in_channels=BANDS, classes=CLASSES

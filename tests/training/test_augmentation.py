@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from helpers import (
     IGNORE,
     symmetries,
 )
 
-from training.augmentation import jitter_radiometry, random_d4
+from training.augmentation import (
+    Radiometry,
+    jitter_radiometry,
+    radiometry_table,
+    random_d4,
+    random_radiometry,
+)
 
 
 def vary(image, valid, mask, draws: int = 300):
+    """Draws of a patch, varied as one batch."""
+    turned, drawn = [], []
     for seed in range(draws):
         rng = np.random.default_rng(seed)
-        turned = random_d4(image, valid, mask, rng)
-        yield jitter_radiometry(*turned[:2], rng), *turned[1:]
+        turned.append(random_d4(image, valid, mask, rng))
+        drawn.append(random_radiometry(len(image), rng))
+    images, known, masks = (np.stack(arrays) for arrays in zip(*turned))
+    images, known = torch.from_numpy(images), torch.from_numpy(known)
+    table = torch.from_numpy(radiometry_table(drawn, len(image)))
+    jittered = jitter_radiometry(images, known, drawn, table).numpy()
+    yield from zip(jittered, known.numpy(), masks)
 
 
 @pytest.mark.parametrize(("shape", "count"), [((5, 5), 8), ((4, 6), 4)])
@@ -70,3 +84,28 @@ def test_the_only_band_is_never_dropped():
     image = np.full((1, 4, 4), 0.5, np.float32)
     for varied, _, _ in vary(image, np.ones((4, 4), bool), np.zeros((4, 4), int)):
         assert varied.any()
+
+
+def test_noise_depends_on_its_seed_alone():
+    images = torch.full((3, 2, 8, 8), 0.5)
+    one, other = (
+        Radiometry(noise=0.01, noise_seed=1),
+        Radiometry(noise=0.01, noise_seed=2),
+    )
+    drawn = [one, other, one]
+    table = torch.from_numpy(radiometry_table(drawn, 2))
+    valid = torch.ones(3, 8, 8, dtype=torch.bool)
+    varied = jitter_radiometry(images, valid, drawn, table)
+    assert torch.equal(varied[0], varied[2]) and not torch.equal(varied[0], varied[1])
+    assert varied[0].std() == pytest.approx(0.01, rel=0.3)
+
+
+def test_contrast_and_brightness_follow_their_formula():
+    images = torch.rand(1, 3, 4, 4) * 0.5 + 0.25
+    drawn = [Radiometry(contrast=1.1, brightness=-0.03, lost_band=1)]
+    table = torch.from_numpy(radiometry_table(drawn, 3))
+    expected = (images - 0.5) * 1.1 + 0.5 - 0.03
+    expected[:, 1] = 0
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    varied = jitter_radiometry(images.clone(), valid, drawn, table)
+    torch.testing.assert_close(varied, expected)

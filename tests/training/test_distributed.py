@@ -41,7 +41,7 @@ from training.loaders import make_loader
 from training.samples import PatchDataset, index_samples
 from training.settings import TrainingConfig
 
-CPU = torch.device("cpu")
+CPU, RULE = torch.device("cpu"), Normalization("image")
 # main.py, whose unet-dropout is a network without batch norm and dropout
 POINTWISE = """
 import sys
@@ -128,20 +128,20 @@ def test_decoders_that_leave_encoder_layers_unused_are_known():
 
 def test_too_few_patches_for_the_processes_are_an_error(data):
     index = index_samples(list_pairs(data, "train"), 2, 255)
-    dataset = PatchDataset(index.subset([0]), Normalization("image"), 255)
+    dataset = PatchDataset(index.subset([0]), 255)
     config = TrainingConfig(dataset_root="data", model="unet")
     with pytest.raises(DatasetError, match="too few for 2 processes"):
-        make_loader(dataset, config, ProcessGroup(1, 2), training=True)
+        make_loader(dataset, RULE, config, ProcessGroup(1, 2), CPU, training=True)
 
 
 def test_each_process_evaluates_batches_of_its_own(data):
     index = index_samples(list_pairs(data, "train"), 2, 255)
-    dataset = PatchDataset(index, Normalization("image"), 255)
+    dataset = PatchDataset(index, 255)
     config = TrainingConfig(dataset_root="data", model="unet", batch_size=3)
     parts = [
         [
             i
-            for batch in make_loader(dataset, config, group).batch_sampler
+            for batch in make_loader(dataset, RULE, config, group, CPU).batch_sampler
             for i in batch
         ]
         for group in (ProcessGroup(0, 2), ProcessGroup(1, 2))

@@ -30,8 +30,11 @@ from model_training import (
 )
 from training.loaders import (
     EpochBatchSampler,
+    PatchLoader,
+    collate,
     count_workers,
     make_loader,
+    to_input,
 )
 from training.samples import (
     PatchCache,
@@ -41,6 +44,8 @@ from training.samples import (
     index_samples,
     make_cache,
 )
+
+CPU, RULE = torch.device("cpu"), Normalization("image")
 
 
 def one_patch(
@@ -208,14 +213,14 @@ def test_an_item_is_the_normalized_patch(make_dataset):
     pairs = list_pairs(make_dataset(2, nodata=0, invalid_rows=4), "train")
     found = index_samples(pairs, 2, IGNORE)
     stats = dataset_normalization(found.samples)
-    dataset = PatchDataset(found, stats, IGNORE)
-    image, mask = dataset[1]
+    dataset = PatchDataset(found, IGNORE)
+    [image], [mask] = network_input(dataset, 1, normalization=stats)
     raw, valid, label = read_patch(pairs[1])
     assert len(dataset) == 2
-    assert (image.dtype, image.shape) == (np.float32, (10, 32, 32))
-    assert (mask.dtype, mask.shape) == (np.int64, (32, 32))
+    assert (image.dtype, image.shape) == (torch.float32, (10, 32, 32))
+    assert (mask.dtype, mask.shape) == (torch.int64, (32, 32))
     np.testing.assert_array_equal(image, normalize(raw, valid, stats))
-    assert (mask[:4] == IGNORE).all() and (mask[4:] == label[4:]).all()
+    assert (mask[:4] == IGNORE).all() and (mask[4:].numpy() == label[4:]).all()
     assert not image[:, :4].any()
 
 
@@ -223,7 +228,7 @@ def test_an_item_is_the_normalized_patch(make_dataset):
 def test_declared_label_nodata_becomes_the_ignore_index(make_dataset, ignore):
     root = make_dataset(1, label_nodata=200, unlabelled_rows=6)
     found = index_samples(list_pairs(root, "train"), 2, ignore)
-    _, mask = PatchDataset(found, statistics(10), ignore)[0]
+    _, [mask] = network_input(PatchDataset(found, ignore), 0)
     assert (mask[-6:] == ignore).all()
     assert set(np.unique(mask[:-6])) == {0, 1}
 
@@ -231,35 +236,44 @@ def test_declared_label_nodata_becomes_the_ignore_index(make_dataset, ignore):
 def augmented(root: Path, seed: int = 5, cache: float = 0) -> PatchDataset:
     pairs = list_pairs(root, "train")
     found = index_samples(pairs, 2, IGNORE, cache=PatchCache(cache))
-    return PatchDataset(found, Normalization("image"), IGNORE, "full", seed)
+    return PatchDataset(found, IGNORE, "full", seed)
+
+
+def network_input(dataset: PatchDataset, *items, normalization=RULE):
+    """Images and masks of items of a dataset, as a network takes them."""
+    batch = collate([dataset[item] for item in items])
+    return to_input(batch, normalization, CPU)
+
+
+def loader_of(dataset: PatchDataset, config, group=None, training=False) -> PatchLoader:
+    return make_loader(dataset, RULE, config, group or ProcessGroup(), CPU, training)
 
 
 def test_augmentation_depends_on_seed_and_draw_alone(make_dataset):
     root = make_dataset(6)
     one, other = augmented(root), augmented(root)
     draws = [Sample(index, 10 + index) for index in range(6)]
-    forwards = [one[draw] for draw in draws]
-    backwards = [other[draw] for draw in reversed(draws)][::-1]
+    forwards = network_input(one, *draws)
+    backwards = network_input(other, *reversed(draws))
     for a, b in zip(forwards, backwards):
-        np.testing.assert_array_equal(a[0], b[0])
-        np.testing.assert_array_equal(a[1], b[1])
+        assert torch.equal(a, b.flip(0))
 
 
 @pytest.mark.parametrize(("seed", "turn"), [(6, 10), (5, 11)])
 def test_another_seed_or_draw_varies_the_patches_otherwise(make_dataset, seed, turn):
     root = make_dataset(6)
     one, other = augmented(root), augmented(root, seed)
-    same = [
-        np.array_equal(one[Sample(i, 10 * i)][0], other[Sample(i, turn * i)][0])
-        for i in range(1, 6)
-    ]
-    assert not all(same)
+    images, _ = network_input(one, *(Sample(i, 10 * i) for i in range(1, 6)))
+    others, _ = network_input(other, *(Sample(i, turn * i) for i in range(1, 6)))
+    assert not torch.equal(images, others)
 
 
 def test_an_index_alone_is_never_varied(make_dataset):
     dataset = augmented(make_dataset(1))
     plain = read_patch(dataset.pairs[0])
-    np.testing.assert_array_equal(dataset[0][1], plain[2])
+    patch, drawn = dataset[0]
+    np.testing.assert_array_equal(patch.mask, plain[2])
+    assert drawn is None
 
 
 @pytest.mark.parametrize("augment", ["none", "symmetries", "full"])
@@ -267,18 +281,31 @@ def test_patches_vary_as_asked(make_dataset, augment):
     root = make_dataset(1)
     pairs = list_pairs(root, "train")
     found = index_samples(pairs, 2, IGNORE)
-    dataset = PatchDataset(found, Normalization("image"), IGNORE, augment)
-    image, mask = dataset[0]
+    dataset = PatchDataset(found, IGNORE, augment)
+    image, mask = network_input(dataset, 0)
     turned, values = set(), 0
     for turn in range(40):
-        varied, labels = dataset[Sample(0, turn)]
-        assert varied.flags.c_contiguous and labels.flags.c_contiguous
-        assert labels.dtype == np.int64 and varied.dtype == np.float32
-        turned.add(labels.tobytes())
-        values += not np.array_equal(np.sort(varied, None), np.sort(image, None))
+        varied, labels = network_input(dataset, Sample(0, turn))
+        assert varied.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64 and varied.dtype == torch.float32
+        turned.add(labels.numpy().tobytes())
+        values += not torch.equal(varied.flatten().sort()[0], image.flatten().sort()[0])
     assert len(turned) == (1 if augment == "none" else 4)  # of stripes
     assert bool(values) == (augment == "full")
-    assert mask.tobytes() in turned
+    assert mask.numpy().tobytes() in turned
+
+
+def test_patches_of_other_types_share_a_batch(tmp_path):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, (32, 32)).astype(np.uint8)
+    images = [rng.integers(1, 200, (3, 32, 32)).astype(t) for t in ("uint8", "uint16")]
+    pairs = [one_patch(tmp_path, image, label, str(image.dtype)) for image in images]
+    dataset = PatchDataset(index_samples(pairs, 2, IGNORE), IGNORE)
+    rule = statistics(3)
+    found, masks = network_input(dataset, 0, 1, normalization=rule)
+    for image, one, mask in zip(images, found, masks):
+        assert torch.equal(one, normalize(image, None, rule))
+        np.testing.assert_array_equal(mask, label)
 
 
 @pytest.mark.parametrize("cache", [0, math.inf])
@@ -287,7 +314,7 @@ def test_worker_processes_do_not_change_the_batches(make_dataset, cache):
     batches = []
     for workers in ("0", "2"):
         config = settings(batch_size=2, num_workers=workers)
-        loader = make_loader(dataset, config, ProcessGroup(), training=True)
+        loader = loader_of(dataset, config, training=True)
         loader.batch_sampler.epoch = 1
         first = list(loader)
         loader.batch_sampler.epoch = 2  # workers that stay must follow
@@ -309,10 +336,10 @@ def test_only_a_lone_last_training_patch_is_left_out(
 ):
     dataset = augmented(make_dataset(patches))
     config = settings(batch_size=batch_size, num_workers="0")
-    loader = make_loader(dataset, config, ProcessGroup(), training=True)
+    loader = loader_of(dataset, config, training=True)
     assert [len(images) for images, _ in loader] == sizes
     assert len(loader) == len(sizes)
-    whole = make_loader(dataset, config, ProcessGroup())
+    whole = loader_of(dataset, config)
     assert sum(len(images) for images, _ in whole) == patches
 
 
@@ -354,7 +381,7 @@ def test_every_epoch_has_an_order_of_its_own():
 def test_validation_batches_are_parted_without_duplicates(make_dataset, size):
     dataset = augmented(make_dataset(7))
     config = settings(batch_size=2, num_workers="0")
-    loaders = [make_loader(dataset, config, ProcessGroup(r, size)) for r in range(size)]
+    loaders = [loader_of(dataset, config, ProcessGroup(r, size)) for r in range(size)]
     found = sum(len(images) for loader in loaders for images, _ in loader)
     assert found == 7
 
@@ -365,11 +392,11 @@ def test_the_cache_holds_the_first_patches_that_fit(make_dataset):
     found = index_samples(pairs, 2, IGNORE, cache=PatchCache(2.5 * one.nbytes))
     assert [patch is not None for patch in found.decoded] == [True, True, False, False]
     assert one.mask.dtype == np.uint8
-    dataset = PatchDataset(found, statistics(10), IGNORE)
-    plain = PatchDataset(index_samples(pairs, 2, IGNORE), statistics(10), IGNORE)
+    dataset = PatchDataset(found, IGNORE)
+    plain = PatchDataset(index_samples(pairs, 2, IGNORE), IGNORE)
     assert not dataset.in_memory and plain.decoded == [None] * 4
     for index in range(4):
-        for a, b in zip(dataset[index], plain[index]):
+        for a, b in zip(dataset[index][0], plain[index][0]):
             np.testing.assert_array_equal(a, b)
             assert a.dtype == b.dtype
 
@@ -379,7 +406,7 @@ def test_cached_masks_keep_every_value(make_dataset, ignore):
     root = make_dataset(1, label_nodata=200, unlabelled_rows=6)
     pairs = list_pairs(root, "train")
     found = index_samples(pairs, 2, ignore, cache=PatchCache(math.inf))
-    _, mask = PatchDataset(found, statistics(10), ignore)[0]
+    _, [mask] = network_input(PatchDataset(found, ignore), 0)
     np.testing.assert_array_equal(mask, read_patch(pairs[0], ignore)[2])
 
 

@@ -365,12 +365,12 @@ def test_a_batch_larger_than_the_shared_memory_is_a_clear_error(
     make_dataset, monkeypatch, caplog
 ):
     index = index_of(make_dataset(4), "train")
-    dataset = PatchDataset(index, Normalization("image"), IGNORE)
-    monkeypatch.setattr("training.loaders.free_shared_memory", lambda: 60_000)
+    dataset, rule = PatchDataset(index, IGNORE), Normalization("image")
+    monkeypatch.setattr("training.loaders.free_shared_memory", lambda: 30_000)
     with pytest.raises(OptionError, match="--num_workers 2: expected 0.*--shm-size"):
-        make_loader(dataset, settings(num_workers="2"), ProcessGroup())
-    loader = make_loader(dataset, settings(), ProcessGroup())
-    assert loader.num_workers == 0 and "--shm-size" in caplog.text
+        make_loader(dataset, rule, settings(num_workers="2"), ProcessGroup(), CPU)
+    loader = make_loader(dataset, rule, settings(), ProcessGroup(), CPU)
+    assert loader.loader.num_workers == 0 and "--shm-size" in caplog.text
 
 
 @fault(33)
