@@ -137,7 +137,9 @@ def build(run: TrainingRun) -> None:
     run.precision = training_precision(config.amp, run.device)
     class_weights = None
     if config.use_class_weights:
-        class_weights = torch.from_numpy(balanced_weights(index.counts.sum(axis=0)))
+        weights = balanced_weights(index.counts.sum(axis=0))
+        # there once, since a GPU stops for each upload
+        class_weights = torch.from_numpy(weights).float().to(run.device)
     run.loss = build_loss(config.loss, config.mode, config.ignore_index, class_weights)
 
 

@@ -31,7 +31,13 @@ from common.devices import autocast, native_precision, pick_device
 from common.patches import list_pairs
 from model_training import dataset_normalization
 from training.loaders import collate, to_input
-from training.samples import PatchDataset, index_samples
+from training.samples import (
+    DecodedPatch,
+    PatchDataset,
+    Sample,
+    SampleIndex,
+    index_samples,
+)
 
 SIDE, BANDS, CLASSES, BATCH = 224, 10, 6, 4
 WAYS = ("toolkit", "bare", "plain")
@@ -148,6 +154,28 @@ def measure(folder: Path, way: str, epochs: int, options: list[str]) -> list[flo
     return json.loads(done.stdout.splitlines()[-1])[1:]
 
 
+def feeding_times(batches: int = 20, size: int = 32) -> dict[str, float]:
+    """CPU milliseconds of this thread per patch, for each kind of variation: the median batch."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(1, 10_000, (size, BANDS, SIDE, SIDE)).astype(np.uint16)
+    mask = rng.integers(0, CLASSES, (size, SIDE, SIDE)).astype(np.uint8)
+    valid = np.ones(mask.shape, bool)
+    decoded = list(map(DecodedPatch, image, valid, mask))
+    counts, samples = np.zeros((size, CLASSES)), [image[0, :, 0].T] * size
+    index = SampleIndex(
+        [None] * size, counts, samples, image.shape[1:], (), None, decoded
+    )
+    found = {}
+    for kind in ("none", "symmetries", "full"):
+        dataset, times = PatchDataset(index, 255, kind), []
+        for batch in range(batches):
+            started = time.thread_time()
+            collate([dataset[Sample(i, batch * size + i)] for i in range(size)])
+            times.append(time.thread_time() - started)
+        found[kind] = statistics.median(times) / size * 1000
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", type=int, default=240, help="training patches")
@@ -157,11 +185,17 @@ def main() -> None:
         "--rounds", type=int, default=1, help="times that all is measured"
     )
     parser.add_argument("--options", default="", help="more options of main.py")
+    parser.add_argument("--feed", action="store_true", help="work of the host alone")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS[1:], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
         print(json.dumps(loop_epochs(given.folder, given.epochs, given.way == "bare")))
+        return
+    if given.feed:
+        print("| --data_augmentation | ms per patch |\n|---|---|")
+        for kind, milliseconds in feeding_times().items():
+            print(f"| {kind} | {milliseconds:.3f} |")
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
