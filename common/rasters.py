@@ -271,13 +271,22 @@ class Source:
         self.nodata = [as_dtype(value, dtype) for value, dtype in zip(values, dtypes)]
         self.has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         self.alphas = [band for band in alphas if band not in self.bands]
+        # pixels of all bands are often stored together: each block is decoded once
+        fit = self.one_dtype and {dataset.dtypes[a - 1] for a in self.alphas} <= {
+            dataset.dtypes[self.bands[0] - 1]
+        }
+        self.bands_read = self.bands + (self.alphas if fit else [])
 
-    def read(self, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, window: Window | None = None, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Read a window that may reach beyond the raster.
 
         Args:
             window: Whole pixels; parts outside the raster come back as zeros, invalid. By
                 default the whole raster.
+            out: What a window within the raster is read into, (bands_read, H, W) of ``dtype``;
+                the image is its first part.
 
         Returns:
             image (C, H, W) in the raster's dtype, valid (H, W) bool.
@@ -289,7 +298,7 @@ class Source:
             return self._read()
         inside = window_within(window, self.dataset.width, self.dataset.height)
         if inside == window:
-            return self._read(window=inside)
+            return self._read(out, window=inside)
         shape = (int(window.height), int(window.width))
         image = np.zeros((len(self.bands), *shape), self.dtype)
         valid = np.zeros(shape, bool)
@@ -307,14 +316,16 @@ class Source:
         height, width = (max(1, round(side * scale)) for side in self.dataset.shape)
         return self._read(out_shape=(height, width))
 
-    def _read(self, **where) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, out=None, **where) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (C, H, W) and validity (H, W) of a part inside the raster."""
         dataset = self.dataset
         try:
             if self.one_dtype:
-                pixels = dataset.read(self.bands, **where)
+                pixels = dataset.read(self.bands_read, out=out, **where)
             else:  # rasterio reads bands of one dtype together
-                pixels = np.stack([dataset.read(band, **where) for band in self.bands])
+                parts = [dataset.read(band, **where) for band in self.bands]
+                kind = {"dtype": self.dtype} if out is None else {"out": out}
+                pixels = np.stack(parts, **kind)
             valid = np.ones(pixels.shape[1:], bool)
             if pixels.dtype.kind == "f":
                 valid &= np.isfinite(pixels).all(axis=0)
@@ -323,11 +334,14 @@ class Source:
                     valid &= values != nodata
             if self.has_mask:
                 valid &= dataset.read_masks(self.bands[0], **where) > 0
-            for band in self.alphas:
-                valid &= dataset.read(band, **where) > 0
+            pixels, alphas = np.split(pixels, [len(self.bands)])
+            if len(alphas) < len(self.alphas):
+                alphas = [dataset.read(band, **where) for band in self.alphas]
+            for alpha in alphas:
+                valid &= alpha > 0
         except rasterio.errors.RasterioIOError as error:
             raise _unreadable(dataset.name, error) from error
-        return pixels.astype(self.dtype, copy=False), valid
+        return pixels, valid
 
 
 def window_within(window: Window, width: int, height: int) -> Window | None:

@@ -1,4 +1,4 @@
-"""A scene read from top to bottom by several threads, as rows for the windows."""
+"""A scene read from top to bottom, ahead of the windows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import pairwise
-from queue import LifoQueue
+from queue import Queue
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from common.devices import own_stream
-from common.machine import available_cores, bounded_map, free_memory
+from common.machine import bounded_map, free_memory
 from common.rasters import Source, open_raster
 from prediction.tiling import Extent
 
@@ -29,12 +28,7 @@ log = logging.getLogger("semanticseg4eo")
 GDAL_CACHE = 64 * 2**20
 READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
 READ_ROWS_MOST = 1024  # and from one of high blocks that do not fit into memory
-READ_COLUMNS = 2048  # columns of tiles that are read at once, by all threads together
-READ_AT_A_TIME = {"cpu": 1, "cuda": 2}  # rows of blocks
-MOST_READERS = 16  # threads that read a scene
-# formats that several threads read: others have threads of their own (JPEG 2000), or blocks
-# that are not those of the files behind them (VRT)
-READ_BY_SEVERAL = ("GTiff",)
+READ_AT_A_TIME = {"cpu": 1, "cuda": 2}  # rows of blocks, each by a dataset of its own
 
 
 class RowBlock(NamedTuple):
@@ -73,75 +67,38 @@ def warn_of_high_blocks(scene: rasterio.DatasetReader, bands: Sequence[int]) -> 
         )  # fmt: skip
 
 
-class ParallelReader:
-    """Threads that read a scene, each with a dataset of its own: one of GDAL's serves one thread."""
+class SceneReader:
+    """Datasets of one scene that are read at a time; each is decoded by GDAL's own threads."""
 
     def __init__(self, scene: rasterio.DatasetReader, bands: Sequence[int], count: int):
-        """Open the scene ``count`` times; once unless its format is in ``READ_BY_SEVERAL``."""
+        """Open the scene ``count`` times: a dataset of GDAL's serves one thread."""
         self.scene = scene
         self.bands = list(bands)
         self.dtype = torch.from_numpy(np.empty(0, Source(scene, bands).dtype)).dtype
-        self.count = count if scene.driver in READ_BY_SEVERAL else 1
+        self.count = count
         self.opened = ExitStack()
-        # the last one first: it may have decoded the block that holds the next rows
-        self.sources: LifoQueue = LifoQueue()
+        self.sources: Queue = Queue()
         self.sources.put(Source(scene, bands))
-        for _ in range(self.count - 1):
+        for _ in range(count - 1):
             dataset = self.opened.enter_context(open_raster(scene.name))
             self.sources.put(Source(dataset, bands))
-        self.pool = self.opened.enter_context(ThreadPoolExecutor(self.count))
 
-    def read(self, part: Extent, pin_memory: bool = False) -> list[RowBlock]:
-        """Read a part of the scene with all threads.
-
-        Returns:
-            Blocks of at most ``READ_ROWS`` rows, each with memory of its own, so that they can be
-            dropped one by one.
+    def read(self, part: Extent, pin_memory: bool = False) -> RowBlock:
+        """Read a part of the scene.
 
         Raises:
             RasterError: A block of the file cannot be read.
         """
-        width = part.right - part.left
-        cuts = [*range(part.top, part.bottom, READ_ROWS), part.bottom]
-        blocks = []
-        for top, bottom in pairwise(cuts):
-            shape = len(self.bands), bottom - top, width
+        height, width = part.bottom - part.top, part.right - part.left
+        window = Window(part.left, part.top, width, height)
+        source = self.sources.get()
+        try:
+            shape = len(source.bands_read), height, width
             image = torch.empty(shape, dtype=self.dtype, pin_memory=pin_memory)
-            blocks.append(RowBlock(top, image, np.empty(shape[1:], bool)))
-
-        def fill(window: Window) -> None:
-            source = self.sources.get()
-            try:
-                pixels, valid = source.read(window)
-            finally:
-                self.sources.put(source)
-            left = window.col_off - part.left
-            columns = slice(left, left + window.width)
-            for block in blocks:
-                first = max(window.row_off, block.top)
-                last = min(window.row_off + window.height, block.bottom)
-                if first < last:
-                    rows = slice(first - block.top, last - block.top)
-                    read = slice(first - window.row_off, last - window.row_off)
-                    block.image.numpy()[:, rows, columns] = pixels[:, read]
-                    block.valid[rows, columns] = valid[read]
-
-        list(self.pool.map(fill, self._windows(part)))
-        return blocks
-
-    def _windows(self, part: Extent) -> list[Window]:
-        """Some tiles each, so that no array is as large as a row of them, or some strips."""
-        high, wide = self.scene.block_shapes[self.bands[0] - 1]
-        rows, columns = part.bottom, part.right
-        if wide < self.scene.width:
-            columns = max(READ_COLUMNS // self.count // wide, 1) * wide
-        else:
-            rows = math.ceil((part.bottom - part.top) / self.count / high) * high
-        return [
-            Window(left, top, right - left, bottom - top)
-            for top, bottom in cut_at_multiples(part.top, part.bottom, rows)
-            for left, right in cut_at_multiples(part.left, part.right, columns)
-        ]
+            _, valid = source.read(window, out=image.numpy())
+        finally:
+            self.sources.put(source)
+        return RowBlock(part.top, image[: len(self.bands)], valid)
 
 
 def cut_at_multiples(first: int, last: int, step: int) -> list[tuple[int, int]]:
@@ -151,7 +108,7 @@ def cut_at_multiples(first: int, last: int, step: int) -> list[tuple[int, int]]:
 
 
 def read_row_blocks(
-    readers: ParallelReader, device: torch.device, part: Extent
+    reader: SceneReader, device: torch.device, part: Extent
 ) -> Iterator[RowBlock]:
     """Read a part of a scene from top to bottom, ahead of what is taken.
 
@@ -160,22 +117,19 @@ def read_row_blocks(
     """
     on_gpu = device.type == "cuda"
 
-    def read(rows: tuple[int, int]) -> list[RowBlock]:
+    def read(rows: tuple[int, int]) -> RowBlock:
         if on_gpu:  # pragma: no cover - GPU
             torch.cuda.set_device(device)  # a new thread has the first one
         # a GPU copies faster from memory that is pinned to its place
-        blocks = readers.read(Extent(*rows, part.left, part.right), pin_memory=on_gpu)
-        return [upload(block, device) for block in blocks] if on_gpu else blocks
+        block = reader.read(Extent(*rows, part.left, part.right), pin_memory=on_gpu)
+        return upload(block, device) if on_gpu else block
 
-    step = rows_at_once(readers.scene, readers.bands)
+    step = rows_at_once(reader.scene, reader.bands)
     ranges = cut_at_multiples(part.top, part.bottom, step)
-    workers = READ_AT_A_TIME[device.type]
     high = step > READ_ROWS_MOST  # of which memory is not to hold two
-    workers, ahead = (1, 0) if high else (workers, 1)
-    with closing(bounded_map(read, ranges, workers, ahead)) as groups:
-        for blocks in groups:
-            while blocks:  # what is handed on is not held
-                yield blocks.pop(0)
+    workers, ahead = (1, 0) if high else (reader.count, 1)
+    with closing(bounded_map(read, ranges, workers, ahead)) as blocks:
+        yield from blocks
 
 
 def upload(block: RowBlock, device: torch.device) -> RowBlock:  # pragma: no cover - GPU
@@ -220,9 +174,3 @@ class RowBuffer:
             if block.top < part.bottom and block.bottom > part.top:
                 first = max(0, part.top - block.top)
                 yield block, slice(first, part.bottom - block.top), columns
-
-
-def count_readers(device: torch.device) -> int:
-    """Threads that read a scene at a time; two cores are left to those that feed a GPU."""
-    cores = available_cores() - 2 * (device.type == "cuda")
-    return min(max(1, cores), MOST_READERS)

@@ -28,7 +28,7 @@ from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
 from prediction.mapfiles import MapWriter, open_outputs
 from prediction.products import make_products, missing_products
-from prediction.reader import ParallelReader, count_readers, read_row_blocks
+from prediction.reader import READ_AT_A_TIME, SceneReader, read_row_blocks
 from prediction.rowstore import RowStore, StoredPart, read_journal
 from prediction.settings import SCARCE, PredictionConfig
 from prediction.statistics import Statistics, confidence_counts, report_text
@@ -224,12 +224,12 @@ def predict_parts(
         unit="row",
         disable=None if maps else True,
     )
-    readers = ParallelReader(job.scene, job.bands, count_readers(device))
-    with bar, shared_threads(workers), readers.opened, storage(job, rows, maps) as put:
+    reader = SceneReader(job.scene, job.bands, READ_AT_A_TIME[device.type])
+    with bar, shared_threads(workers), reader.opened, storage(job, rows, maps) as put:
         for part in parts:
             needed = extent_to_read(job.layouts, part, batch_size)
             with (
-                closing(read_row_blocks(readers, device, needed)) as blocks,
+                closing(read_row_blocks(reader, device, needed)) as blocks,
                 closing(
                     blended_rows(
                         blocks, predictor, job.layouts, part, predictor.channels,

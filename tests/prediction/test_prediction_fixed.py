@@ -27,7 +27,7 @@ from common.rasters import open_raster
 from model_training import load_checkpoint
 from prediction.ensemble import load_models
 from prediction.jobs import count_pieces, prepare_scene
-from prediction.reader import ParallelReader
+from prediction.reader import SceneReader
 from prediction.tasks import Task
 
 fault = pytest.mark.fault
@@ -289,16 +289,15 @@ def test_a_high_strip_is_decoded_once_or_tiles_are_advised(
     scene = write_scene(tmp_path / "scene.tif", pixels, blockysize=3000)
     if not enough:
         monkeypatch.setattr("prediction.reader.free_memory", lambda: 3000 * 40 * 23)
-    windows = []
-    plain = ParallelReader.read
+    parts, plain = [], SceneReader.read
 
     def recorded(reader, part, **options):
-        windows.extend(reader._windows(part))
+        parts.append(part)
         return plain(reader, part, **options)
 
-    monkeypatch.setattr(ParallelReader, "read", recorded)
+    monkeypatch.setattr(SceneReader, "read", recorded)
     assert run(land.path, scene, tmp_path / "map.tif", "--precision", "fp32") == 0
-    strips = [window.row_off // 3000 for window in windows]
+    strips = [part.top // 3000 for part in parts]
     warned = "gdal_translate -co TILED=YES" in capsys.readouterr().err
     if enough:
         assert sorted(strips) == [0, 1] and not warned

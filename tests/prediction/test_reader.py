@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
-import rasterio.shutil
 import torch
-from helpers import patch_everywhere
 from prediction_helpers import CPU, noise, write_scene
+from rasterio.windows import Window
 
 from common.rasters import Source, image_bands, open_raster
 from model_training import Normalization, normalize
 from prediction.blending import blended_rows
-from prediction.reader import READ_AT_A_TIME, READ_ROWS, ParallelReader, read_row_blocks
+from prediction.reader import READ_ROWS, SceneReader, read_row_blocks
 from prediction.tiling import Extent, WindowLayout
 
 
@@ -36,9 +34,9 @@ def window_of(path: Path, height: int, width: int):
             WindowLayout(length, size, [0], np.ones((1, size), np.float32), [0])
             for length, size in zip(scene.shape, (height, width))
         )
-        readers = ParallelReader(scene, bands, 1)
-        with readers.opened:
-            blocks = read_row_blocks(readers, CPU, whole)
+        reader = SceneReader(scene, bands, 1)
+        with reader.opened:
+            blocks = read_row_blocks(reader, CPU, whole)
             list(blended_rows(blocks, predict, layouts, whole, len(bands)))
     return got[0]
 
@@ -80,25 +78,21 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(("count", "at_a_time"), [(1, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_blocks_follow_each_other_and_begin_where_blocks_do(
-    tmp_path, monkeypatch, layout, count, at_a_time
-):
-    patch_everywhere(monkeypatch, "prediction.reader.READ_COLUMNS", 64)
-    monkeypatch.setitem(READ_AT_A_TIME, "cpu", at_a_time)
+def test_blocks_follow_each_other_and_begin_where_blocks_do(tmp_path, layout, count):
     pixels = noise(500, 70)
     pixels[:, 30:60, 20:] = 0
     path = write_scene(tmp_path / "a.tif", pixels, nodata=0, **LAYOUTS[layout])
     with open_raster(path) as scene:
         height = scene.block_shapes[0][0]
-        readers = ParallelReader(scene, [3, 1], count)
+        reader = SceneReader(scene, [3, 1], count)
         for part in (
             Extent(0, 500, 0, 70),
             Extent(77, 401, 13, 50),
             Extent(9, 10, 0, 1),
         ):
-            blocks = list(read_row_blocks(readers, CPU, part))
+            blocks = list(read_row_blocks(reader, CPU, part))
             assert blocks[0].top == part.top and blocks[-1].bottom == part.bottom
             for one, next_one in pairwise(blocks):
                 assert one.bottom == next_one.top and one.bottom % height == 0
@@ -110,47 +104,50 @@ def test_blocks_follow_each_other_and_begin_where_blocks_do(
             inside = slice(part.top, part.bottom), slice(part.left, part.right)
             np.testing.assert_array_equal(image, pixels[[2, 0]][(slice(None), *inside)])
             np.testing.assert_array_equal(valid, pixels[0][inside] > 0)
-        readers.opened.close()
+        reader.opened.close()
         assert not scene.closed
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_threads_share_a_scene_and_none_reads_a_block_of_another_one(tmp_path, layout):
-    path = write_scene(tmp_path / "a.tif", noise(500, 200), **LAYOUTS[layout])
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_pixels_and_transparency_are_decoded_once(tmp_path, interleave, monkeypatch):
+    pixels = noise(64, 64, 5).astype(np.uint8)
+    pixels[4] = 255
+    pixels[4, :9] = 0
+    options = {"photometric": "RGB", "alpha": "YES", "interleave": interleave}
+    path = write_scene(tmp_path / "a.tif", pixels, **options)
     with open_raster(path) as scene:
-        high, wide = scene.block_shapes[0]
-        readers = ParallelReader(scene, [1, 2, 3], 4)
-        datasets, windows = set(), []
-        plain = Source.read
-        together = threading.Barrier(2 if layout != "one block" else 1, timeout=30)
+        reads, plain = [], type(scene).read
+        source = Source(scene, [2, 1], alphas=[5])
+        out = np.empty((3, 64, 64), np.uint8)
 
-        def read(source, window):
-            datasets.add(source.dataset)
-            windows.append(window)
-            together.wait()  # passes when as many read at a time
-            return plain(source, window)
+        class Counted:
+            def __getattr__(self, name):
+                return getattr(scene, name)
 
-        with readers.opened, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Source, "read", read)
-            patch_everywhere(patch, "prediction.reader.READ_COLUMNS", 1)
-            rows = 128 if layout != "one block" else 500
-            readers.read(Extent(0, rows, 0, 200))
-    assert len(datasets) > 1 or layout == "one block"
-    blocks = [
-        (row, column)
-        for window in windows
-        for row in range(window.row_off, window.row_off + window.height, high)
-        for column in range(window.col_off, window.col_off + window.width, wide)
-    ]
-    assert all(row % high == 0 and column % wide == 0 for row, column in blocks)
-    assert len(set(blocks)) == len(blocks) == -(-rows // high) * -(-200 // wide)
+            def read(self, *args, **options):
+                reads.append(args)
+                return plain(scene, *args, **options)
+
+        source.dataset = Counted()
+        image, valid = source.read(Window(0, 0, 64, 64), out=out)
+    assert len(reads) == 1 and np.shares_memory(image, out)
+    np.testing.assert_array_equal(image, pixels[[1, 0]])
+    np.testing.assert_array_equal(valid, pixels[4] > 0)
 
 
-def test_a_format_with_threads_of_its_own_is_read_by_one(tmp_path):
-    path = tmp_path / "a.jp2"
-    plain = write_scene(tmp_path / "a.tif", noise(64, 64))
-    rasterio.shutil.copy(plain, path, driver="JP2OpenJPEG")
+def test_several_datasets_are_read_at_a_time(tmp_path, monkeypatch):
+    path = write_scene(tmp_path / "a.tif", noise(500, 200), **LAYOUTS["tiled"])
+    together, datasets, plain = threading.Barrier(2, timeout=30), set(), Source.read
+
+    def read(source, window, out):
+        datasets.add(source.dataset)
+        together.wait()  # passes when two read
+        return plain(source, window, out)
+
     with open_raster(path) as scene:
-        readers = ParallelReader(scene, [1], 4)
-        with readers.opened:
-            assert readers.count == 1
+        reader = SceneReader(scene, [1, 2, 3], 2)
+        with reader.opened:
+            monkeypatch.setattr(Source, "read", read)
+            part = Extent(0, 256, 0, 200)
+            list(read_row_blocks(reader, CPU, part))
+    assert len(datasets) == 2
