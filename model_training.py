@@ -455,7 +455,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
         (K, K) int64; rows are truth. Sums over batches are valid.
     """
     known = (target >= 0) & (target < num_classes)
-    if target.device.type == "cpu":
+    if target.device.type != "cuda":
         flat = target[known] * num_classes + prediction[known]
         return flat.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
     # selecting and bincount would wait for the device: the others go to a last, unused place

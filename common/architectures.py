@@ -106,7 +106,7 @@ def parse_loss(text: str) -> dict[str, float]:
     return terms
 
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 # test-time augmentation: the symmetries, as (quarter turns, mirrored), to average over
 TTA_TRANSFORMS = {
     "none": [(0, False)],

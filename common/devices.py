@@ -16,6 +16,13 @@ from common.errors import OptionError, SegmentationError, require
 
 log = logging.getLogger("semanticseg4eo")
 
+DEVICES = "cpu, cuda, cuda:N or mps"
+# files of the driver on Linux, under WSL and on Windows
+NVIDIA_DRIVER = (
+    "/proc/driver/nvidia/version",
+    "/dev/dxg",
+    r"C:\Windows\System32\nvcuda.dll",
+)
 NO_ALGORITHM = " does not have a deterministic implementation"  # in PyTorch's warning
 
 
@@ -28,20 +35,34 @@ def pick_device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu":
-            log.info("no GPU found: running on the CPU")
+            log.info("no GPU found: running on the CPU%s", build_without_gpu())
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise OptionError(f"--device {name}: expected cpu, cuda or cuda:N") from error
+        raise OptionError(f"--device {name}: expected {DEVICES}") from error
     gpus = torch.cuda.device_count()
-    if device.type not in ("cpu", "cuda"):
-        raise OptionError(f"--device {name}: expected cpu, cuda or cuda:N")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise OptionError(f"--device {name}: expected {DEVICES}")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise SegmentationError(
-            f"--device {name}: this machine has {gpus} GPUs; use --device cpu"
+            f"--device {name}: this machine has {gpus} GPUs{build_without_gpu()}; use --device cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SegmentationError(
+            f"--device {name}: this machine has no GPU of Apple; use --device cpu"
         )
     # with its number: PyTorch cannot make a GPU without one the present one
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def build_without_gpu() -> str:
+    """What to add to a message where there is an NVIDIA GPU that this build of PyTorch ignores."""
+    if torch.version.cuda or not any(map(os.path.exists, NVIDIA_DRIVER)):
+        return ""
+    return (
+        ", though it has an NVIDIA GPU: this PyTorch is built for the CPU alone (docs/install.md says "
+        "how to install the other build)"
+    )
 
 
 def local_device(name: str | None) -> torch.device:
@@ -63,6 +84,8 @@ def peak_memory(device: torch.device) -> int | None:
     """Bytes that this process has held at most, of a GPU or else of main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()  # keeps what it has taken
     return machine.peak_memory()
 
 
@@ -70,14 +93,20 @@ def free_memory(device) -> int:
     """Bytes that this process can still take on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        most = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return min(most, machine.free_memory())  # one memory for both
     return machine.free_memory()
 
 
 def native_precisions(device: torch.device) -> list[str]:
-    """The precisions below float32 that the hardware computes in itself, the safest first.
+    """The precisions below float32 that the hardware computes in itself, to be tried in this order.
 
-    bf16 holds numbers as large as float32 does; fp16 is as fast and finer.
+    bf16 holds numbers as large as float32 does; fp16 is as fast and finer; tf32 is slower than both
+    and as fine as fp16, with numbers as large as float32's. GPUs of Apple get float32.
     """
+    if device.type == "mps":
+        return []
     if device.type == "cpu":
         known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
         names = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -85,12 +114,13 @@ def native_precisions(device: torch.device) -> list[str]:
     known = {
         "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
         "fp16": torch.cuda.get_device_capability(device) >= (7, 0),
+        "tf32": torch.cuda.get_device_capability(device) >= (8, 0),
     }
     return [name for name, there in known.items() if there]
 
 
 def native_precision(device: torch.device) -> str:
-    """The safest of ``native_precisions``, or fp32."""
+    """The first of ``native_precisions``, or fp32."""
     return next(iter(native_precisions(device)), "fp32")
 
 
@@ -140,9 +170,16 @@ def require_deterministic_cublas() -> None:
 
 
 def autocast(device: torch.device, precision: str):
-    """A context in which a model computes in a precision."""
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    """A context in which a model computes in a precision; tf32 needs ``allow_tf32`` as well."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def allow_tf32(precision: str) -> None:
+    """Have GPUs multiply in TF32 from here on if that is the ``precision``, else in float32."""
+    kind = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = kind
+    torch.backends.cuda.matmul.fp32_precision = kind
 
 
 @cache
@@ -159,7 +196,7 @@ def beside_passes(
     device: torch.device, after: torch.cuda.Event | None
 ) -> Iterator[None]:
     """Compute and copy back beside the forward passes of a GPU, after an event among them."""
-    if device.type == "cpu":
+    if device.type != "cuda":
         yield
         return
     torch.cuda.set_device(device)  # a new thread has the first one

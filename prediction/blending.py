@@ -91,7 +91,8 @@ def cut_batches(
                 device = windows[0][0].device
                 valid = torch.from_numpy(np.stack(masks))
                 if device.type == "cuda":  # pragma: no cover - GPU
-                    valid = valid.pin_memory().to(device, non_blocking=True)
+                    valid = valid.pin_memory()
+                valid = valid.to(device, non_blocking=True)
             finished = None
             if group is groups[-1]:
                 done = finished_by(down, row, part)

@@ -26,7 +26,7 @@ log = logging.getLogger("semanticseg4eo")
 OTHER_RESOLUTION = (
     1.25  # ratio of pixel sizes from which a scene is unlike the training
 )
-BATCH_SIZES = {"cpu": 1, "cuda": 32}  # of --batch_size auto
+BATCH_SIZES = {"cpu": 1, "cuda": 32, "mps": 4}  # of --batch_size auto
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,11 @@ def load_models(config: PredictionConfig) -> Models:
             f"--threshold {config.threshold}: {files[0]} has {first.config.num_classes} classes, "
             "and a threshold is for binary models"
         )
-    if config.precision == "fp16" and device.type == "cpu":
-        raise OptionError("--precision fp16: for GPUs; take auto, bf16 or fp32")
+    kinds = {"fp16": ("cuda",), "tf32": ("cuda",), "bf16": ("cpu", "cuda")}
+    if device.type not in kinds.get(config.precision, (device.type,)):
+        raise OptionError(
+            f"--precision {config.precision}: not on {device.type}; take auto or fp32"
+        )
     expected_entropy = config.save_uncertainty and len(files) > 1
 
     @cache

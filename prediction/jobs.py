@@ -27,7 +27,7 @@ from prediction.tiling import WindowLayout, lay_windows
 log = logging.getLogger("semanticseg4eo")
 
 OPEN_ROWS = 5e8  # bytes of the rows in work on the CPU, without --max_memory
-STORED_AHEAD = {"cpu": 1, "cuda": 3}  # finished parts that wait to be stored
+STORED_AHEAD = {"cpu": 1, "cuda": 3, "mps": 1}  # finished parts that wait to be stored
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
 
 

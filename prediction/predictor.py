@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.architectures import TTA_TRANSFORMS
-from common.devices import autocast
+from common.devices import allow_tf32, autocast
 from common.errors import SegmentationError
 from model_training import Checkpoint, class_probabilities, normalize
 
@@ -120,7 +120,7 @@ class Predictor:
         Args:
             checkpoints: Models of the same bands and classes.
             device: Where they are.
-            precision: fp32, bf16 or fp16 (autocast).
+            precision: fp32, tf32, bf16 or fp16 (autocast).
             tta: A key of ``TTA_TRANSFORMS``.
             expected_entropy: Give one more channel, the mean of the models' own entropies.
             compile_batch: Compile the networks for batches of this size; 0 is not to.
@@ -139,8 +139,6 @@ class Predictor:
                 network = torch.compile(network, dynamic=False, options=options)
             member = network, checkpoint.normalization, checkpoint.temperature
             self.members.append(member)
-        if precision == "fp32" and device.type == "cuda":
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # not TF32
         self.classes = checkpoints[0].config.num_classes
         self.channels = self.classes + expected_entropy
 
@@ -158,6 +156,8 @@ class Predictor:
             SegmentationError: The memory does not hold a single window, or no compiler.
         """
         results, start = [], 0
+        if self.device.type == "cuda":
+            allow_tf32(self.precision)
         while start < len(images):
             part = slice(start, min(start + self.largest, len(images)))
             try:

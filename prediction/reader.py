@@ -28,7 +28,11 @@ log = logging.getLogger("semanticseg4eo")
 GDAL_CACHE = 64 * 2**20
 READ_ROWS = 128  # rows that are read at once from a scene of thin blocks
 READ_ROWS_MOST = 1024  # and from one of high blocks that do not fit into memory
-READ_AT_A_TIME = {"cpu": 1, "cuda": 2}  # rows of blocks, each by a dataset of its own
+READ_AT_A_TIME = {
+    "cpu": 1,
+    "cuda": 2,
+    "mps": 1,
+}  # rows of blocks, each by a dataset of its own
 
 
 class RowBlock(NamedTuple):
@@ -115,14 +119,14 @@ def read_row_blocks(
     Raises:
         RasterError: A block of the file cannot be read.
     """
-    on_gpu = device.type == "cuda"
+    cuda = device.type == "cuda"
 
     def read(rows: tuple[int, int]) -> RowBlock:
-        if on_gpu:  # pragma: no cover - GPU
+        if cuda:  # pragma: no cover - GPU
             torch.cuda.set_device(device)  # a new thread has the first one
         # a GPU copies faster from memory that is pinned to its place
-        block = reader.read(Extent(*rows, part.left, part.right), pin_memory=on_gpu)
-        return upload(block, device) if on_gpu else block
+        block = reader.read(Extent(*rows, part.left, part.right), pin_memory=cuda)
+        return upload(block, device)
 
     step = rows_at_once(reader.scene, reader.bands)
     ranges = cut_at_multiples(part.top, part.bottom, step)
@@ -132,8 +136,12 @@ def read_row_blocks(
         yield from blocks
 
 
-def upload(block: RowBlock, device: torch.device) -> RowBlock:  # pragma: no cover - GPU
-    """A block whose image is on a GPU, copied beside the forward passes."""
+def upload(block: RowBlock, device: torch.device) -> RowBlock:
+    """A block whose image is on a device; to a GPU it is copied beside the forward passes."""
+    if device.type != "cuda":
+        # GPUs of Apple know few types
+        image = block.image.float() if device.type == "mps" else block.image
+        return block._replace(image=image.to(device))
     with torch.cuda.stream(own_stream(device, "upload")):
         image = block.image.to(device)
     image.record_stream(torch.cuda.default_stream(device))

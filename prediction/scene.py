@@ -241,6 +241,8 @@ def predict_parts(
                     layers = compute_layers(
                         probabilities, job.layers, predictor.classes, job.config.threshold
                     )  # fmt: skip
+                    if device.type == "mps":  # which has no float64 to count in
+                        layers = {name: layer.cpu() for name, layer in layers.items()}
                     put(finished, layers, valid)
                     bar.update(finished.bottom - finished.top)
 

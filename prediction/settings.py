@@ -100,7 +100,7 @@ class PredictionConfig:
         0.5, "least foreground probability of a binary map, 0 to 1", "window", least=0, most=1
     )  # fmt: skip
     device: str | None = setting(
-        None, "cpu, cuda, cuda:1...", "speed",
+        None, "cpu, cuda, cuda:1..., mps", "speed",
         shown="cuda where there is one, else cpu", may_change=True,
     )  # fmt: skip
     precision: str = setting(

@@ -29,16 +29,14 @@ def training_precision(amp: str, device: torch.device) -> str:
     """What ``--amp`` means on a device: "fp32", "bf16" or "fp16".
 
     Raises:
-        OptionError: fp16 on the CPU.
+        OptionError: The device does not compute in it.
     """
     if amp == "auto":
         return native_precision(device)
-    require(
-        amp != "fp16" or device.type != "cpu",
-        "--amp",
-        amp,
-        "auto, bf16 or off on the CPU",
-    )
+    kinds = {"fp16": ("cuda",), "bf16": ("cpu", "cuda")}
+    fine = device.type in kinds.get(amp, (device.type,))
+    where = {"cpu": "auto, bf16 or off on the CPU", "mps": "auto or off on mps"}
+    require(fine, "--amp", amp, where.get(device.type, "auto"))
     return "fp32" if amp == "off" else amp
 
 
@@ -83,16 +81,18 @@ class MeanLoss:
 
     def __init__(self, kind: str, device: torch.device, precision: str):
         self.kind, self.fp16 = kind, precision == "fp16"
+        # GPUs of Apple have no float64
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
         # loss, labelled pixels, batches, those that are no number; of this stretch
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(4, dtype=self.dtype, device=device)
         self.known = np.zeros(4)  # of the stretches before, of all processes
 
     def add(self, value: Tensor, labelled: Tensor) -> None:
         """Count a batch; no .item() here, which would wait for the device."""
-        value, finite = value.detach().double(), value.isfinite()
+        value, finite = value.detach().to(self.dtype), value.isfinite()
         weight = labelled * finite
         counted = [value.where(finite, 0) * weight, weight, torch.ones_like(value)]
-        self.sums += torch.stack([*counted, (~finite).double()])
+        self.sums += torch.stack([*counted, (~finite).to(self.dtype)])
 
     def look(self, group: ProcessGroup) -> None:
         """End a stretch of batches, in all processes together.

@@ -185,7 +185,7 @@ class TrainingConfig:
     )
     device: str | None = setting(
         None,
-        "cpu, cuda, cuda:1...",
+        "cpu, cuda, cuda:1..., mps",
         "training",
         shown="cuda where there is one, else cpu",
         may_change=True,

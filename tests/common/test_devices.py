@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.devices import local_device, pick_device
+from common.devices import allow_tf32, local_device, native_precision, pick_device
 from common.errors import OptionError, SegmentationError
+from training.loop import training_precision
 
 
 def test_the_device_defaults_to_the_gpu_where_there_is_one():
@@ -43,6 +44,47 @@ def test_a_process_takes_its_own_gpu_and_makes_it_the_present_one(
 def test_a_gpu_that_is_not_there_is_an_error():
     with pytest.raises(SegmentationError, match="--device cuda.*--device cpu"):
         pick_device("cuda")
+
+
+def test_a_gpu_that_this_build_ignores_is_reported(monkeypatch, tmp_path, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr("common.devices.NVIDIA_DRIVER", [str(tmp_path / "driver")])
+    pick_device(None)
+    assert "built for the CPU alone" not in caplog.text
+    (tmp_path / "driver").touch()
+    pick_device(None)
+    assert "built for the CPU alone" in caplog.text
+    with pytest.raises(SegmentationError, match="built for the CPU alone"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    with pytest.raises(SegmentationError, match="has 0 GPUs; use"):
+        pick_device("cuda")
+
+
+def test_a_gpu_of_apple_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(SegmentationError, match="--device mps.*--device cpu"):
+        pick_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device = pick_device("mps")
+    assert device.type == "mps" and native_precision(device) == "fp32"
+    assert training_precision("auto", device) == "fp32"
+    for amp in ("fp16", "bf16"):
+        with pytest.raises(OptionError, match="auto or off on mps"):
+            training_precision(amp, device)
+
+
+def test_tf32_is_on_only_where_it_is_asked_for():
+    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [kind.fp32_precision for kind in kinds]
+    for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")):
+        allow_tf32(precision)
+        assert [kind.fp32_precision for kind in kinds] == [expected] * 2
+    for kind, value in zip(kinds, before):
+        kind.fp32_precision = value
 
 
 def test_a_device_that_does_not_exist_is_a_wrong_option():

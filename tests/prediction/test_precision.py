@@ -68,7 +68,9 @@ def test_auto_computes_in_fp32_and_says_so_where_classes_would_change(
     assert read_json(tmp_path / "map_statistics.json")["run"]["precision"] == "fp32"
 
 
-@pytest.mark.parametrize("native", [["bf16"], ["bf16", "fp16"], []])
+@pytest.mark.parametrize(
+    "native", [["bf16"], ["bf16", "fp16"], ["bf16", "fp16", "tf32"], []]
+)
 def test_auto_takes_what_is_native_where_classes_stay(
     land, tmp_path, capsys, monkeypatch, native
 ):
