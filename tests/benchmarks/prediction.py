@@ -6,7 +6,7 @@ makes a scene of 10 bands by repeating the demo's, trains two small models for a
 the scene in several ways, each in a process of its own: the bound (the plain eager float32 forward
 pass over as many windows, with nothing read or written; the better of batch 1 and 4), the toolkit
 in each precision, and a loop that holds the whole scene in memory, as it is often written. What
-counts are the ratios. ``--memory`` maps a Sentinel-2 tile and one twice as high instead. A GPU is
+counts are the ratios. ``--host`` measures what the host does beside a GPU, ``--memory`` maps a Sentinel-2 tile and one twice as high instead. A GPU is
 used when there is one.
 """
 
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ import Predict_large_image
 from common.architectures import ModelConfig
 from common.console import settings_from, show_messages
 from common.distributed import ProcessGroup
+from common.ground import pixel_areas
 from common.machine import tune_malloc
 from common.rasters import gdal_options
 from model_training import (
@@ -39,11 +41,15 @@ from model_training import (
     save_checkpoint,
 )
 from prediction.ensemble import load_models
-from prediction.reader import GDAL_CACHE
+from prediction.jobs import prepare_scene
+from prediction.mapfiles import MapWriter, map_profile, open_outputs
+from prediction.reader import GDAL_CACHE, READ_AT_A_TIME, SceneReader, read_row_blocks
+from prediction.rowstore import RowStore
 from prediction.scene import map_scene
 from prediction.settings import PredictionConfig
+from prediction.statistics import Statistics
 from prediction.tasks import list_tasks
-from prediction.tiling import batch_groups, lay_windows
+from prediction.tiling import Extent, batch_groups, lay_windows
 
 PATCH, OVERLAP, BANDS, CLASSES = 512, 128, 10, 6
 MODELS = {
@@ -273,6 +279,87 @@ def whole_scene(model: Path, scene: Path, output: Path, device) -> dict:
     }
 
 
+def host_work(model: Path, scene: Path, output: Path) -> dict:
+    """CPU milliseconds per megapixel of what the host does for a GPU: reading and writing.
+
+    Bare: rows of blocks by one dataset, with GDAL's threads; the map by windows of whole blocks.
+    Toolkit: the rows as they go to a GPU, finished rows stored, read again and written.
+    """
+    import rasterio
+    import torch
+    from rasterio.windows import Window
+
+    config = PredictionConfig(
+        model=[str(model)], input=[str(scene)], output=str(output)
+    )
+    (task,) = list_tasks(config)
+    cpu, found = time.process_time, {}
+    tune_malloc()
+    with rasterio.Env(**gdal_options(GDAL_CACHE)), rasterio.open(scene) as file:
+        started, megapixels = cpu(), file.height * file.width / 1e6
+        step, bands = file.block_shapes[0][0], list(range(1, BANDS + 1))
+        pixels = np.empty((BANDS, step, file.width), file.dtypes[0])
+        tops = range(0, file.height, step)
+        for top in tops:
+            part = Window(0, top, file.width, min(step, file.height - top))
+            file.read(bands, window=part, out=pixels[:, : part.height])
+        found["bare read"] = cpu() - started
+        classes = np.random.default_rng(0).integers(
+            0, CLASSES, (file.height // 8, file.width // 8)
+        )
+        classes = classes.astype(np.uint8).repeat(8, 0).repeat(8, 1)
+        classes = np.pad(classes, [(0, file.height % 8), (0, file.width % 8)])
+        job = prepare_scene(task, config, load_models(config), file)
+        job = replace(job, run={"precision": "fp32"})
+        profile = map_profile(file, job.layers["classes"])
+        started = cpu()
+        with rasterio.open(output, "w", **profile) as target:
+            for top in tops:
+                part = classes[None, top : top + step]
+                target.write(part, window=Window(0, top, file.width, part.shape[1]))
+        found["bare write"] = cpu() - started
+        started = cpu()
+        reader = SceneReader(file, bands, READ_AT_A_TIME["cuda"])
+        with reader.opened:
+            whole = Extent(0, file.height, 0, file.width)
+            for _ in read_row_blocks(reader, torch.device("cpu"), whole):
+                pass
+        found["toolkit read"] = cpu() - started
+        started, folder = cpu(), task.partial
+        RowStore.begin(folder, {}, job.layers, file.shape)
+        rows = RowStore(folder, job.layers, file.shape)
+        statistics = Statistics(job.names, pixel_areas(file))
+        with rows.opened, open_outputs(job, folder) as outputs:
+            maps = MapWriter(rows, outputs, statistics)
+            for top in range(0, file.height, PATCH - OVERLAP):
+                part = classes[None, top : top + PATCH - OVERLAP]
+                counts = np.zeros(statistics.counts.shape, np.int64)
+                place = Extent(top, top + part.shape[1], 0, file.width)
+                rows.write(place, {"classes": part}, counts)
+                maps.advance()
+        RowStore.remove(folder)
+        found["toolkit write"] = cpu() - started
+    return {name: 1000 * seconds / megapixels for name, seconds in found.items()}
+
+
+def compare_host(folder: Path, size: int, rounds: int = 5) -> None:
+    scene = run_case(kind="data", output=str(folder), size=[size, size])
+    model = run_case(kind="model", output=str(folder), name="fast", device="cpu")
+    case = {
+        "kind": "host",
+        "model": model,
+        "scene": scene,
+        "output": str(folder / "map.tif"),
+    }
+    found = [run_case(**case) for _ in range(rounds)]
+    middle = {name: float(np.median([row[name] for row in found])) for name in found[0]}
+    for name, value in middle.items():
+        print(f"{name:16}{value:8.1f} ms of CPU per megapixel")
+    ratio = sum(middle[f"toolkit {what}"] for what in ("read", "write"))
+    ratio /= sum(middle[f"bare {what}"] for what in ("read", "write"))
+    print(f"{'toolkit / bare':16}{ratio:8.2f}")
+
+
 # --- command line ---------------------------------------------------------------------------
 
 
@@ -303,6 +390,8 @@ def do_case(case: dict) -> None:
         result = bound(paths["model"], case["windows"], case["device"])
     elif kind == "toolkit":
         result = toolkit(**paths, device=case["device"], options=case["options"])
+    elif kind == "host":
+        result = host_work(**paths)
     else:
         result = whole_scene(**paths, device=case["device"])
     print(json.dumps(result))
@@ -380,6 +469,9 @@ def main() -> int:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--memory", action="store_true", help="two tiles, peak memory")
+    parser.add_argument(
+        "--host", action="store_true", help="what the host does for a GPU, CPU time"
+    )
     parser.add_argument("--compile", action="store_true", help="compiled models too")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -393,7 +485,9 @@ def main() -> int:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if arguments.memory:
+    if arguments.host:
+        compare_host(arguments.folder, arguments.size or 5490)
+    elif arguments.memory:
         compare_memory(arguments.folder, device, arguments.models)
     else:
         compare_speed(
