@@ -310,11 +310,18 @@ class Source:
             image[:, rows, columns], valid[rows, columns] = self._read(window=inside)
         return image, valid
 
-    def overview(self, longest: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-        """The whole raster, thinned to at most ``longest`` pixels a side; see ``read``."""
-        scale = min(1.0, longest / max(self.dataset.shape))
-        height, width = (max(1, round(side * scale)) for side in self.dataset.shape)
-        return self._read(out_shape=(height, width))
+    def overview(
+        self, longest: int = 1000, window: Window | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A part of the raster, by default all, thinned to at most ``longest`` pixels a side.
+
+        See ``read``.
+        """
+        window = window or Window(0, 0, self.dataset.width, self.dataset.height)
+        sides = window.height, window.width
+        scale = min(1.0, longest / max(sides))
+        height, width = (max(1, round(side * scale)) for side in sides)
+        return self._read(out_shape=(height, width), window=window)
 
     def _read(self, out=None, **where) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (C, H, W) and validity (H, W) of a part inside the raster."""

@@ -27,10 +27,10 @@ class Batch(NamedTuple):
     """Windows of one row of windows that are predicted together."""
 
     row: int  # number of the row of windows
-    columns: list[int]  # numbers of the windows in it that hold a valid pixel
+    columns: list[int]  # numbers of the windows in it that hold a pixel to map
     windows: list[list[Tensor]]  # each as views (C, n, w) from top to bottom
     valid: Tensor | None  # (N, h, w) bool; None: all are
-    # in the last batch of a row: validity (n, w) of the pixels that the row finishes
+    # in the last batch of a row: which of the pixels (n, w) that the row finishes are mapped
     finished: np.ndarray | None
 
 
@@ -81,8 +81,8 @@ def cut_batches(
             for column in group:
                 start = across.starts[column]
                 window = Extent(top, bottom, start, min(start + across.size, right))
-                mask = rows.valid(window)
-                if mask.any():
+                if rows.wanted(window).any():
+                    mask = rows.valid(window)
                     columns.append(int(column))
                     windows.append(rows.images(window))
                     masks.append(reflect_beyond(mask, *size))
@@ -98,7 +98,7 @@ def cut_batches(
                 done = finished_by(down, row, part)
                 finished = np.zeros((0, part.right - part.left), bool)
                 if done.top < done.bottom:
-                    finished = rows.valid(done)
+                    finished = rows.wanted(done)
             yield Batch(row, columns, windows, valid, finished)
 
 
@@ -143,8 +143,8 @@ def blended_rows(
 
     Yields:
         The part that is finished, its blended probabilities (K, n, w), which are overwritten after
-        the next step, and valid (n, w). A window without a valid pixel is not predicted; its
-        pixels are zeros, not valid.
+        the next step, and which pixels are mapped (n, w): those that are valid and in the area. A
+        window without one is not predicted.
     """
     down, across = layouts
     row_weights = torch.from_numpy(down.weights).to(device)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import rasterio
 import torch
+from affine import Affine
 
 from common import VERSION
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file, fingerprint
-from common.rasters import Source, source_files
+from common.rasters import Source, open_raster, source_files
 from common.tiffs import require_complete
+from common.vectors import files_of_vector
+from prediction.area import Area, find_area, whole_scene
+from prediction.dates import require_one_grid
 from prediction.ensemble import Models, match_bands
 from prediction.layers import Layer, bytes_of, list_layers
 from prediction.reader import READ_ROWS_MOST, rows_at_once, warn_of_high_blocks
@@ -42,6 +49,27 @@ class SceneJob:
     bands: list[int]
     layers: dict[str, Layer]
     run: dict  # all that the result depends on, as JSON; see ``make_manifest``
+    area: Area  # what of the scene is mapped
+    further: tuple[
+        tuple[rasterio.DatasetReader, list[int]], ...
+    ] = ()  # dates, their bands
+
+    @property
+    def dates(self) -> list[tuple[rasterio.DatasetReader, list[int]]]:
+        """All scenes that the map is made of, with their bands."""
+        return [(self.scene, self.bands), *self.further]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the map."""
+        return self.area.extent.shape
+
+    @property
+    def transform(self) -> Affine:
+        """From the pixels of the map to the ground."""
+        return self.scene.transform * Affine.translation(
+            self.area.extent.left, self.area.extent.top
+        )
 
     @property
     def names(self) -> list[str]:
@@ -59,19 +87,23 @@ class SceneJob:
         down, across = (lay_windows(side, *options) for side in self.scene.shape)
         return down, across
 
-    @property
-    def windows(self) -> int:
-        """How many windows cover the scene."""
-        return math.prod(len(layout.starts) for layout in self.layouts)
+    @cached_property
+    def windows(self) -> list[tuple[int, int]]:
+        """Row and column of the first pixel of the windows that reach into the map."""
+        top, bottom, left, right = self.area.extent
+        down, across = self.layouts
+        rows = [y for y in down.starts if y + down.size > top and y < bottom]
+        columns = [x for x in across.starts if x + across.size > left and x < right]
+        return list(product(rows, columns))
 
     @property
     def requested(self) -> dict:
         """The part of ``run`` that files and options determine."""
         return {
             "version": VERSION,
-            "scene": describe_file(self.task.scene)
-            | {"shape": list(self.scene.shape), "bands": self.bands}
-            | {"files": [describe_file(file) for file in source_files(self.scene)]},
+            "scene": describe_scene(self.scene, self.bands),
+            "dates": [describe_scene(*date) for date in self.further],
+            "area": describe_area(self.config.area),
             "models": [describe_file(file) for file in self.models.files],
             "device": self.models.device.type,
             "options": fingerprint(self.config),
@@ -91,24 +123,65 @@ class SceneJob:
         }
 
 
+def describe_scene(scene: rasterio.DatasetReader, bands: Sequence[int]) -> dict:
+    """A scene in ``run``: its files, size and bands."""
+    files = [describe_file(file) for file in source_files(scene)]
+    known = {"shape": list(scene.shape), "bands": list(bands), "files": files}
+    return describe_file(scene.name) | known
+
+
+def describe_area(source: str | None) -> list[dict]:
+    """The files of ``--area`` in ``run``."""
+    return [describe_file(file) for file in files_of_vector(source)] if source else []
+
+
+@contextmanager
+def open_scenes(task: Task) -> Iterator[list[rasterio.DatasetReader]]:
+    """The scene of a task and the dates that are combined with it, opened."""
+    with ExitStack() as opened:
+        yield [opened.enter_context(open_raster(scene)) for scene in task.scenes]
+
+
 def prepare_scene(
-    task: Task, config: PredictionConfig, models: Models, scene
+    task: Task,
+    config: PredictionConfig,
+    models: Models,
+    scenes: Sequence[rasterio.DatasetReader],
 ) -> SceneJob:
-    """Check a scene and its outputs; ``run`` of the job is still empty.
+    """Check the scenes of a map and its outputs; ``run`` of the job is still empty.
 
     Raises:
-        RasterError: The scene is cut off, does not fit the model, or would be written over.
+        RasterError: A scene is cut off, does not fit the model, would be written over, lies outside
+            the area or on another pixel grid than the first.
     """
-    require_complete(task.scene)
-    bands = match_bands(scene, config, models)
+    for file in task.scenes:
+        require_complete(file)
+    require_one_grid(scenes)
+    scene, *others = scenes
+    bands, *further = (match_bands(one, config, models) for one in scenes)
+    area = find_area(config.area, scene) if config.area else whole_scene(scene)
+    if area is None:
+        raise RasterError(f"--area: {config.area} does not touch {scene.name}")
     layers = list_layers(config, models.first.class_names, len(models.files))
-    job = SceneJob(task, config, models, scene, bands, layers, {})
+    job = SceneJob(
+        task,
+        config,
+        models,
+        scene,
+        bands,
+        layers,
+        {},
+        area,
+        tuple(zip(others, further)),
+    )
     outputs = {path.resolve() for path in job.rasters}
-    if overwritten := outputs & {Path(file).resolve() for file in scene.files}:
-        raise RasterError(
-            f"{overwritten.pop()} is a part of {task.scene}; name another"
-        )
-    warn_of_high_blocks(scene, bands)
+    for one in scenes:
+        if overwritten := outputs & {Path(file).resolve() for file in one.files}:
+            raise RasterError(
+                f"{overwritten.pop()} is a part of {one.name}; name another"
+            )
+    for one, used in job.dates:
+        warn_of_high_blocks(one, used)
     if scene.crs is None and not scene.gcps[1]:
         log.warning("warning: %s has no CRS, so its map has none", scene.name)
         if config.min_area:
@@ -143,7 +216,7 @@ def open_rows(job: SceneJob) -> int:
     column = image * (size + 3 * min(rows_at_once(scene, bands), READ_ROWS_MOST))
     parts = 2 + STORED_AHEAD[job.models.device.type]
     column += size * (2 * 4 * channels + parts * (4 + bytes_of(job.layers)))
-    return column * scene.width
+    return column * job.shape[1] * len(job.dates)
 
 
 def count_workers(job: SceneJob) -> int:

@@ -49,6 +49,8 @@ def list_layers(
     if config.save_probabilities:
         bands = [f"probability of {name}" for name in names]
         layers.append(Layer("probabilities", "uint8", 255, bands, scale=1 / 254))
+    if config.combine:
+        layers.append(Layer("dates", "uint8", 0, ["dates that are valid"]))
     return {layer.name: layer for layer in layers}
 
 

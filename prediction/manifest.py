@@ -40,7 +40,10 @@ def require_new(tasks: Sequence[Task], config: PredictionConfig) -> None:
                 f"{task.output} is unfinished; continue it with --resume, or start again with "
                 "--overwrite"
             )
-        layers = [name for name in FURTHER_LAYERS if getattr(config, f"save_{name}")]
+        layers = [
+            name for name in FURTHER_LAYERS if getattr(config, f"save_{name}", False)
+        ]
+        layers += ["dates"] * bool(config.combine)
         endings = [".tif", *(f"_{name}.tif" for name in layers), "_statistics.json"]
         files = [task.beside(ending) for ending in endings]
         for path in files + product_paths(task, config):
@@ -64,10 +67,11 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
     former = load_manifest(job) if job.config.resume else None
     if not (former and former[1]):
         form = job.config.format
-        require_room(job.task.partial, job.layers, job.scene.shape, form)
+        require_room(job.task.partial, job.layers, job.shape, form)
     if former:
         return former
-    warn_of_strange_values(job.scene, job.bands, job.models)
+    for scene, bands in job.dates:
+        warn_of_strange_values(scene, bands, job.models)
     warn_of_resolution(job.scene, job.models)
     auto = job.config.precision == "auto"
     batch_size = batch_size_of(job.config, job.models.device)
@@ -75,7 +79,9 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
     run = job.requested | {
         "precision": choose_precision(job) if auto else job.config.precision,
         "batch_size": batch_size,
-        "columns": split_columns(job.layouts[1], batch_size, count_pieces(job)),
+        "columns": split_columns(
+            job.layouts[1], batch_size, count_pieces(job), *job.area.extent[2:]
+        ),
         # those that are there may be replaced, also by the run that resumes this one
         "products": {product_key(path): None for path in there},
     }
@@ -120,4 +126,5 @@ def _fixed(run: dict) -> dict:
     """What of a run must be the same in the one that continues it, by name."""
     names = ("version", "device", "scene", "models")
     options = {f"--{name}": value for name, value in run.get("options", {}).items()}
-    return {name: run.get(name) for name in names} | options
+    rest = {name: run.get(name) for name in ("dates", "area")}
+    return {name: run.get(name) for name in names} | options | rest

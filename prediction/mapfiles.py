@@ -28,7 +28,6 @@ from prediction.jobs import SceneJob
 from prediction.layers import Layer
 from prediction.rowstore import RowStore, StoredPart
 from prediction.statistics import COUNTED_ROWS, Statistics
-from prediction.tasks import Task
 
 BLOCK = 256  # side of the outputs' tiles in pixels
 
@@ -64,11 +63,12 @@ class MapWriter:
             self.row = bottom
 
 
-def map_profile(scene: rasterio.DatasetReader, layer: Layer) -> dict:
+def map_profile(job: SceneJob, layer: Layer) -> dict:
     """What an output is created with."""
+    scene, (height, width) = job.scene, job.shape
     profile = {
-        "width": scene.width,
-        "height": scene.height,
+        "width": width,
+        "height": height,
         "count": len(layer.bands),
         "dtype": layer.dtype,
         "nodata": layer.nodata,
@@ -84,7 +84,7 @@ def map_profile(scene: rasterio.DatasetReader, layer: Layer) -> dict:
     points, points_crs = scene.gcps
     if points and points_crs and scene.crs is None:
         return profile | {"gcps": points, "crs": points_crs}
-    return profile | {"crs": scene.crs, "transform": scene.transform}
+    return profile | {"crs": scene.crs, "transform": job.transform}
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def open_outputs(job: SceneJob, folder: Path) -> Iterator[dict]:
         with ExitStack() as unfinished:
             files = {}
             for name, layer in layers.items():
-                file = create_tiff(plain[name], **map_profile(job.scene, layer))
+                file = create_tiff(plain[name], **map_profile(job, layer))
                 files[name] = file = unfinished.enter_context(file)
                 file.update_tags(**job.tags, **class_name_tags(names))
                 file.descriptions = layer.bands
@@ -148,11 +148,14 @@ def add_categories(path: Path, names: Sequence[str]) -> None:
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
-def draw_quicklook(task: Task, names: Sequence[str], confidence: bool) -> Path:
+def draw_quicklook(job: SceneJob) -> Path:
     """Draw scene, map with legend and, when there is one, confidence; the PNG."""
+    task, names, confidence = job.task, job.names, job.config.save_confidence
+    top, bottom, left, right = job.area.extent
     with open_raster(task.scene) as scene:
         shown = rgb_bands(scene.descriptions, scene.colorinterp)
-        picture = stretch(*Source(scene, shown).overview())
+        part = Window(left, top, right - left, bottom - top)
+        picture = stretch(*Source(scene, shown).overview(window=part))
     with open_raster(task.output) as raster:
         classes, _ = Source(raster).overview()
     panels = [

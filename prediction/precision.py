@@ -26,10 +26,10 @@ KEPT_CLASSES = 0.999  # share of the pixels that must keep their class
 def probe_windows(job: SceneJob) -> list[list[np.ndarray]]:
     """Some windows with valid pixels, drawn from the whole scene: (image, valid) each."""
     down, across = job.layouts
-    size, columns = (down.size, across.size), len(across.starts)
+    size = down.size, across.size
     source, windows = Source(job.scene, job.bands), []
-    for number in np.random.default_rng(0).permutation(job.windows)[:25].tolist():
-        row, column = down.starts[number // columns], across.starts[number % columns]
+    for number in np.random.default_rng(0).permutation(len(job.windows))[:25].tolist():
+        row, column = job.windows[number]
         window = Window(column, row, across.size, down.size)
         inside = window_within(window, job.scene.width, job.scene.height)
         image, valid = source.read(inside)
@@ -48,7 +48,7 @@ def choose_precision(job: SceneJob) -> str:
     """
     config, models = job.config, job.models
     native = native_precisions(models.device)
-    few = job.windows < 5 * PROBES
+    few = len(job.windows) < 5 * PROBES
     if not native or few:
         return "fp32"
     probes = [

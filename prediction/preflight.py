@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 
@@ -12,7 +13,6 @@ from common.console import Problems
 from common.devices import peak_memory, shared_threads
 from common.files import exclusive_lock
 from common.machine import bounded_map
-from common.rasters import open_raster
 from common.text import aligned_table, duration
 from model_training import load_checkpoint
 from prediction.ensemble import (
@@ -22,11 +22,19 @@ from prediction.ensemble import (
     warn_of_resolution,
     warn_of_strange_values,
 )
-from prediction.jobs import SceneJob, count_workers, open_rows, prepare_scene, row_limit
+from prediction.jobs import (
+    SceneJob,
+    count_workers,
+    open_rows,
+    open_scenes,
+    prepare_scene,
+    row_limit,
+)
 from prediction.layers import bytes_of
 from prediction.manifest import load_manifest, require_new
 from prediction.precision import choose_precision, probe_windows
 from prediction.rowstore import require_room
+from prediction.scene import touching_area
 from prediction.settings import PredictionConfig
 from prediction.tasks import (
     Task,
@@ -55,6 +63,7 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
             options = file, "cpu", config.described
             problems.attempt(load_checkpoint, *options)
     tasks = problems.attempt(list_tasks, config) or []
+    tasks = problems.attempt(touching_area, tasks, config) or []
     problems.attempt(require_folders, tasks)
     for task in tasks:
         problems.attempt(require_new, [task], config)
@@ -84,18 +93,19 @@ def check_scene(
     if task.partial.exists():  # another run may be writing to it
         with exclusive_lock("--output", task.output, task.partial):
             pass
-    with open_raster(task.scene) as scene:
-        job = prepare_scene(task, config, models, scene)
+    with open_scenes(task) as scenes:
+        job = prepare_scene(task, config, models, scenes)
         if config.resume and (former := load_manifest(job)) and former[1]:
             return {}
-        warn_of_strange_values(scene, job.bands, models)
-        warn_of_resolution(scene, models)
-        unfinished = require_room(task.partial, job.layers, scene.shape, config.format)
-        pixels = scene.height * scene.width
+        for scene, bands in job.dates:
+            warn_of_strange_values(scene, bands, models)
+        warn_of_resolution(job.scene, models)
+        unfinished = require_room(task.partial, job.layers, job.shape, config.format)
+        pixels = math.prod(job.shape)
         return {
             "scenes": 1,
             "pixels": pixels,
-            "windows": job.windows,
+            "windows": len(job.windows) * len(job.dates),
             "unfinished": unfinished,
             "maps": bytes_of(job.layers) * pixels,
         } | (measure_windows(job) if measure else {})

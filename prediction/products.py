@@ -71,7 +71,7 @@ def missing_products(job: SceneJob, known: dict) -> list[Product]:
     if config.quicklook:
 
         def quicklook() -> None:
-            draw_quicklook(task, names, config.save_confidence)
+            draw_quicklook(job)
 
         products.append(Product(task.beside("_quicklook.png"), made_from, quicklook))
     return [

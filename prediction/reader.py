@@ -20,6 +20,7 @@ from torch import Tensor
 from common.devices import own_stream
 from common.machine import bounded_map, free_memory
 from common.rasters import Source, open_raster
+from prediction.area import Area, whole_scene
 from prediction.tiling import Extent
 
 log = logging.getLogger("semanticseg4eo")
@@ -41,6 +42,7 @@ class RowBlock(NamedTuple):
     top: int
     image: Tensor  # (C, n, w) in the scene's dtype, on the device
     valid: np.ndarray  # (n, w) bool
+    wanted: np.ndarray  # (n, w) bool: of these, those in the area that is mapped
 
     @property
     def bottom(self) -> int:
@@ -74,9 +76,23 @@ def warn_of_high_blocks(scene: rasterio.DatasetReader, bands: Sequence[int]) -> 
 class SceneReader:
     """Datasets of one scene that are read at a time; each is decoded by GDAL's own threads."""
 
-    def __init__(self, scene: rasterio.DatasetReader, bands: Sequence[int], count: int):
-        """Open the scene ``count`` times: a dataset of GDAL's serves one thread."""
+    def __init__(
+        self,
+        scene: rasterio.DatasetReader,
+        bands: Sequence[int],
+        count: int,
+        area: Area | None = None,
+    ):
+        """Open the scene ``count`` times: a dataset of GDAL's serves one thread.
+
+        Args:
+            scene: An open raster.
+            bands: Which of its bands.
+            count: How many threads may read at a time.
+            area: What of it is mapped; all by default.
+        """
         self.scene = scene
+        self.area = area or whole_scene(scene)
         self.bands = list(bands)
         self.dtype = torch.from_numpy(np.empty(0, Source(scene, bands).dtype)).dtype
         self.count = count
@@ -102,7 +118,8 @@ class SceneReader:
             _, valid = source.read(window, out=image.numpy())
         finally:
             self.sources.put(source)
-        return RowBlock(part.top, image[: len(self.bands)], valid)
+        wanted = valid & self.area.inside(part) if self.area.polygons else valid
+        return RowBlock(part.top, image[: len(self.bands)], valid, wanted)
 
 
 def cut_at_multiples(first: int, last: int, step: int) -> list[tuple[int, int]]:
@@ -174,6 +191,12 @@ class RowBuffer:
         """Validity (h, w) bool of a part that is there."""
         return np.concatenate(
             [block.valid[rows, columns] for block, rows, columns in self._cut(part)]
+        )
+
+    def wanted(self, part: Extent) -> np.ndarray:
+        """What is valid and mapped of a part that is there, (h, w) bool."""
+        return np.concatenate(
+            [block.wanted[rows, columns] for block, rows, columns in self._cut(part)]
         )
 
     def _cut(self, part: Extent) -> Iterator[tuple[RowBlock, slice, slice]]:

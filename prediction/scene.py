@@ -16,14 +16,22 @@ from tqdm import tqdm
 
 from common.devices import beside_passes, shared_threads
 from common.distributed import ProcessGroup, init_distributed, torch_errors
-from common.errors import SegmentationError, error_message
+from common.errors import RasterError, SegmentationError, error_message
 from common.files import exclusive_lock, remove_partial_files, write_json
 from common.ground import pixel_areas
 from common.machine import SerialWorker, tune_malloc
 from common.rasters import open_raster
+from prediction.area import find_area
 from prediction.blending import blended_rows
+from prediction.dates import mean_of_dates
 from prediction.ensemble import Models, load_models
-from prediction.jobs import STORED_AHEAD, SceneJob, count_workers, prepare_scene
+from prediction.jobs import (
+    STORED_AHEAD,
+    SceneJob,
+    count_workers,
+    open_scenes,
+    prepare_scene,
+)
 from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
 from prediction.mapfiles import MapWriter, open_outputs
@@ -51,7 +59,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
     Returns:
         How many scenes failed.
     """
-    tasks = list_tasks(config)
+    tasks = touching_area(list_tasks(config), config)
     require_folders(tasks)
     require_new(tasks, config)
     if len(tasks) == 1:
@@ -78,6 +86,27 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
     return failed
 
 
+def touching_area(tasks: list[Task], config: PredictionConfig) -> list[Task]:
+    """The scenes that ``--area`` touches.
+
+    Raises:
+        RasterError: It touches none.
+    """
+    if not config.area:
+        return tasks
+    touched = []
+    for task in tasks:
+        with open_raster(task.scene) as scene:
+            if find_area(config.area, scene):
+                touched.append(task)
+            elif len(tasks) > 1:
+                log.info("%s lies outside of %s: skipped", task.scene, config.area)
+    if not touched:
+        scenes = "any of the scenes" if len(tasks) > 1 else tasks[0].scene
+        raise RasterError(f"--area: {config.area} does not touch {scenes}")
+    return touched
+
+
 def map_scene(
     task: Task, config: PredictionConfig, models: Models, group: ProcessGroup
 ) -> dict:
@@ -89,8 +118,8 @@ def map_scene(
     Raises:
         SegmentationError: The scene does not fit the model, or into memory, or cannot be read.
     """
-    with open_raster(task.scene) as scene:
-        job = prepare_scene(task, config, models, scene)
+    with open_scenes(task) as scenes:
+        job = prepare_scene(task, config, models, scenes)
         run, finished = group.broadcast(lambda: make_manifest(job))
         job = replace(job, run=run)
         if finished:
@@ -151,6 +180,8 @@ def write_report(job: SceneJob, statistics: Statistics) -> dict:
             task.scene,
         )
     report = {"scene": task.scene, "output": str(task.output)}
+    report |= {"dates": task.scenes} if task.further else {}
+    report |= {"area": job.config.area} if job.config.area else {}
     report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
     write_json(task.beside("_statistics.json"), report)
     RowStore.remove(task.partial)
@@ -159,14 +190,14 @@ def write_report(job: SceneJob, statistics: Statistics) -> dict:
 
 def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:
     """Predict what is still missing of a scene, and write its maps (the first process does)."""
-    folder, shape = job.task.partial, job.scene.shape
+    folder, shape = job.task.partial, job.shape
     stored = group.broadcast(lambda: open_store(job))
     if not (folder / "run.json").exists():
         raise SegmentationError(
             f"{folder} is not there for process {group.rank}; --output must lie in a folder that "
             "all processes share"
         )
-    statistics = Statistics(job.names, pixel_areas(job.scene))
+    statistics = Statistics(job.names, areas_of_rows(job), job.area.pixels)
     with ExitStack() as stack:
         rows = RowStore(folder, job.layers, shape, group.rank)
         stack.enter_context(rows.opened)
@@ -175,7 +206,7 @@ def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:
             outputs = stack.enter_context(open_outputs(job, folder))
             maps = MapWriter(rows, outputs, statistics)
             maps.mark(stored)
-        parts = [finished.part for finished in stored]
+        parts = [on_scene(job, finished.part) for finished in stored]
         predict_parts(job, share_parts(job, parts, group), rows, maps)
         group.barrier()
         if maps:
@@ -191,8 +222,21 @@ def open_store(job: SceneJob) -> list[StoredPart]:
     if job.config.resume and (folder / "run.json").exists():
         remove_partial_files(folder / path.name for path in job.rasters)
         return RowStore.finished_parts(folder)
-    RowStore.begin(folder, job.run, job.layers, job.scene.shape)
+    RowStore.begin(folder, job.run, job.layers, job.shape)
     return []
+
+
+def areas_of_rows(job: SceneJob) -> np.ndarray | None:
+    """Square metres of a pixel in each row of the map, (H,); None if unknown."""
+    areas = pixel_areas(job.scene)
+    return (
+        None if areas is None else areas[job.area.extent.top : job.area.extent.bottom]
+    )
+
+
+def on_scene(job: SceneJob, part: Extent) -> Extent:
+    """A part of the map in pixels of the scene."""
+    return part.moved(job.area.extent.top, job.area.extent.left)
 
 
 def share_parts(
@@ -200,8 +244,9 @@ def share_parts(
 ) -> list[Extent]:
     """The parts of a scene that this process predicts, in order."""
     parts = []
+    top, bottom, *_ = job.area.extent
     for left, right in job.run["columns"]:
-        column = Extent(0, job.scene.height, left, right)
+        column = Extent(top, bottom, left, right)
         for part in remaining(finished, column):
             rows = split_rows(
                 job.layouts[0], part.top, part.bottom, group.rank, group.size
@@ -224,23 +269,31 @@ def predict_parts(
         unit="row",
         disable=None if maps else True,
     )
-    reader = SceneReader(job.scene, job.bands, READ_AT_A_TIME[device.type])
-    with bar, shared_threads(workers), reader.opened, storage(job, rows, maps) as put:
+    readers = [
+        SceneReader(scene, bands, READ_AT_A_TIME[device.type], job.area)
+        for scene, bands in job.dates
+    ]
+    with ExitStack() as stack:
+        for context in (bar, shared_threads(workers), *(one.opened for one in readers)):
+            stack.enter_context(context)
+        put = stack.enter_context(storage(job, rows, maps))
         for part in parts:
             needed = extent_to_read(job.layouts, part, batch_size)
-            with (
-                closing(read_row_blocks(reader, device, needed)) as blocks,
-                closing(
-                    blended_rows(
-                        blocks, predictor, job.layouts, part, predictor.channels,
-                        batch_size, device, workers,
-                    )
-                ) as blended,
-            ):  # fmt: skip
-                for finished, probabilities, valid in blended:
+            with ExitStack() as open_part:
+                dates = []
+                for reader in readers:
+                    blocks = read_row_blocks(reader, device, needed)
+                    blended = blended_rows(
+                        open_part.enter_context(closing(blocks)), predictor, job.layouts, part,
+                        predictor.channels, batch_size, device, workers,
+                    )  # fmt: skip
+                    dates.append(open_part.enter_context(closing(blended)))
+                for finished, probabilities, valid, counts in mean_of_dates(dates):
                     layers = compute_layers(
                         probabilities, job.layers, predictor.classes, job.config.threshold
                     )  # fmt: skip
+                    if "dates" in job.layers:
+                        layers["dates"] = torch.from_numpy(counts)[None].to(device)
                     if device.type == "mps":  # which has no float64 to count in
                         layers = {name: layer.cpu() for name, layer in layers.items()}
                     put(finished, layers, valid)
@@ -264,7 +317,8 @@ def storage(
             both = layers["classes"][0], layers["confidence"][0]
             counts = confidence_counts(*both, valid, len(job.names))
             arrays = mask_layers(layers, valid, job.layers)
-        rows.write(part, arrays, counts)
+        top, _, left, _ = job.area.extent
+        rows.write(part.moved(-top, -left), arrays, counts)
         if maps:
             maps.statistics.counts += counts
             writing.do(maps.advance)

@@ -78,6 +78,15 @@ class PredictionConfig:
         None, "classes of the model; 1 or 2 of a binary one", "model",
         shown="the checkpoint's", least=1, most=65535, may_change=True,
     )  # fmt: skip
+    area: str | None = setting(
+        None, "polygons, in any CRS, of what is to be mapped; the map covers their bounds",
+        "scene", shown="all of it",
+    )  # fmt: skip
+    combine: str | None = setting(
+        None, "make one map of all scenes, dates on one pixel grid: mean averages the "
+        "probabilities of the dates that are valid at a pixel",
+        "scene", choices=("mean",), shown="a map for each scene",
+    )  # fmt: skip
     bands: str | None = setting(
         None, "bands to feed, in the order of training: numbers from 1 or band descriptions",
         "scene", shown="all but alpha",

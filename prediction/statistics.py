@@ -59,13 +59,19 @@ def confidence_counts(
 class Statistics:
     """What a map adds up to."""
 
-    def __init__(self, names: Sequence[str], areas: np.ndarray | None):
-        """``areas`` (H,): square metres of a pixel in each row, None if unknown."""
+    def __init__(self, names: Sequence[str], areas: np.ndarray | None, total: int):
+        """Make ready.
+
+        Args:
+            names: Of the classes.
+            areas: (H,) square metres of a pixel in each row of the map, None if unknown.
+            total: Pixels that were to be mapped.
+        """
         self.names = list(names)
         self.areas = areas
         self.alike = areas is None or areas.min() == areas.max()
         self.row = 0
-        self.total = 0
+        self.total = total
         self.pixels = np.zeros(len(self.names), np.int64)
         self.area = np.zeros(len(self.names))
         self.counts = np.zeros(BINS + len(self.names), np.int64)  # of all parts
@@ -79,7 +85,6 @@ class Statistics:
             if self.areas is not None:
                 self.area += pixels * self.areas[self.row]
             self.row += 1 if some.ndim == 1 else len(some)
-        self.total += classes.size
 
     def report(self) -> dict:
         """Pixels, shares, areas and confidence, as plain numbers for JSON."""

@@ -13,8 +13,9 @@ from common.rasters import SCENE_SUFFIXES, open_raster
 from common.tiffs import TIFF_SUFFIXES, require_complete
 from prediction.settings import PredictionConfig
 
+MOST_DATES = 255  # which a byte counts
 LONGEST_NAME = 255  # bytes of a file's name that file systems allow
-FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities")
+FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities", "dates")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Task:
     scene: str
     output: Path
     polygons: Path | None = None
+    further: tuple[str, ...] = ()  # dates that are combined with the scene
+
+    @property
+    def scenes(self) -> list[str]:
+        return [self.scene, *self.further]
 
     def beside(self, ending: str) -> Path:
         """The path of a further file, named after the map."""
@@ -74,6 +80,11 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
     polygons = Path(config.polygons) if config.polygons else None
     given_folder = any(Path(text).is_dir() for text in config.input)
     several = len(scenes) > 1 or given_folder or output.is_dir()
+    if config.combine:
+        fine = 1 < len(scenes) <= MOST_DATES
+        expected = f"2 to {MOST_DATES} scenes in --input"
+        require(fine, "--combine", f"{config.combine} of {len(scenes)}", expected)
+        several = False
     fine = output.suffix.lower() in TIFF_SUFFIXES
     if several:
         fine = output.is_dir() or not (output.exists() or fine)
@@ -81,6 +92,10 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
     require(fine, "--output", output, expected)
     fine = not polygons or (polygons.suffix == ".gpkg") != several
     require(fine, "--polygons", polygons, expected.replace(".tif", ".gpkg"))
+    if config.combine:
+        tasks = [Task(scenes[0], output, polygons, tuple(scenes[1:]))]
+        require_names(tasks, config)
+        return tasks
     tasks = []
     for scene in scenes:
         task = Task(scene, output, polygons)
@@ -106,7 +121,7 @@ def require_readable(scene: str) -> None:
 def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:
     """Raise what ``list_tasks`` raises for names of maps that cannot be written."""
     written: dict[Path, str] = {}
-    scenes = [task.scene for task in tasks]
+    scenes = [scene for task in tasks for scene in task.scenes]
     inputs = {Path(file).resolve() for file in (*scenes, *config.model)}
     for task in tasks:
         other = written.setdefault(task.output, task.scene)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,19 @@ class Extent(NamedTuple):
     bottom: int
     left: int
     right: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
+    def moved(self, rows: int, columns: int) -> Extent:
+        """The same in pixels that count from elsewhere."""
+        return Extent(
+            self.top + rows,
+            self.bottom + rows,
+            self.left + columns,
+            self.right + columns,
+        )
 
 
 def window_weights(size: int, blend: str) -> np.ndarray:
@@ -101,13 +115,13 @@ def batch_groups(
 
 
 def split_columns(
-    layout: WindowLayout, batch_size: int, pieces: int
+    layout: WindowLayout, batch_size: int, pieces: int, first: int, last: int
 ) -> list[tuple[int, int]]:
-    """Share the columns of a scene out into pieces (left, right) of whole batches."""
-    groups = batch_groups(layout, batch_size, 0, layout.length)
+    """Share the columns between two out into pieces (left, right) of whole batches."""
+    groups = batch_groups(layout, batch_size, first, last)
     shares = np.array_split(np.arange(len(groups)), min(pieces, len(groups)))
     lefts = [layout.starts[groups[share[0]][0]] for share in shares]
-    return list(zip(lefts, [*lefts[1:], layout.length]))
+    return list(pairwise([first, *(left for left in lefts if left > first), last]))
 
 
 def split_rows(

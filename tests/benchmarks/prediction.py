@@ -309,9 +309,9 @@ def host_work(model: Path, scene: Path, output: Path) -> dict:
         )
         classes = classes.astype(np.uint8).repeat(8, 0).repeat(8, 1)
         classes = np.pad(classes, [(0, file.height % 8), (0, file.width % 8)])
-        job = prepare_scene(task, config, load_models(config), file)
+        job = prepare_scene(task, config, load_models(config), [file])
         job = replace(job, run={"precision": "fp32"})
-        profile = map_profile(file, job.layers["classes"])
+        profile = map_profile(job, job.layers["classes"])
         started = cpu()
         with rasterio.open(output, "w", **profile) as target:
             for top in tops:
@@ -328,7 +328,7 @@ def host_work(model: Path, scene: Path, output: Path) -> dict:
         started, folder = cpu(), task.partial
         RowStore.begin(folder, {}, job.layers, file.shape)
         rows = RowStore(folder, job.layers, file.shape)
-        statistics = Statistics(job.names, pixel_areas(file))
+        statistics = Statistics(job.names, pixel_areas(file), classes.size)
         with rows.opened, open_outputs(job, folder) as outputs:
             maps = MapWriter(rows, outputs, statistics)
             for top in range(0, file.height, PATCH - OVERLAP):

@@ -229,7 +229,7 @@ def array_blocks(image: np.ndarray, valid: np.ndarray, part: Extent, cuts=()):
     columns = slice(part.left, part.right)
     for top, bottom in pairwise(sorted(edges)):
         rows = torch.from_numpy(image[:, top:bottom, columns])
-        yield RowBlock(top, rows, valid[top:bottom, columns])
+        yield RowBlock(top, rows, *[valid[top:bottom, columns]] * 2)
 
 
 def in_torch(predict):

@@ -151,7 +151,7 @@ def test_only_the_rows_that_windows_look_at_stay_in_memory():
             weakref.finalize(image, forget, 32)
             alive += 32
             most = max(most, alive)
-            yield RowBlock(top, image, everywhere((32, 256)))
+            yield RowBlock(top, image, *[everywhere((32, 256))] * 2)
 
     layouts = lay_windows(4096, 64, 16), lay_windows(256, 64, 16)
     extent = Extent(0, 4096, 0, 256)

@@ -59,7 +59,7 @@ def test_maps_get_whole_rows_of_blocks_in_order_whatever_comes_first(
     shape, arrays = (600, 23), random_layers(600, 23)
     RowStore.begin(tmp_path / "partial", {}, LAYERS, shape)
     files = {name: Recorder(array.shape) for name, array in arrays.items()}
-    statistics = Statistics(["a", "b", "c", "d"], np.ones(600))
+    statistics = Statistics(["a", "b", "c", "d"], np.ones(600), 600 * 23)
     rows = RowStore(tmp_path / "partial", LAYERS, shape)
     maps = MapWriter(rows, files, statistics)
     with rows.opened:
@@ -70,7 +70,7 @@ def test_maps_get_whole_rows_of_blocks_in_order_whatever_comes_first(
             missing[part.top : part.bottom, part.left : part.right] = False
             whole = int(np.argmax(missing.any(axis=1))) if missing.any() else 600
             assert maps.row == (whole if whole == 600 else whole // 256 * 256)
-    expected = Statistics(["a", "b", "c", "d"], np.ones(600))
+    expected = Statistics(["a", "b", "c", "d"], np.ones(600), 600 * 23)
     for top, bottom in ((0, 256), (256, 512), (512, 600)):
         expected.add(arrays["classes"][0, top:bottom])
     assert statistics.report() == expected.report()

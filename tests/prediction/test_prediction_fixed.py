@@ -319,7 +319,7 @@ def test_high_strips_are_not_read_again_for_pieces_of_columns(
         write_scene(path, noise(3100, 40), blockysize=height)
         with open_raster(path) as scene:
             task = Task(str(path), tmp_path / "map.tif")
-            pieces.append(count_pieces(prepare_scene(task, config, models, scene)))
+            pieces.append(count_pieces(prepare_scene(task, config, models, [scene])))
     assert pieces[0] > 1 and pieces[1] == 1
 
 

@@ -39,7 +39,7 @@ def count_map(statistics: Statistics, classes, confidence) -> None:
 def test_statistics_agree_with_numpy_however_the_rows_come(step):
     classes, confidence = random_map()
     areas = np.linspace(80, 120, 90)
-    statistics = Statistics(["a", "b", "c", "d", "never"], areas)
+    statistics = Statistics(["a", "b", "c", "d", "never"], areas, classes.size)
     for top in range(0, 90, step):
         rows = slice(top, top + step)
         count_map(statistics, classes[rows], confidence[rows])
@@ -87,14 +87,14 @@ def test_the_parts_of_a_map_add_up_to_the_same_in_any_order():
 
 
 def test_confidences_of_a_half_and_of_one_are_not_below_a_half():
-    statistics = Statistics(["a", "b"], None)
+    statistics = Statistics(["a", "b"], None, 4)
     values = np.array([[0.5, 1.0, 0.5, 0.4999]], np.float32)
     count_map(statistics, np.array([[0, 1, 1, 0]], np.uint8), values)
     assert statistics.report()["confidence"]["share_below_0.5"] == 0.25
 
 
 def test_statistics_of_nothing_are_null_and_still_json():
-    statistics = Statistics(["a", "b"], None)
+    statistics = Statistics(["a", "b"], None, 12)
     count_map(statistics, np.full((3, 4), 255, np.uint8), np.ones((3, 4), np.float32))
     report = json.loads(json.dumps(statistics.report(), allow_nan=False))
     assert (report["pixels"], report["nodata_pixels"]) == (12, 12)
@@ -106,7 +106,8 @@ def test_statistics_of_nothing_are_null_and_still_json():
 
 
 def test_the_report_says_pixels_shares_areas_and_confidence():
-    statistics = Statistics(["water", "a class with a long name"], np.full(10, 1e4))
+    names, areas = ["water", "a class with a long name"], np.full(10, 1e4)
+    statistics = Statistics(names, areas, 2000)
     classes = np.zeros((10, 200), np.uint8)
     classes[:, 150:] = 1
     classes[0] = 255

@@ -117,8 +117,13 @@ def test_pieces_of_columns_follow_each_other_without_gap(side, batch_size):
     layout = lay_windows(*side)
     most = len(tiling.batch_groups(layout, batch_size, 0, layout.length))
     for pieces in (1, 2, 3, 7, 1000):
-        cuts = split_columns(layout, batch_size, pieces)
-        assert len(cuts) == min(pieces, most)
+        whole = split_columns(layout, batch_size, pieces, 0, layout.length)
+        assert len(whole) == min(pieces, most)
+        first, last = layout.length // 5, layout.length - layout.length // 3
+        part = split_columns(layout, batch_size, pieces, first, last)
+        assert (part[0][0], part[-1][1]) == (first, last)
+        assert all(left < right for left, right in part)
+        cuts = whole
         assert cuts[0][0] == 0 and cuts[-1][1] == layout.length
         assert all(one[1] == other[0] for one, other in pairwise(cuts))
         assert all(left < right for left, right in cuts)

@@ -1,0 +1,102 @@
+"""The area of interest of ``--area``: polygons on the pixel grid of a scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.features import geometry_mask
+
+from common.errors import RasterError
+from common.vectors import in_pixels, polygonal, read_vector
+from prediction.tiling import Extent
+
+COUNTED_ROWS = 1024  # rows that are drawn at once
+
+
+@dataclass(frozen=True)
+class Area:
+    """What of a scene is mapped."""
+
+    extent: Extent  # the bounds, in pixels of the scene
+    polygons: Sequence = ()  # in pixel coordinates (x, y); none: all of the extent
+
+    def inside(self, part: Extent) -> np.ndarray:
+        """Which pixels of a part of the scene have their centre in the area, (n, w) bool."""
+        shape = part.bottom - part.top, part.right - part.left
+        if not len(self.polygons):
+            return np.ones(shape, bool)
+        import shapely
+
+        box = shapely.box(part.left, part.top, part.right, part.bottom)
+        near = [one for one in self.polygons if one.intersects(box)]
+        if not near:
+            return np.zeros(shape, bool)
+        place = Affine.translation(part.left, part.top)
+        return geometry_mask(near, shape, place, invert=True)
+
+    @cached_property
+    def pixels(self) -> int:
+        """How many pixels of the scene lie in the area."""
+        top, bottom, left, right = self.extent
+        if not len(self.polygons):
+            return (bottom - top) * (right - left)
+        return sum(
+            int(
+                self.inside(
+                    Extent(row, min(row + COUNTED_ROWS, bottom), left, right)
+                ).sum()
+            )
+            for row in range(top, bottom, COUNTED_ROWS)
+        )
+
+
+def whole_scene(scene: rasterio.DatasetReader) -> Area:
+    """All of a scene."""
+    return Area(Extent(0, scene.height, 0, scene.width))
+
+
+@cache
+def read_polygons(source: str):
+    """The table of ``--area``, read once for all scenes."""
+    return read_vector(source)
+
+
+def find_area(source: str, scene: rasterio.DatasetReader) -> Area | None:
+    """The part of a scene that polygons of any CRS cover; None where they miss it.
+
+    Raises:
+        DatasetError: The file has no polygons, or no CRS.
+        RasterError: The scene has no place on the ground.
+    """
+    if scene.crs is None:
+        raise RasterError(
+            f"--area: {scene.name} has no CRS, so where it lies is not known"
+        )
+    import shapely
+
+    table = read_polygons(source)
+    whole = shapely.box(0, 0, scene.width, scene.height)
+    outlines = (polygonal(one) for one in in_pixels(table, scene, source))
+    parts = [one.intersection(whole) for one in outlines if one is not None]
+    polygons = [part for part in parts if part.area > 0]
+    if not polygons:
+        return None
+    left, top, right, bottom = shapely.total_bounds(polygons)
+    extent = Extent(
+        *(
+            int(f(v))
+            for f, v in (
+                (np.floor, top),
+                (np.ceil, bottom),
+                (np.floor, left),
+                (np.ceil, right),
+            )
+        )
+    )
+    area = Area(extent, polygons)
+    return area if area.pixels else None
