@@ -91,15 +91,18 @@ def _unreadable(path: str | Path, error: BaseException) -> RasterError:
     )
 
 
-def files_of_raster(path: str) -> list[str]:
-    """A raster's file and, of a VRT, its sources, theirs as well: all that its pixels come from."""
+def files_of_raster(path: str | Path) -> list[str]:
+    """The files that the pixels and masks of a raster come from, a VRT's sources and theirs too.
+
+    What GDAL or QGIS may add or change later, overviews and statistics, is left out.
+    """
     found, todo = {}, [str(path)]
     while todo:
-        file = todo.pop()
-        if file in found:
+        file = todo.pop(0)
+        if file in found or file.endswith((".ovr", ".aux.xml")):
             continue
-        found[file] = True
-        if Path(file).suffix.lower() == ".vrt":
+        found[file] = None
+        if len(found) == 1 or file.lower().endswith(".vrt"):
             # one that cannot be read is reported where its pixels are needed
             with suppress(RasterError), open_raster(file) as dataset:
                 todo += dataset.files
@@ -126,23 +129,6 @@ def _problem_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
             "than fits into memory; write it again in tiles (gdal_translate -co TILED=YES)"
         )
     return None
-
-
-def source_files(dataset: rasterio.DatasetReader) -> list[str]:
-    """The files that the pixels and masks of a raster come from, a VRT's sources and theirs too.
-
-    What GDAL or QGIS may add or change later, overviews and statistics, is left out.
-    """
-    found, todo = {}, list(dataset.files)
-    while todo:
-        path = todo.pop(0)
-        if path in found or path.endswith((".ovr", ".aux.xml")):
-            continue
-        found[path] = None
-        if path.lower().endswith(".vrt") and path != dataset.name:
-            with suppress(RasterError), open_raster(path) as source:
-                todo += source.files
-    return list(found)
 
 
 def require_georeference(dataset: rasterio.DatasetReader) -> None:

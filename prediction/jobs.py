@@ -18,8 +18,8 @@ from affine import Affine
 from common import VERSION
 from common.devices import free_memory
 from common.errors import RasterError
-from common.files import describe_file, fingerprint
-from common.rasters import Source, open_raster, source_files
+from common.files import describe_file, describe_files, fingerprint
+from common.rasters import Source, files_of_raster, open_raster
 from common.tiffs import require_complete
 from common.vectors import files_of_vector
 from prediction.area import Area, find_area, whole_scene
@@ -125,14 +125,17 @@ class SceneJob:
 
 def describe_scene(scene: rasterio.DatasetReader, bands: Sequence[int]) -> dict:
     """A scene in ``run``: its files, size and bands."""
-    files = [describe_file(file) for file in source_files(scene)]
-    known = {"shape": list(scene.shape), "bands": list(bands), "files": files}
-    return describe_file(scene.name) | known
+    return {
+        "name": scene.name,
+        "shape": list(scene.shape),
+        "bands": list(bands),
+        "files": describe_files(files_of_raster(scene.name)),
+    }
 
 
-def describe_area(source: str | None) -> list[dict]:
+def describe_area(source: str | None) -> dict[str, str]:
     """The files of ``--area`` in ``run``."""
-    return [describe_file(file) for file in files_of_vector(source)] if source else []
+    return describe_files(files_of_vector(source)) if source else {}
 
 
 @contextmanager
