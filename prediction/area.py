@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
+from math import ceil, floor
 
 import numpy as np
 import rasterio
@@ -45,14 +47,9 @@ class Area:
         top, bottom, left, right = self.extent
         if not len(self.polygons):
             return (bottom - top) * (right - left)
-        return sum(
-            int(
-                self.inside(
-                    Extent(row, min(row + COUNTED_ROWS, bottom), left, right)
-                ).sum()
-            )
-            for row in range(top, bottom, COUNTED_ROWS)
-        )
+        cuts = pairwise([*range(top, bottom, COUNTED_ROWS), bottom])
+        parts = (Extent(*rows, left, right) for rows in cuts)
+        return sum(int(self.inside(part).sum()) for part in parts)
 
 
 def whole_scene(scene: rasterio.DatasetReader) -> Area:
@@ -87,16 +84,6 @@ def find_area(source: str, scene: rasterio.DatasetReader) -> Area | None:
     if not polygons:
         return None
     left, top, right, bottom = shapely.total_bounds(polygons)
-    extent = Extent(
-        *(
-            int(f(v))
-            for f, v in (
-                (np.floor, top),
-                (np.ceil, bottom),
-                (np.floor, left),
-                (np.ceil, right),
-            )
-        )
-    )
+    extent = Extent(floor(top), ceil(bottom), floor(left), ceil(right))
     area = Area(extent, polygons)
     return area if area.pixels else None

@@ -18,14 +18,16 @@ Rows = tuple[Extent, Tensor, np.ndarray]  # see ``prediction.blending.blended_ro
 def require_one_grid(scenes: Sequence[rasterio.DatasetReader]) -> None:
     """Raise RasterError unless scenes have one CRS and cover the same pixels."""
     first = scenes[0]
+    corners = [(0, 0), (first.width, first.height)]
     for other in scenes[1:]:
-        shift = np.subtract(~first.transform * (other.transform * (0, 0)), 0)
-        far = ~first.transform * (other.transform * (other.width, other.height))
-        shift = np.abs([*shift, *np.subtract(far, (first.width, first.height))])
-        if other.shape != first.shape or other.crs != first.crs or shift.max() > 0.01:
+        found = [~first.transform * (other.transform * corner) for corner in corners]
+        shift = np.abs(np.subtract(found, corners)).max()  # pixels
+        if other.shape != first.shape or other.crs != first.crs or shift > 0.01:
+            left, bottom, right, top = first.bounds
             raise RasterError(
                 f"--combine: {other.name} is not on the pixel grid of {first.name}; bring it there "
-                f"with Patch_extraction.py stack --input {other.name} --like {first.name}"
+                f"with gdalwarp -t_srs {first.crs} -te {left} {bottom} {right} {top} "
+                f"-ts {first.width} {first.height}"
             )
 
 

@@ -82,7 +82,10 @@ def test_dates_on_other_grids_are_refused(land, tmp_path, capsys, other):
     for check in ((), ("--check",)):
         options = ("--combine", "mean", *check)
         assert run(land.path, [first, second], tmp_path / "map.tif", *options) == 1
-        assert f"stack --input {second} --like {first}" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"{second} is not on the pixel grid of {first}" in error
+        extent = "431240.0 4911920.0 431880.0 4912560.0"
+        assert f"gdalwarp -t_srs EPSG:32631 -te {extent} -ts 64 64" in error
 
 
 def test_a_map_of_dates_resumes_only_with_the_same_dates(land, tmp_path, capsys):
