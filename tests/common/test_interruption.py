@@ -36,6 +36,35 @@ def test_an_interruption_that_python_drops_comes_again(number):
     assert sys.unraisablehook is former
 
 
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name
+)
+def test_an_interruption_that_a_library_turns_into_another_error_stays_one(number):
+    former = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt) as caught, interruptible():
+        try:
+            signal.raise_signal(number)
+        finally:
+            raise AttributeError("while cleaning up")
+    assert isinstance(caught.value.__cause__, AttributeError)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == former
+
+
+def test_an_error_without_an_interruption_stays_what_it_is():
+    with pytest.raises(AttributeError, match="a defect"), interruptible():
+        raise AttributeError("a defect")
+
+
+def test_ctrl_c_that_is_to_be_ignored_stays_ignored():
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
     class Thing:
         def __del__(self):
