@@ -5,6 +5,7 @@
     python Patch_extraction.py batch --data_dir scenes --grid grid.shp --output data
     python Patch_extraction.py visualize --output data --split train --sample_index 0
     python Patch_extraction.py info --output data
+    python Patch_extraction.py stack --input S2B_MSIL2A_...SAFE --cloud_mask --output scene.vrt
 
 ``extract`` and ``batch`` leave ``data/Patch/{train,validation,test}/{images,labels}``, which main.py
 trains on, and ``data/Patch/cells.gpkg``, which shows the splits in QGIS.
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from common.console import add_debug, add_settings, make_parser, run_command
 from extraction.settings import BatchConfig, ExtractionConfig, InfoConfig, SampleConfig
+from extraction.stack_settings import StackConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,7 +76,19 @@ def run_info(config: InfoConfig) -> int:
     return 0
 
 
+def run_stack(config: StackConfig) -> int:
+    import rasterio
+
+    from common.rasters import gdal_options
+    from extraction.stack import stack
+
+    with rasterio.Env(**gdal_options()):
+        print("\n".join(stack(config)))
+    return 0
+
+
 COMMANDS = {
+    "stack": (StackConfig, run_stack, "make a scene of a product, or of single files"),
     "extract": (ExtractionConfig, run_extract, "cut a scene into patches"),
     "batch": (BatchConfig, run_extract, "cut all scenes of a folder into patches"),
     "visualize": (SampleConfig, run_visualize, "draw a patch as a PNG"),

@@ -29,7 +29,11 @@ def rgb_bands(descriptions: Sequence[str | None], colours: Sequence = ()) -> lis
     roles = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
     if all(role in colours for role in roles):
         return [list(colours).index(role) + 1 for role in roles]
-    names = [(text or "").lower() for text in descriptions]
+    # without the date of joined scenes and what Landsat's surface reflectance begins with
+    names = [
+        re.sub(r"^sr_(?=b\d)|_\d{8}$", "", (text or "").lower())
+        for text in descriptions
+    ]
 
     def first(pattern: str) -> int | None:
         hits = [i for i, name in enumerate(names, 1) if re.search(pattern, name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -16,6 +17,19 @@ def first_reason(skipped: dict) -> str:
     """The first of those that were skipped, by name, and why."""
     name, reason = next(iter(skipped.items()))
     return f"{name}: {reason}"
+
+
+def number_dates(names: Sequence[str | None]) -> list[str | None]:
+    """Names of bands with the dates at their ends, as B04_20210619, replaced by their order.
+
+    So the bands of two dates of one year are those of two dates of another.
+    """
+    found = [re.fullmatch(r"(.+)_(\d{8})", name or "") for name in names]
+    dates = sorted({match[2] for match in found if match})
+    return [
+        f"{match[1]}_{dates.index(match[2]) + 1}" if match else name
+        for name, match in zip(names, found)
+    ]
 
 
 def shorten(name: str, longest: int = 40) -> str:

@@ -15,12 +15,13 @@ from common.errors import DatasetError, OptionError, RasterError, SegmentationEr
 from common.files import describe_files
 from common.labels import open_label
 from common.rasters import (
+    SCENE_SUFFIXES,
     files_of_raster,
     open_raster,
     require_georeference,
     select_bands,
 )
-from common.text import first_reason
+from common.text import first_reason, number_dates
 from common.tiffs import require_complete
 from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
 from extraction.cells import Cell, Grid, cells_of, id_text
@@ -53,8 +54,12 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     if not folder.is_dir():
         raise DatasetError(f"No folder {folder}; give that of the scenes as --data_dir")
     paths = folder.rglob("*") if config.recursive else folder.iterdir()
-    paths = sorted(path for path in paths if path.is_file())
-    images = find_ids(paths, config.image_pattern)
+    paths = sorted(
+        path for path in paths if path.is_file() and not in_parts(path, folder)
+    )
+    rasters = [p for p in paths if p.suffix.lower() in SCENE_SUFFIXES]
+    any_kind = config.image_pattern.partition("|")[0].endswith(".*")
+    images = find_ids(rasters if any_kind else paths, config.image_pattern)
     labels = find_ids(paths, config.label_pattern)
     kinds = [images, labels]
     if config.use_per_image_grid:
@@ -84,6 +89,12 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     if not scenes:
         raise DatasetError(f"No scene in {folder} has a file for each of the patterns")
     return scenes
+
+
+def in_parts(path: Path, folder: Path) -> bool:
+    """Whether a file is a helper file of a VRT that ``stack`` wrote."""
+    inner = path.relative_to(folder).parts[:-1]
+    return any(name.lower().endswith(".parts") for name in inner)
 
 
 def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
@@ -217,7 +228,8 @@ def _require_alike(first: ScenePlan, other: ScenePlan) -> None:
             f"{len(first.bands)}; select them with --bands"
         )
     described = [[band["description"] for band in p.bands] for p in (first, other)]
-    if described[0] != described[1] and all(described[0] + described[1]):
+    differ = number_dates(described[0]) != number_dates(described[1])
+    if differ and all(described[0] + described[1]):
         raise DatasetError(
             f"The bands of {other.scene.image} are {', '.join(described[1])}, but those of "
             f"{first.scene.image} {', '.join(described[0])}; select them with --bands"

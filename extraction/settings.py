@@ -40,7 +40,7 @@ class SceneFolder:
         False, "each scene has its own grid, found by --grid_pattern", "data"
     )
     image_pattern: str = setting(
-        "Image_<id>.tif", "names of scenes; <id> pairs them, * is anything", "data"
+        "Image_<id>.*", "names of scenes; <id> pairs them, * is anything", "data"
     )
     label_pattern: str = setting("Label_<id>.tif", "names of labels", "data")
     grid_pattern: str = setting("Grid_<id>.*", "names of grids", "data")

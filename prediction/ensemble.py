@@ -16,6 +16,7 @@ from common.devices import local_device
 from common.errors import CheckpointError, OptionError, RasterError
 from common.ground import pixel_size
 from common.rasters import Source, select_bands
+from common.text import number_dates
 from model_training import Checkpoint, load_checkpoint
 from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
 from prediction.settings import PredictionConfig
@@ -130,7 +131,7 @@ def match_bands(
         )
     ours = [scene.descriptions[band - 1] for band in bands]
     for file, names in zip(models.files, trained):
-        if all(ours) and names and ours != list(names):
+        if all(ours) and names and number_dates(ours) != number_dates(names):
             log.warning(
                 "warning: the bands of %s are %s, but %s was trained on %s; --bands orders them",
                 scene.name, ", ".join(ours), file, ", ".join(names),

@@ -133,7 +133,15 @@ def options_of(name: str) -> str:
 GENERATED = [
     *(
         (OPTIONS, f"<!-- options: {name} -->", functools.partial(options_of, name))
-        for name in ("extract", "batch", "visualize", "info", "main", "predict")
+        for name in (
+            "stack",
+            "extract",
+            "batch",
+            "visualize",
+            "info",
+            "main",
+            "predict",
+        )
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),
     (MODELS, "<!-- names -->", names_table),

@@ -19,6 +19,7 @@ from common.labels import class_names_of
 from common.machine import free_memory
 from common.patches import PatchPair, patch_bands, read_patch
 from common.rasters import open_raster
+from common.text import number_dates
 from training.augmentation import Radiometry, random_d4, random_radiometry
 from training.settings import TrainingConfig
 
@@ -212,7 +213,8 @@ def read_like(
             f"{pair.image} has (bands, height, width) {image.shape}, but other patches have "
             f"{first.shape}; all patches need one size and the same bands"
         )
-    if all(described) and all(first.descriptions) and described != first.descriptions:
+    differ = number_dates(described) != number_dates(first.descriptions)
+    if differ and all(described) and all(first.descriptions):
         raise DatasetError(
             f"The bands of {pair.image} are {', '.join(described)}, but other patches have "
             f"{', '.join(first.descriptions)}"

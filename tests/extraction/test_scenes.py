@@ -158,7 +158,7 @@ def test_a_scene_without_a_grid_of_its_own_is_refused_by_name(batch, capsys):
 
 
 def test_a_folder_without_scenes_or_no_folder_is_refused(batch, capsys):
-    assert "matches --image_pattern Image_<id>.tif" in batch.refusal(capsys)
+    assert "matches --image_pattern Image_<id>.*" in batch.refusal(capsys)
     batch.data = batch.folder / "nowhere"
     assert f"No folder {batch.data}" in batch.refusal(capsys)
 
@@ -424,4 +424,4 @@ def test_batch_and_extract_have_their_settings_in_common():
         assert not (config.resume or config.overwrite or config.skip_errors)
     config = BatchConfig(data_dir="d", output="o")
     patterns = config.image_pattern, config.label_pattern, config.grid_pattern
-    assert patterns == ("Image_<id>.tif", "Label_<id>.tif", "Grid_<id>.*")
+    assert patterns == ("Image_<id>.*", "Label_<id>.tif", "Grid_<id>.*")

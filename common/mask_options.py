@@ -1,0 +1,83 @@
+"""The options that name a mask, and the rule of which of its values are invalid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.errors import require
+from common.options import setting, split_list
+
+COMPANIONS = ("mask_values", "keep_values", "mask_bits")
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Which pixels of a mask are invalid; ``fill`` are those that a buffer does not grow."""
+
+    values: tuple[int, ...] = ()  # invalid
+    bits: tuple[int, ...] = ()  # invalid where one of them is set, counted from 0
+    keep: tuple[int, ...] | None = None  # all other values are invalid
+    fill_values: tuple[int, ...] = ()
+    fill_bits: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if self.keep is not None:
+            return f"all values but {', '.join(map(str, self.keep))}"
+        name = "bits" if self.bits else "values"
+        fill, others = (self.fill_bits, self.bits) if self.bits else (
+            self.fill_values, self.values)  # fmt: skip
+        return f"{name} {', '.join(map(str, sorted({*fill, *others})))}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions:
+    """A raster that says which pixels are invalid."""
+
+    mask: str | None = setting(
+        None, "raster on any pixel grid whose values say which pixels are invalid",
+        "mask", shown="none",
+    )  # fmt: skip
+    mask_values: str | None = setting(
+        None, "values of --mask that are invalid, as 3,8,9,10", "mask", shown="none"
+    )
+    keep_values: str | None = setting(
+        None, "values of --mask that are valid, as 1; all others are invalid", "mask",
+        shown="none",
+    )  # fmt: skip
+    mask_bits: str | None = setting(
+        None, "bits of --mask, from 0, that make a pixel invalid, as 3,4", "mask",
+        shown="none",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        given = [name for name in COMPANIONS if getattr(self, name) is not None]
+        for name in given:
+            fine = self.mask is not None
+            require(fine, f"--{name}", getattr(self, name), "--mask with it")
+        if self.mask is not None:
+            wanted = "one of --mask_values, --keep_values and --mask_bits with it"
+            require(len(given) == 1, "--mask", self.mask, wanted)
+            numbers(f"--{given[0]}", getattr(self, given[0]))
+            bits = self.mask_bits and numbers("--mask_bits", self.mask_bits)
+            fine = not bits or all(0 <= bit < 64 for bit in bits)
+            require(fine, "--mask_bits", self.mask_bits, "numbers from 0 to 63")
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """The rule that the options of ``--mask`` state."""
+        if self.keep_values is not None:
+            return MaskRule(keep=numbers("--keep_values", self.keep_values))
+        if self.mask_bits is not None:
+            return MaskRule(bits=numbers("--mask_bits", self.mask_bits))
+        return MaskRule(values=numbers("--mask_values", self.mask_values))
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of a comma-separated option."""
+    items = split_list(text)
+    try:
+        found = tuple(int(item) for item in items)
+    except ValueError:
+        found = ()
+    require(bool(found), option, repr(text), "whole numbers between commas")
+    return found

@@ -1,0 +1,148 @@
+"""Masks: rasters that say which pixels of a scene are invalid, read onto the scene's pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from common.errors import RasterError
+from common.mask_options import MaskRule
+
+VALID, CLOUD, FILL = 0, 1, 2  # what a pixel of a mask means; a buffer grows only clouds
+
+
+def classify(values: np.ndarray, rule: MaskRule) -> np.ndarray:
+    """What pixels mean by a rule: VALID, CLOUD (whatever is masked) or FILL, uint8."""
+    if rule.keep is not None:
+        return np.where(np.isin(values, rule.keep), VALID, CLOUD).astype(np.uint8)
+    if rule.bits:
+        values = values.astype(np.int64)
+        masked = values & sum(1 << bit for bit in rule.bits) != 0
+        fill = values & sum(1 << bit for bit in rule.fill_bits) != 0
+    else:
+        masked, fill = np.isin(values, rule.values), np.isin(values, rule.fill_values)
+    meaning = masked.astype(np.uint8)
+    meaning[fill] = FILL
+    return meaning
+
+
+def grown(cloud: np.ndarray, pixels: float) -> np.ndarray:
+    """Pixels (H, W) whose centre is at most so many pixels from that of one that is set."""
+    import cv2
+
+    if pixels < 1 or not cloud.any():
+        return cloud
+    clear = (~cloud).astype(np.uint8)
+    distance = cv2.distanceTransform(clear, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return distance <= pixels * (1 + 1e-6)
+
+
+@dataclass
+class MaskReader:
+    """A mask read onto the pixels of a scene, nearest neighbour.
+
+    What the mask declares as nodata is invalid; pixels beyond its edge are valid. The shares of
+    both are counted over what was read.
+    """
+
+    path: str
+    rule: MaskRule
+    crs: CRS
+    transform: Affine  # of the scene
+    size: tuple[int, int]  # width, height of the scene
+    bands: Sequence[int] = (1,)
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("pixels", "masked", "beyond"), 0)
+    )
+
+    def __enter__(self) -> Self:
+        try:
+            self.source = rasterio.open(self.path)
+        except rasterio.errors.RasterioIOError as error:
+            raise RasterError(f"Cannot read the mask {self.path}: {error}") from error
+        problem = self._problem()
+        if problem:
+            self.source.close()
+            raise RasterError(f"The mask {self.path} {problem}")
+        width, height = self.size
+        # an alpha band says what lies beyond; the mask's nodata is looked up apart
+        self.warped = WarpedVRT(
+            self.source, crs=self.crs, transform=self.transform, width=width, height=height,
+            resampling=Resampling.nearest, src_nodata=None, nodata=None, add_alpha=True,
+            tolerance=0.125,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.warped.close()
+        self.source.close()
+
+    def _problem(self) -> str | None:
+        source = self.source
+        if source.crs is None:
+            return "has no CRS; assign one (gdal_edit.py -a_srs)"
+        if max(self.bands) > source.count:
+            return f"has {source.count} bands, expected {max(self.bands)}"
+        kinds = {np.dtype(source.dtypes[band - 1]).kind for band in self.bands}
+        if self.rule.bits and not kinds <= {"i", "u"}:
+            return "does not hold whole numbers, which have bits; give --mask_values"
+        return None
+
+    def read(self, window: Window, buffer: float = 0.0) -> np.ndarray:
+        """The valid pixels (H, W) bool of a window of the scene.
+
+        Args:
+            window: Whole pixels within the scene.
+            buffer: Pixels by which clouds grow.
+        """
+        margin = math.ceil(buffer)
+        left = max(0, window.col_off - margin)
+        top = max(0, window.row_off - margin)
+        right = min(self.size[0], window.col_off + window.width + margin)
+        bottom = min(self.size[1], window.row_off + window.height + margin)
+        meaning, inside = self._meaning(Window(left, top, right - left, bottom - top))
+        cloud = grown(meaning == CLOUD, buffer)
+        invalid = cloud | (meaning == FILL)
+        rows = slice(window.row_off - top, window.row_off - top + window.height)
+        columns = slice(window.col_off - left, window.col_off - left + window.width)
+        invalid, inside = invalid[rows, columns], inside[rows, columns]
+        self.counts["pixels"] += invalid.size
+        self.counts["masked"] += int(invalid.sum())
+        self.counts["beyond"] += int((~inside).sum())
+        return ~invalid
+
+    def _meaning(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """What the pixels of a window mean, and which lie within the mask."""
+        try:
+            inside = self.warped.read(self.warped.count, window=window) > 0
+            meaning = np.full(inside.shape, VALID, np.uint8)
+            for band in self.bands:
+                values = self.warped.read(band, window=window)
+                found = classify(values, self.rule)
+                nodata = self.source.nodatavals[band - 1]
+                if nodata is not None:
+                    same = np.isnan(values) if math.isnan(nodata) else values == nodata
+                    found[same] = FILL
+                meaning = np.maximum(meaning, found)
+        except rasterio.errors.RasterioIOError as error:
+            raise RasterError(f"Cannot read the mask {self.path}: {error}") from error
+        meaning[~inside] = VALID
+        return meaning, inside
+
+    def report(self) -> str:
+        """Which share is masked, which lies beyond the mask's edge."""
+        total = max(self.counts["pixels"], 1)
+        masked, beyond = (
+            100 * self.counts[name] / total for name in ("masked", "beyond")
+        )
+        return f"{masked:.1f} % masked, {beyond:.1f} % beyond its edge (valid)"

@@ -1,0 +1,172 @@
+"""Products and raster files as scenes: one pixel grid, one list of bands, a mask band."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio.windows import Window
+from tqdm import tqdm
+
+from common.errors import RasterError, SegmentationError, require
+from common.files import atomic_write, exclusive_lock, require_folder
+from common.ground import pixel_size
+from common.masks import MaskReader
+from common.rasters import open_raster
+from common.tiffs import create_tiff, require_complete_tiff
+from extraction.stack_grid import resampling_to
+from extraction.stack_inputs import read_inputs
+from extraction.stack_plan import ScenePlan, list_scenes, plan_scene
+from extraction.stack_settings import StackConfig
+from extraction.stack_vrt import write_vrt
+
+MASK_ROWS = 512
+
+
+def stack(config: StackConfig) -> list[str]:
+    """Write the scenes that a command names.
+
+    Returns:
+        Lines that say what was written and what was done to the pixels.
+
+    Raises:
+        SegmentationError: A problem in the data or the options, before anything is written.
+    """
+    products, files = read_inputs(config)
+    plans = [
+        plan_scene(target, group, files, config)
+        for target, group in list_scenes(products, files, config)
+    ]
+    inputs = {Path(path).resolve() for path in config.input}
+    for plan in plans:
+        fine = plan.target.resolve() not in inputs
+        require(fine, "--output", plan.target, "not an input")
+        for path in (plan.target, *([] if plan.is_copy else [plan.parts])):
+            if path.exists() and not config.overwrite:
+                raise SegmentationError(
+                    f"{path} exists; replace it with --overwrite, or choose another --output"
+                )
+    require_folder("--output", plans[0].target.parent)
+    lines = []
+    for plan in plans:
+        shares = write_scene(plan, config)
+        lines += describe(plan, shares)
+    return lines
+
+
+def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
+    """Write a scene, which appears when it is complete; lines on the shares of its mask."""
+    target = plan.target
+    aside = target.with_name(f".{target.stem}.parts-partial")
+    with exclusive_lock("--output", target, aside):
+        for path in aside.iterdir():  # of a run that was killed
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        parts = aside / "scene.parts" if plan.is_copy else aside
+        parts.mkdir(exist_ok=True)
+        try:
+            shares = write_mask(plan, config, parts / "mask.tif") if plan.masks else []
+            things = plan.layers, plan.grid, plan.stored, plan.tags, bool(plan.masks)
+            if plan.is_copy:
+                write_vrt(aside / "scene.vrt", parts, parts.name, *things)
+                with atomic_write(target, aside) as part:
+                    copy_scene(aside / "scene.vrt", part, plan.stored[0])
+            else:
+                with atomic_write(target) as part:
+                    write_vrt(part, parts, plan.parts.name, *things)
+                    shutil.rmtree(plan.parts, ignore_errors=True)
+                    if any(parts.iterdir()):
+                        parts.rename(plan.parts)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    open_raster(target).close()
+    return shares
+
+
+def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
+    """Write what is valid by all masks, 255 or 0, on the scene's pixels; a line for each mask."""
+    grid = plan.grid
+    buffer = config.mask_buffer / pixel_size(grid) if config.mask_buffer else 0.0
+    profile = {
+        "width": grid.width, "height": grid.height, "count": 1, "dtype": "uint8",
+        "crs": grid.crs, "transform": grid.transform, "compress": "deflate",
+    }  # fmt: skip
+    if min(grid.width, grid.height) >= MASK_ROWS:
+        profile |= {"tiled": True, "blockxsize": MASK_ROWS, "blockysize": MASK_ROWS}
+    with ExitStack() as opened:
+        readers = [
+            opened.enter_context(
+                MaskReader(
+                    mask.path, mask.rule, grid.crs, grid.transform, (grid.width, grid.height),
+                    mask.numbers,
+                )
+            )
+            for mask in plan.masks
+        ]  # fmt: skip
+        file = opened.enter_context(create_tiff(path, **profile))
+        tops = range(0, grid.height, MASK_ROWS)
+        for top in tqdm(tops, "mask", leave=False, disable=None):
+            rows = min(MASK_ROWS, grid.height - top)
+            window = Window(0, top, grid.width, rows)
+            valid = np.ones((rows, grid.width), bool)
+            for reader in readers:
+                valid &= reader.read(window, buffer)
+            file.write(valid.astype(np.uint8) * 255, 1, window=window)
+    return [
+        f"mask {Path(mask.path).name}: {reader.report()}"
+        + (f"; {mask.remark}" if mask.remark else "")
+        for mask, reader in zip(plan.masks, readers)
+    ]
+
+
+def copy_scene(vrt: Path, target: Path, dtype: str) -> None:
+    """Make a cloud-optimized GeoTIFF of a VRT, with overviews."""
+    options = {
+        "COMPRESS": "DEFLATE",
+        "PREDICTOR": "FLOATING_POINT" if dtype.startswith("float") else "STANDARD",
+        "OVERVIEW_RESAMPLING": "AVERAGE",
+        "BIGTIFF": "IF_SAFER",
+    }
+    try:
+        rasterio.shutil.copy(vrt, target, driver="COG", **options)
+    except rasterio.errors.RasterioIOError as error:
+        raise RasterError(f"Cannot write {target}: {error}") from error
+    require_complete_tiff(target)
+
+
+def describe(plan: ScenePlan, shares: Sequence[str]) -> list[str]:
+    """What was written, in lines."""
+    grid, layers = plan.grid, plan.layers
+    pixel = abs(grid.transform.a)
+    unit = "m" if grid.crs.is_projected else "degrees"
+    dtype, nodata = plan.stored
+    size = f"{grid.width} x {grid.height} pixels of {pixel:g} {unit}"
+    lines = [
+        f"{plan.target}: {len(layers)} bands, {size}, {grid.crs}",
+        f"  bands: {', '.join(layer.name for layer in layers)}",
+    ]
+    tags = plan.tags
+    shown = [
+        tags[key] for key in ("product", "sensor", "acquired", "tile") if key in tags
+    ]
+    lines += [f"  of {', '.join(shown)}"] if shown else []
+    lines.append(
+        f"  values: {tags['values']}; {dtype}, "
+        + ("no nodata" if nodata is None else f"nodata {nodata:g}")
+    )
+    methods: dict[str, list[str]] = {}
+    for layer in layers:
+        if grid.offset_in(layer.grid) is None:
+            methods.setdefault(resampling_to(layer, grid), []).append(layer.name)
+    lines += [f"  {method}: {', '.join(names)}" for method, names in methods.items()]
+    lines += [f"  {line}" for line in shares]
+    remote = [la for la in layers if la.band.path.startswith(("/vsizip/", "/vsitar/"))]
+    if remote and not plan.is_copy:
+        lines.append(
+            "  refers to an archive by its full path: do not move the archive, or unpack it first"
+        )
+    return lines

@@ -1,0 +1,148 @@
+"""Masks read onto the pixels of a scene."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.crs import CRS
+from rasterio.transform import from_origin
+from rasterio.windows import Window
+
+from common.errors import OptionError, RasterError
+from common.mask_options import MaskOptions, MaskRule
+from common.masks import CLOUD, FILL, VALID, MaskReader, classify, grown
+
+UTM = CRS.from_epsg(32632)
+SCENE = from_origin(700_000, 4_900_000, 10, 10)
+
+
+def write_mask(
+    path: Path, pixels: np.ndarray, metres=10.0, shift=(0, 0), **more
+) -> str:
+    """A mask whose corner lies so many metres right of and below the scene's."""
+    corner = 700_000 + shift[0], 4_900_000 - shift[1]
+    profile = {
+        "height": pixels.shape[0], "width": pixels.shape[1], "count": 1, "dtype": pixels.dtype,
+        "crs": UTM, "transform": from_origin(*corner, metres, metres),
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile | more) as file:
+        file.write(pixels, 1)
+    return str(path)
+
+
+def valid_pixels(path: str, rule: MaskRule, window=None, buffer=0.0, size=(8, 8)):
+    """The valid pixels of a scene of 8 x 8, and what was counted."""
+    with MaskReader(path, rule, UTM, SCENE, size) as reader:
+        return reader.read(window or Window(0, 0, *size), buffer), reader.counts
+
+
+@pytest.mark.parametrize(
+    "rule, expected",
+    [
+        (MaskRule(values=(3, 9)), [VALID, VALID, CLOUD, CLOUD]),
+        (MaskRule(values=(3,), fill_values=(0,)), [FILL, VALID, CLOUD, VALID]),
+        (MaskRule(keep=(1,)), [CLOUD, VALID, CLOUD, CLOUD]),
+        (MaskRule(bits=(1, 3)), [VALID, VALID, CLOUD, CLOUD]),
+        (MaskRule(bits=(3,), fill_bits=(0,)), [VALID, FILL, FILL, FILL]),
+    ],
+)
+def test_rules_say_what_a_value_means(rule, expected):
+    assert classify(np.array([0, 1, 3, 9], np.uint8), rule).tolist() == expected
+
+
+def test_clouds_grow_by_a_disc():
+    cloud = np.zeros((7, 7), bool)
+    cloud[3, 3] = True
+    y, x = np.mgrid[-3:4, -3:4]
+    assert (grown(cloud, 2) == (np.hypot(x, y) <= 2)).all()
+    assert (grown(cloud, 0.9) == cloud).all()
+
+
+def test_a_mask_on_other_pixels_is_read_by_the_nearest(tmp_path):
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    path = write_mask(tmp_path / "m.tif", pixels, 20)
+    valid, _ = valid_pixels(path, MaskRule(values=(5, 10)))
+    assert (valid == ~np.isin(np.kron(pixels, np.ones((2, 2))), (5, 10))).all()
+
+
+def test_a_mask_in_another_crs_is_read(tmp_path):
+    degrees = from_origin(11.0, 45.0, 0.5, 0.5)
+    pixels = np.array([[1, 2], [1, 2]], np.uint8)
+    path = write_mask(tmp_path / "m.tif", pixels, crs="EPSG:4326", transform=degrees)
+    valid, counts = valid_pixels(path, MaskRule(keep=(2,)))
+    assert valid.all() and counts["beyond"] == 0  # the scene lies near 11.5 E, 44.2 N
+    valid, _ = valid_pixels(path, MaskRule(keep=(1,)))
+    assert not valid.any()
+
+
+def test_nodata_of_the_mask_is_invalid_and_what_lies_beyond_is_valid(tmp_path):
+    pixels = np.zeros((4, 4), np.uint8)
+    pixels[1, 1], pixels[2, 2] = 255, 1
+    path = write_mask(tmp_path / "m.tif", pixels, nodata=255)
+    valid, counts = valid_pixels(path, MaskRule(values=(1,)))
+    assert np.argwhere(~valid).tolist() == [[1, 1], [2, 2]]
+    assert counts == {"pixels": 64, "masked": 2, "beyond": 48}
+
+
+def test_a_buffer_crosses_the_edges_of_windows_but_not_from_fill(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[3, 4], pixels[6, 6] = 1, 255
+    path = write_mask(tmp_path / "m.tif", pixels, nodata=255)
+    whole, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=2.0)
+    parts = [
+        valid_pixels(path, MaskRule(values=(1,)), Window(0, top, 8, 2), 2.0)[0]
+        for top in range(0, 8, 2)
+    ]
+    assert (np.concatenate(parts) == whole).all()
+    assert not whole[5, 4] and not whole[3, 2] and whole[7, 6]
+
+
+@pytest.mark.parametrize(
+    "more, rule, words",
+    [
+        ({"crs": None}, MaskRule(values=(1,)), "has no CRS"),
+        ({"dtype": "float32"}, MaskRule(bits=(1,)), "whole numbers"),
+    ],
+)
+def test_masks_that_cannot_be_used_are_refused(tmp_path, more, rule, words):
+    path = write_mask(tmp_path / "m.tif", np.zeros((4, 4), np.uint8), **more)
+    with pytest.raises(RasterError, match=words):
+        valid_pixels(path, rule)
+
+
+def test_a_mask_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RasterError, match="Cannot read the mask"):
+        valid_pixels(str(tmp_path / "none.tif"), MaskRule(values=(1,)))
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"mask_values": "3, 8"}, MaskRule(values=(3, 8))),
+        ({"keep_values": "1"}, MaskRule(keep=(1,))),
+        ({"mask_bits": "3,4"}, MaskRule(bits=(3, 4))),
+    ],
+)
+def test_options_state_a_rule(given, expected):
+    assert MaskOptions(mask="m.tif", **given).mask_rule == expected
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"mask": "m.tif"}, "--mask m.tif: expected one of"),
+        ({"mask": "m.tif", "mask_values": "1", "mask_bits": "1"}, "expected one of"),
+        ({"mask_values": "1"}, "--mask_values 1: expected --mask with it"),
+        (
+            {"mask": "m.tif", "mask_values": "1,a"},
+            "--mask_values '1,a': expected whole",
+        ),
+        ({"mask": "m.tif", "mask_bits": "64"}, "numbers from 0 to 63"),
+    ],
+)
+def test_options_that_cannot_be_right_are_refused(given, words):
+    with pytest.raises(OptionError, match=words):
+        MaskOptions(**given)
