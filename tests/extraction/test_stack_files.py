@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from helpers import write_model
 from rasterio.transform import Affine, from_origin
 from stack_helpers import (
     CORNER,
@@ -20,6 +21,7 @@ from stack_helpers import (
 )
 
 import Patch_extraction
+import Predict_large_image
 from common.pictures import rgb_bands
 from common.rasters import Source
 from common.text import number_dates
@@ -346,6 +348,20 @@ def test_clouds_are_invalid_in_patches(l2a, tmp_path, capsys):
         with opened(path.parents[1] / "images" / path.name) as image:
             assert image.descriptions == names
             assert (Source(image).read()[1] == here).all()
+
+
+def test_clouds_are_nodata_in_maps(l2a, tmp_path, capsys):
+    scene, model = tmp_path / "scene.vrt", tmp_path / "model.pth"
+    stacked("--input", l2a, "--cloud_mask", "--output", scene)
+    write_model(model, bands=10)
+    words = ["--model", model, "--input", scene, "--output", tmp_path / "map.tif",
+             "--patch_size", 32, "--overlap", 8, "--device", "cpu", "--precision", "fp32"]  # fmt: skip
+    assert Predict_large_image.main([str(word) for word in words]) == 0
+    with opened(scene) as file, opened(tmp_path / "map.tif") as classes:
+        _, valid = Source(file).read()
+        assert classes.transform == file.transform and classes.shape == file.shape
+        assert ((classes.read(1) == classes.nodata) == ~valid).all()
+        assert 0 < valid.mean() < 1
 
 
 def test_batch_takes_stacked_scenes_but_no_helper_files(l2a, tmp_path):
