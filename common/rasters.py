@@ -214,6 +214,18 @@ def select_bands(dataset: rasterio.DatasetReader, bands: str | None) -> list[int
     return chosen
 
 
+def band_scaling(
+    dataset: rasterio.DatasetReader, bands: Sequence[int]
+) -> tuple[list[float], list[float]] | None:
+    """The tags of scale and offset of bands, which turn numbers into values; None without any.
+
+    Scale 1 and offset 0 are what GDAL says of a raster without tags, too.
+    """
+    scales = [float(dataset.scales[band - 1]) for band in bands]
+    offsets = [float(dataset.offsets[band - 1]) for band in bands]
+    return (scales, offsets) if {*scales} != {1.0} or any(offsets) else None
+
+
 def as_dtype(value: float | None, dtype: np.dtype):
     """A nodata value in a dtype; None when there is none or the dtype cannot hold it."""
     if value is None or dtype.kind == "f":

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common.errors import DatasetError, RasterError
 from common.labels import Label, class_name_tags, open_label
 from common.machine import available_cores, bounded_map, fits_in_memory, free_memory
-from common.rasters import Source, as_dtype, open_raster
+from common.rasters import Source, as_dtype, band_scaling, open_raster
 from common.tiffs import create_tiff
 from extraction.cells import Cell, cell_mask, reading_order
 from extraction.journal import Journal, Skipped
@@ -152,6 +152,7 @@ class PatchWriter:
         self.nodata, self.label_nodata = declared_nodata(image), label.unlabelled
         self.class_names = label.names
         self.descriptions = tuple(scene.descriptions[band - 1] for band in bands)
+        self.scaling = band_scaling(scene, bands)
         # an alpha band that was selected is data
         self.colours = tuple(
             ColorInterp.undefined if role == ColorInterp.alpha else role
@@ -176,6 +177,8 @@ class PatchWriter:
         with self._create(image_path, patch, pixels, self.nodata) as file:
             file.descriptions = self.descriptions
             file.colorinterp = self.colours
+            if self.scaling:
+                file.scales, file.offsets = self.scaling
             file.write(pixels)
             if masked and self.nodata is None:
                 file.write_mask(patch.valid)

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from common.devices import local_device
 from common.errors import CheckpointError, OptionError, RasterError
 from common.ground import pixel_size
-from common.rasters import Source, select_bands
+from common.rasters import Source, band_scaling, select_bands
 from common.text import number_dates
 from model_training import Checkpoint, load_checkpoint
 from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
@@ -173,7 +173,8 @@ def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
     """Warn, once, of bands whose values are unlike those that a model was trained on.
 
     That is where more than a quarter of the pixels (in training: 2 %) lie outside the training
-    percentiles, or where nearly all of them lie within a tenth of that range.
+    percentiles, where nearly all of them lie within a tenth of that range, or where the median has
+    moved by more than the training's interquartile range.
     """
     pixels = sample_pixels(scene, bands)
     for file, checkpoint in zip(models.files, models.checkpoints):
@@ -181,14 +182,24 @@ def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
         if normalization.rule != "dataset" or not len(pixels):
             continue
         low, high = np.array(normalization.low), np.array(normalization.high)
+        quartiles = checkpoint.metadata.get("band_quartiles")
         outside = ((pixels < low) | (pixels > high)).mean(axis=0)
         span = np.diff(np.percentile(pixels, [1, 99], axis=0), axis=0)[0]
-        strange = np.flatnonzero((outside > 0.25) | (span < 0.1 * (high - low)))
+        middle = np.median(pixels, axis=0)
+        strange = (outside > 0.25) | (span < 0.1 * (high - low))
+        usual = [""] * len(bands)
+        if quartiles:
+            first, second, third = np.array(quartiles).T
+            # of a band that is nearly constant any move is larger than the range
+            reach = np.maximum(third - first, 0.1 * (high - low))
+            strange |= np.abs(middle - second) > reach
+            usual = [f", median {value:.4g}" for value in second]
+        strange = np.flatnonzero(strange)
         if not len(strange):
             continue
-        middle = np.median(pixels, axis=0)
         named = [
-            f"{bands[i]} (median {middle[i]:.4g}, trained on {low[i]:.4g} to {high[i]:.4g})"
+            f"{bands[i]} (median {middle[i]:.4g}, trained on {low[i]:.4g} to {high[i]:.4g}"
+            f"{usual[i]})"
             for i in strange[:4]
         ]
         more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
@@ -198,3 +209,35 @@ def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
             scene.name, file, ", ".join(named), more,
         )  # fmt: skip
         return
+
+
+def warn_of_scaling(scene, bands: Sequence[int], models: Models) -> None:
+    """Warn, once, of tags of scale and offset that differ from those of the training patches."""
+    ours = band_scaling(scene, bands)
+    for file, checkpoint in zip(models.files, models.checkpoints):
+        known = (
+            checkpoint.metadata.get(f"band_{key}") for key in ("scales", "offsets")
+        )
+        for what, values, trained in zip(("scale", "offset"), ours or (), known):
+            if not trained or np.allclose(values, trained, rtol=1e-6, atol=1e-12):
+                continue
+            log.warning(
+                "warning: the bands of %s have the %s %s, but %s was trained on %s; equal numbers "
+                "mean other values, so convert the scene first",
+                scene.name, what, _shortly(values), file, _shortly(trained),
+            )  # fmt: skip
+            return
+
+
+def _shortly(values: Sequence[float]) -> str:
+    """Numbers of bands, or the one that all of them are."""
+    return ", ".join(dict.fromkeys(f"{value:g}" for value in values))
+
+
+def warn_of_differences(dates: Sequence[tuple], models: Models) -> None:
+    """Warn of all in which the dates of a scene, each (open raster, its bands), are unlike the
+    training patches."""
+    for scene, bands in dates:
+        warn_of_strange_values(scene, bands, models)
+        warn_of_scaling(scene, bands, models)
+    warn_of_resolution(dates[0][0], models)

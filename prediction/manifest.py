@@ -10,8 +10,7 @@ from common.files import compare_runs, exclusive_lock
 from common.machine import is_main_process
 from prediction.ensemble import (
     batch_size_of,
-    warn_of_resolution,
-    warn_of_strange_values,
+    warn_of_differences,
 )
 from prediction.jobs import SceneJob, count_pieces
 from prediction.precision import choose_precision
@@ -70,9 +69,7 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
         require_room(job.task.partial, job.layers, job.shape, form)
     if former:
         return former
-    for scene, bands in job.dates:
-        warn_of_strange_values(scene, bands, job.models)
-    warn_of_resolution(job.scene, job.models)
+    warn_of_differences(job.dates, job.models)
     auto = job.config.precision == "auto"
     batch_size = batch_size_of(job.config, job.models.device)
     there = [path for path in product_paths(job.task, job.config) if path.is_file()]

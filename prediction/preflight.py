@@ -19,8 +19,7 @@ from prediction.ensemble import (
     Models,
     batch_size_of,
     load_models,
-    warn_of_resolution,
-    warn_of_strange_values,
+    warn_of_differences,
 )
 from prediction.jobs import (
     SceneJob,
@@ -97,9 +96,7 @@ def check_scene(
         job = prepare_scene(task, config, models, scenes)
         if config.resume and (former := load_manifest(job)) and former[1]:
             return {}
-        for scene, bands in job.dates:
-            warn_of_strange_values(scene, bands, models)
-        warn_of_resolution(job.scene, models)
+        warn_of_differences(job.dates, models)
         unfinished = require_room(task.partial, job.layers, job.shape, config.format)
         pixels = math.prod(job.shape)
         return {

@@ -22,7 +22,7 @@ from model_training import (
 )
 from training.loaders import make_loader
 from training.loop import Stepper, make_scheduler, training_precision
-from training.samples import PatchDataset, SampleIndex
+from training.samples import PatchDataset, SampleIndex, band_quartiles
 from training.settings import TrainingConfig
 from training.weights import build_initial_model, rgb_channels
 
@@ -61,6 +61,7 @@ class TrainingRun:
     precision: str = "fp32"
     model_config: ModelConfig = None
     normalization: Normalization = None
+    quartiles: list[list[float]] | None = None  # of each band's training pixels
     loss: Callable = None
     history: History = field(default_factory=History)
     temperature: float | None = None  # None: not calibrated
@@ -91,12 +92,16 @@ class TrainingRun:
         """Write ``model_<name>.pth`` with what is known so far."""
         path = self.save_dir / f"model_{name}.pth"
         best = self.history.best
+        scales, offsets = self.train.scaling or (None, None)
         metadata = {
             "input_size": list(self.train.shape[1:]),
             "pretrained": bool(self.config.weights),
             "class_names": self.names,
             "band_descriptions": list(self.train.descriptions),
             "pixel_size": self.train.pixel_size,
+            "band_scales": scales,
+            "band_offsets": offsets,
+            "band_quartiles": self.quartiles,
             "ignore_index": self.config.ignore_index,
             "training_params": asdict(self.config)
             | {
@@ -126,6 +131,7 @@ def build(run: TrainingRun) -> None:
         run.normalization = dataset_normalization(index.samples)
     else:
         run.normalization = Normalization("image")
+    run.quartiles = band_quartiles(index.samples)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
     require_deterministic_cublas()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from common.ground import pixel_size
 from common.labels import class_names_of
 from common.machine import free_memory
 from common.patches import PatchPair, patch_bands, read_patch
-from common.rasters import open_raster
+from common.rasters import band_scaling, open_raster
 from common.text import number_dates
 from training.augmentation import Radiometry, random_d4, random_radiometry
 from training.settings import TrainingConfig
@@ -89,6 +89,7 @@ class SampleIndex:
     decoded: list[DecodedPatch | None]  # those that stay in memory
     share: float = 1.0  # of the valid pixels that the samples hold
     pixel_size: float | None = None  # metres, see ``typical_pixel_size``
+    scaling: tuple[list[float], list[float]] | None = None  # see ``common_scaling``
 
     def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
@@ -149,9 +150,8 @@ def index_samples(
     good, counts, samples, decoded = [], [], [], []
     rng, cache = np.random.default_rng(0), cache or PatchCache(0)
     first, share = like, 1.0
-    for pair in tqdm(
-        pairs, desc="reading patches", unit="patch", leave=False, disable=None
-    ):
+    bar = {"unit": "patch", "leave": False, "disable": None}
+    for pair in tqdm(pairs, "reading patches", **bar):
         try:
             (image, valid, mask), first = read_like(
                 first, pair, num_classes, ignore_index
@@ -180,17 +180,39 @@ def index_samples(
         decoded=decoded,
         share=share,
         pixel_size=typical_pixel_size(good),
+        scaling=common_scaling(good),
     )
 
 
 def typical_pixel_size(pairs: Sequence[PatchPair]) -> float | None:
     """The median of the pixel sizes of some patches in metres; None where none is known."""
-    sizes = []
+    known = [size for size in looked_up(pairs, pixel_size) if size]
+    return float(np.median(known)) if known else None
+
+
+def common_scaling(
+    pairs: Sequence[PatchPair],
+) -> tuple[list[float], list[float]] | None:
+    """The scales and offsets that some patches declare; None where they do not, or differ."""
+    first, *others = looked_up(pairs, lambda f: band_scaling(f, patch_bands(f)))
+    return first if all(other == first for other in others) else None
+
+
+def looked_up(pairs: Sequence[PatchPair], look: Callable) -> list:
+    """What a function of open rasters says of some images, spread over all patches."""
+    found = []
     for pair in pairs[:: math.ceil(len(pairs) / 16)]:
         with open_raster(pair.image) as file:
-            sizes.append(pixel_size(file))
-    known = [size for size in sizes if size]
-    return float(np.median(known)) if known else None
+            found.append(look(file))
+    return found
+
+
+def band_quartiles(samples: Sequence[np.ndarray]) -> list[list[float]] | None:
+    """The quartiles, per band a list of three, of sampled pixels (M, C) each; None without any."""
+    pixels = np.concatenate(samples)
+    return (
+        np.percentile(pixels, [25, 50, 75], axis=0).T.tolist() if len(pixels) else None
+    )
 
 
 def read_like(

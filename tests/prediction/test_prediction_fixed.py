@@ -10,6 +10,7 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 from helpers import PIXEL, QUICK, interrupt, run_main, write_dataset
 from prediction_helpers import (
     EVERYTHING,
@@ -23,6 +24,7 @@ from prediction_helpers import (
 )
 from rasterio.transform import from_origin
 
+import Patch_extraction
 from common.rasters import open_raster
 from model_training import load_checkpoint
 from prediction.ensemble import load_models
@@ -351,3 +353,78 @@ def test_a_checkpoint_holds_the_pixel_size_of_its_training_patches(tmp_path):
     assert status == 0, err
     metadata = load_checkpoint(tmp_path / "model_final_model.pth").metadata
     assert metadata["pixel_size"] == pytest.approx(PIXEL)
+
+
+# --- shifted values ------------------------------------------------------------------------
+
+QUARTILES = [[1000.0, 1400.0, 1900.0]] * 3
+
+
+@fault(41)
+@pytest.mark.parametrize(("shift", "warned"), [(0, False), (500, False), (1000, True)])
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_a_median_that_moved_by_more_than_the_quartiles_is_reported(
+    tmp_path, capsys, shift, warned, check
+):
+    # clouds in the training reach far beyond the values of land
+    options = np.eye(3), [0, 0, 0], [0] * 3, [9_000] * 3
+    model = make_model(tmp_path / "model.pth", *options, band_quartiles=QUARTILES)
+    pixels = 400 + noise(64, 64) // 5 + np.array([0, shift, 0])[:, None, None]
+    scene = write_scene(tmp_path / "scene.tif", pixels.astype(np.uint16))
+    assert run(model.path, scene, tmp_path / "map.tif", *check) == 0
+    error = capsys.readouterr().err
+    assert ("has other values than" in error) == ("warning" in error) == warned
+    assert ("in band 2 (" in error and "0 to 9000, median 1400)" in error) == warned
+
+
+@fault(41)
+@pytest.mark.parametrize(
+    ("tags", "stored", "said"),
+    [
+        ((1e-4, -0.1), (1e-4, 0.0), "the offset -0.1, but"),
+        ((1e-4, 0.0), (1e-3, 0.0), "the scale 0.0001, but"),
+        ((1e-4, -0.1), (1e-4, -0.1), None),
+        (None, (1e-4, -0.1), None),
+        ((1e-4, -0.1), None, None),
+    ],
+)
+def test_other_scales_and_offsets_than_those_of_the_training_are_reported(
+    tmp_path, capsys, tags, stored, said
+):
+    scales, offsets = ([value] * 3 for value in stored) if stored else (None, None)
+    model = make_model(
+        tmp_path / "model.pth", np.eye(3), [0, 0, 0], [0] * 3, [10_000] * 3,
+        band_scales=scales, band_offsets=offsets,
+    )  # fmt: skip
+    scene = write_scene(tmp_path / "scene.tif", noise(64, 64))
+    if tags:
+        with rasterio.open(scene, "r+") as file:
+            file.scales, file.offsets = ([value] * 3 for value in tags)
+    assert run(model.path, scene, tmp_path / "map.tif", "--check") == 0
+    error = capsys.readouterr().err
+    assert ("warning" in error) == bool(said)
+    assert not said or said in error
+
+
+@fault(41)
+@pytest.mark.parametrize("tags", [None, (1e-4, -0.1), (0.5, 0.0)])
+def test_quartiles_and_tags_travel_from_the_scene_to_the_checkpoint(tmp_path, tags):
+    rng = np.random.default_rng(0)
+    scene = write_scene(tmp_path / "scene.tif", noise(128, 128))
+    if tags:
+        with rasterio.open(scene, "r+") as file:
+            file.scales, file.offsets = ([value] * 3 for value in tags)
+    classes = rng.integers(0, 2, (1, 128, 128)).astype(np.uint8)
+    label = write_scene(tmp_path / "label.tif", classes)
+    words = ["extract", "--image", scene, "--label", label, "--patch_size", 32]
+    words += ["--output", tmp_path / "data"]
+    assert Patch_extraction.main(list(map(str, words))) == 0
+    options = "--dataset_root", tmp_path / "data", "--save_dir", tmp_path, *QUICK
+    status, _, err = run_main(*options)
+    assert status == 0, err
+    metadata = load_checkpoint(tmp_path / "model_final_model.pth").metadata
+    quartiles = np.array(metadata["band_quartiles"])
+    assert quartiles.shape == (3, 3)
+    assert np.abs(quartiles - [2500, 5000, 7500]).max() < 300
+    scales, offsets = ([value] * 3 for value in tags) if tags else (None, None)
+    assert metadata["band_scales"] == scales and metadata["band_offsets"] == offsets
