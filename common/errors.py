@@ -42,16 +42,18 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> OptionError:
     return OptionError(f"Unknown {kind} {name!r}{hint} ({listed})")
 
 
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
 def error_message(error: BaseException, scarce: str) -> str:
     """One line for an error that ends a script, with the error's notes as sentences after it.
 
     ``scarce`` are the options that take memory.
     """
     text = " ".join(str(error).split())
-    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     if isinstance(error, MemoryError):
         text = f"The memory is too small ({text or 'nothing left'}); lower {scarce}"
-    elif isinstance(error, OSError) and error.errno in full:
+    elif isinstance(error, OSError) and error.errno in DISK_FULL:
         text = f"{text}; free some, or write elsewhere"
     return ". ".join([text, *getattr(error, "__notes__", [])])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from common.errors import SegmentationError
+from common.errors import DISK_FULL, SegmentationError
 
 
 def require_folder(option: str, folder: str | Path) -> None:
@@ -71,9 +71,30 @@ def exclusive_lock(option: str, name: str | Path, folder: Path) -> Iterator[None
                 path.rmdir()
 
 
+@contextmanager
+def naming(target: str | Path, part: str | Path = "") -> Iterator[None]:
+    """Name a file in the error of a full disk, which the system raises without a name.
+
+    Args:
+        target: The file that is written.
+        part: The temporary name that it is written under; errors name the target in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        nameless = error.errno in DISK_FULL and error.filename is None
+        if nameless or (part and str(error.filename) == str(part)):
+            error.filename = str(target)
+        raise
+    except SegmentationError as error:
+        if part:
+            error.args = (str(error).replace(str(part), str(target)),)
+        raise
+
+
 def flush(path: Path) -> None:
     """Have the system write a file to its disk now."""
-    with open(path, "rb+") as file:
+    with naming(path), open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -94,12 +115,14 @@ def atomic_write(target: str | Path, aside: Path | None = None) -> Iterator[Path
         raise SegmentationError(f"{target} is a folder; give the name of a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = aside or target.parent
-    handle, name = tempfile.mkstemp(".part", part_prefix(target), folder)
+    with naming(target):
+        handle, name = tempfile.mkstemp(".part", part_prefix(target), folder)
     os.close(handle)
     part, beside = Path(name), Path(f"{name}.aux.xml")
     try:
-        yield part
-        flush(part)
+        with naming(target, part):
+            yield part
+            flush(part)
         part.chmod(0o666 & ~umask())
         part.replace(target)
         for ending in (".ovr", ".msk", ".aux.xml"):  # GDAL's, of the former file

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from common.errors import RasterError
-from common.files import atomic_write, part_prefix
+from common.files import atomic_write, naming, part_prefix
 from common.ground import pixel_areas
 from common.labels import read_label, require_one_band
 from common.rasters import Source, open_raster
@@ -370,7 +370,8 @@ def write_polygons(
             [none], polygons_of_strips(strips, belongs, areas)
         ):
             table = feature_table(numbers, polygons, areas, names, dataset.transform)
-            append_features(file, Path(target).stem, table, dataset.crs)
+            with naming(target, file):
+                append_features(file, Path(target).stem, table, dataset.crs)
             total += len(numbers)
         file.replace(part)
     return total

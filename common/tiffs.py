@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 
-from common.errors import DatasetError, RasterError
+from common.errors import DatasetError, RasterError, gdal_message
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -97,11 +98,23 @@ def tiff_header(path: Path, may_be_empty: bool = False) -> TiffHeader:
 
 
 @contextmanager
+def write_errors(path: str | Path) -> Iterator[None]:
+    """Raise what GDAL raises where it cannot write a raster as a RasterError that names the file."""
+    try:
+        yield
+    except (rasterio.errors.RasterioIOError, CPLE_BaseError, SystemError) as error:
+        raise RasterError(
+            f"{path} was not written completely ({gdal_message(error):.120}); is the disk full? "
+            "free some, or write elsewhere"
+        ) from error
+
+
+@contextmanager
 def create_tiff(path: str | Path, **profile) -> Iterator[rasterio.io.DatasetWriter]:
     """A GeoTIFF to write to.
 
     Raises:
-        RasterError: Not all of it was written, which GDAL reports only in its log.
+        RasterError: Not all of it was written, which GDAL may report only in its log.
     """
     with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
         yield raster
@@ -114,5 +127,5 @@ def require_complete_tiff(path: str | Path) -> None:
         tiff_header(Path(path))
     except DatasetError as error:
         raise RasterError(
-            f"{path} was not written completely; is the disk full?"
+            f"{path} was not written completely; is the disk full? free some, or write elsewhere"
         ) from error

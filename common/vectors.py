@@ -141,23 +141,33 @@ def polygonal(outline: Geometry | None) -> Geometry | None:
 
 
 def append_features(file: Path, layer: str, table: dict, crs) -> None:
-    """Add features to a layer of a GeoPackage, which is made when it is not there.
+    """Add polygons to a layer of a GeoPackage, which is made when it is not there.
 
     Raises:
         SegmentationError: They cannot be written.
     """
     import geopandas
-    from pyogrio.errors import DataLayerError, DataSourceError
 
     frame = geopandas.GeoDataFrame(table, crs=crs and crs.to_wkt())
     options = {"layer": layer, "driver": "GPKG", "geometry_type": "Polygon"}
     options["mode"] = "a" if file.exists() else "w"
+    write_layer(frame, file, **options)
+
+
+def write_layer(frame: GeoDataFrame, file: Path, **options) -> None:
+    """Write a table to a vector file, as pyogrio does.
+
+    Raises:
+        SegmentationError: It cannot be written.
+    """
+    from pyogrio.errors import DataLayerError, DataSourceError
+
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'crs' was not provided")
             frame.to_file(file, engine="pyogrio", **options)
     except (DataSourceError, DataLayerError) as error:
         raise SegmentationError(  # GDAL may quote pages of SQL
-            f"Cannot write the polygons {layer}: {gdal_message(error):.120}; "
-            "is the disk full?"
+            f"{file} was not written completely ({gdal_message(error):.120}); is the disk full? "
+            "free some, or write elsewhere"
         ) from error

@@ -16,7 +16,7 @@ from common.errors import DatasetError, RasterError
 from common.labels import Label, class_name_tags, open_label
 from common.machine import available_cores, bounded_map, fits_in_memory, free_memory
 from common.rasters import Source, as_dtype, band_scaling, open_raster
-from common.tiffs import create_tiff
+from common.tiffs import create_tiff, write_errors
 from extraction.cells import Cell, cell_mask, reading_order
 from extraction.journal import Journal, Skipped
 from extraction.scenes import ScenePlan, label_options
@@ -174,7 +174,10 @@ class PatchWriter:
         pixels, masked = patch.image, not patch.valid.all()
         if masked and self.nodata is not None:
             pixels = np.where(patch.valid, pixels, self.nodata)
-        with self._create(image_path, patch, pixels, self.nodata) as file:
+        with (
+            write_errors(image_path),
+            self._create(image_path, patch, pixels, self.nodata) as file,
+        ):
             file.descriptions = self.descriptions
             file.colorinterp = self.colours
             if self.scaling:
@@ -183,7 +186,10 @@ class PatchWriter:
             if masked and self.nodata is None:
                 file.write_mask(patch.valid)
         label = patch.label[None]
-        with self._create(label_path, patch, label, self.label_nodata) as file:
+        with (
+            write_errors(label_path),
+            self._create(label_path, patch, label, self.label_nodata) as file,
+        ):
             if self.class_names:
                 file.update_tags(**class_name_tags(self.class_names))
             file.write(label)

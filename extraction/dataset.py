@@ -27,6 +27,7 @@ from common.files import (
 )
 from common.ground import footprint, to_metric_crs
 from common.text import first_reason
+from common.vectors import write_layer
 from extraction.cutting import cut_scene
 from extraction.journal import Journal, Skipped, class_counts
 from extraction.scenes import ScenePlan, describe_sources, plan_scenes
@@ -268,4 +269,4 @@ def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
     # the number keeps names apart that differ in case only
     columns |= {f"share {k} {n}".strip(): shares[:, k] for k, n in enumerate(names)}
     table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)
-    table.to_file(path, driver="GPKG", layer="cells")
+    write_layer(table, path, driver="GPKG", layer="cells")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import DatasetError
+from common.files import naming
 from common.tiffs import tiff_header
 
 ERROR = "error: "  # begins the text of what could not be read
@@ -47,7 +48,8 @@ class Journal:
         text = path.read_text() if path.exists() else ""
         complete = text[: text.rfind("\n") + 1]  # the last line may be cut off
         if complete != text:
-            path.write_text(complete)
+            with naming(path):
+                path.write_text(complete)
         for entry in map(json.loads, complete.splitlines()):
             if "skipped" not in entry:
                 self.records[entry["name"]] = entry
@@ -59,7 +61,8 @@ class Journal:
         self.file = open(path, "a", buffering=1)  # noqa: SIM115
 
     def close(self) -> None:
-        self.file.close()
+        with naming(self.path):
+            self.file.close()
 
     def note(self, name: str, outcome: dict | Skipped) -> None:
         """Keep the record of a patch, or why there is none."""
@@ -68,7 +71,8 @@ class Journal:
             outcome = {"name": name, "skipped": str(outcome)}
         else:
             self.records[name] = outcome
-        self.file.write(json.dumps(outcome) + "\n")
+        with naming(self.path):
+            self.file.write(json.dumps(outcome) + "\n")
 
     def forget_missing(self, staging: Path) -> None:
         """Drop the records of patches that are incomplete, and patches without a record."""

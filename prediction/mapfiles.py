@@ -12,7 +12,7 @@ import rasterio
 import rasterio.shutil
 from rasterio.windows import Window
 
-from common.files import atomic_write
+from common.files import atomic_write, naming
 from common.labels import class_name_tags
 from common.pictures import (
     class_colours,
@@ -23,7 +23,7 @@ from common.pictures import (
     stretch,
 )
 from common.rasters import Source, open_raster
-from common.tiffs import create_tiff, require_complete_tiff
+from common.tiffs import create_tiff, require_complete_tiff, write_errors
 from prediction.jobs import SceneJob
 from prediction.layers import Layer
 from prediction.rowstore import RowStore, StoredPart
@@ -56,7 +56,8 @@ class MapWriter:
             window = Window(0, self.row, rows.width, bottom - self.row)
             for name, file in self.files.items():
                 array = rows.read(name, self.row, bottom)
-                file.write(array, window=window)
+                with write_errors(file.name):
+                    file.write(array, window=window)
                 if name == "classes":
                     for row in range(0, len(array[0]), COUNTED_ROWS):
                         self.statistics.add(array[0, row : row + COUNTED_ROWS])
@@ -121,7 +122,9 @@ def open_outputs(job: SceneJob, folder: Path) -> Iterator[dict]:
         if job.config.format == "cog":
             for name, layer in layers.items():
                 make_cog(plain[name], parts[name], layer)
-        add_categories(Path(f"{parts['classes']}.aux.xml"), names)
+        beside = Path(f"{parts['classes']}.aux.xml")
+        with naming(f"{task.output}.aux.xml", beside):
+            add_categories(beside, names)
 
 
 def make_cog(plain: Path, target: Path, layer: Layer) -> None:
@@ -132,7 +135,8 @@ def make_cog(plain: Path, target: Path, layer: Layer) -> None:
         "OVERVIEW_RESAMPLING": "MODE" if layer.name == "classes" else "AVERAGE",
         "BIGTIFF": "IF_SAFER",
     }
-    rasterio.shutil.copy(plain, target, driver="COG", **options)
+    with write_errors(target):
+        rasterio.shutil.copy(plain, target, driver="COG", **options)
     require_complete_tiff(target)
 
 

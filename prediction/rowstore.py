@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import SegmentationError
-from common.files import atomic_write, write_json
+from common.files import atomic_write, naming, write_json
 from prediction.layers import Layer, bytes_of
 from prediction.tiling import Extent
 
@@ -129,10 +129,10 @@ class RowStore:
             for offset, pixels in runs:
                 file.seek(offset * pixel)
                 _write_all(file, memoryview(pixels).cast("B"))
-            os.fsync(file.fileno())
+            _flush(file)
         line = _journal_line(StoredPart(part, tuple(counts.tolist())))
         _write_all(self.journal, memoryview(line.encode()))
-        os.fsync(self.journal.fileno())
+        _flush(self.journal)
         self.mark(part)
 
     def read(self, name: str, top: int, bottom: int) -> np.ndarray:
@@ -170,5 +170,11 @@ def read_journal(path: Path) -> list[StoredPart]:
 
 
 def _write_all(file, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
+    with naming(file.name):
+        while data:
+            data = data[file.write(data) :]
+
+
+def _flush(file) -> None:
+    with naming(file.name):
+        os.fsync(file.fileno())

@@ -230,14 +230,14 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
         (
             "extract",
             2000,
-            r"was not written completely; is the disk full|File too large; free",
+            r"was not written completely; is the disk full|File too large.*; free",
         ),
         (
             "predict",
             2000,
-            r"was not written completely; is the disk full|File too large; free",
+            r"was not written completely; is the disk full|File too large.*; free",
         ),
-        ("train", 300_000, r"disk full|too large; free some, or write elsewhere"),
+        ("train", 300_000, r"disk full|too large.*; free some, or write elsewhere"),
     ],
     ids=["extract", "predict", "train"],
 )

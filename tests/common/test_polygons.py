@@ -360,7 +360,9 @@ def test_a_layer_that_cannot_be_written_is_told_in_one_line(tmp_path):
     file = tmp_path / "map.gpkg"
     file.write_text("no GeoPackage")
     table = {"class": [1], "geometry": [shapely.box(0, 0, 1, 1)]}
-    with pytest.raises(SegmentationError, match="write the polygons map: .*full"):
+    with pytest.raises(
+        SegmentationError, match=r"map.gpkg was not written completely \(.*full"
+    ):
         append_features(file, "map", table, None)
 
 

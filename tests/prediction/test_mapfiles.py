@@ -40,6 +40,8 @@ from prediction.statistics import Statistics
 class Recorder:
     """A raster file that remembers what is written to it."""
 
+    name = "map.tif"
+
     def __init__(self, shape):
         self.pixels = np.zeros(shape)
         self.windows = []
