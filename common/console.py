@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import get_args, get_type_hints
@@ -12,6 +13,13 @@ from typing import get_args, get_type_hints
 from common.errors import OptionError, SegmentationError, error_message
 from common.interruption import interruptible
 from common.machine import is_main_process
+
+# what they log is in our own errors too
+QUIET_LIBRARIES = (
+    "rasterio", "pyogrio", "tifffile", "matplotlib", "huggingface_hub", "httpx",
+)  # fmt: skip
+# for those who write programs
+HARMLESS_WARNINGS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 
 def add_settings(parser, config_class) -> None:
@@ -83,15 +91,34 @@ class Problems(list):
 
 
 def show_messages() -> None:
-    """Send the toolkit's messages to stderr, and keep the libraries' own out of them."""
+    """Send the toolkit's messages to stderr, and what the libraries warn of as lines of that kind."""
     log = logging.getLogger("semanticseg4eo")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    # what they log is in our own errors too
-    for library in ("rasterio", "tifffile", "huggingface_hub", "httpx"):
+    for library in QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.CRITICAL)
+    said: set[str] = set()
+
+    def say(text: str) -> None:
+        """One plain line, once: no path of a library, no line of its source."""
+        line = " ".join(text.split())
+        if line not in said:
+            said.add(line)
+            log.warning("warning: %s", line)
+
+    def show_warning(message, category, *_, **__) -> None:
+        georeference = (
+            category.__name__ == "NotGeoreferencedWarning"
+        )  # ours says it too
+        if not georeference and not issubclass(category, HARMLESS_WARNINGS):
+            say(str(message))
+
+    others = logging.Handler(logging.WARNING)
+    others.emit = lambda record: say(record.getMessage())
+    logging.getLogger().handlers = [others]
+    warnings.showwarning = show_warning
 
 
 def make_parser(script: str, description: str) -> argparse.ArgumentParser:

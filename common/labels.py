@@ -6,7 +6,6 @@ Labels are (H, W) int64 when read; ``MISSING`` marks a pixel without a class.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -44,8 +43,6 @@ from common.vectors import in_pixels, is_vector, read_vector
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
-
-log = logging.getLogger("semanticseg4eo")
 
 # a label pixel without a class, before classes are numbered
 MISSING = -(2**31)
@@ -123,6 +120,7 @@ class Label:
     names: list[str] | None
     nodata: int | None = None  # declared, though it looks like a class
     advice: Callable[[], str | None] = lambda: None  # what the user should know of it
+    warped: bool = False  # onto the image's pixels
 
     @property
     def unlabelled(self) -> int:
@@ -205,9 +203,8 @@ def open_label(
         named = raster.nodata is not None and raster.nodata in (classes or [])
         nodata = None if classes else _class_like_nodata(raster)
         advice = partial(_nodata_advice, source, nodata)
-        if not same_pixel_grid(image, raster):
+        if warped := not same_pixel_grid(image, raster):
             _require_overlap(image, raster)
-            log.info("%s is warped onto the image's pixels (nearest)", raster.name)
             raster = stack.enter_context(_warped(raster, image, named))
 
         def read(window: Window) -> np.ndarray:
@@ -216,7 +213,7 @@ def open_label(
         pixels = Source(raster)
         if named:
             pixels.nodata = [None]
-        yield Label(source, read, classes, class_names, nodata, advice)
+        yield Label(source, read, classes, class_names, nodata, advice, warped)
 
 
 def _warped(raster, image, nodata_is_class: bool) -> WarpedVRT:

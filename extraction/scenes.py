@@ -199,6 +199,9 @@ def plan_scene(
             for band in bands
         ]
         with open_label(scene.label, image, *label_options(config)) as label:
+            if label.warped:
+                text = "%s is warped onto the image's pixels (nearest)"
+                log.info(text, label.source)
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
                 label.nodata, label.advice(),
