@@ -1,4 +1,4 @@
-"""Where pixels and patches lie, in metres: areas, footprints, blocks, distances."""
+"""Where pixels and patches lie, in metres on the ellipsoid: areas, footprints, blocks, distances."""
 
 from __future__ import annotations
 
@@ -14,19 +14,6 @@ if TYPE_CHECKING:
     from shapely import Geometry
 
 
-def in_true_metres(crs) -> bool:
-    """Whether lengths in a CRS are metres on the ground.
-
-    Not in degrees or feet, and not in Mercator projections, whose scale grows with the latitude.
-    """
-    return crs.is_projected and crs.linear_units_factor[1] == 1 and not _mercator(crs)
-
-
-def _mercator(crs) -> bool:
-    method = _horizontal(crs).coordinate_operation.method_name
-    return "Mercator" in method and "Transverse" not in method
-
-
 def _horizontal(crs):
     """A CRS as pyproj's, without heights."""
     from pyproj import CRS
@@ -35,37 +22,92 @@ def _horizontal(crs):
     return known.sub_crs_list[0] if known.is_compound else known
 
 
+def _to_degrees(known, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes, in the datum of a CRS of pyproj's; infinite off the Earth."""
+    from pyproj import Transformer
+
+    geodetic = known.geodetic_crs
+    degrees = np.degrees(geodetic.axis_info[0].unit_conversion_factor)  # of its unit
+    ground = Transformer.from_crs(known, geodetic, always_xy=True).transform(x, y)
+    longitudes, latitudes = (degrees * values for values in ground)
+    return longitudes, np.where(np.isfinite(latitudes), latitudes.clip(-90, 90), np.inf)
+
+
+def in_true_metres(crs, footprints: Sequence[Geometry]) -> bool:
+    """Whether lengths in a CRS are, to half a percent, metres on the ground of some footprints.
+
+    Not in degrees or feet, nor where a projection stretches the ground.
+    """
+    import shapely
+
+    if not (crs.is_projected and crs.linear_units_factor[1] == 1):
+        return False
+    known = _horizontal(crs)
+    chosen = footprints[:: len(footprints) // 64 + 1]
+    west, south, east, north = shapely.bounds(chosen).T
+    x, y = (west + east) / 2, (south + north) / 2
+    for ends, length in (
+        ((west, y, east, y), east - west),
+        ((x, south, x, north), north - south),
+    ):
+        first, last = _to_degrees(known, *ends[:2]), _to_degrees(known, *ends[2:])
+        if not np.isfinite([*first, *last]).all():
+            return False
+        metres = np.asarray(known.get_geod().inv(*first, *last)[2])
+        if (np.abs(metres - length) > 0.005 * length).any():
+            return False
+    return True
+
+
+EDGE_POINTS = 4  # of each side of a pixel that is measured: its sides are no geodesics
+ROW_TOLERANCE = 1e-4  # relative, of an area between two rows that are measured
+
+
 def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
     """Square metres of a pixel in each row, (H,); None when the CRS does not give it.
 
-    In degrees, and in Mercator projections, whose scale grows with the latitude, a pixel is measured
-    on the ellipsoid, in the middle column.
+    The ground is that of the ellipsoid, a row's mean that of five columns (Gauss and Legendre), and
+    rows are measured until those between them can be interpolated. Rows off the Earth have 0.
     """
-    crs, transform = dataset.crs, dataset.transform
+    crs, height = dataset.crs, dataset.height
     if crs is None or not (crs.is_projected or crs.is_geographic):
         return None
-    from pyproj import Transformer
-
-    if crs.is_projected and not _mercator(crs):
-        metres = crs.linear_units_factor[1]
-        return np.full(dataset.height, abs(transform.determinant) * metres**2)
     known = _horizontal(crs)
-    column = dataset.width // 2 + np.array([0, 0, 1, 1])
-    row = np.arange(dataset.height)[:, None] + np.array([0, 1, 1, 0])
-    a, b, c, d, e, f = transform[:6]
-    corners = a * column + b * row + c, d * column + e * row + f
-    geodetic = known.geodetic_crs
-    degrees = np.degrees(geodetic.axis_info[0].unit_conversion_factor)  # of its unit
-    ground = Transformer.from_crs(known, geodetic, always_xy=True)
-    longitudes, latitudes = (degrees * v for v in ground.transform(*corners))
-    latitudes = np.clip(np.where(np.isfinite(latitudes), latitudes, 90), -90, 90)
-    geod = known.get_geod()
-    return np.array(
-        [
-            abs(geod.polygon_area_perimeter(*pair)[0])
-            for pair in zip(longitudes, latitudes)
-        ]
-    )
+    rows = np.unique(np.linspace(0, height - 1, 5).astype(int))
+    areas = _areas_of_rows(dataset, known, rows)
+    while len(rows) < height:
+        between = np.setdiff1d((rows[1:] + rows[:-1]) // 2, rows)
+        found = _areas_of_rows(dataset, known, between)
+        expected = np.interp(between, rows, areas)
+        exact = np.abs(found - expected) <= ROW_TOLERANCE * found
+        rows, order = np.unique([*rows, *between], return_index=True)
+        areas = np.concatenate([areas, found])[order]
+        if exact.all():
+            break
+    return np.interp(np.arange(height), rows, areas)
+
+
+def _areas_of_rows(
+    dataset: rasterio.DatasetReader, known, rows: np.ndarray
+) -> np.ndarray:
+    """The mean area of a pixel in some rows, in square metres."""
+    nodes, weights = np.polynomial.legendre.leggauss(5)
+    columns = (nodes + 1) / 2 * max(dataset.width - 1, 0)
+    steps = np.arange(EDGE_POINTS) / EDGE_POINTS
+    still = np.zeros(EDGE_POINTS)
+    right = np.concatenate([steps, still + 1, 1 - steps, still])
+    down = np.concatenate([still, steps, still + 1, 1 - steps])
+    column = columns[None, :, None] + right  # (rows, columns, points)
+    row = rows[:, None, None] + down
+    a, b, c, d, e, f = dataset.transform[:6]
+    x, y = a * column + b * row + c, d * column + e * row + f
+    points = np.stack(_to_degrees(known, x, y))
+    geod, areas = known.get_geod(), np.zeros(x.shape[:2])
+    there = np.isfinite(points).all(axis=(0, 3))
+    for place in zip(*np.nonzero(there)):
+        areas[place] = abs(geod.polygon_area_perimeter(*points[:, *place])[0])
+    seen = np.maximum(there @ weights, 1e-9)
+    return areas @ weights / seen
 
 
 def pixel_size(dataset: rasterio.DatasetReader) -> float | None:
@@ -94,7 +136,7 @@ def to_metric_crs(footprints: Sequence[Geometry], systems: Sequence) -> GeoSerie
     import pandas
 
     texts = pandas.Series([crs.to_wkt() for crs in systems])
-    if texts.nunique() == 1 and in_true_metres(systems[0]):
+    if texts.nunique() == 1 and in_true_metres(systems[0], footprints):
         return geopandas.GeoSeries(list(footprints), crs=systems[0])
     degrees = geopandas.GeoSeries(list(footprints), crs="EPSG:4326")
     for text, rows in texts.groupby(texts).groups.items():

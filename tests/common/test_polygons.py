@@ -12,6 +12,7 @@ import pytest
 import rasterio
 import shapely
 from helpers import CRS, ORIGIN, PIXEL, patch_everywhere
+from pandas.testing import assert_frame_equal
 from rasterio import features
 from rasterio.transform import Affine, from_origin
 from scipy import ndimage
@@ -158,7 +159,8 @@ def test_features_have_one_order_for_all_strips(polygons_of):
     classes = noise(40, 20, grain=2)
     tables = [polygons_of(classes, 300, rows) for rows in HEIGHTS]
     for table in tables[1:]:
-        assert table.drop(columns="geometry").equals(tables[0].drop(columns="geometry"))
+        columns = [t.drop(columns="geometry") for t in (table, tables[0])]
+        assert_frame_equal(*columns)
         assert (table.geometry.to_wkb() == tables[0].geometry.to_wkb()).all()
 
 
@@ -209,7 +211,8 @@ def test_a_rotated_grid_gives_rotated_polygons(polygons_of, rows):
         table.geometry.values, lambda xy: np.array([~grid * tuple(p) for p in xy])
     )
     assert shapely.equals_exact(back, found.geometry.values, 1e-6).all()
-    assert table.area_ha.to_numpy() * 1e4 == pytest.approx(table.geometry.area)
+    areas = pytest.approx(table.geometry.area, rel=1e-3)
+    assert table.area_ha.to_numpy() * 1e4 == areas
 
 
 def test_sixteen_bit_maps_have_classes_beyond_255(polygons_of):
@@ -218,7 +221,7 @@ def test_sixteen_bit_maps_have_classes_beyond_255(polygons_of):
     names = [f"class {number}" for number in range(301)]
     table = polygons_of(classes, rows=2, names=names, nodata=65535)
     assert sorted(table.class_name) == ["class 255", "class 300"]
-    assert table.area_ha.sum() * 100 == pytest.approx(25)
+    assert table.area_ha.sum() * 100 == pytest.approx(25, rel=1e-3)
 
 
 @pytest.mark.parametrize("min_area", [0, 500])
@@ -259,7 +262,8 @@ def test_ties_go_to_the_lower_class_then_to_the_earlier_area(polygons_of, rows):
     classes = picture("2220111 2223111 2220111")  # 3 has 2 and 1 beside it, 0 above
     table = polygons_of(classes, 200, rows)
     # both 0 and then 3 take class 1, as it is as large as 2 and lower
-    assert sorted(zip(table["class"], table.area_ha * 100)) == [(1, 12), (2, 9)]
+    areas = (table.area_ha * 100).round(1)
+    assert sorted(zip(table["class"], areas)) == [(1, 12), (2, 9)]
 
 
 def test_an_area_of_just_the_smallest_size_stays(polygons_of):
@@ -272,7 +276,7 @@ def test_an_area_of_just_the_smallest_size_stays(polygons_of):
 
 def test_a_small_island_in_nodata_stays(polygons_of):
     table = polygons_of(picture("0..11 ..211 33..."), 250)
-    found = sorted(zip(table["class"], table.area_ha * 100))
+    found = sorted(zip(table["class"], (table.area_ha * 100).round(1)))
     assert found == [(0, 1), (1, 5), (3, 2)]
 
 

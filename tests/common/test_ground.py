@@ -1,0 +1,81 @@
+"""Areas and lengths are those of the ellipsoid, whatever the projection."""
+
+from __future__ import annotations
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from helpers import write_geotiff
+from rasterio.transform import from_origin
+
+from common.ground import footprint, pixel_areas, to_metric_crs
+
+fault = pytest.mark.fault
+
+PLACES = [  # CRS, longitude and latitude of the middle
+    ("EPSG:4087", 10, 60),  # equidistant: twice as wide as the ground
+    ("EPSG:3413", -45, 40),  # polar stereographic, far from its pole
+    ("EPSG:3857", 20, 60),
+    ("EPSG:32631", 3, 45),
+    ("EPSG:4326", 3, 80),
+]
+
+
+def scene_at(folder, crs: str, longitude, latitude, side: float, size: int):
+    """A raster of ``size`` pixels of some degrees or 1e5 metres around a place."""
+    middle = geopandas.GeoSeries([shapely.Point(longitude, latitude)], crs=4326)
+    point = middle.to_crs(crs)[0]
+    step = side if crs == "EPSG:4326" else side * 1e5
+    half = step * size / 2
+    grid = from_origin(point.x - half, point.y + half, step, step)
+    pixels = np.ones((size, size), np.uint8)
+    return write_geotiff(folder / "scene.tif", pixels, crs=crs, transform=grid)
+
+
+def equal_area(shapes, crs: str) -> np.ndarray:
+    """Areas on the ground, by an equal-area projection of outlines with many points."""
+    series = geopandas.GeoSeries(shapes, crs=crs)
+    dense = series.segmentize(np.sqrt(series.area.median()) / 50)
+    return dense.to_crs("EPSG:6933").area.to_numpy()
+
+
+@fault(12)
+@pytest.mark.parametrize(("crs", "longitude", "latitude"), PLACES)
+@pytest.mark.parametrize(("side", "size"), [(1e-4, 30), (0.2, 30), (0.01, 300)])
+def test_areas_of_rows_are_exact_to_a_thousandth(
+    tmp_path, crs, longitude, latitude, side, size
+):
+    path = scene_at(tmp_path, crs, longitude, latitude, side, size)
+    with rasterio.open(path) as scene:
+        areas, transform = pixel_areas(scene), scene.transform
+    assert areas.shape == (size,)
+    chosen = [0, 1, size // 3, size - 1]
+    corner = rasterio.Affine.translation
+    rows = [footprint(transform @ corner(0, row), 1, size) for row in chosen]
+    expected = equal_area(rows, crs) / size
+    np.testing.assert_allclose(areas[chosen], expected, rtol=1e-3)
+
+
+@fault(12)
+def test_rows_off_the_earth_have_no_area(tmp_path):
+    geos = "+proj=geos +h=35785831 +lon_0=0 +ellps=WGS84"
+    grid = from_origin(-6e6, 6e6, 1e5, 1e5)
+    pixels = np.ones((120, 120), np.uint8)
+    path = write_geotiff(tmp_path / "scene.tif", pixels, crs=geos, transform=grid)
+    with rasterio.open(path) as scene:
+        areas = pixel_areas(scene)
+    assert np.isfinite(areas).all() and areas[0] == 0 and areas[60] > 1e10
+
+
+@fault(12)
+@pytest.mark.parametrize(("crs", "longitude", "latitude"), PLACES)
+def test_footprints_are_measured_on_the_ground(tmp_path, crs, longitude, latitude):
+    path = scene_at(tmp_path, crs, longitude, latitude, 1e-3, 64)
+    with rasterio.open(path) as scene:
+        corner = rasterio.Affine.translation
+        shapes = [footprint(scene.transform @ corner(x, 0), 32, 32) for x in (0, 32)]
+        ground = to_metric_crs(shapes, [scene.crs] * 2)
+    np.testing.assert_allclose(ground.area, equal_area(shapes, crs), rtol=2e-3)
+    assert (ground.crs == crs) == (crs == "EPSG:32631")
