@@ -59,6 +59,7 @@ def in_true_metres(crs, footprints: Sequence[Geometry]) -> bool:
     return True
 
 
+DEGREE = 111_320  # metres on the equator
 EDGE_POINTS = 4  # of each side of a pixel that is measured: its sides are no geodesics
 ROW_TOLERANCE = 1e-4  # relative, of an area between two rows that are measured
 
@@ -125,26 +126,74 @@ def footprint(transform: Affine, height: int, width: int) -> Geometry:
     return shapely.Polygon([transform * corner for corner in corners])
 
 
+def to_one_crs(footprints: Sequence[Geometry], systems: Sequence, target) -> GeoSeries:
+    """Footprints, each in a CRS of its own, in a common one."""
+    import geopandas
+    import pandas
+
+    texts = pandas.Series([crs.to_wkt() for crs in systems])
+    found = geopandas.GeoSeries(list(footprints), crs=target)
+    for text, rows in texts.groupby(texts).groups.items():
+        part = geopandas.GeoSeries(found[rows].to_numpy(), crs=text)
+        found[rows] = part.to_crs(target).to_numpy()
+    return found
+
+
 def to_metric_crs(footprints: Sequence[Geometry], systems: Sequence) -> GeoSeries:
-    """Footprints of several CRS in one of metres: their own, or an equal-area one around them.
+    """Footprints of several CRS in metres: in their own CRS, or an equal-area one around them.
+
+    Those of regions far from each other lie each in a plane around their own middle, and together
+    in none: the plane of a region is moved to a place of its own, and the result has no CRS.
 
     Args:
         footprints: The ground of each patch.
         systems: The CRS of each.
     """
     import geopandas
-    import pandas
+    import shapely
 
-    texts = pandas.Series([crs.to_wkt() for crs in systems])
-    if texts.nunique() == 1 and in_true_metres(systems[0], footprints):
+    if len(set(systems)) == 1 and in_true_metres(systems[0], footprints):
         return geopandas.GeoSeries(list(footprints), crs=systems[0])
-    degrees = geopandas.GeoSeries(list(footprints), crs="EPSG:4326")
-    for text, rows in texts.groupby(texts).groups.items():
-        part = geopandas.GeoSeries(degrees[rows].to_numpy(), crs=text)
-        degrees[rows] = part.to_crs("EPSG:4326").to_numpy()
-    west, south, east, north = degrees.total_bounds
-    middle = f"+lat_0={(south + north) / 2} +lon_0={(west + east) / 2}"
-    return degrees.to_crs(f"+proj=laea {middle} +datum=WGS84 +units=m")
+    degrees = to_one_crs(footprints, systems, "EPSG:4326")
+    # a corner, since beyond the antimeridian there is no centroid in degrees
+    points, owners = shapely.get_coordinates(degrees.to_numpy(), return_index=True)
+    vectors = _unit_vectors(points[np.unique(owners, return_index=True)[1]])
+    there = (np.abs(points[:, 1]) <= 90).all()  # what is not has no place in a plane
+    regions = _regions_of(vectors) if there else np.zeros(len(vectors), int)
+    planes = []
+    for region in range(regions.max() + 1):
+        x, y, z = vectors[regions == region].mean(axis=0)
+        east, north = np.degrees([np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))])
+        plane = f"+proj=laea +lat_0={north} +lon_0={east} +datum=WGS84 +units=m"
+        part = degrees[regions == region].to_crs(plane)
+        planes.append((part, east * DEGREE, north * DEGREE))
+    if len(planes) == 1:
+        return part
+    ground = geopandas.GeoSeries([None] * len(degrees))
+    for part, east, north in planes:
+        ground[part.index] = part.set_crs(None, allow_override=True).translate(
+            east, north
+        )
+    return ground
+
+
+def _unit_vectors(points: np.ndarray) -> np.ndarray:
+    """From the middle of the Earth to points in degrees, (N, 3)."""
+    east, north = np.radians(np.where(np.isfinite(points), points, np.nan)).T
+    away = np.cos(north)
+    return np.stack([away * np.cos(east), away * np.sin(east), np.sin(north)], axis=1)
+
+
+def _regions_of(vectors: np.ndarray) -> np.ndarray:
+    """A number per unit vector, 0, 1...: those of several regions are 530 km or more apart."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
+    cells, members = np.unique(np.floor(vectors * 12), axis=0, return_inverse=True)
+    left, right = KDTree(cells).query_pairs(2, output_type="ndarray").T
+    graph = coo_array((np.ones(len(left)), (left, right)), (len(cells), len(cells)))
+    return connected_components(graph, directed=False)[1][members.ravel()]
 
 
 def typical_patch_side(footprints: GeoSeries) -> float:

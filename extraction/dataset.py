@@ -25,7 +25,7 @@ from common.files import (
     require_folder,
     write_json,
 )
-from common.ground import footprint, to_metric_crs
+from common.ground import footprint, to_metric_crs, to_one_crs
 from common.text import first_reason
 from common.vectors import write_layer
 from extraction.cutting import cut_scene
@@ -105,7 +105,8 @@ def assemble(
         )
     size = config.patch_size
     shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
-    ground = to_metric_crs(shapes, [plan.crs for plan, _ in found])
+    systems = [plan.crs for plan, _ in found]
+    ground = to_metric_crs(shapes, systems)
     splits, dropped = assign_splits([record for _, record in found], ground, config)
     records = []
     for index, ((_, record), split) in enumerate(zip(found, splits)):
@@ -121,7 +122,7 @@ def assemble(
             f"No training patch is left ({first_reason(skipped)}); lower --buffer"
         )
     report = describe(config, plans, records, skipped)
-    cells = ground.drop(list(dropped)).to_crs(plans[0].crs)
+    cells = to_one_crs(shapes, systems, plans[0].crs).drop(list(dropped))
     write_cells(staging / "cells.gpkg", cells, report)
     if config.save_metadata:
         write_json(staging / "metadata.json", report)

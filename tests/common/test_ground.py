@@ -8,9 +8,10 @@ import pytest
 import rasterio
 import shapely
 from helpers import write_geotiff
+from pyproj import Geod
 from rasterio.transform import from_origin
 
-from common.ground import footprint, pixel_areas, to_metric_crs
+from common.ground import footprint, pairs_within, pixel_areas, to_metric_crs
 
 fault = pytest.mark.fault
 
@@ -79,3 +80,40 @@ def test_footprints_are_measured_on_the_ground(tmp_path, crs, longitude, latitud
         ground = to_metric_crs(shapes, [scene.crs] * 2)
     np.testing.assert_allclose(ground.area, equal_area(shapes, crs), rtol=2e-3)
     assert (ground.crs == crs) == (crs == "EPSG:32631")
+
+
+def patches_at(*places) -> tuple[list, list]:
+    """Squares of 1000 m, each in the UTM zone of a longitude and latitude, and the zones' CRS."""
+    shapes, systems = [], []
+    for longitude, latitude in places:
+        code = (32601 if latitude >= 0 else 32701) + int((longitude + 180) // 6)
+        middle = geopandas.GeoSeries([shapely.Point(longitude, latitude)], crs=4326)
+        x, y = (round(value) for value in middle.to_crs(code)[0].coords[0])
+        shapes.append(shapely.box(x - 500, y - 500, x + 500, y + 500))
+        systems.append(rasterio.CRS.from_epsg(code))
+    return shapes, systems
+
+
+@fault(13)
+def test_patches_beside_the_antimeridian_are_measured_there():
+    places = [(179.98, -17), (-179.98, -17), (179.9905, -17.0)]
+    ground = to_metric_crs(*patches_at(*places))
+    np.testing.assert_allclose(ground.area, 1e6, rtol=2e-3)
+    apart = ground[0].centroid.distance(ground[1].centroid)
+    metres = Geod(ellps="WGS84").inv(*places[0], *places[1])[2]
+    assert apart == pytest.approx(metres, rel=2e-3)
+    assert pairs_within(ground, [0, 1, 2], 0).tolist() == []
+    assert pairs_within(ground, [0, 1, 2], 200).tolist() == [[0, 2]]
+
+
+@fault(13)
+def test_patches_of_several_continents_have_the_distances_of_their_own_ground():
+    places = [(3, 45), (3.02, 45), (-60, -20), (-60, -19.98), (150, -30), (150.02, -30)]
+    ground = to_metric_crs(*patches_at(*places))
+    np.testing.assert_allclose(ground.area, 1e6, rtol=3e-3)
+    for first in (0, 2, 4):
+        metres = Geod(ellps="WGS84").inv(*places[first], *places[first + 1])[2]
+        apart = ground[first].centroid.distance(ground[first + 1].centroid)
+        assert apart == pytest.approx(metres, rel=3e-3)
+    assert ground.index.tolist() == list(range(6))
+    assert len(pairs_within(ground, range(6), 3_000)) == 3

@@ -323,7 +323,7 @@ def predictor_without_memory(monkeypatch) -> None:
         r"The memory of cpu does not hold a window of 32 x 32 pixels; lower --patch_size",
         "--batch_size 4", late=True),
     row("predict", "disk full", full_disk,
-        r"No space left on device; free some, or write elsewhere", late=True),
+        r"No space left on device.*; free some, or write elsewhere", late=True),
 )  # fmt: skip
 def test_faults_of_surroundings(place, capfd, monkeypatch, fault):
     check(capfd, monkeypatch, fault)
