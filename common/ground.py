@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import rasterio
 
+from common.errors import DatasetError
+
 if TYPE_CHECKING:
     from affine import Affine
     from geopandas import GeoSeries
@@ -20,6 +22,24 @@ def _horizontal(crs):
 
     known = CRS.from_wkt(crs.to_wkt())
     return known.sub_crs_list[0] if known.is_compound else known
+
+
+def on_earth(crs) -> bool:
+    """Whether places in a CRS are known on the Earth; a local (engineering) one is a plane."""
+    return crs.is_projected or crs.is_geographic
+
+
+def _metres_of_plane(crs) -> float | None:
+    """The metres of the unit of a local CRS; None of any other."""
+    known = None if on_earth(crs) else _horizontal(crs)
+    local = known is not None and known.is_engineering and known.axis_info
+    return known.axis_info[0].unit_conversion_factor if local else None
+
+
+def in_one_plane(systems: Sequence) -> bool:
+    """Whether several CRS are one and the same local CRS, whose places are known to each other."""
+    alike = all(crs == systems[0] for crs in systems)
+    return alike and _metres_of_plane(systems[0]) is not None
 
 
 def _to_degrees(known, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +91,12 @@ def pixel_areas(dataset: rasterio.DatasetReader) -> np.ndarray | None:
     rows are measured until those between them can be interpolated. Rows off the Earth have 0.
     """
     crs, height = dataset.crs, dataset.height
-    if crs is None or not (crs.is_projected or crs.is_geographic):
+    if crs is None:
         return None
+    if not on_earth(crs):
+        metres = _metres_of_plane(crs)
+        area = abs(dataset.transform.determinant)
+        return None if metres is None else np.full(height, area * metres**2)
     known = _horizontal(crs)
     rows = np.unique(np.linspace(0, height - 1, 5).astype(int))
     areas = _areas_of_rows(dataset, known, rows)
@@ -147,11 +171,23 @@ def to_metric_crs(footprints: Sequence[Geometry], systems: Sequence) -> GeoSerie
 
     Args:
         footprints: The ground of each patch.
-        systems: The CRS of each.
+        systems: The CRS of each; a local one is a plane.
+
+    Raises:
+        DatasetError: A local CRS beside another one.
     """
     import geopandas
     import shapely
 
+    if in_one_plane(systems):
+        metres = _metres_of_plane(systems[0])
+        plane = geopandas.GeoSeries(list(footprints))
+        return plane.scale(metres, metres, origin=(0, 0))
+    if not all(map(on_earth, systems)):
+        raise DatasetError(
+            "Images in a local CRS and in another one have no known place to each other; use them "
+            "apart, or assign the CRS of the place (gdal_edit.py -a_srs)"
+        )
     if len(set(systems)) == 1 and in_true_metres(systems[0], footprints):
         return geopandas.GeoSeries(list(footprints), crs=systems[0])
     degrees = to_one_crs(footprints, systems, "EPSG:4326")

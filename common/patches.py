@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common import UNLABELLED
 from common.alpha import MOST_TRANSLUCENT, flagged_bands, translucent_share
 from common.errors import DatasetError
-from common.ground import footprint, to_metric_crs
+from common.ground import footprint, in_one_plane, on_earth, to_metric_crs
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
 from common.rasters import Source, open_raster, same_pixel_grid
@@ -158,7 +158,7 @@ def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:
     for pair in tqdm(pairs, desc="reading places", unit="patch", **bar):
         with open_raster(pair.image) as file:
             crs = file.crs
-            if crs is None or not (crs.is_projected or crs.is_geographic):
+            if crs is None or not (on_earth(crs) or in_one_plane([crs, *systems[:1]])):
                 raise DatasetError(
                     f"{pair.image} has no CRS, and --fold_by block and column need to know where "
                     "patches lie; give --fold_by random, or extract from a georeferenced scene"

@@ -11,6 +11,8 @@ from helpers import write_geotiff
 from pyproj import Geod
 from rasterio.transform import from_origin
 
+import Patch_extraction
+from common.errors import DatasetError
 from common.ground import footprint, pairs_within, pixel_areas, to_metric_crs
 
 fault = pytest.mark.fault
@@ -117,3 +119,47 @@ def test_patches_of_several_continents_have_the_distances_of_their_own_ground():
         assert apart == pytest.approx(metres, rel=3e-3)
     assert ground.index.tolist() == list(range(6))
     assert len(pairs_within(ground, range(6), 3_000)) == 3
+
+
+def local(unit: str, metres: float) -> str:
+    return f'LOCAL_CS["site",UNIT["{unit}",{metres}]]'
+
+
+@fault(45)
+@pytest.mark.parametrize(("unit", "metres"), [("metre", 1), ("foot", 0.3048)])
+def test_a_local_crs_is_a_plane(tmp_path, unit, metres):
+    crs, grid = rasterio.CRS.from_wkt(local(unit, metres)), from_origin(70, 90, 2, 2)
+    pixels = np.ones((8, 8), np.uint8)
+    path = write_geotiff(tmp_path / "scene.tif", pixels, crs=crs, transform=grid)
+    with rasterio.open(path) as scene:
+        assert pixel_areas(scene) == pytest.approx([4 * metres**2] * 8)
+    shapes = [shapely.box(x, 0, x + 4, 4) for x in (0, 14)]
+    ground = to_metric_crs(shapes, [crs] * 2)
+    assert ground.area.tolist() == pytest.approx([16 * metres**2] * 2)
+    assert ground[0].distance(ground[1]) == pytest.approx(10 * metres)
+
+
+@fault(45)
+def test_a_local_crs_beside_another_is_refused():
+    systems = [rasterio.CRS.from_wkt(local("metre", 1)), rasterio.CRS.from_epsg(32631)]
+    for order in (systems, systems[::-1]):
+        with pytest.raises(DatasetError, match="no known place"):
+            to_metric_crs([shapely.box(0, 0, 4, 4)] * 2, order)
+
+
+@fault(45)
+@pytest.mark.parametrize("split_by", ["random", "block"])
+def test_a_scene_in_a_local_crs_is_cut_and_described(tmp_path, capsys, split_by):
+    rng, grid = np.random.default_rng(0), from_origin(70, 90, 2, 2)
+    for name, top in (("scene", 99), ("label", 2)):
+        pixels = rng.integers(0, top, (128, 128)).astype(np.uint8)
+        path = tmp_path / f"{name}.tif"
+        write_geotiff(path, pixels, crs=local("foot", 0.3048), transform=grid)
+    words = ["extract", "--image", tmp_path / "scene.tif", "--label"]
+    words += [tmp_path / "label.tif", "--output", tmp_path / "out", "--patch_size", 16]
+    words += ["--split_by", split_by]
+    assert Patch_extraction.main(list(map(str, words))) == 0
+    cells = geopandas.read_file(tmp_path / "out" / "Patch" / "cells.gpkg")
+    assert set(cells.area) == {32.0**2}
+    assert Patch_extraction.main(["info", "--output", str(tmp_path / "out")]) == 0
+    assert "Traceback" not in capsys.readouterr().err

@@ -230,9 +230,8 @@ def test_the_pixels_of_the_whole_earth_in_degrees_sum_to_its_surface(tmp_path):
     assert areas[89] > 50 * areas[0]
 
 
-@pytest.mark.parametrize("crs", [None, 'LOCAL_CS["site",UNIT["metre",1]]'])
-def test_a_raster_that_lies_nowhere_on_earth_has_no_pixel_areas(tmp_path, crs):
-    assert areas_of(tmp_path, crs, TRANSFORM) is None
+def test_a_raster_that_lies_nowhere_has_no_pixel_areas(tmp_path):
+    assert areas_of(tmp_path, None, TRANSFORM) is None
 
 
 def test_rows_that_reach_half_a_pixel_beyond_the_poles_have_an_area(tmp_path):
