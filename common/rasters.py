@@ -131,8 +131,23 @@ def _problem_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
     return None
 
 
+# what locates pixels without a CRS, and how gdalwarp uses it
+SENSOR_MODELS = {"ground control points": "-tps", "RPCs": "-rpc"}
+
+
+def sensor_model(dataset: rasterio.DatasetReader) -> str | None:
+    """Which of the ``SENSOR_MODELS`` a raster has, if any."""
+    points, rpcs = SENSOR_MODELS
+    return points if dataset.gcps[0] else rpcs if dataset.rpcs else None
+
+
 def require_georeference(dataset: rasterio.DatasetReader) -> None:
     """Raise RasterError unless the raster has a coordinate reference system."""
+    if dataset.crs is None and (located := sensor_model(dataset)):
+        raise RasterError(
+            f"{dataset.name} is located by {located} only, and its rows and columns are those of "
+            f"the sensor; put it on the ground first (gdalwarp {SENSOR_MODELS[located]})"
+        )
     if dataset.crs is None:
         raise RasterError(
             f"{dataset.name} has no CRS; assign one (gdal_edit.py -a_srs)"

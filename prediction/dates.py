@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import RasterError
+from common.rasters import require_georeference, sensor_model
 from prediction.tiling import Extent
 
 Rows = tuple[Extent, Tensor, np.ndarray]  # see ``prediction.blending.blended_rows``
@@ -18,6 +19,8 @@ Rows = tuple[Extent, Tensor, np.ndarray]  # see ``prediction.blending.blended_ro
 def require_one_grid(scenes: Sequence[rasterio.DatasetReader]) -> None:
     """Raise RasterError unless scenes have one CRS and cover the same pixels."""
     first = scenes[0]
+    if len(scenes) > 1 and sensor_model(first):
+        require_georeference(first)
     corners = [(0, 0), (first.width, first.height)]
     for other in scenes[1:]:
         found = [~first.transform * (other.transform * corner) for corner in corners]

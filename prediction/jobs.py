@@ -19,7 +19,12 @@ from common import VERSION
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file, describe_files, fingerprint
-from common.rasters import Source, files_of_raster, open_raster
+from common.rasters import (
+    Source,
+    files_of_raster,
+    open_raster,
+    require_georeference,
+)
 from common.tiffs import require_complete
 from common.vectors import files_of_vector
 from prediction.area import Area, find_area, whole_scene
@@ -185,10 +190,11 @@ def prepare_scene(
             )
     for one, used in job.dates:
         warn_of_high_blocks(one, used)
-    if scene.crs is None and not scene.gcps[1]:
-        log.warning("warning: %s has no CRS, so its map has none", scene.name)
-        if config.min_area:
-            raise RasterError(f"--min_area: {scene.name} has no CRS to measure in")
+    if scene.crs is None:
+        if task.polygons:  # nobody could tell where they lie
+            require_georeference(scene)
+        if not (scene.gcps[1] or scene.rpcs):
+            log.warning("warning: %s has no CRS, so its map has none", scene.name)
     return job
 
 

@@ -85,6 +85,8 @@ def map_profile(job: SceneJob, layer: Layer) -> dict:
     points, points_crs = scene.gcps
     if points and points_crs and scene.crs is None:
         return profile | {"gcps": points, "crs": points_crs}
+    if scene.rpcs and scene.crs is None:
+        return profile | {"rpcs": scene.rpcs}
     return profile | {"crs": scene.crs, "transform": job.transform}
 
 

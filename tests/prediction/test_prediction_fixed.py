@@ -16,12 +16,14 @@ from prediction_helpers import (
     EVERYTHING,
     check_map,
     configure,
+    corner_points,
     make_model,
     noise,
     outcome,
     run,
     write_scene,
 )
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 import Patch_extraction
@@ -428,3 +430,68 @@ def test_quartiles_and_tags_travel_from_the_scene_to_the_checkpoint(tmp_path, ta
     assert np.abs(quartiles - [2500, 5000, 7500]).max() < 300
     scales, offsets = ([value] * 3 for value in tags) if tags else (None, None)
     assert metadata["band_scales"] == scales and metadata["band_offsets"] == offsets
+
+
+# --- sensor geometry -----------------------------------------------------------------------
+
+
+def rational_model() -> RPC:
+    line, constant = [0.0, 0, 1, *[0.0] * 17], [1.0, *[0.0] * 19]
+    sample = [0.0, 1, 0, *[0.0] * 17]
+    return RPC(
+        0, 500, 44, 0.1, constant, line, 32, 32, 3, 0.1, constant, sample, 32, 32
+    )
+
+
+def sensor_scene(folder: Path, how: str) -> Path:
+    place = {"transform": None, "crs": None}
+    if how == "RPCs":
+        place["rpcs"] = rational_model()
+    if how == "ground control points":
+        place |= {"crs": "EPSG:4326", "gcps": corner_points(64, 64)}
+    return write_scene(folder / "scene.tif", noise(64, 64), **place)
+
+
+@fault(44)
+@pytest.mark.parametrize("form", ["gtiff", "cog"])
+def test_a_map_keeps_the_rpcs_of_its_scene(land, tmp_path, capsys, form):
+    scene = sensor_scene(tmp_path, "RPCs")
+    words = "--save_confidence", "--format", form
+    assert run(land.path, scene, tmp_path / "map.tif", *words) == 0
+    assert "no CRS" not in capsys.readouterr().err
+    with rasterio.open(scene) as file:
+        expected = file.rpcs
+    for name in ("map.tif", "map_confidence.tif"):
+        with rasterio.open(tmp_path / name) as file:
+            assert file.rpcs == expected and file.crs is None
+
+
+@fault(44)
+@pytest.mark.parametrize(
+    ("how", "advice"),
+    [
+        ("RPCs", "gdalwarp -rpc"),
+        ("ground control points", "gdalwarp -tps"),
+        ("nothing", "gdal_edit.py -a_srs"),
+    ],
+)
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_polygons_need_a_crs(land, tmp_path, capsys, how, advice, check):
+    scene = sensor_scene(tmp_path, how)
+    words = "--polygons", str(tmp_path / "areas.gpkg"), *check
+    assert run(land.path, scene, tmp_path / "map.tif", *words) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(scene) in error and advice in error
+    assert sorted(os.listdir(tmp_path)) == ["scene.tif"]
+
+
+@fault(44)
+@pytest.mark.parametrize("how", ["RPCs", "ground control points"])
+def test_extraction_does_not_put_sensor_geometry_on_the_ground(tmp_path, capsys, how):
+    scene = sensor_scene(tmp_path, how)
+    words = ["extract", "--image", scene, "--label", scene, "--patch_size", 32]
+    words += ["--output", tmp_path / "data"]
+    assert Patch_extraction.main(list(map(str, words))) == 1
+    error = capsys.readouterr().err
+    assert f"is located by {how} only" in error and "gdalwarp -" in error
+    assert "a_srs" not in error
