@@ -26,12 +26,15 @@ def flagged_bands(dataset: rasterio.DatasetReader) -> list[int]:
     return [band for band, role in roles if role == ColorInterp.alpha]
 
 
-def sample_windows(dataset: rasterio.DatasetReader, side: int = 64) -> list[Window]:
-    """At most 8 x 8 small windows, evenly spread: quick to read whatever the raster's size."""
+def sample_windows(
+    dataset: rasterio.DatasetReader, side: int = 64, most: int = 8
+) -> list[Window]:
+    """At most ``most`` x ``most`` small windows, evenly spread from edge to edge: quick to read
+    whatever the raster's size."""
     starts = []
     for length in dataset.shape:
-        step = max(side, (length - side) / 7)
-        starts.append([round(i * step) for i in range(8) if round(i * step) < length])
+        step = max(side, (length - side) / (most - 1))
+        starts.append([s for i in range(most) if (s := round(i * step)) < length])
     height, width = dataset.shape
     return [
         Window(left, top, min(side, width - left), min(side, height - top))

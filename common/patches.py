@@ -18,6 +18,7 @@ from common.errors import DatasetError
 from common.ground import footprint, in_one_plane, on_earth, to_metric_crs
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
+from common.nodata import partly_nodata, partly_text
 from common.rasters import Source, open_raster, same_pixel_grid
 from common.tiffs import list_tiffs
 
@@ -143,6 +144,18 @@ def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):
         image, valid = Source(image_file, bands, alphas).read()
         mask = read_label(Source(label_file), ignore_index)
     return image, valid, np.where(valid, mask, ignore_index)
+
+
+def partly_nodata_advice(pairs: Sequence[PatchPair]) -> str | None:
+    """The line on pixels that hold nodata in some bands, by some of the patches."""
+    held = pixels = 0
+    for pair in pairs[:: len(pairs) // 16 + 1]:
+        with open_raster(pair.image) as file:
+            source = Source(file, patch_bands(file), alphas_of_patch(file))
+            image, valid = source.read()
+        held += partly_nodata(image, valid, source.nodata)
+        pixels += valid.size
+    return partly_text(str(pairs[0].image.parent), source.nodata, held, pixels)
 
 
 def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:

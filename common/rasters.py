@@ -23,6 +23,7 @@ from rasterio.windows import Window
 from common.alpha import alpha_bands, flagged_bands
 from common.errors import RasterError, gdal_message
 from common.machine import available_cores, fits_in_memory
+from common.nodata import nodata_pixels
 from common.tiffs import TIFF_SUFFIXES
 
 log = logging.getLogger("semanticseg4eo")
@@ -255,9 +256,9 @@ def as_dtype(value: float | None, dtype: np.dtype):
 class Source:
     """Bands of an open raster, to be read with their validity.
 
-    A pixel is valid when it lies inside the raster and its mask (nodata of any band, mask band,
-    alpha), and is neither NaN nor infinite in any of the bands. GDAL's own masks let one kind
-    shadow another (nodata hides alpha); here all of them count.
+    A pixel is valid when it lies inside the raster and its mask (mask band, alpha), is not nodata
+    (see ``nodata.nodata_pixels``), and is neither NaN nor infinite in any of the bands. GDAL's own
+    masks let one kind shadow another (nodata hides alpha); here all of them count.
     """
 
     def __init__(
@@ -349,9 +350,8 @@ class Source:
             valid = np.ones(pixels.shape[1:], bool)
             if pixels.dtype.kind == "f":
                 valid &= np.isfinite(pixels).all(axis=0)
-            for nodata, values in zip(self.nodata, pixels):
-                if nodata is not None:
-                    valid &= values != nodata
+            if any(value is not None for value in self.nodata):
+                valid &= ~nodata_pixels(pixels, self.nodata)
             if self.has_mask:
                 valid &= dataset.read_masks(self.bands[0], **where) > 0
             pixels, alphas = np.split(pixels, [len(self.bands)])

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from common.errors import DatasetError, RasterError
 from common.labels import Label, class_name_tags, open_label
 from common.machine import available_cores, bounded_map, fits_in_memory, free_memory
+from common.nodata import is_no_measurement
 from common.rasters import Source, as_dtype, band_scaling, open_raster
 from common.tiffs import create_tiff, write_errors
 from extraction.cells import Cell, cell_mask, reading_order
@@ -87,7 +88,7 @@ def resize_image(
         valid: (H, W) bool.
         size: Side of the result in pixels.
         interpolation: A choice of ``--interpolation``.
-        nodata: A value that no valid pixel may get; the next one takes its place.
+        nodata: A value that may make no valid pixel invalid; the next one takes its place.
 
     Returns:
         image (C, size, size), valid (size, size): where valid pixels make up half the weight.
@@ -120,10 +121,12 @@ def resize_image(
         if image.dtype.kind in "iu":
             limits = np.iinfo(image.dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
-        values = values.astype(image.dtype)
-        if nodata is not None:
-            values[values == nodata] = next_to(nodata)
-        target[kept] = values
+        target[kept] = values.astype(image.dtype)
+    if nodata is not None:
+        held = (resized == nodata) & kept
+        if not is_no_measurement(nodata):
+            held &= held.all(axis=0)
+        resized[held] = next_to(nodata)
     return resized, kept
 
 

@@ -14,8 +14,10 @@ from tqdm import tqdm
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
 from common.files import describe_files
 from common.labels import open_label
+from common.nodata import nodata_advice
 from common.rasters import (
     SCENE_SUFFIXES,
+    Source,
     files_of_raster,
     open_raster,
     require_georeference,
@@ -131,7 +133,7 @@ class ScenePlan:
     class_names: list[str] | None
     unlabelled: int
     label_nodata: int | None = None  # declared, though it looks like a class
-    advice: str | None = None  # what the user should know of the label
+    advice: tuple[str | None, ...] = ()  # what the user should know of label and scene
 
 
 def plan_scenes(
@@ -165,9 +167,10 @@ def plan_scenes(
         skipped |= reasons
     if not plans:
         raise DatasetError(f"No scene can be used ({first_reason(skipped)})")
-    if advised := [plan.advice for plan in plans if plan.advice]:
-        more = f" (and {len(advised) - 1} other labels likewise)" * (len(advised) > 1)
-        log.warning("%s%s", advised[0], more)
+    for lines in zip(*(plan.advice for plan in plans)):
+        if advised := [line for line in lines if line]:
+            others = f" (and {len(advised) - 1} others likewise)"
+            log.warning("%s%s", advised[0], others * (len(advised) > 1))
     names = Counter(cell.name for plan in plans for cell in plan.cells)
     name, count = names.most_common(1)[0]
     if count > 1:
@@ -202,9 +205,10 @@ def plan_scene(
             if label.warped:
                 text = "%s is warped onto the image's pixels (nearest)"
                 log.info(text, label.source)
+            advice = label.advice(), nodata_advice(Source(image, bands))
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
-                label.nodata, label.advice(),
+                label.nodata, advice,
             ), skipped  # fmt: skip
 
 

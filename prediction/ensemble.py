@@ -140,9 +140,9 @@ def match_bands(
     return bands
 
 
-def sample_pixels(scene: rasterio.DatasetReader, bands: Sequence[int]) -> np.ndarray:
+def sample_pixels(source: Source) -> np.ndarray:
     """Valid pixels (M, C) of small windows spread over a scene."""
-    size, samples, source = 64, [], Source(scene, bands)
+    size, samples, scene = 64, [], source.dataset
     # the middle and towards the corners, like the five on a die
     for down, across in ((3, 3), (1, 1), (1, 5), (5, 1), (5, 5)):
         row = max(0, scene.height - size) * down // 6
@@ -169,14 +169,14 @@ def warn_of_resolution(scene: rasterio.DatasetReader, models: Models) -> None:
             return
 
 
-def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
+def warn_of_strange_values(source: Source, models: Models) -> None:
     """Warn, once, of bands whose values are unlike those that a model was trained on.
 
     That is where more than a quarter of the pixels (in training: 2 %) lie outside the training
     percentiles, where nearly all of them lie within a tenth of that range, or where the median has
     moved by more than the training's interquartile range.
     """
-    pixels = sample_pixels(scene, bands)
+    pixels, scene, bands = sample_pixels(source), source.dataset, source.bands
     for file, checkpoint in zip(models.files, models.checkpoints):
         normalization = checkpoint.normalization
         if normalization.rule != "dataset" or not len(pixels):
@@ -211,9 +211,9 @@ def warn_of_strange_values(scene, bands: Sequence[int], models: Models) -> None:
         return
 
 
-def warn_of_scaling(scene, bands: Sequence[int], models: Models) -> None:
+def warn_of_scaling(source: Source, models: Models) -> None:
     """Warn, once, of tags of scale and offset that differ from those of the training patches."""
-    ours = band_scaling(scene, bands)
+    scene, ours = source.dataset, band_scaling(source.dataset, source.bands)
     for file, checkpoint in zip(models.files, models.checkpoints):
         known = (
             checkpoint.metadata.get(f"band_{key}") for key in ("scales", "offsets")
@@ -234,10 +234,9 @@ def _shortly(values: Sequence[float]) -> str:
     return ", ".join(dict.fromkeys(f"{value:g}" for value in values))
 
 
-def warn_of_differences(dates: Sequence[tuple], models: Models) -> None:
-    """Warn of all in which the dates of a scene, each (open raster, its bands), are unlike the
-    training patches."""
-    for scene, bands in dates:
-        warn_of_strange_values(scene, bands, models)
-        warn_of_scaling(scene, bands, models)
-    warn_of_resolution(dates[0][0], models)
+def warn_of_differences(dates: Sequence[Source], models: Models) -> None:
+    """Warn of all in which the dates of a map are unlike the training patches."""
+    for source in dates:
+        warn_of_strange_values(source, models)
+        warn_of_scaling(source, models)
+    warn_of_resolution(dates[0].dataset, models)

@@ -19,6 +19,7 @@ from common import VERSION
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file, describe_files, fingerprint
+from common.nodata import nodata_advice
 from common.rasters import (
     Source,
     files_of_raster,
@@ -29,7 +30,7 @@ from common.tiffs import require_complete
 from common.vectors import files_of_vector
 from prediction.area import Area, find_area, whole_scene
 from prediction.dates import require_one_grid
-from prediction.ensemble import Models, match_bands
+from prediction.ensemble import Models, match_bands, warn_of_differences
 from prediction.layers import Layer, bytes_of, list_layers
 from prediction.reader import READ_ROWS_MOST, rows_at_once, warn_of_high_blocks
 from prediction.settings import PredictionConfig
@@ -84,6 +85,11 @@ class SceneJob:
     def rasters(self) -> list[Path]:
         """The rasters that are written, the map first."""
         return [self.task.beside(layer.ending) for layer in self.layers.values()]
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The bands of each date, to be read with their validity."""
+        return [Source(*date) for date in self.dates]
 
     @cached_property
     def layouts(self) -> tuple[WindowLayout, WindowLayout]:
@@ -196,6 +202,14 @@ def prepare_scene(
         if not (scene.gcps[1] or scene.rpcs):
             log.warning("warning: %s has no CRS, so its map has none", scene.name)
     return job
+
+
+def warn_of_scenes(job: SceneJob) -> None:
+    """Log what nodata values may hide in the scenes, and what is unlike the training's data."""
+    for source in job.sources:
+        if text := nodata_advice(source):
+            log.info(text)
+    warn_of_differences(job.sources, job.models)
 
 
 def count_pieces(job: SceneJob) -> int:

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from common.errors import SegmentationError
 from common.files import compare_runs, exclusive_lock
 from common.machine import is_main_process
-from prediction.ensemble import (
-    batch_size_of,
-    warn_of_differences,
-)
-from prediction.jobs import SceneJob, count_pieces
+from prediction.ensemble import batch_size_of
+from prediction.jobs import SceneJob, count_pieces, warn_of_scenes
 from prediction.precision import choose_precision
 from prediction.products import product_key, product_paths, require_own_products
 from prediction.rowstore import RowStore, require_room
@@ -69,7 +66,7 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
         require_room(job.task.partial, job.layers, job.shape, form)
     if former:
         return former
-    warn_of_differences(job.dates, job.models)
+    warn_of_scenes(job)
     auto = job.config.precision == "auto"
     batch_size = batch_size_of(job.config, job.models.device)
     there = [path for path in product_paths(job.task, job.config) if path.is_file()]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.devices import native_precisions, shared_threads
 from common.machine import bounded_map
-from common.rasters import Source, window_within
+from common.rasters import window_within
 from prediction.blending import reflect_beyond
 from prediction.jobs import SceneJob, count_workers
 from prediction.layers import classify
@@ -27,12 +27,12 @@ def probe_windows(job: SceneJob) -> list[list[np.ndarray]]:
     """Some windows with valid pixels, drawn from the whole scene: (image, valid) each."""
     down, across = job.layouts
     size = down.size, across.size
-    source, windows = Source(job.scene, job.bands), []
+    windows = []
     for number in np.random.default_rng(0).permutation(len(job.windows))[:25].tolist():
         row, column = job.windows[number]
         window = Window(column, row, across.size, down.size)
         inside = window_within(window, job.scene.width, job.scene.height)
-        image, valid = source.read(inside)
+        image, valid = job.sources[0].read(inside)
         if valid.any():
             windows.append([reflect_beyond(array, *size) for array in (image, valid)])
         if len(windows) == PROBES:

@@ -15,12 +15,7 @@ from common.files import exclusive_lock
 from common.machine import bounded_map
 from common.text import aligned_table, duration
 from model_training import load_checkpoint
-from prediction.ensemble import (
-    Models,
-    batch_size_of,
-    load_models,
-    warn_of_differences,
-)
+from prediction.ensemble import Models, batch_size_of, load_models
 from prediction.jobs import (
     SceneJob,
     count_workers,
@@ -28,6 +23,7 @@ from prediction.jobs import (
     open_scenes,
     prepare_scene,
     row_limit,
+    warn_of_scenes,
 )
 from prediction.layers import bytes_of
 from prediction.manifest import load_manifest, require_new
@@ -96,7 +92,7 @@ def check_scene(
         job = prepare_scene(task, config, models, scenes)
         if config.resume and (former := load_manifest(job)) and former[1]:
             return {}
-        warn_of_differences(job.dates, models)
+        warn_of_scenes(job)
         unfinished = require_room(task.partial, job.layers, job.shape, config.format)
         pixels = math.prod(job.shape)
         return {

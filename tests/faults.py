@@ -73,7 +73,8 @@ WORK = {
 }
 # what may stand on stderr beside the error
 MESSAGES = re.compile(
-    r"usage: | {4,}|(train|validation|test) +\d+ patches|no GPU found|no test split|few steps of the weights|memory ran out|warning: |"
+    r"usage: | {4,}|(train|validation|test) +\d+ patches|no GPU found|no test split|"
+    r"few steps of the weights|\S+: (about|less than) \S+ of the pixels hold|memory ran out|warning: |"
     r"\S+ is warped onto|without the files|left out|(random|block|column) fold|fold \d|"
     r"skipped \d+ of| {2}\S"
 )
@@ -490,9 +491,10 @@ LEGAL = {
 
 
 def valid_pixels(pixels: np.ndarray, nodata) -> np.ndarray:
-    """By other means than the toolkit's: finite, and nodata in no band."""
+    """By other means than the toolkit's: finite, and a nodata value that may be measured not in
+    all bands."""
     valid = np.isfinite(pixels.astype(float)).all(axis=0)
-    return valid & (pixels != nodata).all(axis=0) if nodata is not None else valid
+    return valid & (pixels != nodata).any(axis=0) if nodata is not None else valid
 
 
 # --- labels, datasets, checkpoints ---------------------------------------------------------

@@ -11,7 +11,7 @@ from common import SPLITS
 from common.architectures import default_class_names
 from common.distributed import ProcessGroup
 from common.errors import DatasetError
-from common.patches import list_pairs
+from common.patches import list_pairs, partly_nodata_advice
 from common.tiffs import tiff_header
 from training.loaders import EpochBatchSampler
 from training.samples import PatchCache, SampleIndex, index_samples
@@ -84,10 +84,12 @@ def log_weak_spots(
 ) -> None:
     """Log what a run can do but should not be trusted with, a line each.
 
-    That is classes without a pixel in a split, few steps per epoch, and few pixels to fit the
+    That is pixels that are nodata in some bands alone, classes without a pixel in a split, few steps per epoch, and few pixels to fit the
     temperature on. K-fold has all its patches in ``train``.
     """
     names = names_for(config, train)
+    if text := partly_nodata_advice(train.pairs):
+        log.info(text)
     for index, split, meaning in (
         (train, "training", "the model cannot learn to map it"),
         (validation, "validation", "the best epoch is chosen without it"),

@@ -260,7 +260,7 @@ def test_a_patch_cut_off_within_its_tags_is_an_error(tmp_path):
 
 def test_a_patch_is_read_with_its_validity_and_its_mask(tmp_path):
     image, label = ramp(2), ramp(dtype="uint8") % 3
-    image[1, 0, 0] = 0
+    image[:, 0, 0] = image[1, 0, 1] = 0
     label[0, 7, 7] = 9
     pair = write_pair(tmp_path, image, label, {"nodata": 0}, {"nodata": 9})
     read, valid, mask = read_patch(pair)
@@ -274,7 +274,7 @@ def test_a_patch_is_read_with_its_validity_and_its_mask(tmp_path):
 
 
 def test_a_patch_takes_the_ignore_index_that_is_asked_for(tmp_path):
-    pair = write_pair(tmp_path, image_more={"nodata": 1})
+    pair = write_pair(tmp_path, ramp(1), image_more={"nodata": 1})
     assert read_patch(pair, ignore_index=-1)[2][0, 0] == -1
 
 

@@ -264,11 +264,29 @@ def test_without_any_mask_all_pixels_are_valid(tmp_path):
     assert valid.all()
 
 
-def test_nodata_in_any_band_makes_a_pixel_invalid(tmp_path):
-    pixels = ramp(3)
-    pixels[0, 1, 2] = pixels[2, 5, 6] = 0
-    path = write_geotiff(tmp_path / "a.tif", pixels, nodata=0)
-    assert invalid_pixels(path) == {(1, 2), (5, 6)}
+IMPOSSIBLE = [
+    ("uint16", 65535), ("int16", -32768), ("int16", 32767), ("int16", -1), ("int8", 127),
+    ("int32", 2**31 - 1), ("float32", -9999), ("float32", 3.4028234663852886e38),
+]  # fmt: skip
+POSSIBLE = [
+    ("uint8", 0), ("uint8", 255), ("uint16", 0), ("uint16", 255), ("int16", 0), ("float32", 0),
+    ("uint16", 9999), ("uint32", 2**32 - 1), ("float32", 1),
+]  # fmt: skip
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize(("dtype", "nodata"), IMPOSSIBLE + POSSIBLE)
+def test_a_value_that_may_be_measured_is_nodata_only_in_all_bands(
+    tmp_path, dtype, nodata
+):
+    pixels = np.full((3, 8, 8), 7, dtype)
+    pixels[0, 1, 2] = pixels[2, 5, 6] = pixels[:, 3, 3] = nodata
+    path = write_geotiff(tmp_path / "a.tif", pixels, nodata=nodata)
+    some = {(1, 2), (5, 6)} if (dtype, nodata) in IMPOSSIBLE else set()
+    assert invalid_pixels(path) == some | {(3, 3)}
+    # all bands that are used
+    assert invalid_pixels(path, [3, 2]) == some - {(1, 2)} | {(3, 3)}
+    assert invalid_pixels(path, [1]) == {(1, 2), (3, 3)}
 
 
 def test_nodata_of_a_band_that_is_not_read_does_not_matter(tmp_path):
@@ -348,9 +366,10 @@ def test_a_mask_band_and_nodata_are_both_obeyed(tmp_path):
 
 def test_the_bands_of_a_vrt_have_a_nodata_value_each(tmp_path):
     source = write_geotiff(tmp_path / "a.tif", ramp())
-    bands = [(source, 1), (source, 10), (source, None)]
+    bands = [(source, 1), (source, 10), (source, 65535), (source, None)]
     path = write_vrt(tmp_path / "a.vrt", bands)
-    assert invalid_pixels(path) == {(0, 0), (1, 1)}
+    assert invalid_pixels(path) == set()  # no pixel is both 1 and 10
+    assert invalid_pixels(path, [2, 4]) == {(1, 1)}  # a band without one has no say
     assert invalid_pixels(path, [2, 3]) == {(1, 1)}
 
 

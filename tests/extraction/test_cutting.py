@@ -23,6 +23,7 @@ from site_helpers import (
 )
 
 from common import SPLITS
+from common.patches import PatchPair, read_patch
 from common.rasters import image_bands
 from extraction.cutting import resize_image, resize_label
 
@@ -154,7 +155,7 @@ def test_shrinking_by_auto_is_the_mean_of_blocks(site):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_cell_of_the_patch_size_is_the_scene_bit_by_bit(site, dtype):
     image = scene(dtype=dtype)
-    image[1, 20, 20] = 0
+    image[1, 20, 20] = image[:, 30, 30] = 0
     described = ("B04 red", "B03 green", "B02 blue")
     site.draw_image(image, descriptions=described, nodata=0)
     patches = site.extract()
@@ -164,7 +165,7 @@ def test_a_cell_of_the_patch_size_is_the_scene_bit_by_bit(site, dtype):
         rows, columns = patch.place()
         assert (rows.start, columns.start) == (PATCH * row, PATCH * column)
         window = image[:, rows, columns]
-        valid = (window != 0).all(axis=0)
+        valid = (window != 0).any(axis=0)
         assert np.array_equal(patch.image, np.where(valid, window, 0))
         assert patch.image.dtype == dtype
         assert np.array_equal(
@@ -302,11 +303,41 @@ def test_declared_nodata_stays_declared(site):
 
 def test_nodata_of_one_band_is_written_to_all_bands(site):
     image = scene()
-    image[1] = np.where(hole(), image[1], 0)
-    site.draw_image(image, nodata=0)
+    image[1] = np.where(hole(), image[1], 65535)
+    site.draw_image(image, nodata=65535)
     patches = site.extract()
     check_validity(patches, hole())
-    assert np.all(patches["patch_001"].image[:, 2:5, 3:9] == 0)
+    assert np.all(patches["patch_001"].image[:, 2:5, 3:9] == 65535)
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("size", [PATCH, 8])
+def test_a_dark_band_is_no_nodata_also_where_patches_are_resized(site, capsys, size):
+    image = scene()
+    image[1] = np.where(hole(), image[1], 0)
+    image[2, :, :24] = 0
+    site.draw_image(image, nodata=0)
+    patches = site.extract(size=size)
+    for patch in patches.values():
+        _, valid, _ = read_patch(PatchPair(patch.image_path, patch.label_path))
+        assert valid.all() and patch.labelled.all()
+        assert patch.profile["nodata"] == 0
+    assert np.all(patches["patch_001"].image[2] == 0)
+    assert (
+        capsys.readouterr().err.count("hold the nodata value 0 in some of the bands")
+        == 1
+    )
+
+
+@pytest.mark.fault(10)
+def test_resizing_makes_no_valid_pixel_nodata(site):
+    image = np.zeros((2, 16, 16), np.int16)
+    image[:, ::2], image[:, 1::2] = 1, -1
+    pixels, valid = resize_image(image, np.ones((16, 16), bool), 8, "area", np.int16(0))
+    assert valid.all() and np.all(pixels == 1)
+    image[1] = 5
+    pixels, _ = resize_image(image, np.ones((16, 16), bool), 8, "area", np.int16(0))
+    assert np.all(pixels[0] == 0) and np.all(pixels[1] == 5)
 
 
 def test_a_mask_band_becomes_a_mask_in_the_patch(site):

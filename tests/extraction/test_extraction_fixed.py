@@ -440,4 +440,4 @@ def test_labels_of_a_batch_with_the_same_nodata_are_one_line(batch, capsys):
     batch.cut()
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if "makes about" in line]
-    assert "Label_a.tif" in line and line.endswith("(and 2 other labels likewise)")
+    assert "Label_a.tif" in line and line.endswith("(and 2 others likewise)")

@@ -33,12 +33,15 @@ from rasterio.transform import Affine, from_origin
 # --- scenes -----------------------------------------------------------------------------
 
 
-def test_nodata_of_a_single_band_makes_a_pixel_invalid(land, tmp_path):
-    pixels = noise(70, 50)
-    pixels[0, 3, 4] = pixels[2, 60:, 30] = 0
+@pytest.mark.fault(10)
+def test_zero_is_nodata_where_all_bands_hold_it(land, tmp_path, capsys):
+    pixels = noise(60, 50)
+    pixels[1, 20:30, 5:15], pixels[:, 40:, 40:] = 0, 0
     scene = write_scene(tmp_path / "scene.tif", pixels, nodata=0)
     assert run(land.path, scene, tmp_path / "map.tif") == 0
-    check_map(land, tmp_path / "map.tif", pixels, (pixels > 0).all(axis=0))
+    check_map(land, tmp_path / "map.tif", pixels, (pixels > 0).any(axis=0))
+    text = "scene.tif: about 3.3% of the pixels hold the nodata value 0 in some of the bands"
+    assert capsys.readouterr().err.count(text) == 1
 
 
 def test_numbers_that_are_none_make_a_pixel_invalid(land, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from helpers import (
     IGNORE,
@@ -490,3 +491,24 @@ def test_no_unlabelled_pixel_is_not_a_share_of_zero(make_dataset):
     assert unlabelled_text(index) == "less than 0.1 % of the pixels unlabelled"
     index.counts[0, 0] -= 204
     assert unlabelled_text(index) == "10.0 % of the pixels unlabelled"
+
+
+# --- nodata ---------------------------------------------------------------------------------
+
+
+@fault(10)
+def test_pixels_that_hold_nodata_in_some_bands_are_trained_on_and_reported(
+    make_dataset, tmp_path, caplog
+):
+    root = make_dataset(2, 1, 0, bands=2)
+    for path in (root / "Patch" / "train" / "images").glob("*.tif"):
+        with rasterio.open(path) as file:
+            image, origin = file.read(), origin_of(path)
+        image[0, :8] = 0
+        image[:, 8:10] = 0
+        write_raster(path, image, origin=origin, nodata=0)
+    caplog.set_level("INFO")
+    index = index_of(root, "train")
+    assert index.counts.sum() == 2 * 30 * 32
+    log_weak_spots(settings(batch_size=1), index, None, None, ProcessGroup())
+    assert "about 25.0% of the pixels hold the nodata value 0 in some of" in caplog.text
