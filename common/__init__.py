@@ -1,5 +1,5 @@
 """What all packages share: errors, options, files, rasters, labels, patches, pictures, the machine."""
 
-VERSION = "1.1.0"
+VERSION = "2.0.0.dev0"
 UNLABELLED = 255  # the default --ignore_index, and what extraction writes
 SPLITS = ("train", "validation", "test")

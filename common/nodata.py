@@ -1,4 +1,4 @@
-"""Nodata: the pixels that a declared value makes invalid, and those that hold it in part."""
+"""Nodata: the pixels that a declared value makes invalid, and fill that none declares."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from common.errors import RasterError
 
 if TYPE_CHECKING:
     from common.rasters import Source
+
+BORDER_SHARE = 0.25  # of the border in a small window: one vector there may be fill
+LEAST_FILL = 0.02  # of a scene, in large areas at its border
+LEAST_AREA = 0.005  # of a scene: a large area
 
 
 def is_no_measurement(value: np.generic) -> bool:
@@ -74,16 +78,69 @@ def share_text(share: float) -> str:
     return f"about {share:.1%}" if share >= 0.0005 else "less than 0.1%"
 
 
-def nodata_advice(source: Source) -> str | None:
-    """The line on pixels of a scene that hold nodata in some bands, by small windows of it."""
-    counted = pixels = 0
-    if all(value is None for value in source.nodata):
-        return None
-    for window in sample_windows(source.dataset, most=4):
+def nodata_advice(source: Source) -> tuple[str | None, str | None]:
+    """Two lines on a scene: pixels that hold nodata in some bands, and fill that no value declares.
+
+    Both are found in small windows; the scene is read, thinned, only where these show a vector
+    that may be fill.
+    """
+    dataset, read = source.dataset, []
+    for window in sample_windows(dataset, most=4):
         try:
-            image, valid = source.read(window)
+            read.append((window, *source.read(window)))
         except RasterError:
             continue  # reported where its pixels are needed
-        counted += partly_nodata(image, valid, source.nodata)
-        pixels += valid.size
-    return partly_text(source.dataset.name, source.nodata, counted, pixels)
+    counts = [partly_nodata(image, valid, source.nodata) for _, image, valid in read]
+    pixels = sum(valid.size for _, _, valid in read)
+    partly = partly_text(dataset.name, source.nodata, sum(counts), pixels)
+    return partly, _fill_advice(source, read)
+
+
+def _fill_advice(source: Source, read: Sequence[tuple]) -> str | None:
+    """The line on a constant vector in large areas at the border of a scene."""
+    height, width = source.dataset.shape
+    candidates = set()
+    for window, image, valid in read:
+        at_border = np.ones(valid.shape, bool)
+        bottom, right = window.row_off + window.height, window.col_off + window.width
+        inner = np.s_[
+            int(window.row_off == 0) : -1 if bottom == height else None,
+            int(window.col_off == 0) : -1 if right == width else None,
+        ]
+        at_border[inner] = False
+        border = image[:, valid & at_border]
+        if not border.size:
+            continue
+        vectors, counts = np.unique(border, axis=1, return_counts=True)
+        if counts.max() >= BORDER_SHARE * at_border.sum():
+            candidates.add(tuple(vectors[:, counts.argmax()].tolist()))
+    if not candidates:
+        return None
+    try:
+        image, valid = source.overview()
+    except RasterError:
+        return None
+    shares = {vector: border_share(image, valid, vector) for vector in candidates}
+    vector = max(shares, key=shares.get)
+    if shares[vector] <= LEAST_FILL:
+        return None
+    texts = [f"{value:.9g}" for value in vector]
+    alike = len(set(texts)) == 1
+    held = f"{texts[0]} in all bands" if alike else f"({', '.join(texts)}) in its bands"
+    way_out = f"give --nodata={texts[0]}" if alike else "mask it (a mask or alpha band)"
+    return (
+        f"warning: {share_text(shares[vector])} of {source.dataset.name}, in large areas at its "
+        f"border, holds {held} and counts as valid; if that is fill, {way_out}"
+    )
+
+
+def border_share(image: np.ndarray, valid: np.ndarray, vector: Sequence) -> float:
+    """The share of an image (C, H, W) that holds a vector in large areas that touch its border."""
+    from scipy.ndimage import label
+
+    held = (image == np.array(vector)[:, None, None]).all(axis=0) & valid
+    areas, _ = label(held)
+    edges = [areas[0], areas[-1], areas[:, 0], areas[:, -1]]
+    at_border = np.unique(np.concatenate(edges))
+    sizes = np.bincount(areas.ravel())[at_border[at_border > 0]]
+    return float(sizes[sizes >= LEAST_AREA * held.size].sum() / held.size)

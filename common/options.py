@@ -23,6 +23,16 @@ def setting(default=MISSING, help: str = "", group: str = "options", **more):
     return field(default=default, metadata={"help": help, "group": group, **more})
 
 
+def nodata_setting():
+    """``--nodata`` of extraction and prediction."""
+    return setting(
+        None,
+        "value of pixels without data, as if the scenes declared it",
+        "scene",
+        shown="what each scene declares",
+    )
+
+
 def check_limits(config) -> None:
     """Raise OptionError where a number of a settings dataclass is outside of its limits.
 
@@ -31,12 +41,13 @@ def check_limits(config) -> None:
     for item in fields(config):
         least, most, above = (item.metadata.get(k) for k in ("least", "most", "above"))
         value = getattr(config, item.name)
-        if value is None or (least, most, above) == (None, None, None):
+        if value is None or not isinstance(value, (int, float)):
             continue
-        expected = f"more than {above}" if least is None else f"{least} or more"
-        if most is not None:
-            start = f"more than {above}, at most" if least is None else f"{least} to"
-            expected = f"{start} {most}"
+        expected = "a finite number"
+        if least is not None:
+            expected = f"{least} or more" if most is None else f"{least} to {most}"
+        elif above is not None:
+            expected = f"more than {above}" + f", at most {most}" * (most is not None)
         inside = (least is None or value >= least) and (most is None or value <= most)
         inside = inside and (above is None or value > above)
         fine = inside and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Rasters: opening, bands, valid pixels, windows.
+"""Rasters: opening, bands, valid pixels.
 
 Images are (C, H, W) as rasterio reads them, masks and validity (H, W); bands count from 1; a window
 is a ``rasterio.windows.Window`` in pixels (col_off, row_off, width, height).
@@ -25,6 +25,7 @@ from common.errors import RasterError, gdal_message
 from common.machine import available_cores, fits_in_memory
 from common.nodata import nodata_pixels
 from common.tiffs import TIFF_SUFFIXES
+from common.windows import window_within
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -266,6 +267,7 @@ class Source:
         dataset: rasterio.DatasetReader,
         bands: Sequence[int] | None = None,
         alphas: Sequence[int] | None = None,
+        nodata: float | None = None,
     ):
         """Look up what ``read`` needs, once: rasterio takes 0.1 to 0.3 ms for it each time.
 
@@ -274,15 +276,26 @@ class Source:
             bands: 1-based band numbers; an alpha band among them is read as data. By default all
                 bands but alpha.
             alphas: Those that hold transparency; by default ``alpha_bands``.
+            nodata: ``--nodata``: as if the raster declared this value.
+
+        Raises:
+            RasterError: No band can hold ``nodata``.
         """
         self.dataset, self.bands = dataset, list(bands or image_bands(dataset))
         dtypes = [np.dtype(dataset.dtypes[band - 1]) for band in self.bands]
-        values = [dataset.nodatavals[band - 1] for band in self.bands]
+        self.declared = [
+            dataset.nodatavals[band - 1] if nodata is None else nodata
+            for band in self.bands
+        ]
         flags = dataset.mask_flag_enums[self.bands[0] - 1]
         alphas = alpha_bands(dataset) if alphas is None else alphas
         self.dtype = np.result_type(*dtypes)  # that holds all of them
         self.one_dtype = len(set(dtypes)) == 1
-        self.nodata = [as_dtype(value, dtype) for value, dtype in zip(values, dtypes)]
+        self.nodata = [as_dtype(*pair) for pair in zip(self.declared, dtypes)]
+        if nodata is not None and not any(v is not None for v in self.nodata):
+            raise RasterError(
+                f"--nodata {nodata:g}: {dataset.name} holds {self.dtype}, which has no such value"
+            )
         self.has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         self.alphas = [band for band in alphas if band not in self.bands]
         # pixels of all bands are often stored together: each block is decoded once
@@ -362,30 +375,3 @@ class Source:
         except rasterio.errors.RasterioIOError as error:
             raise _unreadable(dataset.name, error) from error
         return pixels, valid
-
-
-def window_within(window: Window, width: int, height: int) -> Window | None:
-    """The part of a window inside a raster, or None."""
-    left, top = max(0, window.col_off), max(0, window.row_off)
-    right = min(width, window.col_off + window.width)
-    bottom = min(height, window.row_off + window.height)
-    if right <= left or bottom <= top:
-        return None
-    return Window(left, top, right - left, bottom - top)
-
-
-def window_starts(length: int, patch_size: int, stride: int) -> list[int]:
-    """Offsets that cover ``[0, length)`` with the fewest windows; the last ends at the edge."""
-    if length <= patch_size:
-        return [0]
-    return [*range(0, length - patch_size, stride), length - patch_size]
-
-
-def pixel_bounds(coordinates: tuple[float, float, float, float]) -> Window:
-    """The window between bounds given in pixels (left, top, right, bottom), edges rounded.
-
-    A pixel belongs to the window when its centre lies between the bounds, so that cells that
-    share an edge share no pixel; a thousandth of a pixel of projection noise makes no difference.
-    """
-    left, top, right, bottom = (math.floor(round(v, 3) + 0.5) for v in coordinates)
-    return Window(left, top, right - left, bottom - top)

@@ -16,9 +16,10 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from common.errors import DatasetError, unknown_name
-from common.rasters import GDAL_CACHE, Source, pixel_bounds, window_within
+from common.rasters import GDAL_CACHE, Source
 from common.text import first_reason
 from common.vectors import in_pixels, polygonal, read_vector
+from common.windows import pixel_bounds, window_within
 from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions, SceneFiles
 

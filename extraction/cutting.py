@@ -140,10 +140,9 @@ def next_to(value: np.generic) -> np.generic:
 
 def declared_nodata(image: Source):
     """The nodata value that all bands share and that their dtype can hold, or None."""
-    values = [image.dataset.nodatavals[band - 1] for band in image.bands]
-    if len(set(map(repr, values))) != 1:  # NaN equals NaN
+    if len(set(map(repr, image.declared))) != 1:  # NaN equals NaN
         return None
-    return as_dtype(values[0], image.dtype)
+    return as_dtype(image.declared[0], image.dtype)
 
 
 class PatchWriter:
@@ -266,7 +265,8 @@ def cut_scene(
         open_raster(plan.scene.image) as dataset,
         open_label(plan.scene.label, dataset, *label_options(config)) as label,
     ):
-        image = Source(dataset, [entry["band"] for entry in plan.bands])
+        bands = [entry["band"] for entry in plan.bands]
+        image = Source(dataset, bands, nodata=config.nodata)
         writer = PatchWriter(image, label)
         cells = reading_order(cells, image)
 

@@ -205,7 +205,8 @@ def plan_scene(
             if label.warped:
                 text = "%s is warped onto the image's pixels (nearest)"
                 log.info(text, label.source)
-            advice = label.advice(), nodata_advice(Source(image, bands))
+            source = Source(image, bands, nodata=config.nodata)
+            advice = label.advice(), *nodata_advice(source)
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
                 label.nodata, advice,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from common import SPLITS
 from common.errors import require
-from common.options import check_limits, setting, split_list
+from common.options import check_limits, nodata_setting, setting, split_list
 
 LARGEST_PATCH = 16384  # pixels of a side
 
@@ -67,6 +67,7 @@ class ExtractionOptions:
         "data",
         shown="all but alpha",
     )
+    nodata: float | None = nodata_setting()
     image_channels: int | None = setting(
         None, "number of bands expected", "data", shown="not checked", least=1
     )

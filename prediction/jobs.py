@@ -89,7 +89,7 @@ class SceneJob:
     @cached_property
     def sources(self) -> list[Source]:
         """The bands of each date, to be read with their validity."""
-        return [Source(*date) for date in self.dates]
+        return [Source(*date, nodata=self.config.nodata) for date in self.dates]
 
     @cached_property
     def layouts(self) -> tuple[WindowLayout, WindowLayout]:
@@ -207,8 +207,8 @@ def prepare_scene(
 def warn_of_scenes(job: SceneJob) -> None:
     """Log what nodata values may hide in the scenes, and what is unlike the training's data."""
     for source in job.sources:
-        if text := nodata_advice(source):
-            log.info(text)
+        for text in filter(None, nodata_advice(source)):
+            log.warning(text)
     warn_of_differences(job.sources, job.models)
 
 

@@ -161,7 +161,9 @@ def draw_quicklook(job: SceneJob) -> Path:
     with open_raster(task.scene) as scene:
         shown = rgb_bands(scene.descriptions, scene.colorinterp)
         part = Window(left, top, right - left, bottom - top)
-        picture = stretch(*Source(scene, shown).overview(window=part))
+        picture = stretch(
+            *Source(scene, shown, nodata=job.config.nodata).overview(window=part)
+        )
     with open_raster(task.output) as raster:
         classes, _ = Source(raster).overview()
     panels = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.devices import native_precisions, shared_threads
 from common.machine import bounded_map
-from common.rasters import window_within
+from common.windows import window_within
 from prediction.blending import reflect_beyond
 from prediction.jobs import SceneJob, count_workers
 from prediction.layers import classify

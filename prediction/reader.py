@@ -82,6 +82,7 @@ class SceneReader:
         bands: Sequence[int],
         count: int,
         area: Area | None = None,
+        nodata: float | None = None,
     ):
         """Open the scene ``count`` times: a dataset of GDAL's serves one thread.
 
@@ -90,18 +91,20 @@ class SceneReader:
             bands: Which of its bands.
             count: How many threads may read at a time.
             area: What of it is mapped; all by default.
+            nodata: ``--nodata``.
         """
         self.scene = scene
         self.area = area or whole_scene(scene)
         self.bands = list(bands)
-        self.dtype = torch.from_numpy(np.empty(0, Source(scene, bands).dtype)).dtype
+        source = Source(scene, bands, nodata=nodata)
+        self.dtype = torch.from_numpy(np.empty(0, source.dtype)).dtype
         self.count = count
         self.opened = ExitStack()
         self.sources: Queue = Queue()
-        self.sources.put(Source(scene, bands))
+        self.sources.put(source)
         for _ in range(count - 1):
             dataset = self.opened.enter_context(open_raster(scene.name))
-            self.sources.put(Source(dataset, bands))
+            self.sources.put(Source(dataset, bands, nodata=nodata))
 
     def read(self, part: Extent, pin_memory: bool = False) -> RowBlock:
         """Read a part of the scene.

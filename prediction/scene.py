@@ -270,8 +270,8 @@ def predict_parts(
         disable=None if maps else True,
     )
     readers = [
-        SceneReader(scene, bands, READ_AT_A_TIME[device.type], job.area)
-        for scene, bands in job.dates
+        SceneReader(*date, READ_AT_A_TIME[device.type], job.area, job.config.nodata)
+        for date in job.dates
     ]
     with ExitStack() as stack:
         for context in (bar, shared_threads(workers), *(one.opened for one in readers)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from common.architectures import PRECISIONS, TTA_TRANSFORMS
 from common.errors import require
-from common.options import check_limits, number_or_auto, setting
+from common.options import check_limits, nodata_setting, number_or_auto, setting
 
 SCARCE = "--patch_size or --max_memory"  # what takes memory
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
@@ -91,6 +91,7 @@ class PredictionConfig:
         None, "bands to feed, in the order of training: numbers from 1 or band descriptions",
         "scene", shown="all but alpha",
     )  # fmt: skip
+    nodata: float | None = nodata_setting()
     patch_size: int = setting(
         512, "side of the sliding window in pixels", "window", least=SIDE_MULTIPLE
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.rasters import window_starts
+from common.windows import window_starts
 from prediction.settings import SIDE_MULTIPLE
 
 

@@ -126,6 +126,7 @@ LEGAL_VALUES = {
     "min_area": {"0", "1e300", "1e-320"},
     "min_valid": {"0", "1e-320"},
     "n_splits": {HUGE},  # the patches do not make as many
+    "nodata": {"0", "-1", "1e300", "1e-320"},  # each scene says whether it fits
     "num_workers": {"0"},
     "overlap": {"0"},
     "patience": {"0", HUGE},

@@ -702,7 +702,7 @@ def test_a_checkpoint_without_a_documented_key_is_refused(tmp_path, key):
         {"in_channels": 5},
         {"num_classes": 4},
         {"mode": "multiclass", "num_classes": 1000},
-        {"version": "2.0.0"},
+        {"version": "3.0.0"},
         {"normalization_statistics": {"rule": "dataset", "low": [0.0], "high": [1.0]}},
         {"normalization_statistics": {"low": [0.0] * 4, "high": [1.0] * 4}},
         pytest.param(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import rasterio
@@ -308,6 +310,28 @@ def test_nodata_of_one_band_is_written_to_all_bands(site):
     patches = site.extract()
     check_validity(patches, hole())
     assert np.all(patches["patch_001"].image[:, 2:5, 3:9] == 65535)
+
+
+@pytest.mark.fault(57)
+def test_fill_that_an_option_names_is_nodata_of_the_patches(site, capsys):
+    image = scene(dtype="uint8")
+    image[:, ~hole()] = 255
+    image[:, :4] = 255
+    site.draw_image(image, nodata=255)
+    expected = site.extract()
+    assert "at its border" not in capsys.readouterr().err
+    site.draw_image(image)
+    shutil.rmtree(site.out)
+    patches = site.extract("--nodata", 255)
+    assert "at its border" not in capsys.readouterr().err
+    for name, patch in patches.items():
+        assert patch.profile["nodata"] == 255
+        for kind in ("image", "label"):
+            found, right = getattr(patch, kind), getattr(expected[name], kind)
+            assert np.array_equal(found, right)
+    shutil.rmtree(site.out)
+    site.extract()
+    assert "give --nodata=255" in capsys.readouterr().err
 
 
 @pytest.mark.fault(10)

@@ -393,7 +393,7 @@ def test_cells_are_read_in_the_order_of_the_rows(batch, monkeypatch, grid):
     windows, read = [], Source.read
 
     def noted(source, window):
-        if len(source.bands) == 2:  # the label has one
+        if len(source.bands) == 2 and window.height == 8:  # the label has one band
             windows.append((window.row_off, window.col_off))
         return read(source, window)
 

@@ -44,6 +44,19 @@ def test_zero_is_nodata_where_all_bands_hold_it(land, tmp_path, capsys):
     assert capsys.readouterr().err.count(text) == 1
 
 
+@pytest.mark.fault(57)
+def test_fill_that_an_option_names_is_not_mapped(land, tmp_path, capsys):
+    pixels = noise(70, 50)
+    pixels[:, :30, :25] = 10_001
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    assert run(land.path, scene, tmp_path / "map.tif") == 0
+    assert "give --nodata=10001" in capsys.readouterr().err
+    more = ("--nodata", "10001", "--quicklook")
+    assert run(land.path, scene, tmp_path / "given.tif", *more) == 0
+    assert "at its border" not in capsys.readouterr().err
+    check_map(land, tmp_path / "given.tif", pixels, (pixels <= 10_000).all(axis=0))
+
+
 def test_numbers_that_are_none_make_a_pixel_invalid(land, tmp_path):
     pixels = noise(70, 50).astype(np.float32)
     pixels[0, 3, 4], pixels[1, 10:20], pixels[2, 40, 7] = np.nan, np.inf, -np.inf

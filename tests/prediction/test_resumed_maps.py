@@ -104,6 +104,7 @@ def test_with_overwrite_an_unfinished_map_is_dropped_and_that_is_reported(
 
 OTHER_OPTIONS = {
     "bands": ("1,2,3",),
+    "nodata": ("7",),
     "patch_size": ("32",),
     "overlap": ("20",),
     "blend": ("none",),
