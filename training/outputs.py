@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.errors import require
+from common.errors import SegmentationError, require
 from common.files import require_folder
 from training.settings import TrainingConfig
 
@@ -27,6 +27,22 @@ def run_files(save_dir: Path) -> list[Path]:
 def former_files(save_dir: Path) -> list[Path]:
     """The files of an earlier run."""
     return [file for file in run_files(save_dir) if file.is_file()]
+
+
+def require_new(config: TrainingConfig) -> None:
+    """Raise SegmentationError where another run would be lost."""
+    found = former_files(Path(config.save_dir))
+    if not found or config.resume or config.overwrite:
+        return
+    if (Path(config.save_dir) / "model_metrics.json") in found:
+        raise SegmentationError(
+            f"{config.save_dir} holds a finished run; give --overwrite to replace it, or another "
+            "--save_dir"
+        )
+    raise SegmentationError(
+        f"{config.save_dir} holds an unfinished run ({found[0].name}); continue it with --resume, "
+        "or start again with --overwrite"
+    )
 
 
 def clear_former_run(config: TrainingConfig) -> None:
@@ -55,3 +71,4 @@ def require_output(config: TrainingConfig) -> None:
         config.weights,
         "another --save_dir: this run would replace the file",
     )
+    require_new(config)

@@ -15,7 +15,7 @@ from training.run import TrainingRun
 
 log = logging.getLogger("semanticseg4eo")
 
-START_ANEW = "leave --resume out to start anew"
+START_ANEW = "start again with --overwrite in place of --resume"
 
 
 @dataclass

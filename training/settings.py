@@ -206,6 +206,9 @@ class TrainingConfig:
     save_dir: str = setting(
         "trained_models", "folder for models and reports", "output", may_change=True
     )
+    overwrite: bool = setting(
+        False, "replace the run in --save_dir", "output", may_change=True
+    )
     resume: bool = setting(
         False,
         "resume the run in --save_dir after its last complete epoch; the models are the same as "
@@ -217,6 +220,8 @@ class TrainingConfig:
     def __post_init__(self):
         check_model_name(self.model)
         check_limits(self)
+        both = self.overwrite and self.resume
+        require(not both, "--overwrite", "and --resume", "one of the two")
         self._check_data()
         self._check_folds()
         self._check_training()

@@ -104,7 +104,7 @@ def test_the_examples_are_drawn_in_rows_of_four(split_run):
 def test_pictures_of_a_former_run_do_not_outlive_it(small_data, tmp_path):
     for name in OF_THE_TEST:
         (tmp_path / name).touch()
-    done = train(small_data, tmp_path)  # it has no test split
+    done = train(small_data, tmp_path, "--overwrite")  # it has no test split
     assert "calibration" not in done.report
     assert 0 < done.metadata()["temperature"] < math.inf
     assert not [name for name in OF_THE_TEST if (tmp_path / name).exists()]
@@ -117,7 +117,7 @@ def test_folds_of_a_former_run_do_not_outlive_it(small_data, tmp_path):
         (folder / "model_final_model.pth").touch()
     note = stale[0] / "note.txt"
     note.touch()
-    train(small_data, tmp_path)
+    train(small_data, tmp_path, "--overwrite")
     assert list(tmp_path.rglob("*fold_*")) == [stale[0]]
     assert list(stale[0].iterdir()) == [note]
 

@@ -512,3 +512,29 @@ def test_pixels_that_hold_nodata_in_some_bands_are_trained_on_and_reported(
     assert index.counts.sum() == 2 * 30 * 32
     log_weak_spots(settings(batch_size=1), index, None, None, ProcessGroup())
     assert "about 25.0% of the pixels hold the nodata value 0 in some of" in caplog.text
+
+
+# --- what exists ----------------------------------------------------------------------------
+
+
+@fault(1)
+@pytest.mark.parametrize("strategy", ["split", "kfold"])
+def test_a_training_replaces_no_other_one_by_itself(make_dataset, tmp_path, strategy):
+    root, save_dir = make_dataset(4, 2, 0), tmp_path / "models"
+    options = ["--val_strategy", strategy, "--n_splits", "2"]
+    given = ["--dataset_root", root, "--save_dir", save_dir, *QUICK, *options]
+    unfinished = save_dir / ("fold_1" if strategy == "kfold" else "") / "model_last.pth"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(b"hours of work")
+    status, _, err = run_main(*given)
+    assert status == 1 and unfinished.read_bytes() == b"hours of work"
+    assert "holds an unfinished run (model_last.pth)" in err
+    assert "--resume" in err and "--overwrite" in err
+    status, _, _ = run_main(*given, "--overwrite")
+    assert status == 0
+    report = (save_dir / "model_metrics.json").read_bytes()
+    status, _, err = run_main(*given)
+    assert status == 1 and "holds a finished run; give --overwrite" in err
+    assert (save_dir / "model_metrics.json").read_bytes() == report
+    status, _, err = run_main(*given, "--overwrite", "--resume")
+    assert status == 2 and "one of the two" in err
