@@ -68,7 +68,7 @@ def train(config: TrainingConfig) -> int:
     report = run_experiment(config)
     if is_main_process():
         print(report_text(report))
-        print(f"\nFinal model: {Path(config.save_dir) / 'model_final_model.pth'}")
+        print(f"\nFinal model: {Path(config.run_dir) / 'model_final_model.pth'}")
     return 0
 
 

@@ -119,6 +119,7 @@ def report_text(report: dict) -> str:
     for key, title in (
         ("pooled", "All folds pooled"),
         ("validation", "Validation"),
+        ("held_out", "Held out"),
         ("test", "Test"),
     ):
         if key in report:

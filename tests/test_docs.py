@@ -52,7 +52,7 @@ SCRIPTS = {
 PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
 END = "<!-- end -->"
 # of other programs
-FOREIGN_FLAGS = {"--torch-backend", "--help", "--shm-size"}
+FOREIGN_FLAGS = {"--torch-backend", "--help", "--shm-size", "--array"}
 TOOLS = {"pip", "uv", "ruff", "source", "activate", "py", "python3", "cd"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from training.dataset import (
 )
 from training.epochs import fit
 from training.folds import Fold, plan_all_folds
-from training.outputs import clear_former_run
+from training.outputs import clear_former_run, writing_alone
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
 from training.settings import TrainingConfig
@@ -51,21 +52,39 @@ def train_folds(
     reports, samples = [], []
     for number, fold in enumerate(folds, start=1):
         log.info("fold %d of %d", number, len(folds))
-        train, validation = pooled.subset(fold.train), pooled.subset(fold.validation)
         place = save_dir / f"fold_{number}"
-        run = TrainingRun(
-            config, train, validation, place, names, config.epochs, device, group
-        )
-        build(run)
-        fit(run)
-        # one share of the pixels in all folds, since the temperature is fitted on all together
-        held_out = HeldOutCollector(
-            pooled.subset(fold.held_out), pooled.counts.sum(), config.seed
-        )
-        reports.append(group.broadcast(export, run, None, held_out))
+        alone = writing_alone(place) if group.is_main_process else nullcontext()
+        with alone:
+            report, held_out = train_fold(
+                config, pooled, fold, place, names, device, group
+            )
+        reports.append(report)
         matrices[fold.held_out] = group.broadcast(held_out.found)
         samples.append(held_out.sample)
     return reports, matrices, samples
+
+
+def train_fold(
+    config: TrainingConfig,
+    pooled: SampleIndex,
+    fold: Fold,
+    place: Path,
+    names,
+    device,
+    group: ProcessGroup,
+) -> tuple[dict, HeldOutCollector]:
+    """Train the model of a fold, evaluate it on what the fold holds out: its report, and that."""
+    train, validation = pooled.subset(fold.train), pooled.subset(fold.validation)
+    run = TrainingRun(
+        config, train, validation, place, names, config.epochs, device, group
+    )
+    build(run)
+    fit(run)
+    # one share of the pixels in all folds, since the temperature is fitted on all together
+    held_out = HeldOutCollector(
+        pooled.subset(fold.held_out), pooled.counts.sum(), config.seed
+    )
+    return group.broadcast(export, run, None, held_out), held_out
 
 
 def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
@@ -92,6 +111,13 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     group.broadcast(clear_former_run, config)
     if group.is_main_process:
         log_weak_spots(config, pooled, None, test, group)
+
+    if config.only_fold is not None:
+        (folds,) = plans.values()
+        fold = folds[config.only_fold - 1]
+        log.info("fold %d of %d alone", config.only_fold, len(folds))
+        place = Path(config.run_dir)
+        return train_fold(config, pooled, fold, place, names, device, group)[0]
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from common import files
 from common.devices import local_device
 from common.distributed import ProcessGroup, init_distributed, torch_errors
 from common.errors import DatasetError
-from common.files import remove_partial_files, write_json
+from common.files import write_json
 from common.machine import tune_malloc
 from common.patches import list_pairs
 from model_training import check_architecture
@@ -25,10 +25,17 @@ from training.dataset import (
 )
 from training.epochs import fit
 from training.loop import training_precision
-from training.outputs import clear_former_run, require_output, run_files
+from training.outputs import (
+    clear_former_run,
+    folds_trained_alone,
+    require_output,
+    writing_alone,
+)
 from training.run import TrainingRun, build
 from training.samples import make_cache
 from training.settings import TrainingConfig
+
+log = logging.getLogger("semanticseg4eo")
 
 SCARCE = "--batch_size or --num_workers"  # what takes memory
 
@@ -47,7 +54,11 @@ def run_experiment(config: TrainingConfig) -> dict:
     require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
     report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
-    save_dir = Path(config.save_dir)
+    run_dir = Path(config.run_dir)
+    if found := folds_trained_alone(config):
+        names = ", ".join(file.parent.name for file in found)
+        log.info("gathering what --only_fold has trained: %s", names)
+        config = replace(config, resume=True)
     if device.type == "cpu":
         tune_malloc()
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -55,12 +66,10 @@ def run_experiment(config: TrainingConfig) -> dict:
         stack.enter_context(torch_errors(device, SCARCE))
         group = stack.enter_context(init_distributed(backend))
         if group.is_main_process:
-            lock = files.exclusive_lock("--save_dir", save_dir, save_dir)
-            stack.enter_context(lock)
-            remove_partial_files(run_files(save_dir))
+            stack.enter_context(writing_alone(run_dir))
         report |= run_kind(config, device, group)
         if group.is_main_process:
-            write_json(save_dir / "model_metrics.json", report)
+            write_json(run_dir / "model_metrics.json", report)
     return report
 
 

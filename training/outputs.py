@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import SegmentationError, require
-from common.files import require_folder
+from common.files import exclusive_lock, remove_partial_files, require_folder
 from training.settings import TrainingConfig
 
 # what a run writes; what an earlier one left is removed, since its folds would look like new ones
@@ -16,31 +19,49 @@ RUN_FILES = (
 )  # fmt: skip
 
 
-def run_files(save_dir: Path) -> list[Path]:
+def run_files(run_dir: str | Path) -> list[Path]:
     """The files that a run writes to a folder and to those of its folds that are there."""
-    folders = [save_dir]
+    folders = [Path(run_dir)]
     for kind in ("", "random/", "block/"):
-        folders += save_dir.glob(f"{kind}fold_*")
+        folders += Path(run_dir).glob(f"{kind}fold_*")
     return [folder / name for folder in folders for name in RUN_FILES]
 
 
-def former_files(save_dir: Path) -> list[Path]:
+def former_files(run_dir: str | Path) -> list[Path]:
     """The files of an earlier run."""
-    return [file for file in run_files(save_dir) if file.is_file()]
+    return [file for file in run_files(run_dir) if file.is_file()]
+
+
+def folds_trained_alone(config: TrainingConfig) -> list[Path]:
+    """The reports of folds that ``--only_fold`` trained and no run has gathered; none for others."""
+    save_dir = Path(config.save_dir)
+    whole = any((save_dir / name).is_file() for name in RUN_FILES)
+    if whole or config.val_strategy != "kfold" or config.only_fold is not None:
+        return []
+    reports = sorted(save_dir.glob("fold_*/model_metrics.json"))
+    return [file for file in reports if "settings" in json.loads(file.read_text())]
 
 
 def require_new(config: TrainingConfig) -> None:
     """Raise SegmentationError where another run would be lost."""
-    found = former_files(Path(config.save_dir))
-    if not found or config.resume or config.overwrite:
+    run_dir = Path(config.run_dir)
+    if config.only_fold is not None:
+        whole = [Path(config.save_dir) / name for name in RUN_FILES]
+        if found := [file for file in whole if file.is_file()]:
+            raise SegmentationError(
+                f"{config.save_dir} holds a run of all folds ({found[0].name}); --only_fold needs "
+                "another --save_dir"
+            )
+    found = former_files(run_dir)
+    if not found or config.resume or config.overwrite or folds_trained_alone(config):
         return
-    if (Path(config.save_dir) / "model_metrics.json") in found:
+    if (run_dir / "model_metrics.json") in found:
         raise SegmentationError(
-            f"{config.save_dir} holds a finished run; give --overwrite to replace it, or another "
+            f"{run_dir} holds a finished run; give --overwrite to replace it, or another "
             "--save_dir"
         )
     raise SegmentationError(
-        f"{config.save_dir} holds an unfinished run ({found[0].name}); continue it with --resume, "
+        f"{run_dir} holds an unfinished run ({found[0].name}); continue it with --resume, "
         "or start again with --overwrite"
     )
 
@@ -50,21 +71,30 @@ def clear_former_run(config: TrainingConfig) -> None:
 
     With ``--resume`` they stay: the run continues with them.
     """
-    save_dir = Path(config.save_dir)
+    run_dir = Path(config.run_dir)
     if config.resume:
         return
-    for file in former_files(save_dir):
+    remove_partial_files(run_files(run_dir))
+    for file in former_files(run_dir):
         file.unlink()
     for kind in ("random/", "block/", ""):
-        for folder in [*save_dir.glob(f"{kind}fold_*"), save_dir / kind]:
-            if folder != save_dir and folder.is_dir() and not any(folder.iterdir()):
+        for folder in [*run_dir.glob(f"{kind}fold_*"), run_dir / kind]:
+            if folder != run_dir and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+@contextmanager
+def writing_alone(folder: Path) -> Iterator[None]:
+    """Lock a folder of a run, and remove what a killed one has left of its files."""
+    with exclusive_lock("--save_dir", folder, folder):
+        remove_partial_files(folder / name for name in RUN_FILES)
+        yield
 
 
 def require_output(config: TrainingConfig) -> None:
     """Raise SegmentationError where ``--save_dir`` cannot be written to, or should not."""
     require_folder("--save_dir", config.save_dir)
-    former = [file.resolve() for file in former_files(Path(config.save_dir))]
+    former = [file.resolve() for file in former_files(config.run_dir)]
     require(
         not config.weights or Path(config.weights).resolve() not in former,
         "--encoder_weights",

@@ -15,7 +15,7 @@ from training.run import TrainingRun
 
 log = logging.getLogger("semanticseg4eo")
 
-START_ANEW = "start again with --overwrite in place of --resume"
+START_ANEW = "start again with --overwrite"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from common import UNLABELLED
@@ -167,6 +168,15 @@ class TrainingConfig:
         "training",
         choices=("random", "block", "column", "both"),
     )
+    only_fold: int | None = setting(
+        None,
+        "train this fold of kfold alone, from 1 (job arrays); the same command without it gathers "
+        "the folds that were trained so",
+        "training",
+        shown="all of them, and the final model",
+        least=1,
+        may_change=True,
+    )
     block_size: float | None = setting(
         None,
         "side of a block in metres",
@@ -255,6 +265,14 @@ class TrainingConfig:
 
     def _check_folds(self) -> None:
         size, spatial = self.block_size, self.fold_by != "random"
+        only, folds = self.only_fold, self.val_strategy == "kfold"
+        require(
+            only is None or folds, "--only_fold", only, "--val_strategy kfold with it"
+        )
+        fine = only is None or self.fold_by != "both"
+        require(fine, "--only_fold with --fold_by", self.fold_by, "another")
+        fine = only is None or only <= self.n_splits
+        require(fine, "--only_fold", only, f"1 to {self.n_splits}, as --n_splits says")
         fine = not spatial or self.val_strategy == "kfold"
         require(fine, "--fold_by", self.fold_by, "--val_strategy kfold with it")
         needed = "--val_strategy kfold and --fold_by block, column or both with it"
@@ -310,6 +328,12 @@ class TrainingConfig:
     @property
     def label_classes(self) -> int:
         return self.classes if self.mode == "multiclass" else 2
+
+    @property
+    def run_dir(self) -> str:
+        """The folder of what this command trains: ``--save_dir``, or that of ``--only_fold``."""
+        fold = () if self.only_fold is None else (f"fold_{self.only_fold}",)
+        return os.path.join(self.save_dir, *fold)
 
     @property
     def weights(self) -> str | None:

@@ -186,10 +186,7 @@ def test_a_run_of_version_1_1_by_several_processes_is_refused(
     given = ("--dataset_root", data, "--save_dir", tmp_path, *QUICK, "--resume")
     status, _, err = run_main(*given)
     assert status == 1
-    assert (
-        "2 processes of version 1.1" in err
-        and "--overwrite in place of --resume" in err
-    )
+    assert "2 processes of version 1.1" in err and "start again with --overwrite" in err
 
 
 def test_the_last_state_is_a_model_too(data, tmp_path):

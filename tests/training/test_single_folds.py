@@ -1,0 +1,110 @@
+"""``--only_fold``: folds trained by themselves, gathered by the same command without it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers import QUICK, run_main, train
+
+from common.files import exclusive_lock
+from training import cross_validation
+
+MORE = (
+    *("--val_strategy", "kfold", "--n_splits", 3),
+    *("--mode", "multiclass", "--classes", 4),
+)
+
+
+def words(root, save_dir, *more) -> list:
+    return ["--dataset_root", root, "--save_dir", save_dir, *QUICK, *MORE, *more]
+
+
+def without_times(report) -> object:
+    """A report without what differs between two equal runs."""
+    if isinstance(report, dict):
+        left = {key: without_times(value) for key, value in report.items()}
+        return {k: v for k, v in left.items() if k not in ("seconds", "settings")}
+    return [without_times(v) for v in report] if isinstance(report, list) else report
+
+
+def test_folds_trained_alone_are_gathered_to_the_report_of_a_whole_run(
+    multiclass_data, tmp_path, monkeypatch
+):
+    whole = train(multiclass_data, tmp_path / "whole", *MORE)
+    tmp_path = tmp_path / "parts"
+    fitted, fit = [], cross_validation.fit
+    monkeypatch.setattr(
+        cross_validation,
+        "fit",
+        lambda run: fitted.append(run.save_dir.name) or fit(run),
+    )
+    for number in (3, 1):  # in any order; the second is missing
+        status, out, err = run_main(
+            *words(multiclass_data, tmp_path, "--only_fold", number)
+        )
+        assert status == 0, err
+        assert "Held out" in out and f"fold_{number}/model_final_model.pth" in out
+        fold = json.loads(
+            (tmp_path / f"fold_{number}" / "model_metrics.json").read_text()
+        )
+        assert without_times(fold) == without_times(
+            whole.report["folds"][number - 1]
+        ) | {"val_strategy": "kfold"}
+    assert fitted == ["fold_3", "fold_1"]
+    assert not (tmp_path / "fold_2").exists()
+    assert not (tmp_path / "model_metrics.json").exists()
+    status, out, err = run_main(*words(multiclass_data, tmp_path))
+    assert status == 0, err
+    assert "gathering what --only_fold has trained: fold_1, fold_3" in err
+    assert err.count("resuming after epoch") == 2 and "no run to resume in" in err
+    report = json.loads((tmp_path / "model_metrics.json").read_text())
+    assert without_times(report) == without_times(whole.report)
+    assert (tmp_path / "model_final_model.pth").is_file()
+    # a finished run is not gathered again
+    status, _, err = run_main(*words(multiclass_data, tmp_path))
+    assert status == 1 and "holds a finished run" in err
+    status, _, err = run_main(*words(multiclass_data, tmp_path, "--only_fold", 1))
+    assert status == 1 and "--only_fold needs another --save_dir" in err
+
+
+def test_folds_of_other_settings_are_not_gathered(multiclass_data, tmp_path):
+    status, _, err = run_main(*words(multiclass_data, tmp_path, "--only_fold", 2))
+    assert status == 0, err
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = run_main(
+        *words(multiclass_data, tmp_path, "--learning_rate", 0.01)
+    )
+    assert status == 1 and "another learning_rate" in err
+    assert "start again with --overwrite" in err
+    assert {*before} <= {*tmp_path.rglob("*")}
+    # the same fold again
+    status, _, err = run_main(*words(multiclass_data, tmp_path, "--only_fold", 2))
+    assert status == 1 and "fold_2 holds a finished run" in err
+    again = ("--only_fold", 2, "--overwrite")
+    assert run_main(*words(multiclass_data, tmp_path, *again))[0] == 0
+
+
+def test_a_fold_that_another_job_trains_is_not_touched(multiclass_data, tmp_path):
+    fold = tmp_path / "fold_1"
+    with exclusive_lock("--save_dir", fold, fold):
+        for more in ((), ("--only_fold", 1)):
+            status, _, err = run_main(*words(multiclass_data, tmp_path, *more))
+            assert status == 1 and "Another run into" in err and "fold_1" in err
+        status, _, err = run_main(*words(multiclass_data, tmp_path, "--only_fold", 2))
+        assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--only_fold", 4), "--only_fold 4: expected 1 to 3, as --n_splits says"),
+        (("--only_fold", 0), "--only_fold 0: expected 1 or more"),
+        (("--only_fold", 1, "--fold_by", "both"), "--only_fold with --fold_by both"),
+        (("--only_fold", 1, "--val_strategy", "split"), "--val_strategy kfold with it"),
+    ],
+)
+def test_what_is_no_fold_is_refused(multiclass_data, tmp_path, options, error):
+    status, _, err = run_main(*words(multiclass_data, tmp_path / "new", *options))
+    assert status == 2 and error in err
+    assert not (tmp_path / "new").exists()
