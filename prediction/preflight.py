@@ -38,6 +38,7 @@ from prediction.tasks import (
     list_tasks,
     require_folders,
     require_readable,
+    tasks_of_part,
 )
 
 
@@ -57,12 +58,13 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
         for file in problems.attempt(list_models, config.model) or []:
             options = file, "cpu", config.described
             problems.attempt(load_checkpoint, *options)
-    tasks = problems.attempt(list_tasks, config) or []
-    tasks = problems.attempt(touching_area, tasks, config) or []
+    every = problems.attempt(list_tasks, config) or []
+    every = problems.attempt(touching_area, every, config) or []
+    tasks = tasks_of_part(every, config.part)
     problems.attempt(require_folders, tasks)
     for task in tasks:
         problems.attempt(require_new, [task], config)
-    if not (models and tasks):
+    if not (models and every):
         for scene in problems.attempt(list_scenes, config.input) or []:
             problems.attempt(require_readable, scene)
         return problems, {}

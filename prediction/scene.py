@@ -19,7 +19,7 @@ from common.distributed import ProcessGroup, init_distributed, torch_errors
 from common.errors import RasterError, SegmentationError, error_message
 from common.files import exclusive_lock, remove_partial_files, write_json
 from common.ground import pixel_areas
-from common.machine import SerialWorker, tune_malloc
+from common.machine import SerialWorker, is_main_process, tune_malloc
 from common.rasters import open_raster
 from prediction.area import find_area
 from prediction.blending import blended_rows
@@ -35,12 +35,19 @@ from prediction.jobs import (
 from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
 from prediction.mapfiles import MapWriter, open_outputs
+from prediction.mosaic import join_maps
 from prediction.products import make_products, missing_products
 from prediction.reader import READ_AT_A_TIME, SceneReader, read_row_blocks
 from prediction.rowstore import RowStore, StoredPart, read_journal
 from prediction.settings import SCARCE, PredictionConfig
 from prediction.statistics import Statistics, confidence_counts, report_text
-from prediction.tasks import Task, list_tasks, require_folders, require_readable
+from prediction.tasks import (
+    Task,
+    list_tasks,
+    require_folders,
+    require_readable,
+    tasks_of_part,
+)
 from prediction.tiling import Extent, extent_to_read, remaining, split_rows
 
 log = logging.getLogger("semanticseg4eo")
@@ -59,7 +66,11 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
     Returns:
         How many scenes failed.
     """
-    tasks = touching_area(list_tasks(config), config)
+    every = touching_area(list_tasks(config), config)
+    tasks = tasks_of_part(every, config.part)
+    if not tasks:
+        log.info("--part %s: none of the %d scenes", config.part, len(every))
+        return 0
     require_folders(tasks)
     require_new(tasks, config)
     if len(tasks) == 1:
@@ -81,6 +92,8 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
             else:
                 if group.is_main_process:
                     show(report_text(report))
+    if is_main_process():  # when all are done
+        join_maps(every, models.first.class_names)
     if failed:
         log.error("error: %d of %d scenes not mapped", failed, len(tasks))
     return failed
@@ -92,7 +105,7 @@ def touching_area(tasks: list[Task], config: PredictionConfig) -> list[Task]:
     Raises:
         RasterError: It touches none.
     """
-    if not config.area:
+    if not (config.area and tasks):
         return tasks
     touched = []
     for task in tasks:

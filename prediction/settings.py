@@ -13,6 +13,12 @@ SCARCE = "--patch_size or --max_memory"  # what takes memory
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
 
 
+def split_part(text: str) -> tuple[int, int]:
+    """The two numbers of ``--part``; zeros for anything else."""
+    number, _, of = text.partition("/")
+    return (int(number), int(of)) if number.isdecimal() and of.isdecimal() else (0, 0)
+
+
 @dataclass(frozen=True)
 class PredictionConfig:
     """Every setting of a prediction; the options are made from these fields."""
@@ -29,6 +35,10 @@ class PredictionConfig:
     output: str = setting(
         help="class map to write (.tif); a folder when there are several scenes",
         group="files", may_change=True,
+    )  # fmt: skip
+    part: str | None = setting(
+        None, "map a share of many scenes: 3/10 is the third tenth of them, as one of ten jobs",
+        "files", shown="all of them", may_change=True,
     )  # fmt: skip
     resume: bool = setting(
         False, "resume an unfinished map from its last stored rows", "files", may_change=True
@@ -136,6 +146,12 @@ class PredictionConfig:
         expected = f"0 to {size - 1}, less than --patch_size {size}"
         require(0 <= overlap < size, "--overlap", overlap, expected)
         require(number_or_auto(batch, 1), "--batch_size", batch, "at least 1, or auto")
+        if self.part is not None:
+            number, of = split_part(self.part)
+            fine = 1 <= number <= of
+            require(fine, "--part", self.part, "K/N, as 3/10, with K from 1 to N")
+            one = "no --combine beside it, which makes a single map"
+            require(not self.combine, "--part", self.part, one)
         alone = self.min_area and not self.polygons
         require(not alone, "--min_area", self.min_area, "--polygons beside it")
 

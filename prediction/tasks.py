@@ -11,7 +11,7 @@ from common.errors import CheckpointError, RasterError, require
 from common.files import require_folder
 from common.rasters import SCENE_SUFFIXES, open_raster
 from common.tiffs import TIFF_SUFFIXES, require_complete
-from prediction.settings import PredictionConfig
+from prediction.settings import PredictionConfig, split_part
 
 MOST_DATES = 255  # which a byte counts
 LONGEST_NAME = 255  # bytes of a file's name that file systems allow
@@ -110,6 +110,15 @@ def list_tasks(config: PredictionConfig) -> list[Task]:
     require(fine, "--output", output, wanted)
     require_names(tasks, config)
     return tasks
+
+
+def tasks_of_part(tasks: Sequence[Task], part: str | None) -> list[Task]:
+    """The scenes that a job with ``--part`` maps: the same ones whichever job begins first."""
+    if part is None:
+        return list(tasks)
+    number, of = split_part(part)
+    first, last = ((len(tasks) * n) // of for n in (number - 1, number))
+    return list(tasks[first:last])
 
 
 def require_readable(scene: str) -> None:

@@ -167,3 +167,13 @@ def test_check_estimates_the_area_alone(spatial, tmp_path, capsys):
     options = ("--area", str(area), "--check")
     assert run(spatial, scene, tmp_path / "map.tif", *options) == 0
     assert "1 of 64 x 64" in capsys.readouterr().out
+
+
+def test_the_check_of_an_area_in_a_folder_without_scenes_is_one_line(
+    land, tmp_path, capsys
+):
+    area = write_area(tmp_path / "area.gpkg", TRIANGLE)
+    (tmp_path / "empty").mkdir()
+    options = "--area", str(area), "--check"
+    assert run(land.path, tmp_path / "empty", tmp_path / "maps", *options) == 1
+    assert "No scenes in" in capsys.readouterr().err

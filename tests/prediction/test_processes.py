@@ -112,6 +112,8 @@ def test_as_many_scenes_as_processes_are_mapped_one_by_one(folder, whole):
     out, err = run.communicate(timeout=300)
     assert run.returncode == 1
     assert "bad.tif" in err
+    line = "mosaic.vrt: not yet, 1 of 4 maps are missing"
+    assert err.count(line) == 1  # the first process looks, when all have finished
     for name in ("map", "other", "third"):
         output = folder / "maps" / f"{name}_prediction.tif"
         assert contents(output) == contents(whole)

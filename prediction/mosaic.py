@@ -1,0 +1,126 @@
+"""``mosaic.vrt``: the maps of many scenes as one raster, without a copy of their pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
+
+import numpy as np
+import rasterio
+
+from common.files import atomic_write
+from common.rasters import open_raster
+from prediction.tasks import Task
+from prediction.tiling import Extent
+
+log = logging.getLogger("semanticseg4eo")
+
+NAME = "mosaic.vrt"
+OFF_GRID = 0.01  # pixels from which maps lie on different pixel grids
+
+
+def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
+    """Write ``mosaic.vrt`` beside the maps of several scenes, when all of them are there.
+
+    Where maps overlap, the last one with a valid pixel counts. Maps on different pixel grids are
+    not joined; a line says how. Those without a place on the ground are pictures of their own.
+
+    Args:
+        tasks: All scenes, whichever job maps them.
+        names: Of the classes.
+    """
+    if len(tasks) < 2:
+        return
+    maps = [task.output for task in tasks]
+    target = maps[0].with_name(NAME)
+    if missing := sum(not path.is_file() for path in maps):
+        log.info("%s: not yet, %d of %d maps are missing", target, missing, len(maps))
+        return
+    if target.exists() and "CLASS_NAMES" not in target.read_text(errors="replace"):
+        log.warning("warning: %s is no mosaic of maps and stays as it is", target)
+        return
+    with open_raster(maps[0]) as first:
+        if first.transform.is_identity:
+            return
+        extents = extents_on_grid(first, maps)
+        if extents is None:
+            target.unlink(missing_ok=True)  # of maps that have been replaced
+            epsg = first.crs.to_epsg() if first.crs else None
+            log.info(
+                "%s: not written, the maps lie on different pixel grids; one raster of them: "
+                "gdalwarp -t_srs EPSG:%s %s %s", target, epsg or "...",
+                target.with_name("*_prediction.tif"), target.with_suffix(".tif"),
+            )  # fmt: skip
+            return
+        root = describe_mosaic(first, maps, extents, names)
+    indent(root)
+    with atomic_write(target) as part:
+        ElementTree(root).write(part, encoding="utf-8")
+    log.info("%s joins %d maps", target, len(maps))
+
+
+def extents_on_grid(
+    first: rasterio.DatasetReader, maps: Sequence[Path]
+) -> list[Extent] | None:
+    """Where maps lie, in pixels of the first; None where one is not on its pixel grid."""
+    extents = []
+    for path in maps:
+        with open_raster(path) as one:
+            corners = [(0, 0), (one.width, one.height)]
+            places = [~first.transform * (one.transform * place) for place in corners]
+            left, top = np.round(places[0]).astype(int).tolist()
+            extent = Extent(top, top + one.height, left, left + one.width)
+            fitting = [(left, top), (extent.right, extent.bottom)]
+            off = np.abs(np.subtract(places, fitting)).max()
+            if one.crs != first.crs or off > OFF_GRID:
+                return None
+        extents.append(extent)
+    return extents
+
+
+def describe_mosaic(
+    first: rasterio.DatasetReader,
+    maps: Sequence[Path],
+    extents: Sequence[Extent],
+    names: Sequence[str],
+) -> Element:
+    """The VRT of maps, all like the first, that lie at ``extents`` in pixels of the first."""
+    tops, bottoms, lefts, rights = zip(*extents)
+    top, left = min(tops), min(lefts)
+    height, width = max(bottoms) - top, max(rights) - left
+    root = Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
+    if first.crs:
+        SubElement(root, "SRS").text = first.crs.to_wkt()
+    transform = first.transform * first.transform.translation(left, top)
+    SubElement(root, "GeoTransform").text = ", ".join(map(repr, transform.to_gdal()))
+    metadata = SubElement(root, "Metadata")
+    for key, value in first.tags().items():
+        SubElement(metadata, "MDI", key=key).text = value
+    kind = {"uint8": "Byte", "uint16": "UInt16"}[first.dtypes[0]]
+    band = SubElement(root, "VRTRasterBand", dataType=kind, band="1")
+    nodata = str(int(first.nodata))
+    SubElement(band, "NoDataValue").text = nodata
+    SubElement(band, "ColorInterp").text = "Palette"
+    colours = SubElement(band, "ColorTable")
+    for number in range(len(names)):
+        colour = enumerate(first.colormap(1)[number], start=1)
+        SubElement(colours, "Entry", {f"c{i}": str(value) for i, value in colour})
+    categories = SubElement(band, "CategoryNames")
+    for name in names:
+        SubElement(categories, "Category").text = name
+    for path, extent in zip(maps, extents):
+        source = SubElement(band, "ComplexSource")
+        SubElement(source, "SourceFilename", relativeToVRT="1").text = path.name
+        SubElement(source, "SourceBand").text = "1"
+        rows, columns = extent.shape
+        for tag, x, y in (
+            ("SrcRect", 0, 0),
+            ("DstRect", extent.left - left, extent.top - top),
+        ):
+            numbers = {"xOff": x, "yOff": y, "xSize": columns, "ySize": rows}
+            text = {name: str(number) for name, number in numbers.items()}
+            SubElement(source, tag, text)
+        SubElement(source, "NODATA").text = nodata
+    return root
