@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -170,7 +171,7 @@ def make_loader(
     ahead = {}
     if workers:
         ahead["prefetch_factor"] = prepared
-        if gpu or group.store is not None:
+        if gpu or torch.distributed.is_initialized():
             # forks of a process that has threads of a GPU or of collectives can hang; processes
             # that are not forked would each get a copy of the patches in memory, and read the
             # files instead
@@ -186,9 +187,24 @@ def make_loader(
         pin_memory=gpu and workers > 0,
         # without workers batches are stacked in pinned memory at once
         collate_fn=partial(collate, pinned=gpu and not workers),
+        worker_init_fn=end_with_parent if workers else None,
         **ahead,
     )
     return PatchLoader(loader, normalization, device)
+
+
+def end_with_parent(_) -> None:
+    """Have this process, which prepares batches, end when the one that trains is gone.
+
+    PyTorch's looks whether the process that started it is another one by now. That is a process in
+    between where it was not forked, which lives as long as those that it has started.
+    """
+
+    def end() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def count_workers(asked: str, dataset: PatchDataset, batches: int, gpu: bool) -> int:
