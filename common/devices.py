@@ -99,6 +99,19 @@ def free_memory(device) -> int:
     return machine.free_memory()
 
 
+def memory_ran_out(error: Exception) -> bool:
+    """Whether an error says that the memory of a device, or main memory, ran out.
+
+    PyTorch has a class of its own for its allocator alone. CUDA, cuBLAS and cuDNN, which take memory
+    for themselves, say it in their words; cuDNN has no algorithm left for which the memory suffices.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    named = "memory" in text and ("out of" in text or "allocate" in text)
+    return named or "ALLOC_FAILED" in text or "unable to find an engine" in text
+
+
 def native_precisions(device: torch.device) -> list[str]:
     """The precisions below float32 that the hardware computes in itself, to be tried in this order.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from common.devices import memory_ran_out
 from common.errors import SegmentationError
+from common.interruption import end_when_stuck
 
 LOST_PROCESS = (
     "Another process of this run has ended; the same command with --resume continues it"
+)
+PATIENCE = (
+    10  # seconds for a process to end by itself, of the 30 that torchrun gives it
 )
 TIMEOUT = timedelta(hours=2)  # of a collective; what takes longer is waited for outside
 POLL_SECONDS = 0.05  # between two looks at whether the main process has finished
@@ -112,7 +117,7 @@ def translate_torch_error(
             "The shared memory (/dev/shm) is too small for the batches; lower --num_workers or "
             "--batch_size, or give a container more (docker run --shm-size 2g)"
         )
-    if "memory" in text and ("out of" in text or "allocate" in text):
+    if memory_ran_out(error):
         return f"The memory of {device} is too small; lower {scarce}"
     if "DataLoader worker" in text:
         return (
@@ -124,8 +129,11 @@ def translate_torch_error(
 
 
 @contextmanager
-def init_distributed(backend: str = "gloo") -> Iterator[ProcessGroup]:
-    """The process group of the processes that torchrun started; without torchrun, this one alone."""
+def init_distributed(gpu: torch.device | None = None) -> Iterator[ProcessGroup]:
+    """The process group of the processes that torchrun started; without torchrun, this one alone.
+
+    Its collectives take tensors of the ``gpu`` of this process (NCCL), else those of the CPU (gloo).
+    """
     if "WORLD_SIZE" not in os.environ:
         yield ProcessGroup()
         return
@@ -133,14 +141,26 @@ def init_distributed(backend: str = "gloo") -> Iterator[ProcessGroup]:
     main = dist.PrefixStore("semanticseg4eo", store)
     pytorch = dist.PrefixStore("process_group", store)
     dist.init_process_group(
-        backend, store=pytorch, rank=rank, world_size=size, timeout=TIMEOUT
+        "nccl" if gpu else "gloo",
+        store=pytorch,
+        rank=rank,
+        world_size=size,
+        timeout=TIMEOUT,
+        device_id=gpu,  # else NCCL guesses it for a barrier, and warns
     )
     group = ProcessGroup(rank, size, main)
-    yield group
+    with stuck_process_ended(group) if gpu else nullcontext():
+        yield group
     # a thread of gloo that still holds a tensor of Python's while the interpreter ends aborts the
     # process; after a barrier, which has none, all have let go
     group.barrier()
     dist.destroy_process_group()
+
+
+def stuck_process_ended(group: ProcessGroup) -> AbstractContextManager:
+    """Have a process that waits in NCCL for a lost one end with its line when torchrun ends it."""
+    words = f"error: {LOST_PROCESS}" if group.is_main_process else None
+    return end_when_stuck(words, PATIENCE)
 
 
 def distribute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import threading
@@ -48,3 +49,32 @@ def interruptible() -> Iterator[None]:
         sys.unraisablehook = former_hook
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def end_when_stuck(last_words: str | None, after: float) -> Iterator[None]:
+    """End this process, with a line, when it is still here some seconds ``after`` SIGTERM.
+
+    Python acts on a signal when the call of a library that the main thread is in returns. One that
+    waits for a GPU does not where another process of a collective is gone.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    left = threading.Event()
+
+    def watch() -> None:
+        while number := os.read(read, 1):
+            if number[0] == signal.SIGTERM and not left.wait(after):
+                if last_words:
+                    print(last_words, file=sys.stderr, flush=True)
+                os._exit(1)
+        os.close(read)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(former)
+        os.close(write)

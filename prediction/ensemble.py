@@ -13,6 +13,7 @@ import torch
 from rasterio.windows import Window
 
 from common.devices import local_device
+from common.distributed import torch_errors
 from common.errors import CheckpointError, OptionError, RasterError
 from common.ground import pixel_size
 from common.rasters import Source, band_scaling, select_bands
@@ -52,11 +53,16 @@ def load_models(config: PredictionConfig) -> Models:
     """
     device = local_device(config.device)
     files = list_models(config.model)
-    checkpoints = [load_checkpoint(file, device, config.described) for file in files]
-    checkpoints = [
-        replace(one, model=fuse_batch_norm(one.model, one.config.in_channels))
-        for one in checkpoints
-    ]
+    # on the CPU, where float32 is not rounded (TF32), which would hide whether fusing is exact
+    checkpoints = [load_checkpoint(file, "cpu", config.described) for file in files]
+    with torch_errors(device, "the number of models, or take --device cpu"):
+        checkpoints = [
+            replace(
+                one,
+                model=fuse_batch_norm(one.model, one.config.in_channels).to(device),
+            )
+            for one in checkpoints
+        ]
     if runs_on_onednn(config, device):
         for checkpoint in checkpoints:
             route_pointwise_to_onednn(checkpoint.model)

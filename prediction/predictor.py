@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.architectures import TTA_TRANSFORMS
-from common.devices import allow_tf32, autocast
+from common.devices import allow_tf32, autocast, memory_ran_out
 from common.errors import SegmentationError
 from model_training import Checkpoint, class_probabilities, normalize
 
@@ -179,9 +179,7 @@ class Predictor:
                 f"--compile: the model could not be compiled ({str(error).splitlines()[0][:200]}); "
                 "is there a C++ compiler? leave --compile out"
             ) from error
-        scarce = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        # on the CPU lack of memory is a RuntimeError
-        if not scarce and "allocate memory" not in str(error):
+        if not memory_ran_out(error):
             raise error
 
     def _halve(self, failed: int, shape: tuple[int, int]) -> None:

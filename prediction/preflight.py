@@ -11,6 +11,7 @@ import torch
 
 from common.console import Problems
 from common.devices import peak_memory, shared_threads
+from common.distributed import torch_errors
 from common.files import exclusive_lock
 from common.machine import bounded_map
 from common.text import aligned_table, duration
@@ -30,7 +31,7 @@ from prediction.manifest import load_manifest, require_new
 from prediction.precision import choose_precision, probe_windows
 from prediction.rowstore import require_room
 from prediction.scene import touching_area
-from prediction.settings import PredictionConfig
+from prediction.settings import SCARCE, PredictionConfig
 from prediction.tasks import (
     Task,
     list_models,
@@ -90,7 +91,7 @@ def check_scene(
     if task.partial.exists():  # another run may be writing to it
         with exclusive_lock("--output", task.output, task.partial):
             pass
-    with open_scenes(task) as scenes:
+    with open_scenes(task) as scenes, torch_errors(models.device, SCARCE):
         job = prepare_scene(task, config, models, scenes)
         if config.resume and (former := load_manifest(job)) and former[1]:
             return {}

@@ -61,10 +61,10 @@ def run_experiment(config: TrainingConfig) -> dict:
         config = replace(config, resume=True)
     if device.type == "cpu":
         tune_malloc()
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    gpu = device if device.type == "cuda" else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_errors(device, SCARCE))
-        group = stack.enter_context(init_distributed(backend))
+        group = stack.enter_context(init_distributed(gpu))
         if group.is_main_process:
             stack.enter_context(writing_alone(run_dir))
         report |= run_kind(config, device, group)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common import SPLITS
 from common.console import Problems
-from common.devices import local_device, peak_memory
+from common.devices import deterministic, local_device, peak_memory
 from common.distributed import ProcessGroup, torch_errors
 from common.patches import list_pairs
 from common.text import duration
@@ -86,7 +86,8 @@ def measure_batches(run: TrainingRun) -> dict:
     options = stepper, device, run.precision
     for _ in range(2):  # libraries warm up in the first
         started = time.perf_counter()
-        train_one_epoch(run.model, [batch], run.loss, *options)
+        with deterministic(device):
+            train_one_epoch(run.model, [batch], run.loss, *options)
         middle = time.perf_counter()
         classes = run.model_config.label_classes
         evaluate(run.model, [batch], run.loss, device, classes, None, run.precision)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common.architectures import ModelConfig
-from common.devices import require_deterministic_cublas
+from common.devices import allow_tf32, require_deterministic_cublas
 from common.distributed import ProcessGroup, synchronize_batch_norm
 from model_training import (
     Normalization,
@@ -135,6 +135,8 @@ def build(run: TrainingRun) -> None:
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
     require_deterministic_cublas()
+    if run.device.type == "cuda":
+        allow_tf32("fp32")  # float32 is not rounded, as in the prediction
     run.model_config = config.model_config(index.shape[0])
     colours = rgb_channels(config, index)
     run.model = build_initial_model(run.model_config, config.weights, colours)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 import weakref
 
 import pytest
+from helpers import ROOT
 
 from common.interruption import interruptible
 
@@ -75,3 +77,31 @@ def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
     with interruptible():
         Thing()
     assert [one.exc_type for one in told] == [ValueError]
+
+
+STUCK = """
+import ctypes, os, signal, sys, threading
+
+sys.path.insert(0, {root!r})
+from common.interruption import end_when_stuck, interruptible
+
+with interruptible(), end_when_stuck("error: lost", 0.5):
+    if sys.argv[1:]:
+        mutex = ctypes.create_string_buffer(64)
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        for _ in range(2):  # the second call never returns
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    print("went on")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a mutex of zeros")
+def test_a_process_that_is_stuck_in_a_library_ends_with_its_line():
+    command = [sys.executable, "-c", STUCK.format(root=str(ROOT))]
+    runs = [
+        subprocess.run([*command, *more], check=False, capture_output=True, text=True)
+        for more in (["stuck"], [])
+    ]
+    assert [run.returncode for run in runs] == [1, 0]
+    assert runs[0].stderr == "error: lost\n"
+    assert [run.stdout for run in runs] == ["", "went on\n"]
