@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from typing import get_args, get_type_hints
 
 from common.errors import OptionError, SegmentationError, error_message
-from common.interruption import interruptible
+from common.interruption import exit_status, interruptible
 from common.machine import is_main_process
 
 # what they log is in our own errors too
@@ -154,12 +154,12 @@ def run_command(
         interrupted: Gives the line that follows an interruption, or None.
 
     Returns:
-        0 done, 1 could not be done, 2 wrong command line, 130 interrupted.
+        0 done, 1 could not be done, 2 wrong command line, 130 or 143 interrupted.
     """
     show_messages()
     try:
         config = settings_from(config_class, arguments)
-        with interruptible():
+        with interruptible(loud=is_main_process()):
             return int(run(config))
     except OptionError as error:
         if arguments.debug:
@@ -173,4 +173,4 @@ def run_command(
     except KeyboardInterrupt:
         if line := interrupted():
             print(line, file=sys.stderr)
-        return 130
+        return exit_status()

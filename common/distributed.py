@@ -17,7 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.devices import memory_ran_out
 from common.errors import SegmentationError
-from common.interruption import end_when_stuck
+from common.interruption import (
+    end_when_stuck,
+    stop_if_requested,
+    stop_requested,
+)
 
 LOST_PROCESS = (
     "Another process of this run has ended; the same command with --resume continues it"
@@ -36,6 +40,7 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
     store: dist.Store | None = None
+    control: dist.ProcessGroup | None = None  # on the CPU; None is PyTorch's own
 
     @property
     def is_main_process(self) -> bool:
@@ -66,6 +71,16 @@ class ProcessGroup:
             for buffer in model.buffers():
                 self._collective(dist.broadcast, buffer, 0)
 
+    def heed_stop(self) -> None:
+        """Raise KeyboardInterrupt in all processes at this point, where one was asked to stop."""
+        asked = stop_requested()
+        if self.store is not None:
+            votes = torch.tensor([int(asked)])
+            self._collective(dist.all_reduce, votes, dist.ReduceOp.MAX, self.control)
+            asked = bool(votes)
+        if asked:
+            raise KeyboardInterrupt
+
     def barrier(self) -> None:
         """Continue when all processes are here."""
         if self.store is not None:
@@ -76,12 +91,14 @@ class ProcessGroup:
         """Continue when the main process has come as far as this one."""
         number = self.store.add(f"arrived-{self.rank}", 1)
         while self.store.add("arrived-0", 0) < number:
+            stop_if_requested()
             time.sleep(POLL_SECONDS)
 
     def _collective(self, action: Callable, *arguments) -> None:
         try:
             action(*arguments)
         except RuntimeError as error:
+            stop_if_requested()  # the others have heeded it
             raise SegmentationError(LOST_PROCESS) from error
 
 
@@ -99,6 +116,8 @@ def torch_errors(device: torch.device, scarce: str) -> Iterator[None]:
         message = translate_torch_error(error, device, scarce)
         if message is None:
             raise
+        if LOST_PROCESS in message or "DataLoader worker" in str(error):
+            stop_if_requested()  # the signal has reached them too
         raise SegmentationError(message) from error
 
 
@@ -148,7 +167,8 @@ def init_distributed(gpu: torch.device | None = None) -> Iterator[ProcessGroup]:
         timeout=TIMEOUT,
         device_id=gpu,  # else NCCL guesses it for a barrier, and warns
     )
-    group = ProcessGroup(rank, size, main)
+    control = dist.new_group(backend="gloo") if gpu else None
+    group = ProcessGroup(rank, size, main, control)
     with stuck_process_ended(group) if gpu else nullcontext():
         yield group
     # a thread of gloo that still holds a tensor of Python's while the interpreter ends aborts the

@@ -1,52 +1,68 @@
-"""SIGINT and SIGTERM: how a run is interrupted."""
+"""SIGINT and SIGTERM as a request that loops look at: no exception falls into a library."""
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+FIRST = b"\ninterrupted: ending what is in work; once more ends at once\n"
+
+_received: list[int] = []  # the signals of this run, in order
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked this run to end."""
+    return bool(_received)
+
+
+def stop_if_requested() -> None:
+    """Raise KeyboardInterrupt where ``stop_requested``; called where nothing is half done."""
+    if _received:
+        raise KeyboardInterrupt
+
+
+def until_stopped(items: Iterable[Item]) -> Iterator[Item]:
+    """The items of a loop; before each, and after the last, a requested stop ends the run."""
+    for item in items:
+        stop_if_requested()
+        yield item
+    stop_if_requested()
+
+
+def exit_status() -> int:
+    """The exit status of a run that was interrupted: 130 by Ctrl-C, 143 by SIGTERM."""
+    return 128 + (_received[0] if _received else signal.SIGINT)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Have SIGTERM end a program as Ctrl-C does, so that what is open can be closed.
+def interruptible(loud: bool = True) -> Iterator[None]:
+    """Have SIGINT and SIGTERM request a stop of what the block does, which looks at it.
 
-    Neither is lost: where it falls into a call whose exceptions Python drops (PyTorch has one
-    whenever a tensor goes), it comes again a moment later. Where it falls into a library that
-    raises another error while it cleans up (Matplotlib has some), it is the interruption that ends
-    the block.
+    A second signal ends the process at once. ``loud``: a line says so.
     """
-    arrived = False
 
-    def interrupt(*_) -> None:
-        nonlocal arrived
-        arrived = True
-        raise KeyboardInterrupt
+    def request(number: int, _) -> None:
+        if _received:
+            os._exit(128 + number)
+        _received.append(number)
+        if loud:
+            os.write(2, FIRST)  # printing may have been interrupted itself
 
-    def dropped(unraisable) -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            again = threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM])
-            again.start()
-        else:
-            former_hook(unraisable)
-
-    former = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    former = {signal.SIGTERM: signal.signal(signal.SIGTERM, request)}
     # not where Ctrl-C is to be ignored, as in the background
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        former[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
-    former_hook, sys.unraisablehook = sys.unraisablehook, dropped
+        former[signal.SIGINT] = signal.signal(signal.SIGINT, request)
+    _received.clear()
     try:
         yield
-    except Exception as error:
-        if arrived:
-            raise KeyboardInterrupt from error
-        raise
     finally:
-        sys.unraisablehook = former_hook
         for number, handler in former.items():
             signal.signal(number, handler)
 

@@ -11,6 +11,8 @@ from contextlib import closing, contextmanager
 from itertools import repeat, takewhile
 from pathlib import Path
 
+from common.interruption import until_stopped
+
 
 def is_main_process() -> bool:
     """Whether this process logs and writes for all that torchrun started."""
@@ -144,11 +146,13 @@ def bounded_map(
         size: The bytes of an item.
         most: Another item is taken only while those in flight have no more bytes than that.
 
+    A requested stop is heeded between items.
+
     Closing the iterator (``contextlib.closing``) drops what has not begun and waits for the rest.
     """
     pool, waiting, held = ThreadPoolExecutor(workers), deque(), 0
     try:
-        for item in items:
+        for item in until_stopped(items):
             waiting.append((pool.submit(function, item), size(item)))
             held += waiting[-1][1]
             del item  # while the next one is fetched
@@ -156,7 +160,7 @@ def bounded_map(
                 done, freed = waiting.popleft()
                 yield done.result()
                 held -= freed
-        for done, _ in waiting:
+        for done, _ in until_stopped(waiting):
             yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -16,6 +16,7 @@ from common import UNLABELLED
 from common.alpha import MOST_TRANSLUCENT, flagged_bands, translucent_share
 from common.errors import DatasetError
 from common.ground import footprint, in_one_plane, on_earth, to_metric_crs
+from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
 from common.nodata import partly_nodata, partly_text
@@ -168,7 +169,7 @@ def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:
 
     shapes, systems = [], []
     bar = {"leave": False, "disable": None, "delay": 2}
-    for pair in tqdm(pairs, desc="reading places", unit="patch", **bar):
+    for pair in until_stopped(tqdm(pairs, desc="reading places", unit="patch", **bar)):
         with open_raster(pair.image) as file:
             crs = file.crs
             if crs is None or not (on_earth(crs) or in_one_plane([crs, *systems[:1]])):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from common.errors import RasterError
 from common.files import atomic_write, naming, part_prefix
 from common.ground import pixel_areas
+from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
 from common.rasters import Source, open_raster
 from common.vectors import append_features
@@ -109,7 +110,7 @@ def labelled_strips(dataset, num_classes: int, rows: int, title: str) -> Iterato
     row_areas = np.full(dataset.height, np.nan) if row_areas is None else row_areas
     base, source = 0, Source(dataset)
     tops = range(0, dataset.height, rows)
-    for top in tqdm(tops, desc=title, unit="strip", disable=None):
+    for top in until_stopped(tqdm(tops, desc=title, unit="strip", disable=None)):
         height = min(rows, dataset.height - top)
         window = Window(0, top, dataset.width, height)
         classes = read_label(source, -1, window)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from common import SPLITS
 from common.errors import SegmentationError, require
 from common.ground import footprint, pairs_within, to_metric_crs
+from common.interruption import until_stopped
 from common.labels import MISSING, class_names_of, read_classes, require_one_band
 from common.patches import list_pairs
 from common.pictures import (
@@ -170,7 +171,8 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
     for split in SPLITS:
         pairs = list_pairs(config.output, split, required=split == "train")
         summary, kinds = SplitSummary(), Counter()
-        for pair in tqdm(pairs, desc=split, unit="patch", leave=False, disable=None):
+        bar = tqdm(pairs, desc=split, unit="patch", leave=False, disable=None)
+        for pair in until_stopped(bar):
             kinds[tiff_header(pair.image)] += 1
             with open_raster(pair.image) as file:
                 shape = footprint(file.transform, file.height, file.width)

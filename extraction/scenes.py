@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
 from common.files import describe_files
+from common.interruption import until_stopped
 from common.labels import open_label
 from common.nodata import nodata_advice
 from common.rasters import (
@@ -152,7 +153,9 @@ def plan_scenes(
     scenes = list_scenes(config)
     several = isinstance(config, BatchConfig) and config.grid is not None
     grid = Grid(config.grid, config.id_column) if several else None
-    for scene in tqdm(scenes, "checking scenes", leave=False, disable=None):
+    for scene in until_stopped(
+        tqdm(scenes, "checking scenes", leave=False, disable=None)
+    ):
         try:
             plan, reasons = plan_scene(scene, config, grid)
             if plans:

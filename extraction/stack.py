@@ -16,6 +16,7 @@ from tqdm import tqdm
 from common.errors import RasterError, SegmentationError, require
 from common.files import atomic_write, exclusive_lock, require_folder
 from common.ground import pixel_size
+from common.interruption import until_stopped
 from common.masks import MaskReader
 from common.rasters import open_raster
 from common.tiffs import create_tiff, require_complete_tiff
@@ -109,7 +110,7 @@ def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
         ]  # fmt: skip
         file = opened.enter_context(create_tiff(path, **profile))
         tops = range(0, grid.height, MASK_ROWS)
-        for top in tqdm(tops, "mask", leave=False, disable=None):
+        for top in until_stopped(tqdm(tops, "mask", leave=False, disable=None)):
             rows = min(MASK_ROWS, grid.height - top)
             window = Window(0, top, grid.width, rows)
             valid = np.ones((rows, grid.width), bool)

@@ -15,6 +15,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,23 @@ def patch_everywhere(monkeypatch, dotted: str, value) -> None:
         ours = key.split(".")[0] in (*PACKAGES, "model_training")
         if ours and getattr(loaded, name, None) is original:
             monkeypatch.setattr(loaded, name, value)
+
+
+def signal_during(monkeypatch, dotted: str, call: int, number: int) -> list:
+    """Send this process a signal in a call of a function, which goes on; the calls that ended."""
+    owner, name = resolve(dotted)
+    function, ended = getattr(owner, name), []
+
+    def signalled(*arguments, **options):
+        if len(ended) + 1 == call:
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)  # the handler runs in the main thread
+        result = function(*arguments, **options)
+        ended.append(arguments)
+        return result
+
+    patch_everywhere(monkeypatch, dotted, signalled)
+    return ended
 
 
 def interrupt(monkeypatch, dotted: str, call: int, error=KeyboardInterrupt) -> list:

@@ -277,7 +277,7 @@ def test_a_script_that_is_interrupted_says_so_and_can_be_resumed(script, place, 
             assert read(out) == expected
             shutil.rmtree(out)
             continue
-        assert status == 130, message
+        assert status == 128 + number, message
         assert "interrupted" in message.splitlines()[-1]
         stops += 1
         if kind != "train":

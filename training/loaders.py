@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -194,7 +195,9 @@ def make_loader(
 
 
 def end_with_parent(_) -> None:
-    """Have this process, which prepares batches, end when the one that trains is gone.
+    """Have this process, which prepares batches, end when the one that trains does, not before it.
+
+    Ctrl-C in a terminal reaches all processes; this one leaves it to the one that trains.
 
     PyTorch's looks whether the process that started it is another one by now. That is a process in
     between where it was not forked, which lives as long as those that it has started.
@@ -204,6 +207,8 @@ def end_with_parent(_) -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end, daemon=True).start()
 
 

@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 from common.devices import autocast, native_precision
 from common.distributed import ProcessGroup
 from common.errors import SegmentationError, require
+from common.interruption import stop_requested
 from model_training import confusion_matrix, predict_classes
 from training.settings import TrainingConfig
 
@@ -164,6 +165,7 @@ def train_one_epoch(
     mean = MeanLoss("training", device, precision)
     batches, per_step = len(loader), stepper.accumulate
     for number, (images, masks) in enumerate(loader):
+        group.heed_stop()
         steps_now = (number + 1) % per_step == 0 or number + 1 == batches
         first = number // per_step * per_step
         in_step = min(per_step, batches - first)
@@ -223,6 +225,10 @@ def evaluate(
     group = group or ProcessGroup()
     with torch.inference_mode():
         for images, masks in loader:
+            if (
+                stop_requested()
+            ):  # each process has other batches: they end it together below
+                break
             with autocast(device, precision):
                 logits = model(images)
             logits = logits.float()
@@ -230,6 +236,7 @@ def evaluate(
             matrix += confusion_matrix(predict_classes(logits), masks, num_classes)
             if watch:
                 watch(logits, masks)
+    group.heed_stop()
     group.all_reduce(matrix)
     return mean.result(group), matrix.cpu().numpy()
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common.errors import DatasetError, SegmentationError
 from common.ground import pixel_size
+from common.interruption import until_stopped
 from common.labels import class_names_of
 from common.machine import free_memory
 from common.patches import PatchPair, patch_bands, read_patch
@@ -151,7 +152,7 @@ def index_samples(
     rng, cache = np.random.default_rng(0), cache or PatchCache(0)
     first, share = like, 1.0
     bar = {"unit": "patch", "leave": False, "disable": None}
-    for pair in tqdm(pairs, "reading patches", **bar):
+    for pair in until_stopped(tqdm(pairs, "reading patches", **bar)):
         try:
             (image, valid, mask), first = read_like(
                 first, pair, num_classes, ignore_index

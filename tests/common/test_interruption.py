@@ -1,60 +1,92 @@
-"""Interruptions are not lost."""
+"""SIGINT and SIGTERM request a stop, which loops look at."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-import time
-import weakref
 
 import pytest
 from helpers import ROOT
 
-from common.interruption import interruptible
+from common.interruption import (
+    exit_status,
+    interruptible,
+    stop_if_requested,
+    stop_requested,
+    until_stopped,
+)
+from common.machine import bounded_map
 
-# --- interruptions ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
+SIGNALS = pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name
 )
-def test_an_interruption_that_python_drops_comes_again(number):
-    class Thing:
+
+
+@pytest.fixture(autouse=True)
+def no_request():
+    """None left by a test."""
+    yield
+    with interruptible():
         pass
 
-    def wait() -> None:
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            time.sleep(0.01)
 
-    thing, former = Thing(), sys.unraisablehook
-    # an exception in what is called when a thing goes reaches nobody
-    watched = weakref.ref(thing, lambda _: signal.raise_signal(number))
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        del thing
-        assert watched() is None
-        wait()
-    assert sys.unraisablehook is former
+@pytest.mark.fault(54)
+@SIGNALS
+def test_a_signal_interrupts_nothing_and_is_seen_by_the_next_loop(number, capfd):
+    done = []
+    with interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            for item in until_stopped(range(9)):
+                if item == 3:
+                    signal.raise_signal(number)
+                done.append(item)
+        assert stop_requested()
+        with pytest.raises(KeyboardInterrupt):
+            stop_if_requested()
+    assert done == [0, 1, 2, 3]
+    assert exit_status() == 128 + number
+    assert capfd.readouterr().err.count("once more ends at once") == 1
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name
-)
-def test_an_interruption_that_a_library_turns_into_another_error_stays_one(number):
+@pytest.mark.fault(54)
+def test_a_signal_during_the_last_item_is_seen_too():
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        for _ in until_stopped([1]):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.fault(54)
+def test_work_in_threads_ends_what_is_in_flight(capfd):
+    ended = []
+
+    def work(item: int) -> int:
+        if item == 5:
+            signal.raise_signal(signal.SIGINT)
+        ended.append(item)
+        return item
+
+    results = bounded_map(work, range(100), 2, ahead=2)
+    with interruptible(loud=False), pytest.raises(KeyboardInterrupt):
+        for _ in results:
+            pass
+    assert 5 in ended and len(ended) < 12
+    assert not capfd.readouterr().err
+
+
+def test_the_next_run_begins_without_a_request():
+    with interruptible():
+        signal.raise_signal(signal.SIGINT)
+    with interruptible():
+        assert not stop_requested()
+        stop_if_requested()
+
+
+def test_handlers_are_those_of_before_afterwards():
     former = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt) as caught, interruptible():
-        try:
-            signal.raise_signal(number)
-        finally:
-            raise AttributeError("while cleaning up")
-    assert isinstance(caught.value.__cause__, AttributeError)
+    with interruptible():
+        assert signal.getsignal(signal.SIGINT) not in former
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == former
-
-
-def test_an_error_without_an_interruption_stays_what_it_is():
-    with pytest.raises(AttributeError, match="a defect"), interruptible():
-        raise AttributeError("a defect")
 
 
 def test_ctrl_c_that_is_to_be_ignored_stays_ignored():
@@ -62,21 +94,31 @@ def test_ctrl_c_that_is_to_be_ignored_stays_ignored():
     try:
         with interruptible():
             signal.raise_signal(signal.SIGINT)
+            assert not stop_requested()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, former)
 
 
-def test_other_exceptions_that_python_drops_are_told_as_ever(monkeypatch):
-    class Thing:
-        def __del__(self):
-            raise ValueError("told")
+TWICE = """
+import signal, sys
 
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
-    with interruptible():
-        Thing()
-    assert [one.exc_type for one in told] == [ValueError]
+sys.path.insert(0, {root!r})
+from common.interruption import interruptible
+
+with interruptible():
+    signal.raise_signal(signal.SIGINT)
+    print("went on", flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    print("not here")
+"""
+
+
+@pytest.mark.fault(54)
+def test_a_second_signal_ends_at_once():
+    command = [sys.executable, "-c", TWICE.format(root=str(ROOT))]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (143, "went on\n")
 
 
 STUCK = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import rasterio
 import shapely
 import tifffile
 from batch_helpers import at, write, write_grid
-from helpers import CRS, interrupt, settings, write_dataset, write_geotiff
+from helpers import (
+    CRS,
+    interrupt,
+    settings,
+    signal_during,
+    write_dataset,
+    write_geotiff,
+)
 from pyproj import Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
@@ -441,3 +449,15 @@ def test_labels_of_a_batch_with_the_same_nodata_are_one_line(batch, capsys):
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if "makes about" in line]
     assert "Label_a.tif" in line and line.endswith("(and 2 others likewise)")
+
+
+@fault(54)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_extraction_stops_between_cells(site, monkeypatch, capsys, number):
+    with monkeypatch.context() as patch:
+        ended = signal_during(patch, "extraction.cutting.write_cell", 2, number)
+        assert run(*site.words("--workers", "1")) == 128 + number
+    assert 2 <= len(ended) < 9
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted")
+    assert run(*site.words("--resume")) == 0
+    assert len(site.patches()) == 9

@@ -5,13 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import geopandas
 import numpy as np
 import pytest
 import rasterio
-from helpers import PIXEL, QUICK, interrupt, run_main, write_dataset
+from helpers import (
+    PIXEL,
+    QUICK,
+    interrupt,
+    run_main,
+    signal_during,
+    write_dataset,
+)
 from prediction_helpers import (
     EVERYTHING,
     check_map,
@@ -495,3 +503,18 @@ def test_extraction_does_not_put_sensor_geometry_on_the_ground(tmp_path, capsys,
     error = capsys.readouterr().err
     assert f"is located by {how} only" in error and "gdalwarp -" in error
     assert "a_srs" not in error
+
+
+@fault(54)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_prediction_stops_between_rows(
+    spatial, tall_scene, tmp_path, monkeypatch, capsys, number
+):
+    output = tmp_path / "map.tif"
+    with monkeypatch.context() as patch:
+        ended = signal_during(patch, "prediction.layers.compute_layers", 2, number)
+        assert run(spatial, tall_scene, output) == 128 + number
+    assert 2 <= len(ended) <= 3
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted")
+    assert not output.exists() and (tmp_path / ".map.tif-partial").is_dir()
+    assert run(spatial, tall_scene, output, "--resume") == 0

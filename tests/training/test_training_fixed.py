@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from helpers import (
     patch_everywhere,
     run_main,
     settings,
+    signal_during,
     train,
     write_dataset,
     write_raster,
@@ -538,3 +540,28 @@ def test_a_training_replaces_no_other_one_by_itself(make_dataset, tmp_path, stra
     assert (save_dir / "model_metrics.json").read_bytes() == report
     status, _, err = run_main(*given, "--overwrite", "--resume")
     assert status == 2 and "one of the two" in err
+
+
+# --- interruptions --------------------------------------------------------------------------
+
+
+@fault(54)
+@pytest.mark.parametrize(("function", "calls"), [("train", 2), ("validate", 1)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_stops_between_batches(
+    make_dataset, tmp_path, monkeypatch, function, calls, number
+):
+    root, save_dir = make_dataset(8, 4, 0), tmp_path / "models"
+    given = ["--dataset_root", root, "--save_dir", save_dir, *QUICK, "--batch_size", 2]
+    name = {"train": "count_labelled", "validate": "confusion_matrix"}[function]
+    with monkeypatch.context() as patch:
+        dotted = (
+            f"{'training.loop' if function == 'train' else 'model_training'}.{name}"
+        )
+        ended = signal_during(patch, dotted, calls, number)
+        status, _, err = run_main(*given)
+    assert status == 128 + number and len(ended) == calls
+    assert err.splitlines()[-1].startswith("interrupted;")
+    if function == "validate":
+        assert not (save_dir / "model_last.pth").exists()
+    assert run_main(*given, "--resume")[0] == 0
