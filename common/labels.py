@@ -38,7 +38,7 @@ from common.rasters import (
     require_georeference,
     same_pixel_grid,
 )
-from common.tiffs import require_complete
+from common.sources import require_whole
 from common.vectors import in_pixels, is_vector, read_vector
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def open_label(
         return
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(source))
-        require_complete(source)
+        require_whole(source)
         require_one_band(raster)
         require_georeference(raster)
         classes = whole_values(values)

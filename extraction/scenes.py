@@ -24,8 +24,8 @@ from common.rasters import (
     require_georeference,
     select_bands,
 )
+from common.sources import require_whole
 from common.text import first_reason, number_dates
-from common.tiffs import require_complete
 from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
 from extraction.cells import Cell, Grid, cells_of, id_text
 from extraction.journal import Skipped
@@ -191,7 +191,7 @@ def plan_scene(
     ``grid`` is the one that it shares with other scenes.
     """
     with open_raster(scene.image) as image:
-        require_complete(scene.image)
+        require_whole(scene.image)
         require_georeference(image)
         bands = select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):

@@ -14,7 +14,7 @@ from rasterio.warp import calculate_default_transform, transform_bounds
 
 from common.errors import OptionError, RasterError
 from common.rasters import open_raster, require_georeference
-from common.tiffs import require_complete
+from common.sources import require_whole
 from extraction.stack_bands import Band
 
 NEAR = 0.01  # of a pixel: grids that differ by less are the same
@@ -109,7 +109,7 @@ def open_layer(name: str, band: Band) -> Layer:
         RasterError: It cannot be read, has no CRS, or holds other numbers than an offset needs.
     """
     with open_raster(band.path) as file:
-        require_complete(band.path)
+        require_whole(band.path)
         if file.count < band.number:
             raise RasterError(
                 f"{band.path} has {file.count} bands, expected {band.number}"

@@ -26,7 +26,7 @@ from common.rasters import (
     open_raster,
     require_georeference,
 )
-from common.tiffs import require_complete
+from common.sources import require_whole
 from common.vectors import files_of_vector
 from prediction.area import Area, find_area, whole_scene
 from prediction.dates import require_one_grid
@@ -169,7 +169,7 @@ def prepare_scene(
             the area or on another pixel grid than the first.
     """
     for file in task.scenes:
-        require_complete(file)
+        require_whole(file)
     require_one_grid(scenes)
     scene, *others = scenes
     bands, *further = (match_bands(one, config, models) for one in scenes)

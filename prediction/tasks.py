@@ -10,7 +10,8 @@ from pathlib import Path
 from common.errors import CheckpointError, RasterError, require
 from common.files import require_folder
 from common.rasters import SCENE_SUFFIXES, open_raster
-from common.tiffs import TIFF_SUFFIXES, require_complete
+from common.sources import require_whole
+from common.tiffs import TIFF_SUFFIXES
 from prediction.settings import PredictionConfig, split_part
 
 MOST_DATES = 255  # which a byte counts
@@ -124,7 +125,7 @@ def tasks_of_part(tasks: Sequence[Task], part: str | None) -> list[Task]:
 def require_readable(scene: str) -> None:
     """Raise RasterError unless a scene can be opened and all of it is there."""
     open_raster(scene).close()
-    require_complete(scene)
+    require_whole(scene)
 
 
 def require_names(tasks: Sequence[Task], config: PredictionConfig) -> None:

@@ -261,7 +261,7 @@ def test_labels_of_one_class_are_refused_before_training(tmp_path):
 def test_a_second_run_leaves_no_file_of_the_first(small_data, tmp_path):
     train(small_data, tmp_path)
     folds = ("--val_strategy", "kfold", "--n_splits", 2)
-    train(small_data, tmp_path, *folds)
+    train(small_data, tmp_path, *folds, "--overwrite")
     assert not list(tmp_path.glob("model_best_*.pth"))
 
 
