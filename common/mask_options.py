@@ -29,12 +29,21 @@ class MaskRule:
         return f"{name} {', '.join(map(str, sorted({*fill, *others})))}"
 
 
+@dataclass(frozen=True)
+class Mask:
+    """A raster on any pixel grid, and which of its pixels are invalid."""
+
+    path: str
+    rule: MaskRule
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskOptions:
     """A raster that says which pixels are invalid."""
 
     mask: str | None = setting(
-        None, "raster on any pixel grid whose values say which pixels are invalid",
+        None, "raster on any pixel grid whose values say which pixels are invalid; of several "
+        "scenes one that covers them, or <id> in its name for that of the scene",
         "mask", shown="none",
     )  # fmt: skip
     mask_values: str | None = setting(
@@ -50,6 +59,10 @@ class MaskOptions:
     )  # fmt: skip
 
     def __post_init__(self):
+        if hasattr(
+            super(), "__post_init__"
+        ):  # settings that these options are a part of
+            super().__post_init__()
         given = [name for name in COMPANIONS if getattr(self, name) is not None]
         for name in given:
             fine = self.mask is not None
@@ -61,6 +74,12 @@ class MaskOptions:
             bits = self.mask_bits and numbers("--mask_bits", self.mask_bits)
             fine = not bits or all(0 <= bit < 64 for bit in bits)
             require(fine, "--mask_bits", self.mask_bits, "numbers from 0 to 63")
+
+    def mask_of(self, scene_id: str) -> Mask | None:
+        """The mask of a scene, by what takes the place of ``<id>``; None without ``--mask``."""
+        if self.mask is None:
+            return None
+        return Mask(self.mask.replace("<id>", scene_id), self.mask_rule)
 
     @property
     def mask_rule(self) -> MaskRule:

@@ -52,7 +52,11 @@ class MaskReader:
     """A mask read onto the pixels of a scene, nearest neighbour.
 
     What the mask declares as nodata is invalid; pixels beyond its edge are valid. The shares of
-    both are counted over what was read.
+    both are counted over what was read. It is open from the start, and closed at the end of a
+    ``with`` block, or when it goes.
+
+    Raises:
+        RasterError: It cannot be read, has no CRS, or lacks a band.
     """
 
     path: str
@@ -65,7 +69,7 @@ class MaskReader:
         default_factory=lambda: dict.fromkeys(("pixels", "masked", "beyond"), 0)
     )
 
-    def __enter__(self) -> Self:
+    def __post_init__(self):
         try:
             self.source = rasterio.open(self.path)
         except rasterio.errors.RasterioIOError as error:
@@ -81,6 +85,8 @@ class MaskReader:
             resampling=Resampling.nearest, src_nodata=None, nodata=None, add_alpha=True,
             tolerance=0.125,
         )  # fmt: skip
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:
@@ -98,13 +104,21 @@ class MaskReader:
             return "does not hold whole numbers, which have bits; give --mask_values"
         return None
 
-    def read(self, window: Window, buffer: float = 0.0) -> np.ndarray:
+    def read(
+        self,
+        window: Window,
+        buffer: float = 0.0,
+        out_shape: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """The valid pixels (H, W) bool of a window of the scene.
 
         Args:
             window: Whole pixels within the scene.
             buffer: Pixels by which clouds grow.
+            out_shape: Rows and columns that the window is thinned to, without a buffer.
         """
+        if out_shape is not None:
+            return self._meaning(window, out_shape)[0] == VALID
         margin = math.ceil(buffer)
         left = max(0, window.col_off - margin)
         top = max(0, window.row_off - margin)
@@ -121,13 +135,16 @@ class MaskReader:
         self.counts["beyond"] += int((~inside).sum())
         return ~invalid
 
-    def _meaning(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    def _meaning(
+        self, window: Window, out_shape: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What the pixels of a window mean, and which lie within the mask."""
+        where = {"window": window, "out_shape": out_shape}
         try:
-            inside = self.warped.read(self.warped.count, window=window) > 0
+            inside = self.warped.read(self.warped.count, **where) > 0
             meaning = np.full(inside.shape, VALID, np.uint8)
             for band in self.bands:
-                values = self.warped.read(band, window=window)
+                values = self.warped.read(band, **where)
                 found = classify(values, self.rule)
                 nodata = self.source.nodatavals[band - 1]
                 if nodata is not None:

@@ -96,6 +96,12 @@ def nodata_advice(source: Source) -> tuple[str | None, str | None]:
     return partly, _fill_advice(source, read)
 
 
+def mask_shares(source: Source) -> str | None:
+    """The line on how much ``--mask`` makes invalid in what was read so far; None without one."""
+    mask = source.mask
+    return mask and f"{source.dataset.name}: about {mask.report()} by {mask.path}"
+
+
 def _fill_advice(source: Source, read: Sequence[tuple]) -> str | None:
     """The line on a constant vector in large areas at the border of a scene."""
     height, width = source.dataset.shape

@@ -266,7 +266,7 @@ def cut_scene(
         open_label(plan.scene.label, dataset, *label_options(config)) as label,
     ):
         bands = [entry["band"] for entry in plan.bands]
-        image = Source(dataset, bands, nodata=config.nodata)
+        image = Source(dataset, bands, nodata=config.nodata, mask=plan.scene.mask)
         writer = PatchWriter(image, label)
         cells = reading_order(cells, image)
 

@@ -15,7 +15,8 @@ from common.errors import DatasetError, OptionError, RasterError, SegmentationEr
 from common.files import describe_files
 from common.interruption import until_stopped
 from common.labels import open_label
-from common.nodata import nodata_advice
+from common.mask_options import Mask
+from common.nodata import mask_shares, nodata_advice
 from common.rasters import (
     SCENE_SUFFIXES,
     Source,
@@ -43,7 +44,8 @@ def list_scenes(config: ExtractionConfig | BatchConfig) -> list[SceneFiles]:
     """The scenes that a command names; see ``pair_scenes``."""
     if isinstance(config, BatchConfig):
         return pair_scenes(config)
-    return [SceneFiles(config.image, config.label, config.grid, "patch")]
+    mask = config.mask_of(Path(config.image).stem)
+    return [SceneFiles(config.image, config.label, config.grid, "patch", mask)]
 
 
 def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
@@ -88,10 +90,27 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
         if key in complete:
             grid = str(grids[key]) if config.use_per_image_grid else config.grid
             files = str(image), str(labels[key]), grid
-            scenes.append(SceneFiles(*files, id_text(key)))
+            mask = find_mask(config, key)
+            scenes.append(SceneFiles(*files, id_text(key), mask))
     if not scenes:
         raise DatasetError(f"No scene in {folder} has a file for each of the patterns")
     return scenes
+
+
+def find_mask(config: BatchConfig, key: str) -> Mask | None:
+    """The mask of a scene of a folder: the one of all, or that with its id.
+
+    Raises:
+        DatasetError: No file has its id.
+    """
+    if not config.mask or "<id>" not in config.mask:
+        return config.mask_of("")
+    folder, name = Path(config.mask).parent, Path(config.mask).name
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = find_ids(files, name).get(key)
+    if found is None:
+        raise DatasetError(f"--mask: no file for {key} matches {config.mask}")
+    return Mask(str(found), config.mask_rule)
 
 
 def in_parts(path: Path, folder: Path) -> bool:
@@ -192,6 +211,8 @@ def plan_scene(
     """
     with open_raster(scene.image) as image:
         require_whole(scene.image)
+        if scene.mask:
+            require_whole(scene.mask.path)
         require_georeference(image)
         bands = select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):
@@ -208,8 +229,8 @@ def plan_scene(
             if label.warped:
                 text = "%s is warped onto the image's pixels (nearest)"
                 log.info(text, label.source)
-            source = Source(image, bands, nodata=config.nodata)
-            advice = label.advice(), *nodata_advice(source)
+            source = Source(image, bands, nodata=config.nodata, mask=scene.mask)
+            advice = label.advice(), *nodata_advice(source), mask_shares(source)
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
                 label.nodata, advice,
@@ -223,6 +244,7 @@ def describe_sources(plans: Sequence[ScenePlan]) -> dict[str, str]:
         of_label = files_of_vector if is_vector(scene.label) else files_of_raster
         files += files_of_raster(scene.image) + of_label(scene.label)
         files += files_of_vector(scene.grid) if scene.grid else []
+        files += files_of_raster(scene.mask.path) if scene.mask else []
     return describe_files(files)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from common import SPLITS
 from common.errors import require
+from common.mask_options import Mask, MaskOptions
 from common.options import check_limits, nodata_setting, setting, split_list
 
 LARGEST_PATCH = 16384  # pixels of a side
@@ -19,6 +21,7 @@ class SceneFiles:
     label: str
     grid: str | None
     name: str
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,12 +223,12 @@ class ExtractionOptions:
 
 # the fields of the last class come first, so that --help begins with the files
 @dataclass(frozen=True, kw_only=True)
-class ExtractionConfig(ExtractionOptions, OneScene):
+class ExtractionConfig(MaskOptions, ExtractionOptions, OneScene):
     """Every setting of ``extract``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchConfig(ExtractionOptions, SceneFolder):
+class BatchConfig(MaskOptions, ExtractionOptions, SceneFolder):
     """Every setting of ``batch``."""
 
     def __post_init__(self):
@@ -236,6 +239,9 @@ class BatchConfig(ExtractionOptions, SceneFolder):
             "with --grid or --stride",
             "one of them",
         )
+        pattern = self.mask or ""
+        fine = "<id>" not in os.path.dirname(pattern) and pattern.count("<id>") < 2
+        require(fine, "--mask", self.mask, "one <id> at most, in the name of the file")
         for name in ("image_pattern", "label_pattern", "grid_pattern"):
             text = getattr(self, name)
             once = text.partition("|")[0].count("<id>") == text.count("<id>") == 1

@@ -1,0 +1,124 @@
+"""``--mask`` of ``extract`` and ``batch``."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+from batch_helpers import at, noise, write
+from helpers import write_geotiff
+from rasterio.transform import Affine
+from site_helpers import PATCH, SIZE, TRANSFORM, refusal, run, scene
+
+from common.patches import PatchPair, list_pairs, read_patch
+
+
+@pytest.fixture
+def coarse(site):
+    """A mask of 40 m pixels over the scene of 10 m: clouds (9) in a block, its edge beyond."""
+    side = SIZE // 4
+    values = np.full((1, side, side), 4, np.uint8)
+    values[0, 1:3, 2:5] = 9
+    values[0, 6, 6] = 3
+    path = site.folder / "clouds.tif"
+    return write_geotiff(path, values, transform=TRANSFORM * Affine.scale(4))
+
+
+def clouds() -> np.ndarray:
+    """Where the values 9 of ``coarse`` lie in the scene."""
+    found = np.zeros((SIZE, SIZE), bool)
+    found[4:12, 8:20] = True
+    return found
+
+
+def check(site, cloudy: np.ndarray, **more) -> None:
+    """Patches are invalid where it is cloudy, and nowhere else."""
+    patches = site.patches()
+    assert len(patches) == 9
+    for patch in patches.values():
+        valid = read_patch(PatchPair(patch.image_path, patch.label_path))[1]
+        assert np.array_equal(valid, ~cloudy[patch.place()])
+        assert np.array_equal(patch.labelled, ~cloudy[patch.place()])
+
+
+@pytest.mark.parametrize("nodata", [0, None])
+def test_what_the_mask_says_is_invalid_in_the_patches(site, coarse, capsys, nodata):
+    site.draw_image(scene(), nodata=nodata)
+    site.extract("--mask", coarse, "--mask_values", "9")
+    check(site, clouds())
+    line = f"about 4.2 % masked, 0.0 % beyond its edge (valid) by {coarse}"
+    assert line in capsys.readouterr().err
+
+
+def test_values_that_are_kept_and_bits(site, coarse):
+    cloudy = clouds()
+    cloudy[24:28, 24:28] = True
+    site.extract("--mask", coarse, "--keep_values", "4")
+    check(site, cloudy)
+    shutil.rmtree(site.out)
+    site.extract("--mask", coarse, "--mask_bits", "0")  # of 3 and 9
+    check(site, cloudy)
+
+
+def test_beyond_the_edge_of_the_mask_is_valid(site, capsys):
+    path = site.folder / "clouds.tif"
+    write_geotiff(path, np.ones((1, PATCH, SIZE), np.uint8), transform=TRANSFORM)
+    site.extract("--mask", path, "--mask_values", "1", "--min_valid", "0")
+    assert len(site.patches()) == 6
+    assert "66.7 % beyond its edge (valid)" in capsys.readouterr().err
+
+
+def test_resized_patches_leave_out_clouds(site, coarse):
+    for patch in site.extract("--mask", coarse, "--mask_values", "9", size=8).values():
+        rows, columns = (slice(s.start // 2, s.start // 2 + 8) for s in patch.place())
+        assert np.array_equal(patch.labelled, ~clouds()[::2, ::2][rows, columns])
+
+
+def test_a_mask_that_cannot_be_used_is_an_error(site, coarse, capsys):
+    other = refusal(
+        capsys, site, "--mask", site.folder / "none.tif", "--mask_values", "9"
+    )
+    assert "none.tif" in other
+    assert run(*site.words("--mask", coarse)) == 2
+    assert "one of --mask_values, --keep_values" in capsys.readouterr().err
+
+
+def test_scenes_of_a_folder_have_a_mask_each_or_one(batch, capsys):
+    for number, name in enumerate("ab"):
+        place = at(16 * number, 0)
+        image, label = noise(16)
+        write(batch.data / f"Image_{name}.tif", image, place)
+        write(batch.data / f"Label_{name}.tif", label, place)
+        values = np.zeros((1, 16, 16), np.uint8)
+        values[0, 8 * number : 8 * number + 4, :6] = 1
+        write(batch.data / f"Clouds_{name}.tif", values, place)
+    pattern = batch.data / "clouds_<id>.tif"
+    batch.cut("--mask", pattern, "--mask_values", "1")
+
+    def invalid() -> dict[str, int]:
+        found = {}
+        for split in ("train", "validation", "test"):
+            for pair in list_pairs(batch.out, split, required=False):
+                found[pair.name] = int((~read_patch(pair)[1]).sum())
+        return {name: count for name, count in found.items() if count}
+
+    assert invalid() == {"a_r000_c000": 24, "b_r001_c000": 24}
+    shutil.rmtree(batch.out)
+    batch.cut("--mask", batch.data / "Clouds_b.tif", "--mask_values", "1")
+    assert invalid() == {"b_r001_c000": 24}
+    shutil.rmtree(batch.out)
+    (batch.data / "Clouds_b.tif").unlink()
+    assert run(*batch.words("--mask", pattern, "--mask_values", "1")) == 1
+    assert "--mask: no file for b matches" in capsys.readouterr().err
+
+
+def test_a_mask_that_changed_since_refuses_the_resume(site, coarse, monkeypatch):
+    from test_extraction_fixed import stop_after
+
+    given = ("--mask", str(coarse), "--mask_values", "9")
+    stop_after(monkeypatch, site, 4, *given)
+    with rasterio.open(coarse, "r+") as file:
+        file.write(np.zeros((SIZE // 4, SIZE // 4), np.uint8), 1)
+    assert run(*site.words("--resume", *given)) == 1
