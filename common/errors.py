@@ -42,6 +42,9 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> OptionError:
     return OptionError(f"Unknown {kind} {name!r}{hint} ({listed})")
 
 
+# the note of an error that ends a run whose finished work stays
+WORK_IS_KEPT = "What is finished is kept: --resume continues from there"
+
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 

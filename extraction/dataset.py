@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ import numpy as np
 from rasterio.transform import Affine
 
 from common import SPLITS, VERSION
-from common.errors import DatasetError
+from common.errors import WORK_IS_KEPT, DatasetError
 from common.files import (
     compare_runs,
     exclusive_lock,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("semanticseg4eo")
 
 STAGING = ".Patch-partial"  # beside Patch, while a run is under way
+JOURNAL = "journal.jsonl"
 
 
 def extract(config: ExtractionConfig | BatchConfig) -> dict:
@@ -68,7 +69,7 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
     with staging_folder(target, config, describe_sources(plans)) as staging:
-        with closing(Journal(staging / "journal.jsonl")) as journal:
+        with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)
             for plan in plans:
                 cut_scene(plan, config, staging, journal)
@@ -159,7 +160,7 @@ def staging_folder(
 ) -> Iterator[Path]:
     """A hidden folder beside ``target`` with the folders of a dataset.
 
-    It is removed when the block fails, and stays when it is interrupted, for ``--resume``.
+    When the block ends early it stays for ``--resume``, unless no patch is finished.
 
     Args:
         target: The dataset to be.
@@ -167,7 +168,7 @@ def staging_folder(
         files: What distinguishes the files that are read; see ``describe_sources``.
 
     Raises:
-        SegmentationError: Another run writes to it, or it is what an interrupted one has left, and
+        SegmentationError: Another run writes to it, or it is what an unfinished one has left, and
             the options neither resume that nor overwrite it.
     """
     staging = target.with_name(STAGING)
@@ -187,16 +188,20 @@ def staging_folder(
             known = former.get("files", {}) | files
             write_json(staging / "settings.json", former | {"files": known})
             yield staging
-        except Exception:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        except BaseException:
-            log.warning("the patches cut so far are kept; --resume completes the run")
+        except BaseException as error:
+            # the error that ends the run is the one to report
+            with suppress(OSError):
+                if not Journal.has_patches(staging / JOURNAL):
+                    shutil.rmtree(staging, ignore_errors=True)
+                elif isinstance(error, Exception):
+                    error.add_note(WORK_IS_KEPT)
+                else:
+                    log.warning(WORK_IS_KEPT)
             raise
 
 
 def _make_folders(staging: Path) -> None:
-    """Make the folders of a dataset; patches that an interrupted run put into splits come back."""
+    """Make the folders of a dataset; patches that an unfinished run put into splits come back."""
     for kind in ("images", "labels"):
         (staging / kind).mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
@@ -207,7 +212,7 @@ def _make_folders(staging: Path) -> None:
 
 
 def former_settings(target: Path) -> dict:
-    """The settings of an interrupted run; empty when there is none."""
+    """The settings of an unfinished run; empty when there is none."""
     stored = target.with_name(STAGING) / "settings.json"
     return json.loads(stored.read_text()) if stored.exists() else {}
 
@@ -217,7 +222,7 @@ def _require_same_run(
 ) -> None:
     if not config.resume:
         raise DatasetError(
-            f"A run into {target.parent} is under way or was interrupted: --resume completes it, "
+            f"A run into {target.parent} is under way or unfinished: --resume completes it, "
             "--overwrite starts anew"
         )
     former = former_settings(target)
@@ -248,9 +253,9 @@ def publish(staging: Path, target: Path) -> None:
     if target.exists():
         remove_former()  # of an interrupted run
         target.rename(former)
-    for name in ("journal.jsonl", "settings.json"):
-        (staging / name).unlink(missing_ok=True)
     staging.rename(target)
+    for name in (JOURNAL, "settings.json"):
+        (target / name).unlink(missing_ok=True)
     remove_former()
 
 

@@ -1,4 +1,4 @@
-"""The outcome of each cell, from which an interrupted extraction is resumed."""
+"""The outcome of each cell, from which an unfinished extraction is resumed."""
 
 from __future__ import annotations
 
@@ -59,6 +59,13 @@ class Journal:
                 self.skipped[entry["name"]] = skipped
         # a line at a time, so that lines are complete when the process is killed
         self.file = open(path, "a", buffering=1)  # noqa: SIM115
+
+    @staticmethod
+    def has_patches(path: Path) -> bool:
+        """Whether a journal's file holds the record of a patch."""
+        text = path.read_text() if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return any("skipped" not in json.loads(line) for line in lines)
 
     def close(self) -> None:
         with naming(self.path):

@@ -127,29 +127,37 @@ class ExtractionOptions:
         least=0,
         most=1,
     )
+    # splits are drawn when all cells are cut, so a resumed run may draw them otherwise
     train_ratio: float = setting(
-        0.75, "share of the training split", "split", above=0, most=1
+        0.75, "share of the training split", "split", above=0, most=1, may_change=True
     )
     val_ratio: float = setting(
-        0.15, "share of the validation split", "split", least=0, most=1
+        0.15, "share of the validation split", "split", least=0, most=1, may_change=True
     )
     test_ratio: float = setting(
-        0.10, "share of the test split", "split", least=0, most=1
+        0.10, "share of the test split", "split", least=0, most=1, may_change=True
     )
     split_by: str = setting(
         "random",
         "draw cell by cell, or in square blocks, which keeps neighbours together",
         "split",
         choices=("random", "block"),
+        may_change=True,
     )
     block_size: float | None = setting(
-        None, "side of a block in metres", "split", shown="four cells", least=0.001
+        None,
+        "side of a block in metres",
+        "split",
+        shown="four cells",
+        least=0.001,
+        may_change=True,
     )
     buffer: float = setting(
         0.0,
         "metres; cells nearer than that to another split are dropped",
         "split",
         least=0,
+        may_change=True,
     )
     seed: int = setting(
         42,
@@ -158,6 +166,7 @@ class ExtractionOptions:
         alias="--random_seed",
         least=0,
         most=2**32 - 1,
+        may_change=True,
     )
     save_metadata: bool = setting(
         False,
@@ -169,7 +178,7 @@ class ExtractionOptions:
         False, "replace the patches of an earlier run", "output", may_change=True
     )
     resume: bool = setting(
-        False, "complete a run that was interrupted", "output", may_change=True
+        False, "complete an unfinished run", "output", may_change=True
     )
     skip_errors: bool = setting(
         False,

@@ -16,7 +16,12 @@ from tqdm import tqdm
 
 from common.devices import beside_passes, shared_threads
 from common.distributed import ProcessGroup, init_distributed, torch_errors
-from common.errors import RasterError, SegmentationError, error_message
+from common.errors import (
+    WORK_IS_KEPT,
+    RasterError,
+    SegmentationError,
+    error_message,
+)
 from common.files import exclusive_lock, remove_partial_files, write_json
 from common.ground import pixel_areas
 from common.machine import SerialWorker, is_main_process, tune_malloc
@@ -177,9 +182,7 @@ def unfinished_map(task: Task, group: ProcessGroup) -> Iterator[None]:
             # the error that ends the run is the one to report
             with suppress(OSError):
                 if RowStore.has_parts(task.partial):
-                    error.add_note(
-                        "What is finished is kept: --resume continues from there"
-                    )
+                    error.add_note(WORK_IS_KEPT)
                 elif group.size == 1:
                     RowStore.remove(task.partial)
             raise

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ from helpers import (
 import main
 import Patch_extraction
 import Predict_large_image
+from common.errors import WORK_IS_KEPT
 from common.rasters import Source
 
 SIDE = 64
@@ -149,7 +151,7 @@ def assert_one_line(err: str, error: str, status: int) -> None:
 
 
 def assert_fault(capfd, monkeypatch, script, options, error, status=1, late=False):
-    """Run a script that must fail, before its long work unless ``late``, and leave no trace."""
+    """Run a script that must fail, before its long work unless ``late``, and leave nothing but what it says."""
     if not late:
         patch_everywhere(monkeypatch, WORK[script], unexpected_work)
     before = snapshot(Path.cwd())
@@ -159,6 +161,11 @@ def assert_fault(capfd, monkeypatch, script, options, error, status=1, late=Fals
     assert ended == status, err
     assert_one_line(err, error, status)
     assert out == ""
+    for kept in list(Path.cwd().rglob(".*-partial")):
+        if str(kept.relative_to(Path.cwd())) not in before:
+            assert WORK_IS_KEPT in err
+            shutil.rmtree(kept)
+            kept.parent.rmdir()
     after = snapshot(Path.cwd())
     assert after.keys() == before.keys()
     assert [name for name in before if before[name] != after[name]] == []

@@ -34,7 +34,7 @@ from site_helpers import (
 import Patch_extraction
 from common import VERSION
 from common.console import settings_from
-from common.errors import RasterError
+from common.errors import WORK_IS_KEPT, RasterError
 from extraction.cutting import PatchWriter
 from extraction.report import SplitSummary
 from extraction.settings import ExtractionConfig
@@ -168,26 +168,25 @@ def test_a_run_that_ends_early_leaves_the_former_patches_untouched(
     before = {path: pixels(path) for path in site.out.rglob("*.tif")}
     monkeypatch.setattr(PatchWriter, "write", failing_write(error))
     capsys.readouterr()
-    assert run(*site.words("--overwrite")) == status
+    assert run(*site.words("--overwrite", "--workers", 1)) == status
     lines = capsys.readouterr().err.splitlines()
-    kept = {"Patch"}
-    if status == 1:
-        assert len(lines) == 1 and "No space left" in lines[0]
-    else:
-        assert "--resume" in lines[0]
-        kept.add(".Patch-partial")
-    assert {path.name for path in site.out.iterdir()} == kept
+    assert "is kept: --resume continues" in lines[0]
+    assert status == 130 or (len(lines) == 1 and "No space left" in lines[0])
+    assert {path.name for path in site.out.iterdir()} == {"Patch", ".Patch-partial"}
     after = {path: pixels(path) for path in (site.out / "Patch").rglob("*.tif")}
     assert after.keys() == before.keys()
     assert all(np.array_equal(after[path], before[path]) for path in before)
 
 
-def test_a_defect_shows_its_traceback_and_leaves_no_file(site, monkeypatch):
+def test_a_defect_shows_its_traceback_and_that_finished_patches_are_kept(
+    site, monkeypatch
+):
     failing = failing_write(ZeroDivisionError())
     monkeypatch.setattr(PatchWriter, "write", failing)
-    with pytest.raises(ZeroDivisionError):
-        run(*site.words())
-    assert site.leftovers() == []
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(*site.words("--workers", 1))
+    assert caught.value.__notes__ == [WORK_IS_KEPT]
+    assert [path.name for path in site.out.iterdir()] == [".Patch-partial"]
 
 
 def test_a_failing_run_leaves_no_empty_folder(site, capsys):

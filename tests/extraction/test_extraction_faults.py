@@ -409,7 +409,7 @@ def test_faults_of_options(place, capfd, monkeypatch, fault):
         "--split_by block --block_size 1000000", late=True),
     row("extract", "a run under way",
         lambda: Path("out/.Patch-partial/images").mkdir(parents=True),
-        r"A run into out is under way or was interrupted: --resume .*--overwrite"),
+        r"A run into out is under way or unfinished: --resume .*--overwrite"),
 )  # fmt: skip
 def test_faults_of_surroundings(place, capfd, monkeypatch, fault):
     check(capfd, monkeypatch, fault)

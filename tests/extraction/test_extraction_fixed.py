@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -62,6 +63,94 @@ def write_layers(site, tables=()) -> str:
     options = {"layer": "layer_styles", "append": False, "driver": "GPKG"}
     pyogrio.write_dataframe(styles.drop(columns="geometry"), path, **options)
     return path
+
+
+def disk_full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fail_at(monkeypatch, site, dotted: str, call: int, *options) -> None:
+    """Run an extraction on a disk that is full at the n-th call of a function."""
+    with monkeypatch.context() as patching:
+        interrupt(patching, dotted, call, disk_full())
+        assert run(*site.words("--workers", 1, *options)) == 1
+
+
+@fault(1)
+@pytest.mark.parametrize(
+    ("place", "call", "cut"),
+    [
+        ("extraction.cutting.write_cell", 8, 2),
+        ("extraction.dataset.assign_splits", 1, 0),
+        ("extraction.dataset.write_cells", 1, 0),
+        ("extraction.dataset.publish", 1, 0),
+    ],
+)
+def test_an_error_keeps_finished_patches_and_the_next_run_says_what_can_be_done(
+    site, monkeypatch, capsys, place, call, cut
+):
+    fail_at(monkeypatch, site, place, call)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "or write elsewhere. What is finished is kept: --resume" in line
+    assert [path.name for path in site.out.iterdir()] == [".Patch-partial"]
+    kept = site.leftovers()
+    assert run(*site.words()) == 1
+    line = capsys.readouterr().err
+    assert "unfinished: --resume completes it, --overwrite starts" in line
+    assert site.leftovers() == kept
+    calls = interrupt(monkeypatch, "extraction.cutting.write_cell", 0)
+    resumed = site.extract("--resume")
+    assert len(calls) == cut
+    former = {name: (p.split, p.image.tobytes()) for name, p in resumed.items()}
+    whole = site.extract("--overwrite")
+    assert {n: (p.split, p.image.tobytes()) for n, p in whole.items()} == former
+
+
+@fault(1)
+@pytest.mark.parametrize("error", [disk_full(), KeyboardInterrupt()])
+def test_a_run_that_finished_no_patch_leaves_nothing(site, monkeypatch, capsys, error):
+    site.draw_image(np.where(hole(), scene(), 0), nodata=0)
+    interrupt(monkeypatch, "extraction.cutting.write_cell", 1, error)
+    # the first cell is skipped, which is no patch
+    assert run(*site.words("--min_valid", 0.95)) != 0
+    assert "is kept" not in capsys.readouterr().err
+    assert not site.out.exists()
+
+
+@fault(1)
+def test_the_rename_that_fails_last_loses_nothing(site, monkeypatch, capsys):
+    before = len(site.extract())
+    plain = Path.rename
+
+    def failing(self, target):
+        if Path(target).name == "Patch":
+            raise PermissionError(13, "Permission denied")
+        return plain(self, target)
+
+    with monkeypatch.context() as patching:
+        patching.setattr(Path, "rename", failing)
+        assert run(*site.words("--overwrite")) == 1
+    assert "is kept: --resume" in capsys.readouterr().err
+    calls = interrupt(monkeypatch, "extraction.cutting.write_cell", 0)
+    assert len(site.extract("--resume")) == before and not calls
+    assert [path.name for path in site.out.iterdir()] == ["Patch"]
+
+
+@fault(1)
+def test_a_split_that_cannot_be_drawn_is_drawn_otherwise_without_cutting_again(
+    site, monkeypatch, capsys
+):
+    assert run(*site.words("--buffer", 1e5)) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "lower --buffer. What is finished is kept: --resume" in line
+    calls = interrupt(monkeypatch, "extraction.cutting.write_cell", 0)
+    words = ["--split_by", "block", "--block_size", 160, "--seed", 3]
+    resumed = {
+        name: patch.split for name, patch in site.extract(*words, "--resume").items()
+    }
+    assert not calls
+    whole = site.extract(*words, "--overwrite")
+    assert {name: patch.split for name, patch in whole.items()} == resumed
 
 
 @fault(42)
