@@ -11,25 +11,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from common import UNLABELLED
+from common import MISSING, UNLABELLED
 from common.alpha import sample_windows
 from common.errors import (
     DatasetError,
-    OptionError,
     RasterError,
     require,
-    unknown_name,
 )
-from common.options import split_list
+from common.options import split_list, whole_values
 from common.rasters import (
     SCENE_SUFFIXES,
     Source,
@@ -39,13 +35,8 @@ from common.rasters import (
     same_pixel_grid,
 )
 from common.sources import require_whole
-from common.vectors import in_pixels, is_vector, read_vector
-
-if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
-
-# a label pixel without a class, before classes are numbered
-MISSING = -(2**31)
+from common.vector_labels import ReadLabel, no_overlap, read_polygons
+from common.vectors import is_vector
 
 
 def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarray:
@@ -105,9 +96,6 @@ def read_classes(label: rasterio.DatasetReader) -> np.ndarray:
     if label.dtypes[0] == "uint8":  # wider ones may have a class of that number
         classes[classes == UNLABELLED] = MISSING
     return classes
-
-
-ReadLabel = Callable[[Window], np.ndarray]  # window -> (H, W) values, MISSING if none
 
 
 @dataclass(frozen=True)
@@ -191,7 +179,14 @@ def open_label(
         f"a vector label with it, but {source} is a raster",
     )
     if column or is_vector(source):
-        yield _vector_label(source, image, column, values, class_names)
+        drawn = read_polygons(source, image, column, values)
+        yield Label(
+            source,
+            drawn.read,
+            drawn.values,
+            class_names or drawn.texts,
+            advice=drawn.advice,
+        )
         return
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(source))
@@ -261,19 +256,6 @@ def _nodata_advice(source: str, nodata: int | None) -> str | None:
     )
 
 
-def whole_values(text: str | None) -> list[int] | None:
-    """``--label_values`` as numbers."""
-    try:
-        values = [int(item) for item in split_list(text)]
-    except ValueError:
-        raise OptionError(
-            f"--label_values {text}: expected whole numbers for this label"
-        ) from None
-    fine = len(set(values)) == len(values)
-    require(fine, "--label_values", text, "different values")
-    return values or None
-
-
 def _require_overlap(image, label) -> None:
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import CRSError
@@ -290,103 +272,4 @@ def _require_overlap(image, label) -> None:
         low, high = sorted(theirs[axis::2])
         first, last = sorted(image.bounds[axis::2])
         if low >= last or high <= first:
-            raise _no_overlap(label.name, label.crs, image)
-
-
-def _no_overlap(source: str, crs, image) -> DatasetError:
-    return DatasetError(
-        f"{source} does not overlap {image.name}; check the CRS of both: {crs.to_string()} and "
-        f"{image.crs.to_string()}"
-    )
-
-
-def _vector_label(
-    source: str, image, column: str | None, asked: str | None, names: list[str] | None
-) -> Label:
-    """Polygons as classes of the pixels whose centre they contain; the last one wins."""
-    from rasterio.features import rasterize
-
-    table = read_vector(source)
-    values, fill, codes = None, 0, np.ones(len(table), np.int64)
-    if column:
-        fill = MISSING
-        codes, values, texts = _column_codes(table, column, asked, source)
-        names = names or texts
-    elif asked:
-        raise OptionError(
-            f"--label_values {asked}: expected --label_column with it, since {source} is a vector "
-            "file"
-        )
-    outlines = in_pixels(table, image, source)
-    usable = ~(outlines.isna() | outlines.is_empty)
-    outlines, codes = outlines[usable].reset_index(drop=True), codes[usable]
-    index = outlines.sindex
-    if not len(index.intersection((0, 0, image.width, image.height))):
-        raise _no_overlap(source, table.crs, image)
-    # GDAL burns 32-bit numbers, so it burns row numbers that stand for the codes
-    codes = np.concatenate([[fill], codes])
-
-    def read(window: Window) -> np.ndarray:
-        shape = (int(window.height), int(window.width))
-        left, top = window.col_off, window.row_off
-        hits = sorted(index.intersection((left, top, left + shape[1], top + shape[0])))
-        if not len(hits):
-            return np.full(shape, fill, np.int64)
-        shapes = [(outlines[hit], int(hit) + 1) for hit in hits]
-        origin = Affine.translation(left, top)
-        return codes[rasterize(shapes, shape, 0, transform=origin, dtype="int32")]
-
-    advice = (lambda: None) if column else partial(_column_advice, table, source)
-    return Label(source, read, values, names, advice=advice)
-
-
-def _column_advice(table: GeoDataFrame, source: str) -> str | None:
-    """Which columns of polygons that all become one class may name several."""
-    from pandas.api.types import is_numeric_dtype, is_string_dtype
-
-    columns = table.drop(columns=table.geometry.name)
-    named = [
-        name
-        for name in columns
-        if is_string_dtype(known := columns[name].dropna())
-        and not is_numeric_dtype(known)
-        and known.nunique() > 1
-    ]
-    if not named:
-        return None
-    return (
-        f"all polygons of {source} are class 1, everything else is class 0; for classes by the "
-        f"texts of a column name it with --label_column ({', '.join(named[:12])})"
-    )
-
-
-def _column_codes(table: GeoDataFrame, name: str, asked: str | None, source: str):
-    """The classes of polygons by a column.
-
-    Returns:
-        A code per polygon, ``MISSING`` where there is none; the codes that are classes, in class
-        order (None: they are classes already); and their texts, None of a column of numbers.
-    """
-    import pandas
-
-    if name not in table.columns:
-        columns = [column for column in table.columns if column != "geometry"]
-        raise unknown_name("--label_column", name, columns)
-    column = table[name]
-    if pandas.api.types.is_numeric_dtype(column):
-        known = column.fillna(0).to_numpy()
-        if not np.isfinite(known).all() or (known != np.round(known)).any():
-            raise DatasetError(
-                f"{source} has fractions or infinities in {name}; classes are whole numbers or texts"
-            )
-        codes = np.where(column.isna(), MISSING, known).astype(np.int64)
-        return codes, whole_values(asked), None
-    texts = [None if pandas.isna(text) else str(text) for text in column]
-    present = sorted({text for text in texts if text})
-    order = split_list(asked) or present
-    absent = [text for text in order if text not in texts]
-    if absent:
-        raise unknown_name("--label_values", absent[0], present)
-    numbers = {text: number for number, text in enumerate(order)}
-    codes = np.array([numbers.get(text, MISSING) for text in texts])
-    return codes, list(range(len(order))), order
+            raise no_overlap(label.name, label.crs, image)
