@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +106,7 @@ class Label:
     values: list[int] | None  # that are classes, in class order; None: they are already
     names: list[str] | None
     nodata: int | None = None  # declared, though it looks like a class
-    advice: Callable[[], str | None] = lambda: None  # what the user should know of it
+    advice: Callable[[], list[str | None]] = list  # what the user should know of it
     warped: bool = False  # onto the image's pixels
 
     @property
@@ -197,7 +196,6 @@ def open_label(
         # a value that is named as a class is one, whatever the file declares
         named = raster.nodata is not None and raster.nodata in (classes or [])
         nodata = None if classes else _class_like_nodata(raster)
-        advice = partial(_nodata_advice, source, nodata)
         if warped := not same_pixel_grid(image, raster):
             _require_overlap(image, raster)
             raster = stack.enter_context(_warped(raster, image, named))
@@ -208,6 +206,10 @@ def open_label(
         pixels = Source(raster)
         if named:
             pixels.nodata = [None]
+
+        def advice() -> list[str | None]:
+            return [_nodata_advice(source, nodata)]
+
         yield Label(source, read, classes, class_names, nodata, advice, warped)
 
 

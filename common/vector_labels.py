@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,10 +14,11 @@ from rasterio.windows import Window
 from common import MISSING
 from common.errors import DatasetError, OptionError, unknown_name
 from common.options import split_list, whole_values
-from common.vectors import in_pixels, read_vector
+from common.shapefiles import ASSUMED
+from common.vectors import in_pixels, polygonal, read_vector
 
 if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
+    from geopandas import GeoDataFrame, GeoSeries
 
 ReadLabel = Callable[[Window], np.ndarray]  # window -> (H, W) values, MISSING if none
 
@@ -27,7 +29,7 @@ class PolygonClasses(NamedTuple):
     read: ReadLabel
     values: list[int] | None
     texts: list[str] | None  # of the column, in class order
-    advice: Callable[[], str | None]
+    advice: Callable[[], list[str | None]]
 
 
 def read_polygons(
@@ -75,7 +77,20 @@ def read_polygons(
         origin = Affine.translation(left, top)
         return codes[rasterize(shapes, shape, 0, transform=origin, dtype="int32")]
 
-    advice = (lambda: None) if column else partial(_column_advice, table, source)
+    def advice() -> list[str | None]:
+        if not column:
+            return [_column_advice(table, source)]
+        lines = [
+            _encoding_advice(table, column, source),
+            _spelling_advice(table, column, source),
+        ]
+        kinds = codes[1:]
+        if values is not None:
+            kinds = np.where(np.isin(kinds, values), kinds, MISSING)
+        near = index.intersection((0, 0, image.width, image.height))
+        hidden, areas = hidden_areas(outlines, kinds, np.sort(near), image.shape)
+        return [*lines, _overlap_advice(hidden, areas, kinds, texts, source)]
+
     return PolygonClasses(read, values, texts, advice)
 
 
@@ -96,6 +111,101 @@ def _column_advice(table: GeoDataFrame, source: str) -> str | None:
     return (
         f"all polygons of {source} are class 1, everything else is class 0; for classes by the "
         f"texts of a column name it with --label_column ({', '.join(named[:12])})"
+    )
+
+
+def _encoding_advice(table: GeoDataFrame, column: str, source: str) -> str | None:
+    """Which encoding of the texts of a column had to be assumed."""
+    if table.attrs.get("encoding") != ASSUMED:
+        return None
+    foreign = [text for text in map(str, table[column].dropna()) if not text.isascii()]
+    if not foreign:
+        return None
+    return (
+        f"{source} does not say how its texts are encoded; read as {ASSUMED} {column} holds "
+        f"{foreign[0]!r}; if that is garbled, write the right encoding, as CP1252, into a .cpg file "
+        "beside it"
+    )
+
+
+def _spelling_advice(table: GeoDataFrame, column: str, source: str) -> str | None:
+    """Which texts of a column differ by case or blanks alone."""
+    alike: dict[str, list[str]] = {}
+    counts = Counter(str(text) for text in table[column].dropna())
+    for text in sorted(counts):
+        plain = unicodedata.normalize("NFKC", text).casefold()
+        alike.setdefault("".join(plain.split()), []).append(text)
+    groups = [
+        " and ".join(f"{text!r} ({counts[text]} polygons)" for text in texts)
+        for texts in alike.values()
+        if len(texts) > 1
+    ]
+    if not groups:
+        return None
+    more = f", and {len(groups) - 4} more" if len(groups) > 4 else ""
+    return (
+        f"names in {column} of {source} differ by case or blanks alone and are different classes: "
+        f"{', '.join(groups[:4])}{more}; write them alike in the file if they mean one class"
+    )
+
+
+def hidden_areas(
+    outlines: GeoSeries, kinds: np.ndarray, near: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which part of each polygon later polygons of other classes cover.
+
+    Args:
+        outlines: Polygons (P,) in pixels, in the order of the file.
+        kinds: The class of each (P,); ``MISSING`` is none.
+        near: The numbers of those that may lie in the image.
+        shape: Height and width of the image.
+
+    Returns:
+        Pixels hidden and pixels in all, of each polygon (P,); those that lie in the image.
+    """
+    import shapely
+
+    frame = shapely.box(0, 0, shape[1], shape[0])
+    hidden, areas = np.zeros((2, len(kinds)))
+    shapes = [
+        polygonal(outline) if np.isfinite(outline.bounds).all() else None
+        for outline in outlines.iloc[near]
+    ]
+    shapes = shapely.intersection(np.array(shapes, object), frame)
+    areas[near] = np.nan_to_num(shapely.area(shapes))
+    first, later = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    kind = kinds[near]
+    covered = (first < later) & (kind[first] != kind[later]) & (kind[first] != MISSING)
+    first, later = first[covered], later[covered]
+    shared = shapely.intersection(shapes[first], shapes[later])
+    first, shared = first[shapely.area(shared) > 0], shared[shapely.area(shared) > 0]
+    order = np.argsort(first, kind="stable")
+    numbers, starts = np.unique(first[order], return_index=True)
+    for number, parts in zip(numbers, np.split(shared[order], starts[1:])):
+        hidden[near[number]] = shapely.area(shapely.union_all(parts))
+    return hidden, areas
+
+
+def _overlap_advice(
+    hidden: np.ndarray,
+    areas: np.ndarray,
+    kinds: np.ndarray,
+    texts: list[str] | None,
+    source: str,
+) -> str | None:
+    """How much ground each class loses to later polygons of other classes; see ``hidden_areas``."""
+    if hidden.sum() < 1:
+        return None
+    losses = {}
+    for kind in np.unique(kinds[hidden > 0]):
+        lost, whole = hidden[kinds == kind].sum(), areas[kinds == kind].sum()
+        losses[texts[kind] if texts else str(kind)] = lost / whole
+    listed = sorted(losses.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{name} {share:.1%}" for name, share in listed[:12])
+    return (
+        f"polygons of different classes overlap in {source}, where the later one in the file "
+        f"counts: about {hidden.sum():,.0f} pixels are covered so, of the classes {told} of their "
+        "ground; cut the polygons or change their order if that is wrong"
     )
 
 

@@ -17,6 +17,7 @@ from common.errors import (
     require,
     unknown_name,
 )
+from common.shapefiles import ASSUMED, decode_utf8, guessed_encoding
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -94,9 +95,14 @@ def read_vector(path: str) -> GeoDataFrame:
         if Path(file).suffix.lower() == ".parquet":
             table = geopandas.read_parquet(file)
         else:
-            table = geopandas.read_file(file, layer=_choose_layer(file, asked))
+            table = _read_layer(file, _choose_layer(file, asked))
     except SegmentationError:
         raise
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{path} has texts in another encoding than UTF-8; write the right one, as CP1252, into a "
+            ".cpg file beside it"
+        ) from error
     except Exception as error:  # every driver raises its own kinds
         raise DatasetError(
             f"{path} cannot be read as a vector file: {gdal_message(error):.100}; give a complete "
@@ -109,6 +115,29 @@ def read_vector(path: str) -> GeoDataFrame:
             f"{path} has no CRS; add it (a shapefile keeps it in a .prj file beside it)"
         )
     return table
+
+
+def _read_layer(file: str, layer: str | None) -> GeoDataFrame:
+    """A layer whose texts are decoded; ``attrs["encoding"]`` is what had to be guessed for it."""
+    import geopandas
+
+    encoding = guessed_encoding(file, layer)
+    options = {"encoding": encoding} if encoding else {}
+    try:
+        table = geopandas.read_file(file, layer=layer, **options)
+    except UnicodeDecodeError:  # also of a letter that is cut off
+        table = geopandas.read_file(file, layer=layer, encoding=ASSUMED)
+        table = table.rename(columns=_as_utf8)
+        for name in table.columns.drop("geometry", errors="ignore"):
+            if table[name].dtype.kind == "O":
+                table[name] = table[name].map(_as_utf8)
+    table.attrs["encoding"] = encoding
+    return table
+
+
+def _as_utf8(text):
+    """A text that was decoded byte by byte as what its bytes stand for; other values as they are."""
+    return decode_utf8(text.encode("latin-1")) if isinstance(text, str) else text
 
 
 def in_pixels(table: GeoDataFrame, image: rasterio.DatasetReader, source: str):

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from tqdm import tqdm
@@ -189,7 +190,7 @@ def plan_scenes(
         skipped |= reasons
     if not plans:
         raise DatasetError(f"No scene can be used ({first_reason(skipped)})")
-    for lines in zip(*(plan.advice for plan in plans)):
+    for lines in zip_longest(*(plan.advice for plan in plans)):
         if advised := [line for line in lines if line]:
             others = f" (and {len(advised) - 1} others likewise)"
             log.warning("%s%s", advised[0], others * (len(advised) > 1))
@@ -230,7 +231,8 @@ def plan_scene(
                 text = "%s is warped onto the image's pixels (nearest)"
                 log.info(text, label.source)
             source = Source(image, bands, nodata=config.nodata, mask=scene.mask)
-            advice = label.advice(), *nodata_advice(source), mask_shares(source)
+            of_scene = *nodata_advice(source), mask_shares(source)
+            advice = (*label.advice(), *of_scene)
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
                 label.nodata, advice,

@@ -331,7 +331,7 @@ def test_a_column_with_fractions_is_refused(site, capsys):
 
 
 def test_a_class_of_a_column_that_is_no_class_is_refused(site, capsys):
-    site.draw_label_shapes([LEFT, RIGHT], kind=[1, 311])
+    site.draw_label_shapes([LEFT, RIGHT - LEFT], kind=[1, 311])
     line = refusal(capsys, site, "--label_column", "kind")
     assert f"{site.label} holds 311:" in line
 
