@@ -10,8 +10,11 @@ import numpy as np
 from model_training import HEADLINES
 
 
-def fold_statistics(values: Sequence[float]) -> dict:
-    """Mean, standard deviation (n - 1) and 95 % t-interval of one score over folds."""
+def fold_statistics(values: Sequence[float], least: float = 0.0) -> dict:
+    """Mean, standard deviation (n - 1) and 95 % t-interval of one score over folds.
+
+    The interval ends at what is possible, ``least`` to 1.
+    """
     from scipy import stats
 
     mean, count = float(np.mean(values)), len(values)
@@ -19,7 +22,7 @@ def fold_statistics(values: Sequence[float]) -> dict:
     if count > 1:
         deviation = float(np.std(values, ddof=1))
         half = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-        interval = [mean - half, mean + half]
+        interval = [max(least, mean - half), min(1.0, mean + half)]
     return {
         "mean": mean,
         "std": deviation,
@@ -39,7 +42,11 @@ def known_values(results: Sequence[dict]) -> dict[str, list[float]]:
 def fold_summary(results: Sequence[dict]) -> dict:
     """``fold_statistics`` of each score that at least one fold has."""
     known = known_values(results).items()
-    return {key: fold_statistics(values) for key, values in known if values}
+    return {
+        key: fold_statistics(values, -1.0 if key == "kappa" else 0.0)
+        for key, values in known
+        if values
+    }
 
 
 def block_bootstrap(

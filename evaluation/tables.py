@@ -6,17 +6,20 @@ from common.text import aligned_table
 from evaluation.matrices import score_gap
 from model_training import HEADLINES
 
+AREA_SHARES = ("share", "users_accuracy", "producers_accuracy")
+FEW_BLOCKS = 10  # that a bootstrap draws from: its intervals are then too narrow
+
 
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
 def with_interval(value: float | None, interval, form: str = ".3f") -> str:
-    """As 0.8 [0.7, 0.9]; - for what is unknown."""
+    """As 0.8 [0.7, 0.9]; 0.8 without an interval; - for what is unknown."""
     if value is None:
         return "-"
-    ends = [format(end, form) for end in interval] if interval else ["-", "-"]
-    return f"{value:{form}} [{', '.join(ends)}]"
+    ends = ", ".join(format(end, form) for end in interval or ())
+    return f"{value:{form}} [{ends}]" if interval else f"{value:{form}}"
 
 
 def score_table(result: dict) -> str:
@@ -79,12 +82,16 @@ def area_table(areas: dict) -> str:
     for entry in areas["per_class"]:
         known = entry[mapped]
         share = "-" if known is None else format(known, form)
-        accuracies = [
-            cell(entry[key]) for key in ("users_accuracy", "producers_accuracy")
-        ]
+        accuracies = [cell(entry[key]) for key in AREA_SHARES[1:]]
         rows.append([entry["name"], share, cell(entry[area], form), *accuracies])
-    overall = cell(areas["overall_accuracy"])
-    return f"{aligned_table(rows)}\noverall accuracy {overall}"
+    overall = areas["overall_accuracy"]
+    shown = [entry[key] for entry in areas["per_class"] for key in AREA_SHARES]
+    lines = [aligned_table(rows), f"overall accuracy {cell(overall)}"]
+    if any(e["value"] is not None and not e["interval_95"] for e in [*shown, overall]):
+        lines.append(
+            "without an interval: fewer than two test patches say how it varies"
+        )
+    return "\n".join(lines)
 
 
 def calibration_line(calibration: dict) -> str:
@@ -131,6 +138,12 @@ def report_text(report: dict) -> str:
         lines.append(area_table(report["areas"]))
     if report.get("summary"):
         lines.append(summary_table(report))
+        blocks = report.get("blocks")
+        if blocks is not None and blocks < FEW_BLOCKS:
+            lines.append(
+                f"the intervals of the pooled scores come from {blocks} blocks only, and are too "
+                "narrow; give a smaller --block_size"
+            )
     if "optimism" in report:
         gap = {key: entry["interval_95"] for key, entry in report["optimism"].items()}
         lines += ["", side_by_side(report["random"], report, gap)]
