@@ -49,15 +49,21 @@ def index_split(
     like: SampleIndex | None,
     cache: PatchCache | None = None,
     required=True,
-):
-    """The index of a split, or None when it is not required and has no patches."""
+    problems: list[str] | None = None,
+) -> SampleIndex | None:
+    """The index of a split, or None when it is not required and has no patches.
+
+    ``problems`` is that of ``index_samples``.
+    """
     pairs = list_pairs(config.dataset_root, split, required)
     if not pairs:
         if split == "test":
             log.info("no test split, and so no test score")
         return None
-    index = index_samples(pairs, config.label_classes, config.ignore_index, like, cache)
-    require_usable(config, split, index)
+    classes, ignored = config.label_classes, config.ignore_index
+    index = index_samples(pairs, classes, ignored, like, cache, problems)
+    if index:  # else the problems say why
+        require_usable(config, split, index)
     bands, *size = index.shape
     line = "%-10s %5d patches of %d x %d pixels, %d bands, %s"
     log.info(line, split, len(pairs), *size, bands, unlabelled_text(index))

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 import time
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from common import SPLITS
 from common.console import Problems
-from common.devices import deterministic, local_device, peak_memory
+from common.devices import local_device, peak_memory
 from common.distributed import ProcessGroup, torch_errors
-from common.patches import list_pairs
 from common.text import duration
 from training.dataset import (
+    index_split,
     log_weak_spots,
     names_for,
     needed_splits,
     require_several_classes,
-    require_usable,
 )
 from training.experiment import PREFLIGHT_CHECKS, SCARCE
 from training.folds import plan_all_folds
 from training.loop import evaluate, train_one_epoch, training_precision
+from training.resume import ResumeState
 from training.run import TrainingRun, build, make_stepper
-from training.samples import SampleIndex, index_samples
+from training.samples import SampleIndex, make_cache
 from training.settings import TrainingConfig
 
 
@@ -41,15 +47,13 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     for check in PREFLIGHT_CHECKS:
         problems.attempt(check, config)
     splits: dict[str, SampleIndex] = {}
-    like = None
+    like, cache, started = None, make_cache(config), time.perf_counter()
     for split in SPLITS:
-        needed = split in needed_splits(config)
-        pairs = problems.attempt(list_pairs, config.dataset_root, split, needed) or []
-        classes, ignored = config.label_classes, config.ignore_index
-        index = index_samples(pairs, classes, ignored, like, problems=problems)
-        if index:
+        needed, kept = split in needed_splits(config), split != "test" and cache or None
+        options = config, split, like, kept, needed, problems
+        if index := problems.attempt(index_split, *options):
             like, splits[split] = like or index, index
-            problems.attempt(require_usable, config, split, index)
+    reading = time.perf_counter() - started
     train, validation = splits.get("train"), splits.get("validation")
     if train and config.val_strategy == "kfold":
         train, validation = train + validation if validation else train, None
@@ -62,6 +66,8 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     names, place = names_for(config, train), Path(config.save_dir)
     run = TrainingRun(config, train, validation, place, names, config.epochs, device)
     outlook = problems.attempt(measure_run, run) or {}
+    if outlook:
+        outlook["total_seconds"] += reading
     patches = {split: len(index.pairs) for split, index in splits.items()}
     return problems, outlook | {"patches": patches}
 
@@ -79,32 +85,59 @@ def measure_run(run: TrainingRun) -> dict:
 
 def measure_batches(run: TrainingRun) -> dict:
     """See ``measure_run``, for a run that is built."""
-    config, device, seconds = run.config, run.device, []
-    loader = run.loader(run.train, training=True)
-    stepper, _ = make_stepper(run, len(loader))
-    batch = next(iter(loader))
+    config, device = run.config, run.device
+    stepper, scheduler = make_stepper(run, len(run.loader(run.train, training=True)))
+    # read by this process alone: as if nothing were prepared ahead
+    alone = replace(run, config=replace(config, num_workers="0"))
+    loader = alone.loader(run.train, training=True)
+    moments, batch = [time.perf_counter()], None
+    for batch in islice(loader, 2):
+        moments.append(time.perf_counter())
+    reading = np.diff(moments).max()
     options = stepper, device, run.precision
     for _ in range(2):  # libraries warm up in the first
         started = time.perf_counter()
-        with deterministic(device):
-            train_one_epoch(run.model, [batch], run.loss, *options)
-        middle = time.perf_counter()
+        train_one_epoch(run.model, [batch], run.loss, *options)
+        trained = time.perf_counter()
         classes = run.model_config.label_classes
         evaluate(run.model, [batch], run.loss, device, classes, None, run.precision)
-        seconds = [middle - started, time.perf_counter() - middle]
+        training, validating = trained - started, time.perf_counter() - trained
     checked = len(run.validation.pairs) if run.validation else 0
-    epoch = seconds[0] * len(loader) + seconds[1] * checked / config.batch_size
-    runs = 1.0
-    if config.val_strategy == "kfold":
-        kinds = 2 if config.fold_by == "both" else 1
-        # each fold trains on (n - 1) / n of all patches
-        runs += kinds * (config.n_splits - 1)
+    epoch = (reading + training) * len(loader)
+    epoch += (reading + validating) * math.ceil(checked / config.batch_size)
+    epoch += writing_seconds(run, stepper, scheduler)
     return {
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "epoch_seconds": epoch,
-        "total_seconds": epoch * config.epochs * runs,
+        "total_seconds": epoch * config.epochs * trainings(config),
         "memory": peak_memory(device),
     }
+
+
+def trainings(config: TrainingConfig) -> float:
+    """How many times all patches are trained on: by one model, or by those of folds too."""
+    if config.val_strategy != "kfold":
+        return 1.0
+    of_fold = (config.n_splits - 1) / config.n_splits
+    if config.only_fold is not None:
+        return of_fold
+    kinds = 2 if config.fold_by == "both" else 1
+    return 1 + kinds * config.n_splits * of_fold
+
+
+def writing_seconds(run: TrainingRun, stepper, scheduler) -> float:
+    """How long the files of an epoch take to be written, by those of a folder that goes again."""
+    place = run.save_dir.resolve()
+    there = next(path for path in (place, *place.parents) if path.is_dir())
+    with tempfile.TemporaryDirectory(dir=there) as folder:
+        aside = replace(run, save_dir=Path(folder))
+        started = time.perf_counter()
+        ResumeState(aside, stepper, scheduler).save()
+        last = time.perf_counter()
+        aside.save("best_loss", {})
+        best = time.perf_counter() - last
+    # an epoch may be the best by all three criteria
+    return last - started + 3 * best
 
 
 def outlook_text(outlook: dict) -> str:

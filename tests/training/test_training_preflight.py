@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 from helpers import (
     QUICK,
     TINY,
+    patch_everywhere,
     run_main,
+    settings,
     write_dataset,
 )
 
+import model_training
+import training.dataset
 from model_training import build_model
 from training.preflight import check_experiment
+from training.samples import PatchDataset
 from training.settings import TrainingConfig
 
 
@@ -37,13 +43,61 @@ def test_what_a_check_says_of_time_and_memory_is_measured(data, tmp_path):
     )  # fmt: skip
     problems, found = check_experiment(config)
     assert not problems and found["patches"] == {"train": 8, "validation": 4}
-    assert found["total_seconds"] == pytest.approx(7 * found["epoch_seconds"])
+    assert found["total_seconds"] > 7 * found["epoch_seconds"]  # reading comes first
     model = build_model(config.model_config(3))
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert found["memory"] > 1e8
     folds = {"val_strategy": "kfold", "n_splits": 2}
     _, more = check_experiment(replace(config, **folds))
-    assert more["total_seconds"] == pytest.approx(7 * more["epoch_seconds"] * 2)
+    assert more["total_seconds"] > 7 * more["epoch_seconds"] * 2
+
+
+@pytest.mark.fault(31)
+def test_reading_and_writing_of_an_epoch_are_in_its_time(data, tmp_path, monkeypatch):
+    config = settings(
+        dataset_root=str(data), save_dir=str(tmp_path / "new" / "out"), batch_size=4
+    )
+
+    def slowed(function):
+        def slow(*arguments, **options):
+            time.sleep(0.2)
+            return function(*arguments, **options)
+
+        return slow
+
+    reading = PatchDataset.__getitem__
+    with monkeypatch.context() as patch:
+        patch.setattr(PatchDataset, "__getitem__", slowed(reading))
+        _, found = check_experiment(config)
+    assert found["epoch_seconds"] >= 12 * 0.2  # 8 patches to train on, 4 to validate
+    writing = model_training.save_checkpoint
+    with monkeypatch.context() as patch:
+        patch_everywhere(patch, "model_training.save_checkpoint", slowed(writing))
+        _, found = check_experiment(config)
+    assert found["epoch_seconds"] >= 4 * 0.2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.fault(31)
+def test_a_cache_that_does_not_fit_is_seen(data, tmp_path, monkeypatch):
+    patch_everywhere(monkeypatch, "common.machine.free_memory", lambda: 5000)
+    out = ("--save_dir", tmp_path / "out", "--cache", "ram")
+    status, _, err = check("--dataset_root", data, *out)
+    assert status == 1 and "do not fit in memory; leave --cache ram out" in err
+
+
+@pytest.mark.fault(34)
+def test_a_check_reads_the_splits_as_a_run_does(data, tmp_path, monkeypatch):
+    asked, index_split = [], training.dataset.index_split
+
+    def noted(config, split, *rest):
+        asked.append(split)
+        return index_split(config, split, *rest)
+
+    patch_everywhere(monkeypatch, "training.dataset.index_split", noted)
+    given = ("--dataset_root", data, "--save_dir", tmp_path / "out")
+    assert check(*given)[0] == 0
+    assert asked == ["train", "validation", "test"]
 
 
 def test_a_check_tells_all_faults_at_once(tmp_path):
