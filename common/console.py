@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -157,6 +158,8 @@ def run_command(
         0 done, 1 could not be done, 2 wrong command line, 130 or 143 interrupted.
     """
     show_messages()
+    # threads that wait spin otherwise, and beside other work take what it needs; before torch
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         config = settings_from(config_class, arguments)
         with interruptible(loud=is_main_process()):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common.devices import deterministic
@@ -29,6 +30,8 @@ from training.run import History, TrainingRun, make_stepper
 
 log = logging.getLogger("semanticseg4eo")
 
+BUSY = 2.5  # times what the computing of an epoch explains
+BUSY_SECONDS = 5  # of an epoch; a shorter one says little
 PLOT_SECONDS = 60  # at least, between two plots of a running training
 
 
@@ -47,6 +50,7 @@ def fit(run: TrainingRun) -> History:
         state.load()
     wrapped, was_frozen = None, None
     reported = plotted = time.perf_counter()
+    computed, told = time.process_time(), False
     first = len(history.rows) + 1
     for epoch in range(first, run.epochs + 1):
         waited = len(history.rows) - history.best_epoch.get("combined", 0)
@@ -70,6 +74,8 @@ def fit(run: TrainingRun) -> History:
         better = validate(run, validation, row) if run.validation else []
         # from report to report, so that what the last epoch wrote is counted too
         row["seconds"], reported = time.perf_counter() - reported, time.perf_counter()
+        used, computed = time.process_time() - computed, time.process_time()
+        told = told or warn_of_busy_machine(row["seconds"], used, run.device)
         state.advance()
         log.info(epoch_line(history.rows[first - 1 :], run.epochs, better))
         if group.is_main_process:
@@ -81,6 +87,27 @@ def fit(run: TrainingRun) -> History:
                 plotted = time.perf_counter()
         group.barrier()  # no process continues without what is needed to resume
     return history
+
+
+def warn_of_busy_machine(seconds: float, computed: float, device) -> bool:
+    """Whether, and a line where, an epoch took much longer than its computing explains.
+
+    Args:
+        seconds: Of the epoch.
+        computed: Seconds of all cores that this process used.
+        device: With threads of PyTorch's that wait for each other where it is the CPU.
+    """
+    threads = torch.get_num_threads()
+    explained = computed / threads
+    usual = seconds < max(BUSY_SECONDS, BUSY * explained)
+    if usual or device.type != "cpu" or threads == 1:
+        return False
+    log.warning(
+        "an epoch of %.0f s used %.0f s of %d cores: is the machine busy with other work? "
+        "Then one thread, which waits for no other, is faster (OMP_NUM_THREADS=1)",
+        seconds, computed, threads,
+    )  # fmt: skip
+    return True
 
 
 def train_epoch(run: TrainingRun, model, training, stepper, frozen) -> float:

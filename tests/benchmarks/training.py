@@ -13,8 +13,10 @@ up, does not. A GPU is used when there is one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.devices import autocast, native_precision, pick_device
+from common.machine import available_cores
 from common.patches import list_pairs
 from model_training import dataset_normalization
 from training.loaders import collate, to_input
@@ -75,15 +78,18 @@ def make_patches(folder: Path, train: int, validation: int) -> None:
                 file.write(truth[cut].astype(np.uint8), 1)
 
 
-def toolkit_epochs(folder: Path, epochs: int, options: list[str]) -> list[float]:
+def toolkit_epochs(
+    folder: Path, epochs: int, options: list[str], env: dict | None = None
+) -> list[float]:
     """Seconds of each epoch of main.py, all that it writes included."""
     command = [
         *(sys.executable, ROOT / "main.py", "--mode", "multiclass"),
         *("--classes", CLASSES, "--model", "unet", "--encoder_name", "resnet18"),
         *("--batch_size", BATCH, "--epochs", epochs, "--patience", 0),
-        *("--dataset_root", folder, "--save_dir", folder / "models", *options),
+        *("--dataset_root", folder, "--save_dir", folder / "models", "--overwrite"),
+        *options,
     ]
-    subprocess.run([str(word) for word in command], check=True)
+    subprocess.run([str(word) for word in command], check=True, env=env)
     with open(folder / "models" / "model_training_log.csv", newline="") as file:
         return [float(row["seconds"]) for row in csv.DictReader(file)]
 
@@ -176,6 +182,40 @@ def feeding_times(batches: int = 20, size: int = 32) -> dict[str, float]:
     return found
 
 
+THREADS = {  # how threads that wait for each other do so
+    "as main.py sets it": {},
+    "spinning": {"OMP_WAIT_POLICY": "active"},
+    "PyTorch's default": {"OMP_WAIT_POLICY": ""},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+BUSY_OPTIONS = ("--encoder_name", "timm-mobilenetv3_small_minimal_100")
+
+
+@contextlib.contextmanager
+def other_work(processes: int):
+    """So many processes that compute without end."""
+    command = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(command) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def busy_seconds(folder: Path, epochs: int, rounds: int) -> dict[tuple, float]:
+    """The median epoch of a small network, alone and beside a busy process per core."""
+    times = {(kind, busy): [] for kind in THREADS for busy in (False, True)}
+    for _ in range(rounds):
+        for kind, busy in times:
+            with other_work(available_cores() if busy else 0):
+                env = os.environ | THREADS[kind]
+                found = toolkit_epochs(folder, epochs, [*BUSY_OPTIONS], env)
+            times[kind, busy] += found[1:]
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", type=int, default=240, help="training patches")
@@ -185,6 +225,9 @@ def main() -> None:
         "--rounds", type=int, default=1, help="times that all is measured"
     )
     parser.add_argument("--options", default="", help="more options of main.py")
+    parser.add_argument(
+        "--busy", action="store_true", help="epochs beside other work on all cores"
+    )
     parser.add_argument("--feed", action="store_true", help="work of the host alone")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS[1:], help=argparse.SUPPRESS)
@@ -199,6 +242,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if given.busy:
+            make_patches(folder, 24, 8)
+            found = busy_seconds(folder, given.epochs, given.rounds)
+            usual = found["PyTorch's default", False]
+            print("| threads | alone | beside other work |\n|---|---|---|")
+            for kind in THREADS:
+                row = (f"{found[kind, busy] / usual:.2f}" for busy in (False, True))
+                print(f"| {kind} | {' | '.join(row)} |")
+            return
         make_patches(folder, given.train, given.validation)
         found = {way: [] for way in WAYS}
         for _ in range(given.rounds):

@@ -565,3 +565,52 @@ def test_a_training_stops_between_batches(
     if function == "validate":
         assert not (save_dir / "model_last.pth").exists()
     assert run_main(*given, "--resume")[0] == 0
+
+
+# --- a busy machine -------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+@fault(55)
+@pytest.mark.parametrize(
+    ("seconds", "computed", "threads", "device", "said"),
+    [
+        (60, 30, 2, CPU, True),  # 15 s of work took 60
+        (60, 100, 2, CPU, False),
+        (4, 1, 2, CPU, False),  # too short to tell
+        (60, 10, 1, CPU, False),  # one thread waits for no other
+        (60, 10, 2, torch.device("cuda"), False),
+    ],
+)
+def test_an_epoch_that_computing_does_not_explain_is_reported(
+    monkeypatch, caplog, seconds, computed, threads, device, said
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    caplog.set_level("INFO")
+    assert epochs.warn_of_busy_machine(seconds, computed, device) == said
+    assert ("OMP_NUM_THREADS=1" in caplog.text) == said
+
+
+@fault(55)
+def test_a_busy_machine_is_reported_once(make_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(epochs, "BUSY_SECONDS", 0)
+    monkeypatch.setattr(epochs.time, "process_time", lambda: 0.0)
+    root = make_dataset(4, 2, 0)
+    given = ("--dataset_root", root, "--save_dir", tmp_path / "out", *QUICK)
+    status, _, err = run_main(*given, "--epochs", 3)
+    assert status == 0 and err.count("is the machine busy with other work?") == 1
+
+
+@fault(55)
+@pytest.mark.parametrize(("own", "policy"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
+    tmp_path, monkeypatch, own, policy
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    given = ("--dataset_root", tmp_path, "--save_dir", tmp_path / "out", *QUICK)
+    assert run_main(*given)[0] == 1
+    assert os.environ["OMP_WAIT_POLICY"] == policy
