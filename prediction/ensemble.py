@@ -192,23 +192,30 @@ def warn_of_strange_values(source: Source, models: Models) -> None:
         outside = ((pixels < low) | (pixels > high)).mean(axis=0)
         span = np.diff(np.percentile(pixels, [1, 99], axis=0), axis=0)[0]
         middle = np.median(pixels, axis=0)
-        strange = (outside > 0.25) | (span < 0.1 * (high - low))
-        usual = [""] * len(bands)
+        second, moved = middle, np.zeros(len(bands), bool)
         if quartiles:
             first, second, third = np.array(quartiles).T
             # of a band that is nearly constant any move is larger than the range
-            reach = np.maximum(third - first, 0.1 * (high - low))
-            strange |= np.abs(middle - second) > reach
-            usual = [f", median {value:.4g}" for value in second]
-        strange = np.flatnonzero(strange)
-        if not len(strange):
+            moved = np.abs(middle - second) > np.maximum(
+                third - first, 0.1 * (high - low)
+            )
+        strange = []
+        for i, band in enumerate(bands):
+            trained = f"trained on {low[i]:.4g} to {high[i]:.4g}"
+            if outside[i] > 0.25:
+                strange.append(
+                    f"{band} ({outside[i]:.0%} of the pixels outside, {trained})"
+                )
+            elif moved[i]:
+                strange.append(
+                    f"{band} (median {middle[i]:.4g}, in training {second[i]:.4g})"
+                )
+            elif span[i] < 0.1 * (high[i] - low[i]):
+                strange.append(f"{band} (nearly constant, {middle[i]:.4g}, {trained})")
+        if not strange:
             continue
-        named = [
-            f"{bands[i]} (median {middle[i]:.4g}, trained on {low[i]:.4g} to {high[i]:.4g}"
-            f"{usual[i]})"
-            for i in strange[:4]
-        ]
-        more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
+        named, left = strange[:4], len(strange) - 4
+        more = f" and {left} more" if left > 0 else ""
         log.warning(
             "warning: %s has other values than %s was trained on, in band %s%s; same sensor, units "
             "and processing?",

@@ -384,7 +384,22 @@ def test_a_median_that_moved_by_more_than_the_quartiles_is_reported(
     assert run(model.path, scene, tmp_path / "map.tif", *check) == 0
     error = capsys.readouterr().err
     assert ("has other values than" in error) == ("warning" in error) == warned
-    assert ("in band 2 (" in error and "0 to 9000, median 1400)" in error) == warned
+    assert ("in band 2 (median 2" in error and "in training 1400)" in error) == warned
+
+
+@fault(60)
+def test_what_is_strange_of_a_band_is_said_in_numbers_that_show_it(tmp_path, capsys):
+    options = np.eye(3), [0, 0, 0], [0] * 3, [200] * 3
+    model = make_model(tmp_path / "model.pth", *options)
+    pixels = np.full((3, 64, 64), 100, np.uint16)
+    pixels[0, :, ::2], pixels[1, :, ::2], pixels[2, :, ::3] = 20, 180, 900
+    pixels[1] = 100
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    assert run(model.path, scene, tmp_path / "map.tif") == 0
+    error = capsys.readouterr().err
+    assert "3 (34% of the pixels outside, trained on 0 to 200)" in error
+    assert "2 (nearly constant, 100, trained on 0 to 200)" in error
+    assert " 1 (" not in error
 
 
 @fault(41)
