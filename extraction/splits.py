@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from geopandas import GeoSeries
 
 log = logging.getLogger("semanticseg4eo")
+
+MISSED_SHARE = 0.1  # of all patches; what a split may have more or less than asked for
 
 
 def split_counts(count: int, ratios: Sequence[float]) -> list[int]:
@@ -136,6 +139,9 @@ def assign_splits(
 
     Returns:
         A split per patch, and {index: Skipped} of the patches to be dropped.
+
+    Raises:
+        DatasetError: There are too few blocks, or a split loses all of its patches.
     """
     if config.split_by == "random":
         scenes = {record["scene"]: number for number, record in enumerate(records)}
@@ -146,13 +152,12 @@ def assign_splits(
         splits = [drawn[place] for place in places]
     else:
         splits = _block_splits(records, ground, config)
-    dropped: dict[int, Skipped] = {}
-    parts = [SPLITS.index(split) for split in splits]
-    overlapping = pairs_within(ground, parts, 0)
-    if config.split_by == "block":
-        reason = Skipped("shares ground with another split")
-        dropped |= {int(i): reason for i, _ in overlapping}
-    elif config.buffer == 0:
+    parts = np.array([SPLITS.index(split) for split in splits])
+    if config.split_by == "block" or config.buffer:
+        pairs = pairs_within(ground, parts, config.buffer)
+        lost = leave_out(parts, pairs, config.ratios)
+    else:
+        lost = set()
         touching = pairs_within(ground, parts, 1e-3 * typical_patch_side(ground))
         if len(touching):
             log.warning(
@@ -161,11 +166,86 @@ def assign_splits(
                 len(np.unique(touching)),
                 len(records),
             )
-    if config.buffer:
-        reason = Skipped(f"nearer than {config.buffer:g} m to another split")
-        near = pairs_within(ground, parts, config.buffer)
-        dropped |= {int(i): reason for i, _ in near}
-    return splits, dropped
+    _require_shares(parts, lost, config)
+    reason = (
+        f"nearer than {config.buffer:g} m to another split"
+        if config.buffer
+        else "shares ground with another split"
+    )
+    return splits, dict.fromkeys(lost, Skipped(reason))
+
+
+def leave_out(
+    parts: np.ndarray, pairs: np.ndarray, ratios: Sequence[float]
+) -> set[int]:
+    """The patches to drop so that no pair stays whole and the splits keep their shares.
+
+    Patches without a pair stay. Of the others, the split that lacks most keeps one in turn, and
+    its partners go: the one with the fewest partners, which is next to one kept before. None
+    of those that go could have stayed.
+
+    Args:
+        parts: The number of the split of each patch.
+        pairs: (M, 2) patches of different splits that cannot both stay.
+        ratios: The share of each split.
+    """
+    partners: dict[int, list[int]] = {}
+    for one, other in pairs.tolist():
+        partners.setdefault(one, []).append(other)
+        partners.setdefault(other, []).append(one)
+    alone = np.delete(parts, list(partners))
+    kept = np.bincount(alone, minlength=len(ratios)).tolist()
+    remaining = {patch: len(others) for patch, others in partners.items()}
+    queues: list[list] = [[] for _ in ratios]
+    for patch, count in remaining.items():
+        heappush(queues[parts[patch]], (count, patch))
+    dropped: set[int] = set()
+    while remaining:
+        for queue in queues:  # entries that are out of date
+            while queue and remaining.get(queue[0][1]) != queue[0][0]:
+                heappop(queue)
+        waiting = [split for split, queue in enumerate(queues) if queue]
+        # a patch whose partners are all gone costs nothing
+        split = min(waiting, key=lambda s: (queues[s][0][0] > 0, kept[s] / ratios[s]))
+        patch = heappop(queues[split])[1]
+        del remaining[patch]
+        kept[split] += 1
+        for other in partners[patch]:
+            if remaining.pop(other, None) is None:
+                continue
+            dropped.add(other)
+            for third in partners[other]:
+                if third in remaining:
+                    remaining[third] -= 1
+                    heappush(queues[parts[third]], (remaining[third], third))
+    return dropped
+
+
+def _require_shares(parts: np.ndarray, lost: set[int], config: ExtractionOptions):
+    """Log where splits miss their shares by more than whole patches explain.
+
+    Raises:
+        DatasetError: A split has lost all of its patches.
+    """
+    blocks = config.split_by == "block"
+    if lost:
+        ways = ["lower --buffer"] * bool(config.buffer)
+        remedy = " or ".join(ways + ["raise --block_size"] * blocks)
+    elif blocks:
+        remedy = "lower --block_size"
+    else:
+        remedy = "all dates of a place go to one split"
+    left = np.bincount(np.delete(parts, list(lost)), minlength=len(SPLITS))
+    for split in np.unique(parts):
+        if not left[split]:
+            raise DatasetError(
+                f"No {SPLITS[split]} patch is left ({len(lost)} of {len(parts)} share ground with "
+                f"another split or lie too near to it); {remedy}"
+            )
+    possible = split_counts(int(left.sum()), config.ratios)
+    if np.abs(left - possible).max() > MISSED_SHARE * left.sum():
+        found, asked = (", ".join(map(str, c)) for c in (left.tolist(), possible))
+        log.warning("splits of %s patches, not of %s: %s", found, asked, remedy)
 
 
 def _block_splits(records, ground: GeoSeries, config: ExtractionOptions) -> list[str]:

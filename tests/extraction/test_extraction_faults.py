@@ -403,7 +403,7 @@ def test_faults_of_options(place, capfd, monkeypatch, fault):
     row("batch", "disk full", full_disk,
         r"No space left on device.*; free some, or write elsewhere", late=True),
     row("extract", "cells nearer to each other than the buffer", nothing,
-        r"No training patch is left .*; lower --buffer", "--buffer 100000", late=True),
+        r"No \w+ patch is left .*; lower --buffer", "--buffer 100000", late=True),
     row("extract", "one block for three splits", nothing,
         r"The cells lie in 1 blocks of 1e\+06 m, too few.*; give a smaller --block_size",
         "--split_by block --block_size 1000000", late=True),

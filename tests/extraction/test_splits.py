@@ -38,6 +38,7 @@ from extraction.report import PatchLocation, split_overlaps
 from extraction.settings import BatchConfig
 from extraction.splits import (
     balance_blocks,
+    leave_out,
     link_repeat_coverage,
     random_splits,
     split_counts,
@@ -403,14 +404,13 @@ def test_a_scene_in_degrees_may_lie_near_a_pole(batch):
 # --- buffers and neighbours ------------------------------------------------------------------
 
 
-def nearer(dataset: Dataset, distance: float) -> set[str]:
-    """The patches that lie nearer than a distance to one of a later split, by shapely."""
-    rank = {name: SPLITS.index(split) for name, split in dataset.splits.items()}
+def nearer(whole: Dataset, distance: float, kept: Dataset) -> set[str]:
+    """The patches of a split that lie nearer than a distance to one kept in another, by shapely."""
     return {
         one
-        for one, other in itertools.permutations(dataset.ground, 2)
-        if rank[one] < rank[other]
-        and dataset.ground[one].distance(dataset.ground[other]) < distance
+        for one, other in itertools.product(whole.ground, kept.ground)
+        if whole.splits[one] != whole.splits[other]
+        and whole.ground[one].distance(whole.ground[other]) < distance
     }
 
 
@@ -423,11 +423,10 @@ def test_exactly_the_cells_within_the_buffer_are_dropped(batch, split_by, distan
     words = ["--split_by", split_by]
     whole = batch.cut(*words)
     kept = batch.cut(*words, "--buffer", distance, "--overwrite")
-    expected = nearer(whole, distance)
-    assert set(kept.skipped) == expected
+    expected = nearer(whole, distance, kept)
+    assert set(kept.skipped) == expected != set()
     assert set(kept.skipped.values()) == {f"nearer than {distance} m to another split"}
     assert kept.splits == {n: s for n, s in whole.splits.items() if n not in expected}
-    assert nearer(kept, distance) == set()
 
 
 def test_pairs_that_share_ground_are_found_and_those_that_touch_are_not():
@@ -470,7 +469,7 @@ def test_a_buffer_is_in_metres_on_the_ground_also_in_mercator(batch):
     )
     zone = geopandas.GeoSeries(whole.ground, crs="EPSG:3857").to_crs("EPSG:32632")
     whole.ground = dict(zone.items())
-    assert set(kept.skipped) == nearer(whole, 90)
+    assert set(kept.skipped) == nearer(whole, 90, kept)
 
 
 def touching(dataset: Dataset) -> int:
@@ -512,6 +511,59 @@ def test_there_is_no_warning_where_splits_lie_apart_or_were_asked_to(
     batch.draw("a", 96)
     lines = messages(capsys, *batch.words(*words))
     assert not [line for line in lines if "--split_by block" in line]
+
+
+# --- what is dropped keeps the shares --------------------------------------------------------
+
+EVEN = ("--train_ratio", 0.6, "--val_ratio", 0.2, "--test_ratio", 0.2)
+
+
+@pytest.mark.fault(58)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--stride", 4, "--split_by", "block", "--block_size", 160),
+        ("--split_by", "block", "--block_size", 160, "--buffer", 80),
+        ("--buffer", 20),
+    ],
+)
+def test_what_is_dropped_leaves_the_shares_that_were_asked_for(batch, capsys, words):
+    batch.draw("a", 64)
+    lines = messages(capsys, *batch.words(*EVEN, *words))
+    dataset = Dataset(batch.out)
+    assert dataset.skipped
+    counts = Counter(dataset.splits.values())
+    for split, share in zip(SPLITS, (0.6, 0.2, 0.2)):
+        assert counts[split] / len(dataset.splits) == pytest.approx(share, abs=0.1)
+    assert not [line for line in lines if "splits of" in line]
+
+
+@pytest.mark.fault(58)
+def test_no_pair_stays_and_nothing_is_dropped_without_need():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        corners = rng.integers(0, 60, (80, 2))
+        ground = metric([box(x, y, x + 8, y + 8) for x, y in corners.tolist()])
+        parts = rng.choice(3, 80, p=(0.6, 0.2, 0.2))
+        pairs = pairs_within(ground, parts, 0)
+        lost = leave_out(parts, pairs, (0.6, 0.2, 0.2))
+        stays = np.isin(np.arange(80), list(lost), invert=True)
+        assert not stays[pairs].all(axis=1).any()
+        partners = np.concatenate([pairs, pairs[:, ::-1]])
+        assert set(partners[stays[partners[:, 1]], 0].tolist()) == lost
+
+
+@pytest.mark.fault(58)
+def test_shares_that_are_missed_are_reported(batch, capsys):
+    # 3 blocks of 9, 1 and 1 cells: those of one split each
+    batch.draw("a", (24, 24))
+    for number in range(2):
+        batch.draw(f"b{number}", 8, transform=at(500 * (number + 1), 0))
+    lines = messages(
+        capsys, *batch.words(*EVEN, "--split_by", "block", "--block_size", 1000)
+    )
+    (line,) = [line for line in lines if "splits of" in line]
+    assert line == "splits of 9, 1, 1 patches, not of 7, 2, 2: lower --block_size"
 
 
 # --- the leak check --------------------------------------------------------------------------
