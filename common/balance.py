@@ -1,10 +1,32 @@
-"""How evenly patches and the pixels of each class are shared among parts (splits, folds)."""
+"""How patches and the pixels of each class are shared among parts (splits, folds)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+
+# of a class without a pixel in a split: the split in words, and what follows
+ABSENT = {
+    "train": ("training", "the model cannot learn to map it"),
+    "validation": ("validation", "the best epoch is chosen without it"),
+    "test": ("test", "no test score includes it"),
+}
+
+
+def absent_classes(
+    split: str, names: Sequence[str], pixels: Sequence[int]
+) -> str | None:
+    """A line on the classes without a pixel in a split; None where it holds all."""
+    absent = [name for name, count in zip(names, pixels) if not count]
+    if not absent:
+        return None
+    listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+    what, meaning = ABSENT[split]
+    return (
+        f"{len(absent)} of {len(names)} classes without a {what} pixel ({listed}): "
+        f"{meaning}"
+    )
 
 
 def unit_shares(content: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import SPLITS
+from common.balance import absent_classes
 from common.errors import SegmentationError, require
 from common.ground import footprint, pairs_within, to_metric_crs
 from common.interruption import until_stopped
@@ -65,6 +66,28 @@ class SplitSummary:
         return counts[number] / sum(counts) if number < len(counts) else 0.0
 
 
+def share_text(share: float) -> str:
+    """A share in percent; "-" for none."""
+    if not share:
+        return "-"
+    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
+
+
+def absent_lines(
+    summaries: dict[str, SplitSummary], names: Sequence[str] | None
+) -> list[str]:
+    """A line for each split that has patches and lacks classes: those named, else those that occur."""
+    occur = sum(summaries.values(), SplitSummary()).class_pixels
+    known = [k for k in range(len(names or occur)) if names or occur[k]]
+    words = [names[k] if names else f"class {k}" for k in known]
+    lines = []
+    for split, summary in summaries.items():
+        pixels = [summary.class_share(number) for number in known]
+        if summary.patches and (line := absent_classes(split, words, pixels)):
+            lines.append(line)
+    return lines
+
+
 def split_table(summaries: dict[str, SplitSummary], names: Sequence[str] | None) -> str:
     """Splits as columns, class shares as rows."""
     classes = max(len(s.class_pixels) for s in summaries.values())
@@ -74,10 +97,10 @@ def split_table(summaries: dict[str, SplitSummary], names: Sequence[str] | None)
         ["", *(f"{split:>10}" for split in summaries)],
         ["patches", *(f"{split.patches:,}" for split in splits)],
         *(
-            [name, *(f"{split.class_share(number):.1%}" for split in splits)]
+            [name, *(share_text(split.class_share(number)) for split in splits)]
             for number, name in enumerate(names)
         ),
-        ["unlabelled", *(f"{split.unlabelled_share:.1%}" for split in splits)],
+        ["unlabelled", *(share_text(split.unlabelled_share) for split in splits)],
     ]
     return aligned_table(rows)
 
@@ -93,7 +116,7 @@ def summarize(report: dict, config: ExtractionOptions) -> dict[str, SplitSummary
 
 
 def warn_of_skipped(report: dict, config: ExtractionOptions) -> None:
-    """Log what an extraction left out, splits without a patch, and labels of a single class."""
+    """Log what an extraction left out, splits without a patch or class, and labels of one class."""
     summaries, skipped = summarize(report, config), report["skipped"]
     if skipped:
         total = len(skipped) + len(report["patches"])
@@ -115,6 +138,12 @@ def warn_of_skipped(report: dict, config: ExtractionOptions) -> None:
             number,
             _reason_of_one_class(report, number, labelled),
         )
+        return
+    names, values = report["class_names"], report["label_values"]
+    if values is not None:
+        names = names or [f"class {number}" for number in range(len(values))]
+    for line in absent_lines(summaries, names):
+        log.warning(line)
 
 
 def _reason_of_one_class(report: dict, number: int, labelled: SplitSummary) -> str:
@@ -260,7 +289,8 @@ def info_text(report: dict) -> str:
                 f"{split:12}{kind['patches']:>6} patches of {kind['height']} x {kind['width']} "
                 f"pixels, {kind['bands']} bands, {kind['dtype']}"
             )
-    lines += ["", split_table(summaries, report["class_names"]), ""]
+    names = report["class_names"]
+    lines += ["", split_table(summaries, names), "", *absent_lines(summaries, names)]
     if report["overlaps"] is None:
         lines.append(
             "overlap between splits: unknown, since not all patches have a CRS"

@@ -9,6 +9,7 @@ import numpy as np
 
 from common import SPLITS
 from common.architectures import default_class_names
+from common.balance import absent_classes
 from common.distributed import ProcessGroup
 from common.errors import DatasetError
 from common.patches import list_pairs, partly_nodata_advice
@@ -96,17 +97,11 @@ def log_weak_spots(
     names = names_for(config, train)
     if text := partly_nodata_advice(train.pairs):
         log.info(text)
-    for index, split, meaning in (
-        (train, "training", "the model cannot learn to map it"),
-        (validation, "validation", "the best epoch is chosen without it"),
-        (test, "test", "no test score includes it"),
-    ):
-        counts = index.counts.sum(axis=0) if index else np.ones(len(names))
-        absent = [name for name, pixels in zip(names, counts) if not pixels]
-        if absent:
-            listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
-            text = "%d of %d classes without a %s pixel (%s): %s"
-            log.warning(text, len(absent), len(names), split, listed, meaning)
+    for index, split in zip((train, validation, test), SPLITS):
+        if index and (
+            text := absent_classes(split, names, index.counts.sum(axis=0).tolist())
+        ):
+            log.warning(text)
     sampler = EpochBatchSampler(len(train.pairs), config.batch_size, config.seed, group)
     steps = math.ceil(len(sampler) / config.accumulate)
     if steps < FEW_STEPS:

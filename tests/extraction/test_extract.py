@@ -96,9 +96,9 @@ def test_the_table_on_stdout_counts_the_splits(site, capsys):
     assert rows[:5] == [
         ["train", "validation", "test"],
         ["patches", "3", "0", "0"],
-        ["class", "0", "40.0%", "0.0%", "0.0%"],
-        ["class", "1", "60.0%", "0.0%", "0.0%"],
-        ["unlabelled", "16.7%", "0.0%", "0.0%"],
+        ["class", "0", "40.0%", "-", "-"],
+        ["class", "1", "60.0%", "-", "-"],
+        ["unlabelled", "16.7%", "-", "-"],
     ]
     assert rows[-1] == ["Patches:", str(site.out / "Patch")]
 

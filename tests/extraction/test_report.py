@@ -24,6 +24,7 @@ from site_helpers import (
 from common import SPLITS, pictures
 from common.labels import class_name_tags
 from common.pictures import class_colours, stretch
+from extraction.report import SplitSummary, absent_lines, share_text
 
 # --- info ------------------------------------------------------------------------------------
 
@@ -105,6 +106,51 @@ def test_a_dataset_without_any_label_is_reported(make_dataset, capsys):
     root = make_dataset(2, 1, 0, unlabelled_rows=32)
     assert run("info", "--output", root) == 0
     assert "100.0%" in capsys.readouterr().out
+
+
+@pytest.mark.fault(59)
+def test_classes_that_a_split_lacks_are_said_at_extraction_and_by_info(site, capsys):
+    label = np.full((SIZE, SIZE), 255, "uint8")
+    label[:, 0] = 1
+    label[1, 1:] = 0
+    label[40] = 2  # in the last row of cells alone
+    site.draw_label(label)
+    site.draw_grid(tiles(1, 3))
+    words = ("--train_ratio", 0.34, "--val_ratio", 0.33, "--test_ratio", 0.33)
+    site.extract(*words, "--class_names", "a,b,c,d")
+    err = capsys.readouterr().err.splitlines()
+    assert run("info", "--output", site.out) == 0
+    out = capsys.readouterr().out.splitlines()
+    for split, what in (
+        ("train", "training pixel ({}): the model cannot learn to map it"),
+        ("validation", "validation pixel ({}): the best epoch is chosen without it"),
+        ("test", "test pixel ({}): no test score includes it"),
+    ):
+        counts = [*counts_by_hand(site.out / "Patch", split)[2], 0, 0, 0]
+        absent = [name for name, count in zip("abcd", counts) if not count]
+        assert "d" in absent
+        line = f"{len(absent)} of 4 classes without a {what.format(', '.join(absent))}"
+        assert [err.count(line), out.count(line)] == [1, 1]
+    assert any(row.split() == ["d", "-", "-", "-"] for row in out)
+
+
+@pytest.mark.fault(59)
+def test_classes_without_names_count_where_they_occur_at_all():
+    summaries = {
+        "train": SplitSummary(1, 9, (0, 0, 9)),
+        "validation": SplitSummary(),
+        "test": SplitSummary(1, 9, (0, 3)),
+    }
+    assert absent_lines(summaries, None) == [
+        "1 of 2 classes without a training pixel (class 1): the model cannot learn to map it",
+        "1 of 2 classes without a test pixel (class 2): no test score includes it",
+    ]
+
+
+@pytest.mark.fault(59)
+def test_none_and_little_are_not_a_share_of_zero():
+    texts = [share_text(share) for share in (0, 1e-9, 0.0005, 0.25, 1)]
+    assert texts == ["-", "<0.1%", "0.1%", "25.0%", "100.0%"]
 
 
 def test_class_255_of_many_is_counted_in_the_report(site):
