@@ -39,9 +39,12 @@ def test_nccl_is_told_its_gpu(monkeypatch):
     monkeypatch.setattr(
         f"{dist}init_process_group", lambda name, **more: found.update(more, name=name)
     )
+    monkeypatch.setattr(f"{dist}new_group", lambda backend: f"group of {backend}")
     monkeypatch.setattr(f"{dist}barrier", lambda: None)
     monkeypatch.setattr(f"{dist}destroy_process_group", lambda: None)
     for device, backend in ((GPU, "nccl"), (None, "gloo")):
-        with init_distributed(device):
+        with init_distributed(device) as group:
             assert found["name"] == backend
+            # signals are agreed on by the CPU, whose collectives wait for no GPU
+            assert group.control == ("group of gloo" if device else None)
             assert found["device_id"] == device
