@@ -55,7 +55,7 @@ def check(config: PredictionConfig) -> int:
     with rasterio.Env(**gdal_options(GDAL_CACHE)):
         problems, outlook = check_scenes(config)
     if not problems.report() and is_main_process():
-        print(outlook_text(outlook, config.patch_size))
+        print(outlook_text(outlook))
     return 1 if problems else 0
 
 

@@ -69,6 +69,10 @@ def train(config: TrainingConfig) -> int:
     if is_main_process():
         print(report_text(report))
         print(f"\nFinal model: {Path(config.run_dir) / 'model_final_model.pth'}")
+        print(
+            "Predict_large_image.py maps with windows of the size of the patches, or with larger ones "
+            "where its trial on the scene finds the same classes."
+        )
     return 0
 
 

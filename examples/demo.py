@@ -602,14 +602,11 @@ def extract_train_predict(scene: Scene, output: Path, args: argparse.Namespace) 
         seed=args.seed,
         save_dir=output / "models",
     )
-    window = min(512, args.size // 32 * 32)
     run_script(
         "Predict_large_image.py",
         model=output / "models" / "model_final_model.pth",
         input=scene.image,
         output=output / "map.tif",
-        patch_size=window,
-        overlap=window // 4,
         save_confidence=True,
     )
 

@@ -124,26 +124,36 @@ def match_bands(
     """
     bands = select_bands(scene, config.bands)
     expected = models.first.config.in_channels
-    trained = [
-        names if all(names) else []
-        for checkpoint in models.checkpoints
-        for names in [checkpoint.metadata.get("band_descriptions") or []]
-    ]
     if len(bands) != expected:
-        known = f" ({', '.join(trained[0])})" if trained[0] else ""
+        trained = trained_bands(models)[0]
+        known = f" ({', '.join(trained)})" if trained else ""
         raise RasterError(
             f"{scene.name} gives {len(bands)} bands, but {models.files[0]} takes {expected}{known}; "
             "select them with --bands"
         )
-    ours = [scene.descriptions[band - 1] for band in bands]
-    for file, names in zip(models.files, trained):
+    return bands
+
+
+def trained_bands(models: Models) -> list[list[str]]:
+    """The descriptions of the bands that each model was trained on; empty where one has none."""
+    return [
+        names if all(names) else []
+        for checkpoint in models.checkpoints
+        for names in [checkpoint.metadata.get("band_descriptions") or []]
+    ]
+
+
+def warn_of_bands(source: Source, models: Models) -> None:
+    """Warn, once, of bands with other descriptions than those of the training patches."""
+    scene = source.dataset
+    ours = [scene.descriptions[band - 1] for band in source.bands]
+    for file, names in zip(models.files, trained_bands(models)):
         if all(ours) and names and number_dates(ours) != number_dates(names):
             log.warning(
                 "warning: the bands of %s are %s, but %s was trained on %s; --bands orders them",
                 scene.name, ", ".join(ours), file, ", ".join(names),
             )  # fmt: skip
-            break
-    return bands
+            return
 
 
 def sample_pixels(source: Source) -> np.ndarray:
@@ -250,6 +260,7 @@ def _shortly(values: Sequence[float]) -> str:
 def warn_of_differences(dates: Sequence[Source], models: Models) -> None:
     """Warn of all in which the dates of a map are unlike the training patches."""
     for source in dates:
+        warn_of_bands(source, models)
         warn_of_strange_values(source, models)
         warn_of_scaling(source, models)
     warn_of_resolution(dates[0].dataset, models)

@@ -94,7 +94,7 @@ class SceneJob:
     @cached_property
     def layouts(self) -> tuple[WindowLayout, WindowLayout]:
         """Where windows lie along the rows and along the columns."""
-        options = self.config.patch_size, self.config.overlap, self.config.blend
+        options = self.config.patch_size, self.config.shared, self.config.blend
         down, across = (lay_windows(side, *options) for side in self.scene.shape)
         return down, across
 
@@ -194,18 +194,18 @@ def prepare_scene(
             raise RasterError(
                 f"{overwritten.pop()} is a part of {one.name}; name another"
             )
-    for one, used in job.dates:
-        warn_of_high_blocks(one, used)
-    if scene.crs is None:
-        if task.polygons:  # nobody could tell where they lie
-            require_georeference(scene)
-        if not (scene.gcps[1] or scene.rpcs):
-            log.warning("warning: %s has no CRS, so its map has none", scene.name)
+    if scene.crs is None and task.polygons:  # nobody could tell where they lie
+        require_georeference(scene)
     return job
 
 
 def warn_of_scenes(job: SceneJob) -> None:
-    """Log what nodata values may hide in the scenes, and what is unlike the training's data."""
+    """Log what of the scenes makes the map slow or poor, and what is unlike the training's data."""
+    scene = job.scene
+    for date in job.dates:
+        warn_of_high_blocks(*date)
+    if not (scene.crs or scene.gcps[1] or scene.rpcs):
+        log.warning("warning: %s has no CRS, so its map has none", scene.name)
     for source in job.sources:
         for text in filter(None, nodata_advice(source)):
             log.warning(text)

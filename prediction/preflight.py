@@ -41,6 +41,7 @@ from prediction.tasks import (
     require_readable,
     tasks_of_part,
 )
+from prediction.window import choose_windows
 
 
 def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
@@ -48,7 +49,8 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
 
     Returns:
         The problems found, a line each; and, without any, what the run will take:
-        "scenes" that are not finished, with their "pixels" and "windows", "window_seconds"
+        "scenes" that are not finished, with their "pixels" and "windows" of
+        "patch_size" pixels a side, "window_seconds"
         (measured on a batch), "memory" in bytes (of the GPU, else of this process), "unfinished"
         (bytes on disk of the largest map in work) and "maps" (of all, without compression), and
         the "precision".
@@ -70,11 +72,13 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
             problems.attempt(require_readable, scene)
         return problems, {}
     outlook = dict.fromkeys(("scenes", "pixels", "windows", "unfinished", "maps"), 0)
-    for task in tasks:
+    options = tasks, config, models, every
+    settings = problems.attempt(choose_windows, *options) or []
+    for task, windowed in zip(tasks, settings):
         measure = "memory" not in outlook
-        found = problems.attempt(check_scene, task, config, models, measure) or {}
+        found = problems.attempt(check_scene, task, windowed, models, measure) or {}
         for key, number in found.items():
-            more = max if key == "unfinished" else operator.add
+            more = max if key in ("unfinished", "patch_size") else operator.add
             outlook[key] = more(outlook[key], number) if key in outlook else number
     return problems, outlook
 
@@ -101,6 +105,7 @@ def check_scene(
         return {
             "scenes": 1,
             "pixels": pixels,
+            "patch_size": config.patch_size,
             "windows": len(job.windows) * len(job.dates),
             "unfinished": unfinished,
             "maps": bytes_of(job.layers) * pixels,
@@ -138,11 +143,14 @@ def measure_windows(job: SceneJob) -> dict:
     }
 
 
-def outlook_text(outlook: dict, patch_size: int) -> str:
+def outlook_text(outlook: dict) -> str:
     """What a run will take, as text; see ``check_scenes``."""
+    windows = str(outlook["windows"])
+    if "patch_size" in outlook:
+        windows += " of {0} x {0}".format(outlook["patch_size"])
     rows = [
         ("scenes", f"{outlook['scenes']}, {outlook['pixels'] / 1e6:.1f} megapixels"),
-        ("windows", f"{outlook['windows']} of {patch_size} x {patch_size}"),
+        ("windows", windows),
     ]
     if "window_seconds" in outlook:
         seconds = duration(outlook["windows"] * outlook["window_seconds"])

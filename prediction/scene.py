@@ -54,6 +54,7 @@ from prediction.tasks import (
     tasks_of_part,
 )
 from prediction.tiling import Extent, extent_to_read, remaining, split_rows
+from prediction.window import choose_windows
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -84,13 +85,17 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
     failed = 0
     with init_distributed() as group:
         models = load_models(config)
+        options = tasks, config, models, every
+        settings = group.broadcast(choose_windows, *options)
+        work = list(zip(tasks, settings))
         if 1 < group.size <= len(tasks):
-            tasks, group = tasks[group.rank :: group.size], ProcessGroup()
-        for task in tasks:
+            work, group = work[group.rank :: group.size], ProcessGroup()
+            log.setLevel(logging.INFO)  # of its scenes each process tells itself
+        for task, windowed in work:
             try:
-                report = map_scene(task, config, models, group)
+                report = map_scene(task, windowed, models, group)
             except (SegmentationError, OSError) as error:
-                if len(tasks) == 1 or group.size > 1:
+                if len(work) == 1 or group.size > 1:
                     raise
                 failed += 1
                 log.error("error: %s", error_message(error, SCARCE))
@@ -100,7 +105,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
     if is_main_process():  # when all are done
         join_maps(every, models.first.class_names)
     if failed:
-        log.error("error: %d of %d scenes not mapped", failed, len(tasks))
+        log.error("error: %d of %d scenes not mapped", failed, len(work))
     return failed
 
 

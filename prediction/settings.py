@@ -102,12 +102,14 @@ class PredictionConfig:
         "scene", shown="all but alpha",
     )  # fmt: skip
     nodata: float | None = nodata_setting()
-    patch_size: int = setting(
-        512, "side of the sliding window in pixels", "window", least=SIDE_MULTIPLE
-    )
-    overlap: int = setting(
-        128, "pixels that neighbouring windows share; 25-50 %% of the window", "window"
-    )
+    patch_size: int | None = setting(
+        None, "side of the sliding window in pixels", "window", least=SIDE_MULTIPLE,
+        shown="the largest of 512, 256 and the training's that keeps the classes of the latter",
+    )  # fmt: skip
+    overlap: int | None = setting(
+        None, "pixels that neighbouring windows share; 25-50 %% of the window", "window", least=0,
+        shown="a quarter of the window",
+    )  # fmt: skip
     blend: str = setting(
         "hann", "weights where windows overlap; none is their plain mean", "window",
         choices=("hann", "gaussian", "linear", "none"),
@@ -143,8 +145,9 @@ class PredictionConfig:
         both = self.overwrite and self.resume
         require(not both, "--overwrite", "and --resume", "one of the two")
         size, overlap, batch = self.patch_size, self.overlap, self.batch_size
-        expected = f"0 to {size - 1}, less than --patch_size {size}"
-        require(0 <= overlap < size, "--overlap", overlap, expected)
+        if size and overlap is not None:
+            expected = f"0 to {size - 1}, less than --patch_size {size}"
+            require(0 <= overlap < size, "--overlap", overlap, expected)
         require(number_or_auto(batch, 1), "--batch_size", batch, "at least 1, or auto")
         if self.part is not None:
             number, of = split_part(self.part)
@@ -154,6 +157,11 @@ class PredictionConfig:
             require(not self.combine, "--part", self.part, one)
         alone = self.min_area and not self.polygons
         require(not alone, "--min_area", self.min_area, "--polygons beside it")
+
+    @property
+    def shared(self) -> int:
+        """Pixels that neighbouring windows share."""
+        return self.patch_size // 4 if self.overlap is None else self.overlap
 
     @property
     def described(self) -> dict:

@@ -168,7 +168,8 @@ def toolkit(model: Path, scene: Path, output: Path, device, options: list[str]) 
 
     parser = Predict_large_image.build_parser()
     files = ["--model", model, "--input", scene, "--output", output]
-    words = [*map(str, files), "--device", device, *options]
+    window = "--patch_size", str(PATCH), "--overlap", str(OVERLAP)
+    words = [*map(str, files), "--device", device, *window, *options]
     arguments = parser.parse_args(words)
     config = settings_from(PredictionConfig, arguments)
     show_messages()
@@ -290,7 +291,7 @@ def host_work(model: Path, scene: Path, output: Path) -> dict:
     from rasterio.windows import Window
 
     config = PredictionConfig(
-        model=[str(model)], input=[str(scene)], output=str(output)
+        model=[str(model)], input=[str(scene)], output=str(output), patch_size=PATCH
     )
     (task,) = list_tasks(config)
     cpu, found = time.process_time, {}

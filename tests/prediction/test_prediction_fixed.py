@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -16,6 +17,7 @@ from helpers import (
     PIXEL,
     QUICK,
     interrupt,
+    patch_everywhere,
     run_main,
     signal_during,
     write_dataset,
@@ -35,6 +37,7 @@ from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 import Patch_extraction
+from common.distributed import ProcessGroup
 from common.rasters import open_raster
 from model_training import load_checkpoint
 from prediction.ensemble import load_models
@@ -323,7 +326,7 @@ def test_high_strips_are_not_read_again_for_pieces_of_columns(
     land, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("prediction.jobs.OPEN_ROWS", 1e6)
-    config = configure(model=[str(land.path)])
+    config = configure(model=[str(land.path)], patch_size=512)
     models = load_models(config)
     pieces = []
     for height in (1000, 3000):
@@ -533,3 +536,19 @@ def test_a_prediction_stops_between_rows(
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted")
     assert not output.exists() and (tmp_path / ".map.tif-partial").is_dir()
     assert run(spatial, tall_scene, output, "--resume") == 0
+
+
+@fault(17)
+def test_each_process_tells_of_its_own_scenes(land, tmp_path, monkeypatch, capsys):
+    group = contextlib.nullcontext(ProcessGroup(1, 2))
+    patch_everywhere(
+        monkeypatch, "common.distributed.init_distributed", lambda *_: group
+    )
+    monkeypatch.setenv("RANK", "1")
+    for name in "ab":
+        pixels = noise(70, 70) // 5000
+        write_scene(tmp_path / "in" / f"{name}.tif", pixels, crs=None)
+    assert run(land.path, tmp_path / "in", tmp_path / "out") == 0
+    error = capsys.readouterr().err
+    assert "b.tif has other values than" in error and "b.tif has no CRS" in error
+    assert "a.tif" not in error

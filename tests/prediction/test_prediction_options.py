@@ -124,10 +124,14 @@ def test_windows_have_the_size_the_overlap_and_the_batch_asked_for(
     assert batches == [(3, 3, 40, 40), (2, 3, 40, 40)] * 3
 
 
-def test_the_default_window_is_512_pixels_and_the_batch_is_chosen():
+def test_window_and_batch_are_chosen_by_default():
     required = ["--model", "m.pth", "--input", "a.tif", "--output", "b.tif"]
     parsed = prediction.build_parser().parse_args(required)
-    assert (parsed.patch_size, parsed.overlap, parsed.batch_size) == (512, 128, "auto")
+    assert (parsed.patch_size, parsed.overlap, parsed.batch_size) == (
+        None,
+        None,
+        "auto",
+    )
     assert (parsed.blend, parsed.tta, parsed.precision) == ("hann", "none", "auto")
     assert (parsed.format, parsed.max_memory, parsed.resume) == ("gtiff", None, False)
     assert (parsed.threshold, parsed.device) == (0.5, None)
@@ -254,7 +258,7 @@ def test_help_names_every_setting_once():
     listed = text[text.index("options:") :]
     for name in PredictionConfig.__dataclass_fields__:
         assert listed.count(f"  --{name} ") + listed.count(f"  --{name}\n") == 1
-    assert "(default: 512)" in text and "(default: 128)" in text
+    assert "(default: a quarter of the window)" in " ".join(text.split())
 
 
 # --- known defects ----------------------------------------------------------------------

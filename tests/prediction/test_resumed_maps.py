@@ -284,7 +284,8 @@ def test_pieces_of_columns_are_as_many_as_the_memory_needs(land, tmp_path):
     path = write_scene(tmp_path / "scene.tif", noise(10, 4000))
     counts = []
     for megabytes in (100, 3, 1, 0.1):
-        config = configure(model=[str(land.path)], max_memory=megabytes / 1000)
+        memory = {"max_memory": megabytes / 1000}
+        config = configure(model=[str(land.path)], patch_size=512, **memory)
         models = load_models(config)
         with open_raster(path) as scene:
             task = Task(str(path), tmp_path / "map.tif")
