@@ -12,7 +12,7 @@ import rasterio
 import torch
 from rasterio.windows import Window
 
-from common.devices import local_device
+from common.devices import free_memory, local_device
 from common.distributed import torch_errors
 from common.errors import CheckpointError, OptionError, RasterError
 from common.ground import pixel_size
@@ -28,7 +28,8 @@ log = logging.getLogger("semanticseg4eo")
 OTHER_RESOLUTION = (
     1.25  # ratio of pixel sizes from which a scene is unlike the training
 )
-BATCH_SIZES = {"cpu": 1, "cuda": 32, "mps": 4}  # of --batch_size auto
+BATCH_SIZES = {"cpu": 1, "cuda": 32, "mps": 4}  # of --batch_size auto, at most
+CLASS_ARRAYS = 6  # float32, of all classes, that a batch in work and its results take
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Models:
     files: list[str]
     checkpoints: list[Checkpoint]
     device: torch.device
-    make_predictor: Callable[[str], Predictor]  # from a precision
+    make_predictor: Callable[[str, int], Predictor]  # from precision and batch size
 
     @property
     def first(self) -> Checkpoint:
@@ -93,10 +94,10 @@ def load_models(config: PredictionConfig) -> Models:
     expected_entropy = config.save_uncertainty and len(files) > 1
 
     @cache
-    def make_predictor(precision: str) -> Predictor:
+    def make_predictor(precision: str, batch_size: int) -> Predictor:
         return Predictor(
             checkpoints, device, precision, config.tta, expected_entropy,
-            batch_size_of(config, device) if config.compile else 0,
+            batch_size if config.compile else 0,
         )  # fmt: skip
 
     return Models(files, checkpoints, device, make_predictor)
@@ -108,10 +109,20 @@ def runs_on_onednn(config: PredictionConfig, device: torch.device) -> bool:
     return on_cpu and torch.backends.mkldnn.is_available()
 
 
-def batch_size_of(config: PredictionConfig, device) -> int:
-    """Windows per step."""
-    auto = config.batch_size == "auto"
-    return BATCH_SIZES[device.type] if auto else int(config.batch_size)
+def batch_size_of(config: PredictionConfig, models: Models) -> int:
+    """Windows per step.
+
+    With ``auto`` beside a GPU at most as many as a quarter of its free memory holds the logits and
+    probabilities of, which many classes make the largest part.
+    """
+    device = models.device
+    if config.batch_size != "auto":
+        return int(config.batch_size)
+    most = BATCH_SIZES[device.type]
+    classes = models.first.config.num_classes + 1
+    window = CLASS_ARRAYS * 4 * classes * config.patch_size**2
+    fitting = most if most == 1 else free_memory(device) // 4 // window
+    return max(1, min(most, fitting))
 
 
 def match_bands(

@@ -68,7 +68,7 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
         return former
     warn_of_scenes(job)
     auto = job.config.precision == "auto"
-    batch_size = batch_size_of(job.config, job.models.device)
+    batch_size = batch_size_of(job.config, job.models)
     there = [path for path in product_paths(job.task, job.config) if path.is_file()]
     run = job.requested | {
         "precision": choose_precision(job) if auto else job.config.precision,

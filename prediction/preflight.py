@@ -121,11 +121,11 @@ def measure_windows(job: SceneJob) -> dict:
     rows = min(open_rows(job), row_limit(job))
     if not probes:
         return {}  # nothing but nodata: the next scene may have more
-    count, workers = batch_size_of(config, device), count_workers(job)
+    count, workers = batch_size_of(config, models), count_workers(job)
     images, masks = (
         torch.from_numpy(np.stack([array] * count)).to(device) for array in probes[0]
     )
-    predictor = models.make_predictor(precision)
+    predictor = models.make_predictor(precision, count)
 
     def predict(_) -> float:
         return predictor(images, masks).sum().item()

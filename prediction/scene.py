@@ -282,7 +282,7 @@ def predict_parts(
     job: SceneJob, parts: Sequence[Extent], rows: RowStore, maps: MapWriter | None
 ) -> None:
     """Predict parts of a scene and store them; threads read ahead, store, and write the maps."""
-    predictor = job.models.make_predictor(job.run["precision"])
+    predictor = job.models.make_predictor(job.run["precision"], job.run["batch_size"])
     batch_size, device = job.run["batch_size"], job.models.device
     workers = count_workers(job)
     bar = tqdm(

@@ -9,7 +9,7 @@ from common.architectures import PRECISIONS, TTA_TRANSFORMS
 from common.errors import require
 from common.options import check_limits, nodata_setting, number_or_auto, setting
 
-SCARCE = "--patch_size or --max_memory"  # what takes memory
+SCARCE = "--batch_size, --patch_size or --max_memory"  # what takes memory
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
 
 

@@ -45,7 +45,7 @@ def pixel_models() -> Models:
     checkpoint = Checkpoint(network.eval(), config, normalization, {})
     device = torch.device("cpu")
 
-    def make_predictor(precision: str) -> Predictor:
+    def make_predictor(precision: str, batch_size: int) -> Predictor:
         return Predictor([checkpoint], device, precision)
 
     return Models(["pixels.pth"], [checkpoint], device, make_predictor)

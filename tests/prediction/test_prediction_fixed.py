@@ -7,12 +7,15 @@ import errno
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import geopandas
 import numpy as np
 import pytest
 import rasterio
+import torch
 from helpers import (
     PIXEL,
     QUICK,
@@ -40,8 +43,8 @@ import Patch_extraction
 from common.distributed import ProcessGroup
 from common.rasters import open_raster
 from model_training import load_checkpoint
-from prediction.ensemble import load_models
-from prediction.jobs import count_pieces, prepare_scene
+from prediction.ensemble import Models, batch_size_of, load_models
+from prediction.jobs import count_pieces, open_rows, prepare_scene
 from prediction.reader import SceneReader
 from prediction.tasks import Task
 
@@ -552,3 +555,36 @@ def test_each_process_tells_of_its_own_scenes(land, tmp_path, monkeypatch, capsy
     error = capsys.readouterr().err
     assert "b.tif has other values than" in error and "b.tif has no CRS" in error
     assert "a.tif" not in error
+
+
+@fault(26)
+@pytest.mark.parametrize(
+    ("classes", "free", "windows"),
+    [(6, 80e9, 32), (100, 80e9, 31), (100, 8e9, 3), (500, 8e9, 1), (5000, 1e9, 1)],
+)
+def test_the_automatic_batch_holds_fewer_windows_of_many_classes(
+    monkeypatch, classes, free, windows
+):
+    monkeypatch.setattr("prediction.ensemble.free_memory", lambda device: int(free))
+    checkpoint = SimpleNamespace(config=SimpleNamespace(num_classes=classes))
+    config = configure(patch_size=512)
+    for kind, expected in (("cuda", windows), ("cpu", 1)):
+        models = Models(["m.pth"], [checkpoint], torch.device(kind), None)
+        assert batch_size_of(config, models) == expected
+        assert batch_size_of(replace(config, batch_size="9"), models) == 9
+
+
+@fault(26)
+@pytest.mark.parametrize(
+    "more", [{"save_probabilities": True}, {"save_uncertainty": True}]
+)
+def test_further_layers_are_in_the_estimate_of_the_memory(land, tmp_path, more):
+    scene = write_scene(tmp_path / "scene.tif", noise(200, 300))
+    rows = []
+    for options in ({}, more):
+        config = configure(patch_size=64, model=[str(land.path)], **options)
+        models = load_models(config)
+        task = Task(str(scene), tmp_path / "map.tif", None)
+        with open_raster(scene) as file:
+            rows.append(open_rows(prepare_scene(task, config, models, [file])))
+    assert rows[1] > rows[0]
