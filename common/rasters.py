@@ -300,6 +300,7 @@ class Source:
             raise RasterError(
                 f"--nodata {nodata:g}: {dataset.name} holds {self.dtype}, which has no such value"
             )
+        self.given = {"nodata": nodata, "mask": mask}
         self.has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         self.alphas = [band for band in alphas if band not in self.bands]
         self.mask = None
@@ -314,6 +315,10 @@ class Source:
             dataset.dtypes[self.bands[0] - 1]
         }
         self.bands_read = self.bands + (self.alphas if fit else [])
+
+    def reopened(self, dataset: rasterio.DatasetReader) -> Source:
+        """The same bands with the same validity, of the raster opened once more."""
+        return Source(dataset, self.bands, self.alphas, **self.given)
 
     def read(
         self, window: Window | None = None, out: np.ndarray | None = None

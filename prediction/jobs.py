@@ -19,7 +19,8 @@ from common import VERSION
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file, describe_files, fingerprint
-from common.nodata import nodata_advice
+from common.mask_options import Mask
+from common.nodata import mask_shares, nodata_advice
 from common.rasters import (
     Source,
     files_of_raster,
@@ -86,10 +87,19 @@ class SceneJob:
         """The rasters that are written, the map first."""
         return [self.task.beside(layer.ending) for layer in self.layers.values()]
 
+    @property
+    def masks(self) -> list[Mask | None]:
+        """``--mask`` of each date."""
+        return [self.config.mask_of(Path(scene).stem) for scene in self.task.scenes]
+
     @cached_property
     def sources(self) -> list[Source]:
         """The bands of each date, to be read with their validity."""
-        return [Source(*date, nodata=self.config.nodata) for date in self.dates]
+        nodata, masks = self.config.nodata, self.masks
+        return [
+            Source(*date, nodata=nodata, mask=mask)
+            for date, mask in zip(self.dates, masks)
+        ]
 
     @cached_property
     def layouts(self) -> tuple[WindowLayout, WindowLayout]:
@@ -115,6 +125,7 @@ class SceneJob:
             "scene": describe_scene(self.scene, self.bands),
             "dates": [describe_scene(*date) for date in self.further],
             "area": describe_area(self.config.area),
+            "masks": [describe_mask(mask) for mask in self.masks if mask],
             "models": [describe_file(file) for file in self.models.files],
             "device": self.models.device.type,
             "options": fingerprint(self.config),
@@ -144,6 +155,11 @@ def describe_scene(scene: rasterio.DatasetReader, bands: Sequence[int]) -> dict:
     }
 
 
+def describe_mask(mask: Mask) -> dict[str, str]:
+    """The files of ``--mask`` in ``run``."""
+    return describe_files(files_of_raster(mask.path))
+
+
 def describe_area(source: str | None) -> dict[str, str]:
     """The files of ``--area`` in ``run``."""
     return describe_files(files_of_vector(source)) if source else {}
@@ -170,6 +186,8 @@ def prepare_scene(
     """
     for file in task.scenes:
         require_whole(file)
+    for mask in filter(None, map(config.mask_of, (Path(s).stem for s in task.scenes))):
+        require_whole(mask.path)
     require_one_grid(scenes)
     scene, *others = scenes
     bands, *further = (match_bands(one, config, models) for one in scenes)
@@ -207,7 +225,7 @@ def warn_of_scenes(job: SceneJob) -> None:
     if not (scene.crs or scene.gcps[1] or scene.rpcs):
         log.warning("warning: %s has no CRS, so its map has none", scene.name)
     for source in job.sources:
-        for text in filter(None, nodata_advice(source)):
+        for text in filter(None, (*nodata_advice(source), mask_shares(source))):
             log.warning(text)
     warn_of_differences(job.sources, job.models)
 

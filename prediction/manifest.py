@@ -120,5 +120,5 @@ def _fixed(run: dict) -> dict:
     """What of a run must be the same in the one that continues it, by name."""
     names = ("version", "device", "scene", "models")
     options = {f"--{name}": value for name, value in run.get("options", {}).items()}
-    rest = {name: run.get(name) for name in ("dates", "area")}
+    rest = {name: run.get(name) for name in ("dates", "area", "masks")}
     return {name: run.get(name) for name in names} | options | rest

@@ -162,7 +162,7 @@ def draw_quicklook(job: SceneJob) -> Path:
         shown = rgb_bands(scene.descriptions, scene.colorinterp)
         part = Window(left, top, right - left, bottom - top)
         picture = stretch(
-            *Source(scene, shown, nodata=job.config.nodata).overview(window=part)
+            *Source(scene, shown, **job.sources[0].given).overview(window=part)
         )
     with open_raster(task.output) as raster:
         classes, _ = Source(raster).overview()

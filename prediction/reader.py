@@ -78,33 +78,27 @@ class SceneReader:
 
     def __init__(
         self,
-        scene: rasterio.DatasetReader,
-        bands: Sequence[int],
+        source: Source,
         count: int,
         area: Area | None = None,
-        nodata: float | None = None,
     ):
         """Open the scene ``count`` times: a dataset of GDAL's serves one thread.
 
         Args:
-            scene: An open raster.
-            bands: Which of its bands.
+            source: Bands of an open raster.
             count: How many threads may read at a time.
             area: What of it is mapped; all by default.
-            nodata: ``--nodata``.
         """
-        self.scene = scene
-        self.area = area or whole_scene(scene)
-        self.bands = list(bands)
-        source = Source(scene, bands, nodata=nodata)
+        self.scene, self.bands = source.dataset, source.bands
+        self.area = area or whole_scene(self.scene)
         self.dtype = torch.from_numpy(np.empty(0, source.dtype)).dtype
         self.count = count
         self.opened = ExitStack()
         self.sources: Queue = Queue()
         self.sources.put(source)
         for _ in range(count - 1):
-            dataset = self.opened.enter_context(open_raster(scene.name))
-            self.sources.put(Source(dataset, bands, nodata=nodata))
+            dataset = self.opened.enter_context(open_raster(self.scene.name))
+            self.sources.put(source.reopened(dataset))
 
     def read(self, part: Extent, pin_memory: bool = False) -> RowBlock:
         """Read a part of the scene.

@@ -292,8 +292,8 @@ def predict_parts(
         disable=None if maps else True,
     )
     readers = [
-        SceneReader(*date, READ_AT_A_TIME[device.type], job.area, job.config.nodata)
-        for date in job.dates
+        SceneReader(source, READ_AT_A_TIME[device.type], job.area)
+        for source in job.sources
     ]
     with ExitStack() as stack:
         for context in (bar, shared_threads(workers), *(one.opened for one in readers)):

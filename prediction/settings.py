@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.architectures import PRECISIONS, TTA_TRANSFORMS
 from common.errors import require
+from common.mask_options import MaskOptions
 from common.options import check_limits, nodata_setting, number_or_auto, setting
 
 SCARCE = "--batch_size, --patch_size or --max_memory"  # what takes memory
@@ -20,8 +21,8 @@ def split_part(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class PredictionConfig:
-    """Every setting of a prediction; the options are made from these fields."""
+class PredictionOptions:
+    """The settings of a prediction, but for those of a mask."""
 
     model: Sequence[str] = setting(
         help="checkpoints (.pth) that main.py wrote, or a folder of a k-fold run; several are "
@@ -169,3 +170,9 @@ class PredictionConfig:
         names = ("model_name", "encoder_name", "in_channels", "num_classes")
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value is not None}
+
+
+# the fields of the last class come first, so that --help begins with the files
+@dataclass(frozen=True)
+class PredictionConfig(MaskOptions, PredictionOptions):
+    """Every setting of a prediction; the options are made from these fields."""

@@ -32,7 +32,7 @@ from common.console import settings_from, show_messages
 from common.distributed import ProcessGroup
 from common.ground import pixel_areas
 from common.machine import tune_malloc
-from common.rasters import gdal_options
+from common.rasters import Source, gdal_options
 from model_training import (
     build_model,
     dataset_normalization,
@@ -320,7 +320,7 @@ def host_work(model: Path, scene: Path, output: Path) -> dict:
                 target.write(part, window=Window(0, top, file.width, part.shape[1]))
         found["bare write"] = cpu() - started
         started = cpu()
-        reader = SceneReader(file, bands, READ_AT_A_TIME["cuda"])
+        reader = SceneReader(Source(file, bands), READ_AT_A_TIME["cuda"])
         with reader.opened:
             whole = Extent(0, file.height, 0, file.width)
             for _ in read_row_blocks(reader, torch.device("cpu"), whole):

@@ -317,7 +317,7 @@ def predictor_without_memory(monkeypatch) -> None:
     row("predict", "no GPU", without_gpu,
         r"--device cuda: this machine has 0 GPUs; use --device cpu", "--device cuda"),
     row("predict", "memory of the machine", patches_without_memory,
-        r"The memory .*Unable to allocate 7.45 GiB.*; lower --patch_size or --max_memory",
+        r"The memory .*Unable to allocate 7.45 GiB.*; lower --batch_size, --patch_size or --max_memory",
         late=True),
     row("predict", "memory for a single window", predictor_without_memory,
         r"The memory of cpu does not hold a window of 32 x 32 pixels; lower --patch_size",

@@ -34,7 +34,7 @@ def window_of(path: Path, height: int, width: int):
             WindowLayout(length, size, [0], np.ones((1, size), np.float32), [0])
             for length, size in zip(scene.shape, (height, width))
         )
-        reader = SceneReader(scene, bands, 1)
+        reader = SceneReader(Source(scene, bands), 1)
         with reader.opened:
             blocks = read_row_blocks(reader, CPU, whole)
             list(blended_rows(blocks, predict, layouts, whole, len(bands)))
@@ -86,7 +86,7 @@ def test_blocks_follow_each_other_and_begin_where_blocks_do(tmp_path, layout, co
     path = write_scene(tmp_path / "a.tif", pixels, nodata=0, **LAYOUTS[layout])
     with open_raster(path) as scene:
         height = scene.block_shapes[0][0]
-        reader = SceneReader(scene, [3, 1], count)
+        reader = SceneReader(Source(scene, [3, 1]), count)
         for part in (
             Extent(0, 500, 0, 70),
             Extent(77, 401, 13, 50),
@@ -145,7 +145,7 @@ def test_several_datasets_are_read_at_a_time(tmp_path, monkeypatch):
         return plain(source, window, out)
 
     with open_raster(path) as scene:
-        reader = SceneReader(scene, [1, 2, 3], 2)
+        reader = SceneReader(Source(scene, [1, 2, 3]), 2)
         with reader.opened:
             monkeypatch.setattr(Source, "read", read)
             part = Extent(0, 256, 0, 200)

@@ -19,6 +19,7 @@ from prediction_helpers import (
 )
 
 from common.files import fingerprint
+from common.mask_options import COMPANIONS
 from common.rasters import open_raster
 from prediction.ensemble import load_models
 from prediction.jobs import count_pieces, prepare_scene
@@ -121,7 +122,8 @@ OTHER_OPTIONS = {
 
 
 def test_every_option_that_changes_the_result_is_compared():
-    of_their_own = {"area", "combine"}  # test_area.py, test_dates.py
+    # test_area.py, test_dates.py, test_scene_masks.py
+    of_their_own = {"area", "combine", *("mask", *COMPANIONS)}
     assert fingerprint(configure()).keys() == OTHER_OPTIONS.keys() | of_their_own
 
 
