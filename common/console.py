@@ -158,8 +158,10 @@ def run_command(
         0 done, 1 could not be done, 2 wrong command line, 130 or 143 interrupted.
     """
     show_messages()
-    # threads that wait spin otherwise, and beside other work take what it needs; before torch
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # threads that wait for each other spin 15 times as long otherwise, and beside other work take
+    # what it needs; to be set before torch is loaded (tests/benchmarks/training.py --busy)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         config = settings_from(config_class, arguments)
         with interruptible(loud=is_main_process()):

@@ -85,7 +85,7 @@ def nodata_advice(source: Source) -> tuple[str | None, str | None]:
     that may be fill.
     """
     dataset, read = source.dataset, []
-    for window in sample_windows(dataset, most=4):
+    for window in sample_windows(dataset, most=3):
         try:
             read.append((window, *source.read(window)))
         except RasterError:

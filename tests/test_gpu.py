@@ -262,6 +262,7 @@ assert Predict_large_image.main([str(word) for word in (*files, *more)]) == 0
 """
 
 
+@pytest.mark.slow
 def test_training_and_mapping_need_no_library_of_vector_files(tmp_path):
     paths = [str(ROOT), str(ROOT / "tests")]
     script = WITHOUT_VECTORS.format(paths=paths)

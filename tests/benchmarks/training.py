@@ -184,7 +184,7 @@ def feeding_times(batches: int = 20, size: int = 32) -> dict[str, float]:
 
 THREADS = {  # how threads that wait for each other do so
     "as main.py sets it": {},
-    "spinning": {"OMP_WAIT_POLICY": "active"},
+    "asleep": {"OMP_WAIT_POLICY": "passive"},
     "PyTorch's default": {"OMP_WAIT_POLICY": ""},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }

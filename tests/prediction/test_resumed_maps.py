@@ -122,7 +122,7 @@ OTHER_OPTIONS = {
 
 
 def test_every_option_that_changes_the_result_is_compared():
-    # test_area.py, test_dates.py, test_scene_masks.py
+    # test_area.py, test_dates.py, test_masked_scenes.py
     of_their_own = {"area", "combine", *("mask", *COMPANIONS)}
     assert fingerprint(configure()).keys() == OTHER_OPTIONS.keys() | of_their_own
 

@@ -604,13 +604,22 @@ def test_a_busy_machine_is_reported_once(make_dataset, tmp_path, monkeypatch):
 
 
 @fault(55)
-@pytest.mark.parametrize(("own", "policy"), [(None, "passive"), ("active", "active")])
-def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
-    tmp_path, monkeypatch, own, policy
+@pytest.mark.parametrize(
+    ("own", "count"),
+    [
+        ({}, "20000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_that_wait_spin_shortly_unless_the_user_says_how(
+    tmp_path, monkeypatch, own, count
 ):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if own:
-        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
     given = ("--dataset_root", tmp_path, "--save_dir", tmp_path / "out", *QUICK)
     assert run_main(*given)[0] == 1
-    assert os.environ["OMP_WAIT_POLICY"] == policy
+    assert os.environ.get("GOMP_SPINCOUNT") == count
