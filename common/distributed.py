@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,7 +55,7 @@ class ProcessGroup:
         if self.store is None:
             return make(*arguments)
         box = [make(*arguments) if self.is_main_process else None]
-        self._wait_for_main()
+        self._wait_for([0])
         self._collective(dist.broadcast_object_list, box)
         return box[0]
 
@@ -84,15 +84,16 @@ class ProcessGroup:
     def barrier(self) -> None:
         """Continue when all processes are here."""
         if self.store is not None:
-            self._wait_for_main()
+            self._wait_for(range(self.size))
             self._collective(dist.barrier)
 
-    def _wait_for_main(self) -> None:
-        """Continue when the main process has come as far as this one."""
+    def _wait_for(self, ranks: Iterable[int]) -> None:
+        """Continue when some processes have come as far as this one."""
         number = self.store.add(f"arrived-{self.rank}", 1)
-        while self.store.add("arrived-0", 0) < number:
-            stop_if_requested()
-            time.sleep(POLL_SECONDS)
+        for rank in ranks:
+            while self.store.add(f"arrived-{rank}", 0) < number:
+                stop_if_requested()
+                time.sleep(POLL_SECONDS)
 
     def _collective(self, action: Callable, *arguments) -> None:
         try:
@@ -167,7 +168,7 @@ def init_distributed(gpu: torch.device | None = None) -> Iterator[ProcessGroup]:
         timeout=TIMEOUT,
         device_id=gpu,  # else NCCL guesses it for a barrier, and warns
     )
-    control = dist.new_group(backend="gloo") if gpu else None
+    control = dist.new_group(backend="gloo", timeout=TIMEOUT) if gpu else None
     group = ProcessGroup(rank, size, main, control)
     with stuck_process_ended(group) if gpu else nullcontext():
         yield group

@@ -24,6 +24,7 @@ from common.errors import (
     RasterError,
     require,
 )
+from common.nodata import share_text
 from common.options import split_list, whole_values
 from common.rasters import (
     SCENE_SUFFIXES,
@@ -252,7 +253,7 @@ def _nodata_advice(source: str, nodata: int | None) -> str | None:
     if not share:
         return None
     return (
-        f"{source} declares {nodata} as nodata, which makes about {share:.1%} of it unlabelled; if "
+        f"{source} declares {nodata} as nodata, which makes {share_text(share)} of it unlabelled; if "
         f"{nodata} is a class, name it in --label_values (as {nodata},{nodata + 1}), or remove the "
         "declaration (gdal_edit.py -unsetnodata)"
     )

@@ -72,8 +72,8 @@ class MaskOptions:
             require(len(given) == 1, "--mask", self.mask, wanted)
             numbers(f"--{given[0]}", getattr(self, given[0]))
             bits = self.mask_bits and numbers("--mask_bits", self.mask_bits)
-            fine = not bits or all(0 <= bit < 64 for bit in bits)
-            require(fine, "--mask_bits", self.mask_bits, "numbers from 0 to 63")
+            fine = not bits or all(0 <= bit < 63 for bit in bits)
+            require(fine, "--mask_bits", self.mask_bits, "numbers from 0 to 62")
 
     def mask_of(self, scene_id: str) -> Mask | None:
         """The mask of a scene, by what takes the place of ``<id>``; None without ``--mask``."""

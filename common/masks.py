@@ -51,7 +51,7 @@ def grown(cloud: np.ndarray, pixels: float) -> np.ndarray:
 class MaskReader:
     """A mask read onto the pixels of a scene, nearest neighbour.
 
-    What the mask declares as nodata is invalid; pixels beyond its edge are valid. The shares of
+    What the mask declares as nodata is invalid, unless ``--keep_values`` names it; pixels beyond its edge are valid. The shares of
     both are counted over what was read. It is open from the start, and closed at the end of a
     ``with`` block, or when it goes.
 
@@ -149,7 +149,8 @@ class MaskReader:
                 nodata = self.source.nodatavals[band - 1]
                 if nodata is not None:
                     same = np.isnan(values) if math.isnan(nodata) else values == nodata
-                    found[same] = FILL
+                    # a value that is said to be valid is
+                    found[same & ~np.isin(values, self.rule.keep or ())] = FILL
                 meaning = np.maximum(meaning, found)
         except rasterio.errors.RasterioIOError as error:
             raise RasterError(f"Cannot read the mask {self.path}: {error}") from error

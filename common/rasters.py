@@ -64,7 +64,7 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
             tiff = {"driver": "GTiff"} if suffix in TIFF_SUFFIXES else {}
             dataset = rasterio.open(path, **tiff)
     except rasterio.errors.RasterioIOError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     problem = _problem_of(dataset, suffix)
     if problem:
         dataset.close()
@@ -72,7 +72,7 @@ def open_raster(path: str | Path) -> rasterio.DatasetReader:
     return dataset
 
 
-def _unreadable(path: str | Path, error: BaseException) -> RasterError:
+def unreadable(path: str | Path, error: BaseException) -> RasterError:
     """The error for a raster that GDAL does not open, or of which it cannot read a block."""
     chain, cause = "", error
     while cause is not None:
@@ -393,5 +393,5 @@ class Source:
                 shape = where.get("out_shape")
                 valid &= self.mask.read(place, out_shape=shape)
         except rasterio.errors.RasterioIOError as error:
-            raise _unreadable(dataset.name, error) from error
+            raise unreadable(dataset.name, error) from error
         return pixels, valid

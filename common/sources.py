@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+
 from common.errors import RasterError
-from common.rasters import open_raster
+from common.rasters import unreadable
 from common.tiffs import require_complete
 
 
@@ -28,10 +32,14 @@ def require_whole(path: str | Path) -> None:
         checked.add(file)
         require_complete(file)
         if len(checked) > 1:
-            try:
-                open_raster(file).close()
-            except RasterError as error:
-                raise RasterError(f"{path}: a source is missing: {error}") from error
+            try:  # whatever kind of raster the VRT makes something of
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                    rasterio.open(file).close()
+            except RasterioIOError as error:
+                raise RasterError(
+                    f"{path}: a source is missing: {unreadable(file, error)}"
+                ) from error
         if file.lower().endswith(".vrt"):
             todo += sources_of_vrt(Path(file))
 
@@ -42,8 +50,15 @@ def sources_of_vrt(path: Path) -> Iterator[str]:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError):
         return  # GDAL says more of it
-    for tag in ("SourceFilename", "SourceDataset"):
-        for element in root.iter(tag):
-            if name := (element.text or "").strip():
-                relative = element.get("relativeToVRT") == "1"
-                yield os.path.join(path.parent, name) if relative else name
+    bands = [b for b in root.iter() if b.get("subClass") == "VRTRawRasterBand"]
+    raw = [child for band in bands for child in band]  # bytes, no raster
+    for element in root.iter():
+        name = (element.text or "").strip()
+        # GDAL passes over the case of tags and attributes
+        if element.tag.lower() not in ("sourcefilename", "sourcedataset") or not name:
+            continue
+        given = {key.lower(): value for key, value in element.attrib.items()}
+        if given.get("relativetovrt") == "1":
+            name = os.path.join(path.parent, name)
+        if not (element in raw and os.path.isfile(name)):
+            yield name

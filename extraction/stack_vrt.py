@@ -237,6 +237,8 @@ def relative_path(path: str, folder: Path) -> tuple[str, bool]:
     if path.startswith("/vsi") or not os.path.exists(path):
         return path, False
     try:
+        # the system resolves .. behind links
+        path, folder = map(os.path.realpath, (path, folder))
         return Path(os.path.relpath(path, folder)).as_posix(), True
     except ValueError:
         return os.path.abspath(path), False

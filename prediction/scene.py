@@ -95,7 +95,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
             try:
                 report = map_scene(task, windowed, models, group)
             except (SegmentationError, OSError) as error:
-                if len(work) == 1 or group.size > 1:
+                if len(tasks) == 1 or group.size > 1:
                     raise
                 failed += 1
                 log.error("error: %s", error_message(error, SCARCE))

@@ -96,7 +96,7 @@ def try_windows(tasks: Sequence[Task], config: PredictionConfig, models: Models)
         return given or SIZES[0]
     # a training on larger patches than all of these is its own last resort
     sizes = [given] if given else [s for s in SIZES if s > trained] or [SIZES[0]]
-    trial = replace(config, patch_size=max(*SIZES, *sizes), overlap=None)
+    trial = replace(config, patch_size=max(*SIZES, *sizes, trained), overlap=None)
     for task in tasks:
         with ExitStack() as stack:
             stack.enter_context(suppress(SegmentationError, OSError))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 
@@ -63,7 +64,11 @@ def export(
     report["history"] = run.history.rows
     report["class_names"] = run.names
     if held_out:  # the report of a whole run gets more keys first
-        write_json(run.save_dir / "model_metrics.json", report)
+        path = run.save_dir / "model_metrics.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        # what ``--only_fold`` has noted stays until all folds are gathered
+        kept = {key: known[key] for key in ("val_strategy", "settings") if key in known}
+        write_json(path, report | kept)
     plot_training(run.save_dir / "model_training_plot.png", report)
     return report
 

@@ -36,7 +36,8 @@ def folds_trained_alone(config: TrainingConfig) -> list[Path]:
     """The reports of folds that ``--only_fold`` trained and no run has gathered; none for others."""
     save_dir = Path(config.save_dir)
     whole = any((save_dir / name).is_file() for name in RUN_FILES)
-    if whole or config.val_strategy != "kfold" or config.only_fold is not None:
+    fits = config.val_strategy == "kfold" and config.fold_by != "both"
+    if whole or not fits or config.only_fold is not None or config.overwrite:
         return []
     reports = sorted(save_dir.glob("fold_*/model_metrics.json"))
     return [file for file in reports if "settings" in json.loads(file.read_text())]
@@ -46,10 +47,11 @@ def require_new(config: TrainingConfig) -> None:
     """Raise SegmentationError where another run would be lost."""
     run_dir = Path(config.run_dir)
     if config.only_fold is not None:
-        whole = [Path(config.save_dir) / name for name in RUN_FILES]
-        if found := [file for file in whole if file.is_file()]:
+        save_dir = Path(config.save_dir)
+        found = [save_dir / name for name in RUN_FILES if (save_dir / name).is_file()]
+        if found:
             raise SegmentationError(
-                f"{config.save_dir} holds a run of all folds ({found[0].name}); --only_fold needs "
+                f"{config.save_dir} holds a run of all folds ({found[0]}); --only_fold needs "
                 "another --save_dir"
             )
     found = former_files(run_dir)
@@ -74,6 +76,10 @@ def clear_former_run(config: TrainingConfig) -> None:
     run_dir = Path(config.run_dir)
     if config.resume:
         return
+    for kind in ("random/", "block/", ""):
+        for folder in run_dir.glob(f"{kind}fold_*"):
+            with exclusive_lock("--save_dir", folder, folder):
+                pass  # none that a job with --only_fold trains now
     remove_partial_files(run_files(run_dir))
     for file in former_files(run_dir):
         file.unlink()

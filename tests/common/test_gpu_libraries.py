@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
-from common.distributed import init_distributed, translate_torch_error
+from common.distributed import ProcessGroup, init_distributed, translate_torch_error
 from prediction.predictor import Predictor
 
 GPU = torch.device("cuda:0")
@@ -39,7 +41,9 @@ def test_nccl_is_told_its_gpu(monkeypatch):
     monkeypatch.setattr(
         f"{dist}init_process_group", lambda name, **more: found.update(more, name=name)
     )
-    monkeypatch.setattr(f"{dist}new_group", lambda backend: f"group of {backend}")
+    monkeypatch.setattr(
+        f"{dist}new_group", lambda backend, timeout: f"group of {backend}"
+    )
     monkeypatch.setattr(f"{dist}barrier", lambda: None)
     monkeypatch.setattr(f"{dist}destroy_process_group", lambda: None)
     for device, backend in ((GPU, "nccl"), (None, "gloo")):
@@ -48,3 +52,17 @@ def test_nccl_is_told_its_gpu(monkeypatch):
             # signals are agreed on by the CPU, whose collectives wait for no GPU
             assert group.control == ("group of gloo" if device else None)
             assert found["device_id"] == device
+
+
+def test_a_process_that_is_early_waits_outside_of_the_collective(monkeypatch):
+    """A collective would end it after two hours, though nobody is lost."""
+    store, entered = torch.distributed.HashStore(), []
+    monkeypatch.setattr("torch.distributed.barrier", lambda: entered.append("barrier"))
+    early = ProcessGroup(0, 2, store)
+    waiting = threading.Thread(target=early.barrier)
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive() and not entered
+    ProcessGroup(1, 2, store).barrier()
+    waiting.join(10)
+    assert entered == ["barrier"] * 2

@@ -140,9 +140,19 @@ def test_options_state_a_rule(given, expected):
             {"mask": "m.tif", "mask_values": "1,a"},
             "--mask_values '1,a': expected whole",
         ),
-        ({"mask": "m.tif", "mask_bits": "64"}, "numbers from 0 to 63"),
+        ({"mask": "m.tif", "mask_bits": "63"}, "numbers from 0 to 62"),
     ],
 )
 def test_options_that_cannot_be_right_are_refused(given, words):
     with pytest.raises(OptionError, match=words):
         MaskOptions(**given)
+
+
+def test_a_value_that_is_said_to_be_valid_is_so_though_it_is_nodata(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:2] = 1
+    path = write_mask(tmp_path / "mask.tif", pixels, nodata=0)
+    valid, _ = valid_pixels(path, MaskRule(keep=(0,)))
+    assert np.array_equal(valid, pixels == 0)
+    valid, _ = valid_pixels(path, MaskRule(values=(1,)))
+    assert not valid.any()

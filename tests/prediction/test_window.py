@@ -249,3 +249,19 @@ def test_windows_give_each_pixel_of_the_middle_once(length, size):
     extent = min(128, length // 2)
     first = (length - extent) // 2
     assert given == list(range(first, first + extent))
+
+
+@fault(56)
+def test_the_places_of_a_trial_hold_windows_of_the_training(
+    trained, small_sizes, tmp_path, monkeypatch
+):
+    asked = []
+
+    def kept(job, trained, sizes):
+        asked.append((job.config.patch_size, trained, list(sizes)))
+        return iter(())
+
+    patch_everywhere(monkeypatch, "prediction.window.kept_classes", kept)
+    scene = write_scene(tmp_path / "scene.tif", noise(300, 300))
+    assert predict(trained(128, 128), scene, tmp_path / "map.tif") == 0
+    assert asked == [(128, 128, [96])] and window_of(tmp_path / "map.tif") == 128

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers import QUICK, run_main, train
+from helpers import QUICK, interrupt, run_main, train
 
 from common.files import exclusive_lock
 from training import cross_validation
@@ -108,3 +108,35 @@ def test_what_is_no_fold_is_refused(multiclass_data, tmp_path, options, error):
     status, _, err = run_main(*words(multiclass_data, tmp_path / "new", *options))
     assert status == 2 and error in err
     assert not (tmp_path / "new").exists()
+
+
+def test_overwrite_begins_anew_instead_of_gathering(multiclass_data, tmp_path):
+    given = words(multiclass_data, tmp_path)
+    assert run_main(*given, "--only_fold", 1)[0] == 0
+    other = ("--learning_rate", 0.01)
+    fold = tmp_path / "fold_2"
+    with exclusive_lock("--save_dir", fold, fold):  # a job that trains this one
+        assert run_main(*given, *other, "--overwrite")[0] == 1
+    status, _, err = run_main(*given, *other, "--overwrite")
+    assert status == 0 and "gathering" not in err
+
+
+def test_an_interrupted_gathering_is_continued_by_the_same_command(
+    multiclass_data, tmp_path, monkeypatch
+):
+    given = words(multiclass_data, tmp_path)
+    for number in (1, 2, 3):
+        assert run_main(*given, "--only_fold", number)[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, "training.cross_validation.median_rates", 1)
+        interrupt(patch, "training.cross_validation.block_bootstrap", 1)
+        assert run_main(*given)[0] == 130
+    status, _, err = run_main(*given)
+    assert status == 0 and "gathering" in err
+
+
+def test_folds_of_both_kinds_are_not_gathered(multiclass_data, tmp_path):
+    assert run_main(*words(multiclass_data, tmp_path, "--only_fold", 1))[0] == 0
+    both = words(multiclass_data, tmp_path, "--fold_by", "both")
+    status, _, err = run_main(*both)
+    assert status == 1 and "holds an unfinished run" in err
