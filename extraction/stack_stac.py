@@ -24,6 +24,8 @@ NOT_REFLECTIVE = re.compile(r"pan|cirrus|lwir\w*", re.IGNORECASE)
 SERVERS = {"http": "/vsicurl/", "https": "/vsicurl/", "s3": "/vsis3/", "gs": "/vsigs/"}
 RASTER_TYPE = re.compile(r"image/(tiff|jp2|vnd\.stac\.geotiff)", re.IGNORECASE)
 RASTER_FILE = re.compile(r".*\.(tiff?|jp2|vrt)", re.IGNORECASE)
+# behind a catalogue's prefix: the offset that an item states is undone in its pixels already
+OFFSET_APPLIED = "boa_offset_applied"
 QUANTIFICATION = 0.0001  # of a whole number of Sentinel-2 whose scale is not stated
 
 
@@ -116,7 +118,8 @@ def list_assets(item: dict, path: str) -> Iterator[Asset]:
         lists = [asset.get(n) or [] for n in ("bands", "eo:bands", "raster:bands")]
         count = max(1, *map(len, lists))
         for index in range(count):
-            own = {"gsd": shared.get("gsd")} | asset
+            applied = {k: v for k, v in shared.items() if k.endswith(OFFSET_APPLIED)}
+            own = {"gsd": shared.get("gsd")} | applied | asset
             for described in lists:
                 own |= described[index] if index < len(described) else {}
             facts = {name.rpartition(":")[2]: value for name, value in own.items()}
@@ -155,6 +158,8 @@ def sentinel2_bands(assets: list[Asset]) -> tuple[dict[str, Band], dict[str, str
         asset = found[name]
         scale, offset = asset.fact("scale"), asset.fact("offset")
         added = round(float(offset or 0) / float(scale or QUANTIFICATION))
+        if asset.fact(OFFSET_APPLIED):
+            added = 0
         nodata = asset.fact("nodata")
         nodata = float(nodata) if isinstance(nodata, int | float) else 0
         bands[name] = Band(name, asset.href, 1, added, nodata, sentinel2=True)

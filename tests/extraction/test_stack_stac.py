@@ -132,6 +132,20 @@ def test_a_stated_offset_that_the_pixels_contradict_is_followed_with_a_line(tmp_
         assert (scene.read(1) == band_pixels("B02", 10, low=100)).all()
 
 
+@pytest.mark.parametrize("applied", [True, False])
+def test_an_offset_that_was_applied_is_not_undone_again(tmp_path, applied):
+    item = earth_search(tmp_path, low=100 if applied else 900)
+    content = json.loads(item.read_text())
+    content["properties"]["earthsearch:boa_offset_applied"] = applied
+    item.write_text(json.dumps(content))
+    said = stacked("--input", item, "--output", tmp_path / "scene.vrt")
+    assert "warning" not in said
+    expected = band_pixels("B02", 10, low=100 if applied else 900)
+    with rasterio.open(tmp_path / "scene.vrt") as scene:
+        found = scene.read(1)
+    assert (found == (expected if applied else undone(expected))).all()
+
+
 def test_other_items_keep_keys_integers_and_pass_the_scale_on(tmp_path):
     assets = {}
     words = {"blue": "blue", "red": "red", "lwir11": "lwir11", "pan": "pan"}

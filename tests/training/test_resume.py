@@ -255,7 +255,7 @@ def test_a_signal_leaves_the_best_model_and_no_final_one(data, tmp_path, number)
         time.sleep(0.1)
     run.send_signal(number)
     _, err = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == 128 + number
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("interrupted; the best model so far is")
     load_checkpoint(tmp_path / "model_best_combined.pth")

@@ -212,7 +212,8 @@ def test_areas_after_kfold_count_every_patch_once(binary_data, tmp_path):
     done = train(binary_data, tmp_path, *options)
     entries = done.report["areas"]["per_class"]
     hectares = sum(entry["mapped_ha"] for entry in entries)
-    assert hectares == pytest.approx(11 * 32 * 32 / 100)
+    # on the ellipsoid, in UTM
+    assert hectares == pytest.approx(11 * 32 * 32 / 100, rel=2e-3)
 
 
 @pytest.mark.parametrize("strategy", ["split", "kfold"])
