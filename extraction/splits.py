@@ -104,10 +104,12 @@ def link_repeat_coverage(footprints: GeoSeries, scenes: Sequence[int]) -> np.nda
         footprints: The ground of each patch.
         scenes: The scene that each comes from.
     """
+    count, scenes = len(footprints), np.asarray(scenes)
+    if len(np.unique(scenes)) < 2:
+        return np.arange(count)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    count, scenes = len(footprints), np.asarray(scenes)
     pairs = footprints.sindex.query(footprints, predicate="intersects").T
     pairs = pairs[scenes[pairs[:, 0]] != scenes[pairs[:, 1]]]
     shared = overlap_fraction(footprints, pairs)

@@ -133,8 +133,9 @@ def require_several_classes(index: SampleIndex) -> None:
     present = np.flatnonzero(index.counts.sum(axis=0))
     if len(present) < 2:
         raise DatasetError(
-            f"All labelled training pixels are class {present[0]}: there is nothing to learn "
-            "(255 means unlabelled; if it is a class, extract with --label_values 0,255)"
+            f"All labelled training pixels are class {present[0]}: there is nothing to learn; where "
+            "another class is the label's nodata value, or 255, name all classes in --label_values "
+            "of the extraction (as 0,1 or 0,255)"
         )
 
 

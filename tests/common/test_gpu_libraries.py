@@ -20,6 +20,7 @@ SCARCE = (
 )  # fmt: skip
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("error", SCARCE, ids=lambda error: str(error)[:24])
 def test_memory_that_runs_out_within_a_library_of_cuda_is_known(error):
     message = translate_torch_error(error, GPU, "--batch_size")

@@ -166,6 +166,7 @@ def test_a_pixel_model_is_the_same_in_every_view(land, scene, tmp_path):
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
 
 
+@pytest.mark.fault(20)
 def test_views_of_several_models_with_uncertainty(spatial, land, tmp_path):
     checkpoints = [load_checkpoint(spatial)] * 2
     predict = Predictor(checkpoints, CPU, tta="flip", expected_entropy=True)
