@@ -253,7 +253,7 @@ def test_labels_of_one_class_are_refused_before_training(tmp_path):
         *("--dataset_root", root, "--save_dir", tmp_path / "out", *QUICK)
     )
     assert status == 1
-    assert "class 0" in err and "--label_values 0,255" in err
+    assert "class 0" in err and "as 0,1 or 0,255" in err
     assert not (tmp_path / "out").exists()
 
 
