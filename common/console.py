@@ -110,10 +110,8 @@ def show_messages() -> None:
             log.warning("warning: %s", line)
 
     def show_warning(message, category, *_, **__) -> None:
-        georeference = (
-            category.__name__ == "NotGeoreferencedWarning"
-        )  # ours says it too
-        if not georeference and not issubclass(category, HARMLESS_WARNINGS):
+        ours_too = category.__name__ == "NotGeoreferencedWarning"
+        if not ours_too and not issubclass(category, HARMLESS_WARNINGS):
             say(str(message))
 
     others = logging.Handler(logging.WARNING)

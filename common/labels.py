@@ -24,7 +24,6 @@ from common.errors import (
     RasterError,
     require,
 )
-from common.nodata import share_text
 from common.options import split_list, whole_values
 from common.rasters import (
     SCENE_SUFFIXES,
@@ -35,6 +34,7 @@ from common.rasters import (
     same_pixel_grid,
 )
 from common.sources import require_whole
+from common.text import share_text
 from common.vector_labels import ReadLabel, no_overlap, read_polygons
 from common.vectors import is_vector
 

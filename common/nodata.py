@@ -9,6 +9,7 @@ import numpy as np
 
 from common.alpha import sample_windows
 from common.errors import RasterError
+from common.text import share_text
 
 if TYPE_CHECKING:
     from common.rasters import Source
@@ -72,10 +73,6 @@ def partly_text(name: str, values: Sequence, partly: int, pixels: int) -> str | 
         f"{name}: {share_text(partly / pixels)} of the pixels hold the nodata value {named} in "
         "some of the bands only; they count as valid"
     )
-
-
-def share_text(share: float) -> str:
-    return f"about {share:.1%}" if share >= 0.0005 else "less than 0.1%"
 
 
 def nodata_advice(source: Source) -> tuple[str | None, str | None]:

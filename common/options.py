@@ -23,12 +23,12 @@ def setting(default=MISSING, help: str = "", group: str = "options", **more):
     return field(default=default, metadata={"help": help, "group": group, **more})
 
 
-def nodata_setting():
+def nodata_setting(group: str):
     """``--nodata`` of extraction and prediction."""
     return setting(
         None,
         "value of pixels without data, as if the scenes declared it",
-        "scene",
+        group,
         shown="what each scene declares",
     )
 

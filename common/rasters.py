@@ -259,9 +259,9 @@ def as_dtype(value: float | None, dtype: np.dtype):
 class Source:
     """Bands of an open raster, to be read with their validity.
 
-    A pixel is valid when it lies inside the raster and its masks (band, alpha, ``--mask``), is not nodata
-    (see ``nodata.nodata_pixels``), and is neither NaN nor infinite in any of the bands. GDAL's own
-    masks let one kind shadow another (nodata hides alpha); here all of them count.
+    A pixel is valid when it lies inside the raster and its masks (band, alpha, ``--mask``), is not
+    nodata (see ``nodata.nodata_pixels``), and is neither NaN nor infinite in any of the bands.
+    GDAL's own masks let one kind shadow another (nodata hides alpha); here all of them count.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -30,18 +31,24 @@ def require_whole(path: str | Path) -> None:
         if file in checked:
             continue
         checked.add(file)
-        require_complete(file)
-        if len(checked) > 1:
-            try:  # whatever kind of raster the VRT makes something of
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                    rasterio.open(file).close()
-            except RasterioIOError as error:
-                raise RasterError(
-                    f"{path}: a source is missing: {unreadable(file, error)}"
-                ) from error
-        if file.lower().endswith(".vrt"):
-            todo += sources_of_vrt(Path(file))
+        stamp = os.stat(file).st_mtime_ns if os.path.isfile(file) else None
+        try:
+            todo += _checked(file, stamp, is_source=len(checked) > 1)
+        except RasterioIOError as error:
+            raise RasterError(
+                f"{path}: a source is missing: {unreadable(file, error)}"
+            ) from error
+
+
+@lru_cache(maxsize=100_000)  # scenes of a batch share masks and labels of many files
+def _checked(file: str, stamp: int | None, is_source: bool) -> tuple[str, ...]:
+    """Check a file; its sources. ``stamp`` is when it was changed."""
+    require_complete(file)
+    if is_source:  # whatever kind of raster the VRT makes something of
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            rasterio.open(file).close()
+    return tuple(sources_of_vrt(Path(file))) if file.lower().endswith(".vrt") else ()
 
 
 def sources_of_vrt(path: Path) -> Iterator[str]:

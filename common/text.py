@@ -19,6 +19,11 @@ def first_reason(skipped: dict) -> str:
     return f"{name}: {reason}"
 
 
+def share_text(share: float, about: str = "about ", little: str = "less than ") -> str:
+    """A share in percent, which never reads as none: "about 31.0%", "less than 0.1%"."""
+    return f"{about}{share:.1%}" if share >= 0.0005 else f"{little}0.1%"
+
+
 def number_dates(names: Sequence[str | None]) -> list[str | None]:
     """Names of bands with the dates at their ends, as B04_20210619, replaced by their order.
 

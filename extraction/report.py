@@ -28,7 +28,7 @@ from common.pictures import (
     save_figure,
 )
 from common.rasters import open_raster
-from common.text import aligned_table
+from common.text import aligned_table, share_text
 from common.tiffs import tiff_header
 from common.vectors import is_vector
 from extraction.journal import Skipped
@@ -66,11 +66,9 @@ class SplitSummary:
         return counts[number] / sum(counts) if number < len(counts) else 0.0
 
 
-def share_text(share: float) -> str:
-    """A share in percent; "-" for none."""
-    if not share:
-        return "-"
-    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
+def share_cell(share: float) -> str:
+    """A share as a cell of a table; "-" for none."""
+    return share_text(share, "", "<") if share else "-"
 
 
 def absent_lines(
@@ -97,10 +95,10 @@ def split_table(summaries: dict[str, SplitSummary], names: Sequence[str] | None)
         ["", *(f"{split:>10}" for split in summaries)],
         ["patches", *(f"{split.patches:,}" for split in splits)],
         *(
-            [name, *(share_text(split.class_share(number)) for split in splits)]
+            [name, *(share_cell(split.class_share(number)) for split in splits)]
             for number, name in enumerate(names)
         ),
-        ["unlabelled", *(share_text(split.unlabelled_share) for split in splits)],
+        ["unlabelled", *(share_cell(split.unlabelled_share) for split in splits)],
     ]
     return aligned_table(rows)
 

@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from common.errors import DatasetError, OptionError, RasterError, SegmentationEr
 from common.files import describe_files
 from common.interruption import until_stopped
 from common.labels import open_label
-from common.mask_options import Mask
 from common.nodata import mask_shares, nodata_advice
 from common.rasters import (
     SCENE_SUFFIXES,
@@ -71,6 +70,8 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     if config.use_per_image_grid:
         vectors = [path for path in paths if path.suffix.lower() in VECTOR_SUFFIXES]
         kinds.append(grids := find_ids(vectors, config.grid_pattern))
+    if each_masked := "<id>" in (config.mask or ""):
+        kinds.append(masks := find_masks(config.mask))
     if not images:
         raise DatasetError(
             f"No file in {folder} matches --image_pattern {config.image_pattern}"
@@ -91,27 +92,21 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
         if key in complete:
             grid = str(grids[key]) if config.use_per_image_grid else config.grid
             files = str(image), str(labels[key]), grid
-            mask = find_mask(config, key)
+            mask = config.mask_of("")
+            if each_masked:
+                mask = replace(mask, path=str(masks[key]))
             scenes.append(SceneFiles(*files, id_text(key), mask))
     if not scenes:
         raise DatasetError(f"No scene in {folder} has a file for each of the patterns")
     return scenes
 
 
-def find_mask(config: BatchConfig, key: str) -> Mask | None:
-    """The mask of a scene of a folder: the one of all, or that with its id.
-
-    Raises:
-        DatasetError: No file has its id.
-    """
-    if not config.mask or "<id>" not in config.mask:
-        return config.mask_of("")
-    folder, name = Path(config.mask).parent, Path(config.mask).name
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = find_ids(files, name).get(key)
-    if found is None:
-        raise DatasetError(f"--mask: no file for {key} matches {config.mask}")
-    return Mask(str(found), config.mask_rule)
+def find_masks(pattern: str) -> dict[str, Path]:
+    """The masks of the scenes by their ids; ``pattern`` is ``--mask`` with an ``<id>``."""
+    folder = Path(pattern).parent
+    if not folder.is_dir():
+        raise DatasetError(f"--mask: no folder {folder}")
+    return find_ids(sorted(folder.iterdir()), Path(pattern).name)
 
 
 def in_parts(path: Path, folder: Path) -> bool:

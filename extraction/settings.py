@@ -70,7 +70,7 @@ class ExtractionOptions:
         "data",
         shown="all but alpha",
     )
-    nodata: float | None = nodata_setting()
+    nodata: float | None = nodata_setting("data")
     image_channels: int | None = setting(
         None, "number of bands expected", "data", shown="not checked", least=1
     )

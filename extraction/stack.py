@@ -16,9 +16,9 @@ from tqdm import tqdm
 from common.errors import RasterError, SegmentationError, require
 from common.files import atomic_write, exclusive_lock, require_folder
 from common.ground import pixel_size
-from common.interruption import until_stopped
+from common.interruption import stop_if_requested, until_stopped
 from common.masks import MaskReader
-from common.rasters import open_raster
+from common.sources import require_whole
 from common.tiffs import create_tiff, require_complete_tiff
 from extraction.stack_grid import resampling_to
 from extraction.stack_inputs import read_inputs
@@ -54,7 +54,7 @@ def stack(config: StackConfig) -> list[str]:
                 )
     require_folder("--output", plans[0].target.parent)
     lines = []
-    for plan in plans:
+    for plan in until_stopped(plans):
         shares = write_scene(plan, config)
         lines += describe(plan, shares)
     return lines
@@ -84,7 +84,7 @@ def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
                         parts.rename(plan.parts)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    open_raster(target).close()
+    require_whole(target)
     return shares
 
 
@@ -151,6 +151,7 @@ def copy_scene(vrt: Path, target: Path, dtype: str) -> None:
                 **shared,
             )
             require_complete_tiff(plain)
+            stop_if_requested()  # GDAL's own copies cannot be stopped
             copy(
                 plain, target, driver="COG", OVERVIEW_RESAMPLING="AVERAGE",
                 PREDICTOR="FLOATING_POINT" if floats else "STANDARD", **shared,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import RasterError
-from common.rasters import require_georeference, sensor_model
+from common.rasters import require_georeference, same_pixel_grid, sensor_model
 from prediction.tiling import Extent
 
 Rows = tuple[Extent, Tensor, np.ndarray]  # see ``prediction.blending.blended_rows``
@@ -21,11 +21,8 @@ def require_one_grid(scenes: Sequence[rasterio.DatasetReader]) -> None:
     first = scenes[0]
     if len(scenes) > 1 and sensor_model(first):
         require_georeference(first)
-    corners = [(0, 0), (first.width, first.height)]
     for other in scenes[1:]:
-        found = [~first.transform * (other.transform * corner) for corner in corners]
-        shift = np.abs(np.subtract(found, corners)).max()  # pixels
-        if other.shape != first.shape or other.crs != first.crs or shift > 0.01:
+        if not same_pixel_grid(first, other):
             left, bottom, right, top = first.bounds
             raise RasterError(
                 f"--combine: {other.name} is not on the pixel grid of {first.name}; bring it there "

@@ -186,8 +186,6 @@ def prepare_scene(
     """
     for file in task.scenes:
         require_whole(file)
-    for mask in filter(None, map(config.mask_of, (Path(s).stem for s in task.scenes))):
-        require_whole(mask.path)
     require_one_grid(scenes)
     scene, *others = scenes
     bands, *further = (match_bands(one, config, models) for one in scenes)
@@ -206,6 +204,8 @@ def prepare_scene(
         area,
         tuple(zip(others, further)),
     )
+    for mask in filter(None, job.masks):
+        require_whole(mask.path)
     outputs = {path.resolve() for path in job.rasters}
     for one in scenes:
         if overwritten := outputs & {Path(file).resolve() for file in one.files}:
@@ -220,8 +220,8 @@ def prepare_scene(
 def warn_of_scenes(job: SceneJob) -> None:
     """Log what of the scenes makes the map slow or poor, and what is unlike the training's data."""
     scene = job.scene
-    for date in job.dates:
-        warn_of_high_blocks(*date)
+    for source in job.sources:
+        warn_of_high_blocks(source)
     if not (scene.crs or scene.gcps[1] or scene.rpcs):
         log.warning("warning: %s has no CRS, so its map has none", scene.name)
     for source in job.sources:
@@ -243,18 +243,18 @@ def row_limit(job: SceneJob) -> float:
     if job.config.max_memory:
         return job.config.max_memory * 1e9
     limit = free_memory(job.models.device) / 8
-    high = rows_at_once(job.scene, job.bands) > READ_ROWS_MOST
+    high = rows_at_once(job.sources[0]) > READ_ROWS_MOST
     cpu = job.models.device.type == "cpu"
     return min(limit, OPEN_ROWS) if cpu and not high else limit
 
 
 def open_rows(job: SceneJob) -> int:
     """Bytes that the rows in work of a scene take in its whole width."""
-    scene, bands, size = job.scene, job.bands, job.layouts[0].size
-    image = Source(scene, bands).dtype.itemsize * len(bands) + 1
+    source, size = job.sources[0], job.layouts[0].size
+    image = source.dtype.itemsize * len(source.bands) + 1
     channels = job.models.first.config.num_classes + 1
     # high blocks have memory of their own: see ``rows_at_once``
-    column = image * (size + 3 * min(rows_at_once(scene, bands), READ_ROWS_MOST))
+    column = image * (size + 3 * min(rows_at_once(source), READ_ROWS_MOST))
     parts = 2 + STORED_AHEAD[job.models.device.type]
     column += size * (2 * 4 * channels + parts * (4 + bytes_of(job.layers)))
     return column * job.shape[1] * len(job.dates)

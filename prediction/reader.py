@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from itertools import pairwise
 from queue import Queue
 from typing import NamedTuple
 
 import numpy as np
-import rasterio
 import torch
 from rasterio.windows import Window
 from torch import Tensor
@@ -49,27 +48,33 @@ class RowBlock(NamedTuple):
         return self.top + len(self.valid)
 
 
-def rows_at_once(scene: rasterio.DatasetReader, bands: Sequence[int]) -> int:
+def rows_at_once(source: Source) -> int:
     """How many rows to read together, so that each block of the file is decoded once.
 
     Where a quarter of the free memory does not hold a row of high blocks, it is
     ``READ_ROWS_MOST``, and these are decoded several times.
     """
-    block = min(scene.block_shapes[bands[0] - 1][0], scene.height)
+    block = block_height(source)
     rows = max(READ_ROWS // block, 1) * block
-    pixel = Source(scene, bands).dtype.itemsize * len(bands)
-    fits = rows * scene.width * pixel <= free_memory() / 4
+    pixel = source.dtype.itemsize * len(source.bands)
+    fits = rows * source.dataset.width * pixel <= free_memory() / 4
     return rows if rows <= READ_ROWS_MOST or fits else READ_ROWS_MOST
 
 
-def warn_of_high_blocks(scene: rasterio.DatasetReader, bands: Sequence[int]) -> None:
+def block_height(source: Source) -> int:
+    """Rows of the blocks that a scene is stored in."""
+    scene = source.dataset
+    return min(scene.block_shapes[source.bands[0] - 1][0], scene.height)
+
+
+def warn_of_high_blocks(source: Source) -> None:
     """Warn of a scene whose blocks are decoded several times."""
-    block = min(scene.block_shapes[bands[0] - 1][0], scene.height)
-    if (step := rows_at_once(scene, bands)) < block:
+    block = block_height(source)
+    if (step := rows_at_once(source)) < block:
         log.warning(
             "warning: %s is stored in strips of %d rows, too large for the free memory, so each "
             "is decoded %d times; in tiles it is read faster (gdal_translate -co TILED=YES)",
-            scene.name, block, math.ceil(block / step),
+            source.dataset.name, block, math.ceil(block / step),
         )  # fmt: skip
 
 
@@ -89,7 +94,7 @@ class SceneReader:
             count: How many threads may read at a time.
             area: What of it is mapped; all by default.
         """
-        self.scene, self.bands = source.dataset, source.bands
+        self.source, self.scene, self.bands = source, source.dataset, source.bands
         self.area = area or whole_scene(self.scene)
         self.dtype = torch.from_numpy(np.empty(0, source.dtype)).dtype
         self.count = count
@@ -142,7 +147,7 @@ def read_row_blocks(
         block = reader.read(Extent(*rows, part.left, part.right), pin_memory=cuda)
         return upload(block, device)
 
-    step = rows_at_once(reader.scene, reader.bands)
+    step = rows_at_once(reader.source)
     ranges = cut_at_multiples(part.top, part.bottom, step)
     high = step > READ_ROWS_MOST  # of which memory is not to hold two
     workers, ahead = (1, 0) if high else (reader.count, 1)

@@ -141,16 +141,15 @@ def map_scene(
     Raises:
         SegmentationError: The scene does not fit the model, or into memory, or cannot be read.
     """
-    scarce = "--batch_size or --max_memory"
     with open_scenes(task) as scenes:
         job = prepare_scene(task, config, models, scenes)
-        with torch_errors(models.device, scarce):  # it tries precisions
+        with torch_errors(models.device, SCARCE):  # it tries precisions
             run, finished = group.broadcast(lambda: make_manifest(job))
         job = replace(job, run=run)
         if finished:
             log.info("%s is there already", task.output)
             return complete_map(job, group)
-        with unfinished_map(task, group), torch_errors(models.device, scarce):
+        with unfinished_map(task, group), torch_errors(models.device, SCARCE):
             statistics = predict_scene(job, group)
             return write_report(job, statistics) if group.is_main_process else {}
 

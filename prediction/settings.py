@@ -102,7 +102,7 @@ class PredictionOptions:
         None, "bands to feed, in the order of training: numbers from 1 or band descriptions",
         "scene", shown="all but alpha",
     )  # fmt: skip
-    nodata: float | None = nodata_setting()
+    nodata: float | None = nodata_setting("scene")
     patch_size: int | None = setting(
         None, "side of the sliding window in pixels", "window", least=SIDE_MULTIPLE,
         shown="the largest of 512, 256 and the training's that keeps the classes of the latter",

@@ -63,8 +63,9 @@ def index_split(
         return None
     classes, ignored = config.label_classes, config.ignore_index
     index = index_samples(pairs, classes, ignored, like, cache, problems)
-    if index:  # else the problems say why
-        require_usable(config, split, index)
+    if index is None:  # the problems say why
+        return None
+    require_usable(config, split, index)
     bands, *size = index.shape
     line = "%-10s %5d patches of %d x %d pixels, %d bands, %s"
     log.info(line, split, len(pairs), *size, bands, unlabelled_text(index))
@@ -91,8 +92,9 @@ def log_weak_spots(
 ) -> None:
     """Log what a run can do but should not be trusted with, a line each.
 
-    That is pixels that are nodata in some bands alone, classes without a pixel in a split, few steps per epoch, and few pixels to fit the
-    temperature on. K-fold has all its patches in ``train``.
+    That is pixels that are nodata in some bands alone, classes without a pixel in a split, few
+    steps per epoch, and few pixels to fit the temperature on. K-fold has all its patches in
+    ``train``.
     """
     names = names_for(config, train)
     if text := partly_nodata_advice(train.pairs):

@@ -225,10 +225,8 @@ def evaluate(
     group = group or ProcessGroup()
     with torch.inference_mode():
         for images, masks in loader:
-            if (
-                stop_requested()
-            ):  # each process has other batches: they end it together below
-                break
+            if stop_requested():
+                break  # each process has other batches: they end it together below
             with autocast(device, precision):
                 logits = model(images)
             logits = logits.float()

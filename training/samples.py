@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,8 +89,8 @@ class SampleIndex:
     class_names: list[str] | None
     decoded: list[DecodedPatch | None]  # those that stay in memory
     share: float = 1.0  # of the valid pixels that the samples hold
-    pixel_size: float | None = None  # metres, see ``typical_pixel_size``
-    scaling: tuple[list[float], list[float]] | None = None  # see ``common_scaling``
+    pixel_size: float | None = None  # metres, see ``common_tags``
+    scaling: tuple[list[float], list[float]] | None = None  # likewise
 
     def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
@@ -180,32 +180,28 @@ def index_samples(
         samples=samples,
         decoded=decoded,
         share=share,
-        pixel_size=typical_pixel_size(good),
-        scaling=common_scaling(good),
+        **common_tags(good),
     )
 
 
-def typical_pixel_size(pairs: Sequence[PatchPair]) -> float | None:
-    """The median of the pixel sizes of some patches in metres; None where none is known."""
-    known = [size for size in looked_up(pairs, pixel_size) if size]
-    return float(np.median(known)) if known else None
+def common_tags(pairs: Sequence[PatchPair]) -> dict:
+    """What some of the patches, spread over all, say of themselves.
 
-
-def common_scaling(
-    pairs: Sequence[PatchPair],
-) -> tuple[list[float], list[float]] | None:
-    """The scales and offsets that some patches declare; None where they do not, or differ."""
-    first, *others = looked_up(pairs, lambda f: band_scaling(f, patch_bands(f)))
-    return first if all(other == first for other in others) else None
-
-
-def looked_up(pairs: Sequence[PatchPair], look: Callable) -> list:
-    """What a function of open rasters says of some images, spread over all patches."""
-    found = []
+    Returns:
+        "pixel_size": their median in metres, None where none is known; "scaling": the scales and
+        offsets that they declare, None where they do not, or differ.
+    """
+    sizes, scalings = [], []
     for pair in pairs[:: math.ceil(len(pairs) / 16)]:
         with open_raster(pair.image) as file:
-            found.append(look(file))
-    return found
+            sizes.append(pixel_size(file))
+            scalings.append(band_scaling(file, patch_bands(file)))
+    known = [size for size in sizes if size]
+    alike = all(scaling == scalings[0] for scaling in scalings)
+    return {
+        "pixel_size": float(np.median(known)) if known else None,
+        "scaling": scalings[0] if alike else None,
+    }
 
 
 def band_quartiles(samples: Sequence[np.ndarray]) -> list[list[float]] | None:

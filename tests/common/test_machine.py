@@ -45,16 +45,19 @@ def test_an_exception_comes_out_in_the_place_of_its_result():
 
 
 def test_closing_drops_what_has_not_begun_and_waits_for_the_rest():
-    go, begun, ended = threading.Event(), [], []
+    go, second, begun, ended = threading.Event(), threading.Event(), [], []
 
     def work(item: int) -> int:
         begun.append(item)
-        go.wait(5 if item else 0)
+        if item:
+            second.set()
+            go.wait(5)
         ended.append(item)
         return item
 
     with closing(bounded_map(work, range(9), 1, 4)) as results:
         assert next(results) == 0
+        assert second.wait(60)  # on a busy machine the thread is late
         threading.Timer(0.05, go.set).start()
     assert begun == ended == [0, 1]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from batch_helpers import Batch
 from site_helpers import Site
+from stack_helpers import write_l2a
 
 
 @pytest.fixture
@@ -33,3 +35,9 @@ def own_logging():
     for handler in [h for h in root.handlers if type(h) is logging.StreamHandler]:
         root.removeHandler(handler)
     root.setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def l2a(tmp_path_factory) -> Path:
+    """An L2A product that no test changes."""
+    return write_l2a(tmp_path_factory.mktemp("l2a"))

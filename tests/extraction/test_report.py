@@ -24,7 +24,7 @@ from site_helpers import (
 from common import SPLITS, pictures
 from common.labels import class_name_tags
 from common.pictures import class_colours, stretch
-from extraction.report import SplitSummary, absent_lines, share_text
+from extraction.report import SplitSummary, absent_lines, share_cell
 
 # --- info ------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ def test_classes_without_names_count_where_they_occur_at_all():
 
 @pytest.mark.fault(59)
 def test_none_and_little_are_not_a_share_of_zero():
-    texts = [share_text(share) for share in (0, 1e-9, 0.0005, 0.25, 1)]
+    texts = [share_cell(share) for share in (0, 1e-9, 0.0005, 0.25, 1)]
     assert texts == ["-", "<0.1%", "0.1%", "25.0%", "100.0%"]
 
 

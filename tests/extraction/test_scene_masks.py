@@ -111,7 +111,9 @@ def test_scenes_of_a_folder_have_a_mask_each_or_one(batch, capsys):
     shutil.rmtree(batch.out)
     (batch.data / "Clouds_b.tif").unlink()
     assert run(*batch.words("--mask", pattern, "--mask_values", "1")) == 1
-    assert "--mask: no file for b matches" in capsys.readouterr().err
+    assert "Files without a partner" in capsys.readouterr().err
+    batch.cut("--mask", pattern, "--mask_values", "1", "--skip_unmatched")
+    assert invalid() == {"a_r000_c000": 24}
 
 
 def test_a_mask_that_changed_since_refuses_the_resume(site, coarse, monkeypatch):

@@ -29,12 +29,6 @@ from extraction.scenes import pair_scenes
 from extraction.settings import BatchConfig
 
 
-@pytest.fixture(scope="module")
-def l2a(tmp_path_factory) -> Path:
-    """An L2A product that no test changes."""
-    return write_l2a(tmp_path_factory.mktemp("l2a"))
-
-
 def ramp(side: int = 12, start: int = 1, dtype="uint16") -> np.ndarray:
     return np.arange(start, start + side * side).reshape(side, side).astype(dtype)
 

@@ -27,12 +27,6 @@ from extraction.stack_vrt import lookup_table
 
 
 @pytest.fixture(scope="module")
-def l2a(tmp_path_factory) -> Path:
-    """An L2A product that no test changes."""
-    return write_l2a(tmp_path_factory.mktemp("l2a"))
-
-
-@pytest.fixture(scope="module")
 def l1c(tmp_path_factory) -> Path:
     return write_l1c(tmp_path_factory.mktemp("l1c"))
 

@@ -123,6 +123,18 @@ def test_a_check_tells_all_faults_at_once(tmp_path):
     assert before == {path: path.read_bytes() for path in root.rglob("*.tif")}
 
 
+@pytest.mark.fault(34)
+def test_a_split_of_which_no_patch_can_be_read_is_a_line_for_each(tmp_path):
+    root = write_dataset(tmp_path / "data", 3, 2, 0, bands=3)
+    names = sorted((root / "Patch" / "validation" / "images").iterdir())
+    for path in names:
+        path.write_bytes(path.read_bytes()[:900])
+    out = ("--dataset_root", root, "--save_dir", tmp_path / "out")
+    status, _, err = check(*out)
+    assert status == 1 and "Traceback" not in err
+    assert all(path.name in err for path in names)
+
+
 def test_a_check_plans_the_folds(data, tmp_path):
     options = ("--dataset_root", data, "--save_dir", tmp_path / "out")
     folds = ("--val_strategy", "kfold", "--n_splits", 50)
