@@ -9,7 +9,7 @@ import numpy as np
 
 from common.alpha import sample_windows
 from common.errors import RasterError
-from common.text import share_text
+from common.text import ranges_text, share_text
 
 if TYPE_CHECKING:
     from common.rasters import Source
@@ -91,6 +91,24 @@ def nodata_advice(source: Source) -> tuple[str | None, str | None]:
     pixels = sum(valid.size for _, _, valid in read)
     partly = partly_text(dataset.name, source.nodata, sum(counts), pixels)
     return partly, _fill_advice(source, read)
+
+
+def empty_bands(source: Source) -> str:
+    """The end of a sentence that names the bands which make all pixels of a scene invalid, by small
+    windows of it; empty without any, and where all do."""
+    seen = np.zeros(len(source.bands), bool)
+    for window in sample_windows(source.dataset, most=4):
+        for index, (band, nodata) in enumerate(zip(source.bands, source.nodata)):
+            values = source.dataset.read(band, window=window)
+            known = np.isfinite(values)
+            if nodata is not None and is_no_measurement(nodata):
+                known &= values != nodata
+            seen[index] |= known.any()
+    if seen.all() or not seen.any():
+        return ""
+    bands = np.array(source.bands)
+    empty, kept = ranges_text(bands[~seen]), ranges_text(bands[seen])
+    return f"; no pixel of band {empty} is valid (--bands {kept} leaves it out)"
 
 
 def mask_shares(source: Source) -> str | None:

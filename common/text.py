@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -17,6 +17,17 @@ def first_reason(skipped: dict) -> str:
     """The first of those that were skipped, by name, and why."""
     name, reason = next(iter(skipped.items()))
     return f"{name}: {reason}"
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """Rising numbers as --bands takes them: 1-3,5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def share_text(share: float, about: str = "about ", little: str = "less than ") -> str:

@@ -26,6 +26,8 @@ from common.files import (
     write_json,
 )
 from common.ground import footprint, to_metric_crs, to_one_crs
+from common.nodata import empty_bands
+from common.rasters import Source, open_raster
 from common.text import first_reason
 from common.vectors import write_layer
 from extraction.cutting import cut_scene
@@ -100,9 +102,13 @@ def assemble(
     if not found:
         value = plans[0].label_nodata
         declared = "" if value is None else f" (which declares {value} as nodata)"
+        with open_raster(plans[0].scene.image) as image:
+            bands = [entry["band"] for entry in plans[0].bands]
+            empty = empty_bands(Source(image, bands, nodata=config.nodata))
         raise DatasetError(
             f"None of the {len(names)} cells gives a patch ({first_reason(skipped)}); check the "
             f"nodata of {plans[0].scene.image} and of its label{declared}, or lower --min_valid"
+            f"{empty}"
         )
     size = config.patch_size
     shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]

@@ -25,6 +25,7 @@ from common.errors import (
 from common.files import exclusive_lock, remove_partial_files, write_json
 from common.ground import pixel_areas
 from common.machine import SerialWorker, is_main_process, tune_malloc
+from common.nodata import empty_bands
 from common.rasters import open_raster
 from prediction.area import find_area
 from prediction.blending import blended_rows
@@ -197,8 +198,9 @@ def write_report(job: SceneJob, statistics: Statistics) -> dict:
     task = job.task
     if not statistics.pixels.any():
         log.warning(
-            "warning: %s has no valid pixel, so its map is nodata alone; is its nodata value right?",
+            "warning: %s has no valid pixel, so its map is nodata alone; is its nodata value right?%s",
             task.scene,
+            empty_bands(job.sources[0]),
         )
     report = {"scene": task.scene, "output": str(task.output)}
     report |= {"dates": task.scenes} if task.further else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.text import aligned_table, duration, shorten
+from common.text import aligned_table, duration, ranges_text, shorten
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,17 @@ def test_the_first_column_is_aligned_left_and_the_others_right():
 def test_more_columns_can_be_aligned_left_and_no_line_ends_with_blanks():
     rows = [["a", "long text", "1"], ["bb", "x", ""]]
     assert aligned_table(rows, left=2).splitlines() == ["a   long text  1", "bb  x"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([], ""),
+        ([4], "4"),
+        ([1, 2], "1-2"),
+        ([1, 2, 3, 5, 7, 8], "1-3,5,7-8"),
+        ([9, 3], "9,3"),
+    ],
+)
+def test_numbers_are_told_as_ranges(numbers, text):
+    assert ranges_text(numbers) == text

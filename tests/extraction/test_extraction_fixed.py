@@ -550,3 +550,22 @@ def test_an_extraction_stops_between_cells(site, monkeypatch, capsys, number):
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted")
     assert run(*site.words("--resume")) == 0
     assert len(site.patches()) == 9
+
+
+@fault(43)
+@pytest.mark.parametrize(
+    ("empty", "said"),
+    [
+        ([1, 2, 4], "no pixel of band 2-3,5 is valid (--bands 1,4 leaves it out)"),
+        ([0, 1, 2, 3, 4], None),
+    ],
+)
+def test_bands_without_a_valid_pixel_are_named(site, capsys, empty, said):
+    image = scene(bands=5, dtype="float32")
+    image[empty] = -9999
+    site.draw_image(image, nodata=-9999)
+    line = refusal(capsys, site)
+    assert "no valid pixel" in line
+    assert (said in line) if said else ("leaves it out" not in line)
+    if said:
+        site.extract("--bands", "1,4")

@@ -588,3 +588,13 @@ def test_further_layers_are_in_the_estimate_of_the_memory(land, tmp_path, more):
         with open_raster(scene) as file:
             rows.append(open_rows(prepare_scene(task, config, models, [file])))
     assert rows[1] > rows[0]
+
+
+@fault(43)
+def test_bands_that_make_all_of_a_scene_invalid_are_named(land, tmp_path, capsys):
+    pixels = noise(70, 50).astype(np.float32)
+    pixels[1] = -9999
+    scene = write_scene(tmp_path / "scene.tif", pixels, nodata=-9999)
+    assert run(land.path, scene, tmp_path / "map.tif") == 0
+    error = capsys.readouterr().err
+    assert "no pixel of band 2 is valid (--bands 1,3 leaves it out)" in error
