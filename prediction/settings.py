@@ -70,6 +70,10 @@ class PredictionOptions:
         None, "areas of one class as polygons: a .gpkg, a folder when there are several scenes",
         "outputs", shown="none", may_change=True,
     )  # fmt: skip
+    sieve: float | None = setting(
+        None, "smallest area of one class in the map, in square metres; smaller ones join a neighbour",
+        "outputs", above=0, shown="none",
+    )  # fmt: skip
     min_area: float = setting(
         0.0, "smallest polygon in square metres; smaller ones join their largest neighbour",
         "outputs", least=0, may_change=True,

@@ -132,6 +132,7 @@ LEGAL_VALUES = {
     "patience": {"0", HUGE},
     "sample_index": {"0"},
     "seed": {"0", HUGE},
+    "sieve": {"1e300", "1e-320"},
     "stride": {HUGE},
     "threshold": {"0", "1e-320"},
     "warmup_epochs": {"0"},

@@ -196,6 +196,8 @@ def test_an_explicit_gpu_that_is_not_there_is_an_error(
         ("--max_memory", "0"),
         ("--max_memory", "-1"),
         ("--max_memory", "nan"),
+        ("--sieve", "0"),
+        ("--sieve", "-1"),
         ("--min_area", "-1"),
         ("--min_area", "nan"),
         ("--min_area", "100"),

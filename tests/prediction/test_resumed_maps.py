@@ -115,6 +115,7 @@ OTHER_OPTIONS = {
     "batch_size": ("3",),
     "compile": (),
     "format": ("cog",),
+    "sieve": ("900",),
     "save_confidence": (),
     "save_uncertainty": (),
     "save_probabilities": (),
