@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rasterio.windows import Window
 from common.errors import RasterError
 from common.files import atomic_write, naming, part_prefix
 from common.ground import pixel_areas
+from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
 from common.rasters import Source, open_raster
 from common.sieve import (
@@ -27,6 +29,10 @@ from common.sieve import (
 )
 from common.vectors import append_features
 
+BATCH = 10_000  # polygons in work at a time
+# memory of ``simplify_together``, measured on maps of 10,000 to 200,000 polygons
+POLYGON_BYTES, VERTEX_BYTES = 1700, 100
+
 
 def outlines(areas: np.ndarray, valid: np.ndarray, top: int) -> Iterator:
     """The polygons of a strip's areas, in pixels of the map, each with its area's number."""
@@ -35,7 +41,7 @@ def outlines(areas: np.ndarray, valid: np.ndarray, top: int) -> Iterator:
 
     shift = rasterio.Affine.translation(0, top)
     found = features.shapes(areas, valid, connectivity=4, transform=shift)
-    while batch := list(islice(found, 10_000)):
+    while batch := list(islice(found, BATCH)):
         polygons = [shape["coordinates"] for shape, _ in batch]
         rings = list(chain.from_iterable(polygons))
         points = np.array(list(chain.from_iterable(rings)))
@@ -107,6 +113,82 @@ def polygons_of_strips(strips: Iterator, belongs: np.ndarray, areas: Areas) -> I
             yield ended, shapely.normalize(straighten(polygons))
 
 
+def with_all_corners(polygons: Sequence, corners: np.ndarray) -> np.ndarray:
+    """Polygons along pixel edges with a vertex wherever another one's corner lies on an edge.
+
+    Args:
+        polygons: In pixels, without other vertices than corners.
+        corners: ``corner_keys`` of all polygons of the map, each once, in order.
+    """
+    import shapely
+
+    dense = shapely.segmentize(polygons, 1.0)
+    kind, points, (ends, shells) = shapely.to_ragged_array(dense)
+    points = np.rint(points)
+    keys = corner_keys(points)
+    places = np.searchsorted(corners, keys)
+    kept = corners[np.minimum(places, len(corners) - 1)] == keys
+    lengths = np.add.reduceat(kept, ends[:-1], dtype=np.int64)
+    ends = np.cumsum([0, *lengths])
+    return shapely.from_ragged_array(kind, points[kept], (ends, shells))
+
+
+def corner_keys(points: np.ndarray) -> np.ndarray:
+    """A number for each point (n, 2) in whole pixels."""
+    x, y = points.astype(np.int64).T
+    return y << 32 | x
+
+
+def simplify_together(batches: Iterator, tolerance: float) -> Iterator:
+    """Simplify all polygons of a map, so that neighbours go on sharing their borders.
+
+    Of each border the corners that cut the smallest triangles off are left out first (Visvalingam
+    and Whyatt). Borders to nodata and the edge of the map stay as they are, so that the same ground
+    is covered, and no polygon vanishes.
+
+    Args:
+        batches: See ``polygons_of_strips``; all polygons are held in memory.
+        tolerance: The side, in pixels, of the square that a triangle is smaller than.
+
+    Yields:
+        What ``batches`` does.
+    """
+    import shapely
+
+    found = list(batches)
+    if not found:
+        return
+    numbers, polygons = (np.concatenate(parts) for parts in zip(*found))
+    del found
+    # GEOS knows borders as shared by their vertices
+    corners = np.unique(corner_keys(shapely.get_coordinates(polygons)))
+    parts = [slice(n, n + BATCH) for n in range(0, len(polygons), BATCH)]
+    for part in until_stopped(parts):
+        polygons[part] = with_all_corners(polygons[part], corners)
+    tolerance = min(tolerance, 2.0**32)  # beyond any map, and can be squared
+    polygons = shapely.coverage_simplify(polygons, tolerance, simplify_boundary=False)
+    for part in until_stopped(parts):
+        yield numbers[part], shapely.normalize(polygons[part])
+
+
+def memory_to_simplify(classes: np.ndarray, fewest: int) -> int:
+    """About the bytes that ``simplify_together`` takes for the polygons of a map.
+
+    Args:
+        classes: (H, W) int32, -1 where nodata.
+        fewest: Pixels of the smallest area that is left; see ``find_areas``.
+    """
+    import shapely
+
+    rows, strip = MapRows(lambda top, bottom: classes[top:bottom], len(classes)), STRIP
+    belongs, areas = find_areas(labelled_strips(rows, strip, None), fewest)
+    strips, total = labelled_strips(rows, strip, None), 0
+    for numbers, polygons in polygons_of_strips(strips, belongs, areas):
+        vertices = shapely.get_num_coordinates(polygons).sum()
+        total += POLYGON_BYTES * len(numbers) + VERTEX_BYTES * int(vertices)
+    return total
+
+
 def feature_table(numbers, polygons, areas: Areas, names, transform) -> dict:
     """The columns of a layer: areas by number, their polygons brought from pixels to the ground."""
     import shapely
@@ -140,12 +222,32 @@ def rows_of_map(dataset, num_classes: int) -> MapRows:
     return MapRows(read, dataset.height, pixel_areas(dataset))
 
 
+def polygons_of_rows(
+    name: Path, rows: MapRows, min_area: float, simplify: float | None, strip: int
+) -> tuple[Areas, Iterator]:
+    """The areas of a map and their polygons in batches; the options are ``write_polygons``'."""
+    fewest, tolerance = 0, 0.0
+    if min_area:
+        pixel = centre_pixel(name, rows.pixel_areas, "--min_area")
+        fewest = fewest_pixels(min_area, pixel)
+    if simplify:
+        pixel = centre_pixel(name, rows.pixel_areas, "--simplify")
+        tolerance = simplify / sqrt(pixel)
+    belongs, areas = find_areas(labelled_strips(rows, strip, "areas"), fewest)
+    strips = labelled_strips(rows, strip, "polygons")
+    batches = polygons_of_strips(strips, belongs, areas)
+    if tolerance:
+        batches = simplify_together(batches, tolerance)
+    return areas, batches
+
+
 def write_polygons(
     map_path: Path,
     target: Path,
     names: Sequence[str],
     min_area: float = 0.0,
     strip: int = STRIP,
+    simplify: float | None = None,
 ) -> int:
     """Write a class map as a GeoPackage with a polygon per connected area of one class.
 
@@ -161,13 +263,15 @@ def write_polygons(
         min_area: Smallest area in square metres, which ``find_areas`` leaves: as many pixels as
             it is at the centre of the map.
         strip: Rows of a strip.
+        simplify: Tolerance of ``simplify_together`` in metres, as many pixels as they are at the
+            centre of the map.
 
     Returns:
         The number of polygons.
 
     Raises:
-        RasterError: A class without a name, or ``min_area`` for a map whose CRS does not
-            give the size of its pixels.
+        RasterError: A class without a name, or ``min_area`` or ``simplify`` for a map whose CRS
+            does not give the size of its pixels.
         SegmentationError: The GeoPackage cannot be written.
     """
     with (
@@ -179,17 +283,12 @@ def write_polygons(
         ) as folder,
     ):
         require_one_band(dataset)
-        rows, fewest = rows_of_map(dataset, len(names)), 0
-        if min_area:
-            pixel = centre_pixel(map_path, rows.pixel_areas, "--min_area")
-            fewest = fewest_pixels(min_area, pixel)
-        belongs, areas = find_areas(labelled_strips(rows, strip, "areas"), fewest)
-        strips = labelled_strips(rows, strip, "polygons")
+        rows = rows_of_map(dataset, len(names))
+        options = min_area, simplify, strip
+        areas, batches = polygons_of_rows(map_path, rows, *options)
         file, total = Path(folder) / "map.gpkg", 0
         none = np.zeros(0, int), np.zeros(0, object)  # makes the layer of an empty map
-        for numbers, polygons in chain(
-            [none], polygons_of_strips(strips, belongs, areas)
-        ):
+        for numbers, polygons in chain([none], batches):
             table = feature_table(numbers, polygons, areas, names, dataset.transform)
             with naming(target, file):
                 append_features(file, Path(target).stem, table, dataset.crs)

@@ -120,13 +120,13 @@ def label_strip(classes: np.ndarray, top: int, row_areas: np.ndarray):
     return number.astype(np.int32)[runs], parts.united(number, count)
 
 
-def labelled_strips(rows: MapRows, strip: int, title: str) -> Iterator:
+def labelled_strips(rows: MapRows, strip: int, title: str | None) -> Iterator:
     """Cut a class map into strips and find the areas of each.
 
     Args:
         rows: Of the map.
         strip: Rows of a strip.
-        title: Of the progress bar.
+        title: Of the progress bar; None shows none.
 
     Yields:
         First row, numbers (h, W) int32 that continue from strip to strip, the strip's ``Areas``.
@@ -135,7 +135,8 @@ def labelled_strips(rows: MapRows, strip: int, title: str) -> Iterator:
     row_areas = np.full(rows.height, np.nan) if row_areas is None else row_areas
     base = 0
     tops = range(0, rows.height, strip)
-    for top in until_stopped(tqdm(tops, desc=title, unit="strip", disable=None)):
+    hidden = None if title else True
+    for top in until_stopped(tqdm(tops, desc=title, unit="strip", disable=hidden)):
         classes = rows.read(top, min(top + strip, rows.height))
         labels, areas = label_strip(classes, top, row_areas)
         yield top, labels + np.int32(base), areas

@@ -111,13 +111,13 @@ class SceneJob:
         areas, extent = pixel_areas(self.scene), self.area.extent
         return None if areas is None else areas[extent.top : extent.bottom]
 
-    @property
-    def fewest_pixels(self) -> int:
-        """Pixels of the smallest area that ``--sieve`` leaves."""
-        if not self.config.sieve:
+    def fewest_pixels(self, name: str) -> int:
+        """Pixels of the smallest area that ``sieve`` or ``min_area`` leaves; 0 without it."""
+        square_metres = getattr(self.config, name)
+        if not square_metres:
             return 0
-        pixel = centre_pixel(self.scene.name, self.pixel_areas, "--sieve")
-        return fewest_pixels(self.config.sieve, pixel)
+        pixel = centre_pixel(self.scene.name, self.pixel_areas, f"--{name}")
+        return fewest_pixels(square_metres, pixel)
 
     @cached_property
     def layouts(self) -> tuple[WindowLayout, WindowLayout]:
@@ -239,7 +239,7 @@ def prepare_scene(
 
 def options_by_centre(config: PredictionConfig) -> list[str]:
     """The options in use whose metres are pixels by the one at the centre of the map."""
-    names = ("sieve", "min_area")
+    names = ("sieve", "min_area", "simplify")
     return [f"--{name}" for name in names if getattr(config, name)]
 
 

@@ -226,7 +226,7 @@ def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:
         maps = None
         if group.is_main_process:
             outputs = stack.enter_context(open_outputs(job, folder))
-            maps = MapWriter(rows, outputs, statistics, job.fewest_pixels)
+            maps = MapWriter(rows, outputs, statistics, job.fewest_pixels("sieve"))
             maps.mark(stored)
         parts = [on_scene(job, finished.part) for finished in stored]
         predict_parts(job, share_parts(job, parts, group), rows, maps)

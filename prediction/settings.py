@@ -78,6 +78,10 @@ class PredictionOptions:
         0.0, "smallest polygon in square metres; smaller ones join their largest neighbour",
         "outputs", least=0, may_change=True,
     )  # fmt: skip
+    simplify: float | None = setting(
+        None, "smooth borders of polygons, which neighbours share, to within about as many metres",
+        "outputs", above=0, shown="none", may_change=True,
+    )  # fmt: skip
     model_name: str | None = setting(
         None, "architecture, of a checkpoint that does not name it", "model",
         shown="the checkpoint's", may_change=True,
@@ -160,8 +164,10 @@ class PredictionOptions:
             require(fine, "--part", self.part, "K/N, as 3/10, with K from 1 to N")
             one = "no --combine beside it, which makes a single map"
             require(not self.combine, "--part", self.part, one)
-        alone = self.min_area and not self.polygons
-        require(not alone, "--min_area", self.min_area, "--polygons beside it")
+        for name in ("min_area", "simplify"):
+            value = getattr(self, name)
+            alone = value and not self.polygons
+            require(not alone, f"--{name}", value, "--polygons beside it")
 
     @property
     def shared(self) -> int:

@@ -28,6 +28,8 @@ CASES = {
     "--sieve 1000": {"sieve": 1000},
     "--polygons": {},
     "--polygons --min_area 1000": {"min_area": 1000},
+    "--polygons --min_area 1000 --simplify 15": {"min_area": 1000, "simplify": 15},
+    "--polygons --simplify 15": {"simplify": 15},
 }
 
 

@@ -45,10 +45,10 @@ def write_map(path: Path, classes: np.ndarray, transform=GRID, crs=CRS, nodata=N
 def polygons_of(tmp_path):
     """The table that classes (H, W) become: ``polygons_of(classes, min_area, rows=3)``."""
 
-    def make(classes, min_area=0.0, rows=100, names=NAMES, **profile):
+    def make(classes, min_area=0.0, rows=100, names=NAMES, simplify=None, **profile):
         source, target = tmp_path / "map.tif", tmp_path / "polygons.gpkg"
         write_map(source, classes, **profile)
-        count = write_polygons(source, target, names, min_area, rows)
+        count = write_polygons(source, target, names, min_area, rows, simplify)
         table = geopandas.read_file(target)
         assert count == len(table)
         assert table.geometry.is_valid.all()
@@ -251,6 +251,65 @@ def test_a_smallest_area_becomes_pixels_by_the_one_at_the_centre_of_the_map(
         assert len(table) == left
 
 
+# --- smooth polygons ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "metres, grain, nodata", [(15, 1, 0.1), (7.2, 2, 0.3), (60, 5, 0.1), (1e300, 7, 0)]
+)
+def test_simplified_neighbours_share_their_borders(polygons_of, metres, grain, nodata):
+    classes = noise(40, 30, 3, grain, grain, nodata)
+    plain = polygons_of(classes, rows=7)
+    table = polygons_of(classes, rows=7, simplify=metres)
+    assert shapely.coverage_is_valid(table.geometry.values)
+    # neither gaps nor overlaps, and the ground of the map
+    ground = plain.union_all().normalize()
+    assert table.union_all().normalize().equals(ground)
+    assert table.geometry.area.sum() == pytest.approx(ground.area, rel=1e-12)
+    columns = ["class", "class_name", "area_ha"]
+    assert_frame_equal(table[columns], plain[columns])
+
+
+def test_a_smooth_border_runs_from_area_to_area(polygons_of):
+    classes = np.tril(np.ones((12, 12), int))  # a diagonal in steps of a pixel
+    (plain, _), (smooth, _) = (
+        shapely.get_num_coordinates(polygons_of(classes, simplify=metres).geometry)
+        for metres in (7.0, 7.1)  # a step is a triangle of 50 square metres
+    )
+    assert plain > 20 and smooth < 9
+
+
+@pytest.mark.parametrize("crs, pixel", [("EPSG:4326", 1e-4), ("EPSG:2263", 30)])
+def test_metres_are_metres_also_in_degrees_and_feet(polygons_of, tmp_path, crs, pixel):
+    classes = np.tril(np.ones((12, 12), int))
+    x, y = (-73.9, 40.7) if crs == "EPSG:4326" else (980_000, 190_000)
+    place = {"crs": crs, "transform": from_origin(x, y, pixel, pixel)}
+    polygons_of(classes, **place)
+    with rasterio.open(tmp_path / "map.tif") as file:
+        step = np.sqrt(pixel_areas(file)[6] / 2)
+    counts = [
+        shapely.get_num_coordinates(
+            polygons_of(classes, simplify=step * share, **place).geometry
+        ).max()
+        for share in (0.99, 1.01)
+    ]
+    assert counts[0] > 20 and counts[1] < 9
+
+
+def test_an_area_of_a_pixel_does_not_vanish(polygons_of):
+    classes = np.zeros((9, 9), int)
+    classes[4, 4], classes[0, 0], classes[6, 1:7] = 1, 2, 3
+    table = polygons_of(classes, simplify=1e6)
+    assert sorted(table["class"]) == [0, 1, 2, 3]
+    assert (table.geometry.area > 0).all()
+    areas = (table.area_ha * 100).round().astype(int)
+    assert areas.tolist() == [1, 1, 6, 73]  # of its pixels, as without --simplify
+
+
+def test_a_map_of_nodata_has_nothing_to_simplify(polygons_of):
+    assert len(polygons_of(np.full((9, 8), NODATA), simplify=10)) == 0
+
+
 # --- memory, errors -------------------------------------------------------------------------
 
 
@@ -280,9 +339,10 @@ def test_a_class_without_a_name_is_told(polygons_of, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["map.tif"]
 
 
-def test_a_smallest_area_needs_a_crs(polygons_of):
-    with pytest.raises(RasterError, match="has no CRS .* assign one"):
-        polygons_of(noise(), 400, crs=None)
+def test_smallest_areas_and_smooth_borders_need_a_crs(polygons_of):
+    for option in ("min_area", "simplify"):
+        with pytest.raises(RasterError, match=f"no CRS .* --{option} .* assign one"):
+            polygons_of(noise(), crs=None, **{option: 400})
 
 
 def test_nothing_is_left_behind_when_it_fails_midway(

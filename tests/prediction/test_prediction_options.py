@@ -201,6 +201,8 @@ def test_an_explicit_gpu_that_is_not_there_is_an_error(
         ("--min_area", "-1"),
         ("--min_area", "nan"),
         ("--min_area", "100"),
+        ("--simplify", "0"),
+        ("--simplify", "10"),
         ("--blend", "mean"),
         ("--tta", "all"),
         ("--format", "jp2"),

@@ -6,6 +6,7 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from helpers import interrupt
 from pandas.testing import assert_frame_equal
 from prediction_helpers import (
@@ -26,9 +27,9 @@ SIEVE = ("--sieve", "900")  # nine pixels
 
 @pytest.fixture
 def speckled(tmp_path):
-    """300 x 120 pixels of noise, half of which is nodata; parts of it are islands."""
-    pixels = noise(300, 120)
-    pixels[:, np.random.default_rng(1).random((300, 120)) < 0.5] = 0
+    """300 x 60 pixels of noise, half of which is nodata; parts of it are islands."""
+    pixels = noise(300, 60)
+    pixels[:, np.random.default_rng(1).random((300, 60)) < 0.5] = 0
     return write_scene(tmp_path / "speckled.tif", pixels, DESCRIPTIONS, nodata=0)
 
 
@@ -76,6 +77,26 @@ def test_polygons_are_those_of_the_sieved_map_and_of_the_same_smallest_area(
     sizes = np.bincount(read_map(tmp_path / "0.tif").ravel(), minlength=256)[:4]
     areas = sieved.groupby("class").area_ha.sum()
     assert areas.to_numpy() * 100 == pytest.approx(sizes, rel=2e-3)
+
+
+def test_polygons_of_another_simplification_are_made_anew_and_alone(
+    land, speckled, tmp_path, batches
+):
+    output, areas = tmp_path / "map.tif", tmp_path / "areas.gpkg"
+    options = (*SIEVE, "--polygons", str(areas))
+    assert run(land.path, speckled, output, *options) == 0
+    written, vertices = [output.stat().st_mtime_ns], []
+    batches.clear()
+    for more in ((), ("--simplify", "8"), ("--simplify", "40"), ()):
+        more = (*options, "--resume", *more)
+        assert run(land.path, speckled, output, *more) == 0
+        table = geopandas.read_file(areas)
+        vertices.append(int(shapely.get_num_coordinates(table.geometry).sum()))
+        made = areas.stat().st_mtime_ns
+        assert run(land.path, speckled, output, *more) == 0
+        assert areas.stat().st_mtime_ns == made
+    assert vertices[0] == vertices[3] and vertices[2] < vertices[1]
+    assert not batches and [output.stat().st_mtime_ns] == written
 
 
 def test_statistics_count_the_sieved_map_and_confidences_the_classes_of_the_model(
