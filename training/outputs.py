@@ -8,8 +8,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from common.errors import SegmentationError, require
-from common.files import exclusive_lock, remove_partial_files, require_folder
+from common.files import (
+    compare_runs,
+    exclusive_lock,
+    fingerprint,
+    remove_partial_files,
+    require_folder,
+)
 from training.settings import TrainingConfig
+
+START_ANEW = "start again with --overwrite"
 
 # what a run writes; what an earlier one left is removed, since its folds would look like new ones
 RUN_FILES = (
@@ -44,7 +52,7 @@ def folds_trained_alone(config: TrainingConfig) -> list[Path]:
 
 
 def require_new(config: TrainingConfig) -> None:
-    """Raise SegmentationError where another run would be lost."""
+    """Raise SegmentationError where another run would be lost, or gathered with other settings."""
     run_dir = Path(config.run_dir)
     if config.only_fold is not None:
         save_dir = Path(config.save_dir)
@@ -54,8 +62,13 @@ def require_new(config: TrainingConfig) -> None:
                 f"{config.save_dir} holds a run of all folds ({found[0]}); --only_fold needs "
                 "another --save_dir"
             )
+    gathered, present = folds_trained_alone(config), fingerprint(config)
+    for report in gathered:
+        settings = json.loads(report.read_text())["settings"]
+        former = {name: settings.get(name) for name in present}
+        compare_runs(former, present, report.parent, START_ANEW)
     found = former_files(run_dir)
-    if not found or config.resume or config.overwrite or folds_trained_alone(config):
+    if not found or config.resume or config.overwrite or gathered:
         return
     if (run_dir / "model_metrics.json") in found:
         raise SegmentationError(

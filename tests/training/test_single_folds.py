@@ -139,6 +139,20 @@ def test_jobs_of_several_folds_work_side_by_side(
     assert status == 0, err
 
 
+def test_settings_of_all_finished_folds_are_compared_before_any_training(
+    multiclass_data, tmp_path, monkeypatch
+):
+    given = words(multiclass_data, tmp_path)
+    assert run_main(*given, "--only_fold", 2)[0] == 0
+    assert run_main(*given, "--only_fold", 3, "--seed", 7)[0] == 0
+    calls = interrupt(monkeypatch, "training.cross_validation.fit", 99)
+    for check in ((), ("--check",)):  # the missing fold 1 would be trained first
+        status, _, err = run_main(*given, *check)
+        assert status == 1 and not calls
+        (line,) = [one for one in err.splitlines() if "error" in one]
+        assert f"{tmp_path / 'fold_3'}" in line and "another seed (7, now 42)" in line
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
