@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import get_args, get_type_hints
 
@@ -21,6 +21,8 @@ QUIET_LIBRARIES = (
 )  # fmt: skip
 # for those who write programs
 HARMLESS_WARNINGS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+
+Files = Sequence[str | os.PathLike]  # that a problem may name
 
 
 def add_settings(parser, config_class) -> None:
@@ -69,26 +71,57 @@ def settings_from(config_class, arguments):
 
 
 class Problems(list):
-    """The problems that a preflight has found, a line each: all of them, not only the first."""
+    """The problems that a preflight has found, a line each: all of them, not only the first.
 
-    def attempt(self, action: Callable, *arguments):
+    What is wrong with many files alike is one line, with some of the files.
+    """
+
+    def __init__(self):
+        self._alike: dict[str, list[str]] = {}  # text without the file -> files
+
+    def attempt(self, action: Callable, *arguments, files: Files = ()):
         """The result of an action; None, and the problem noted, where it fails."""
         try:
             return action(*arguments)
         except (SegmentationError, OSError) as error:
-            self.note(str(error))
+            self.note(str(error), files)
             return None
 
-    def note(self, problem: str) -> None:
-        if problem not in self:
-            self.append(problem)
+    def note(self, problem: str, files: Files = ()) -> None:
+        """Add a problem; one that differs from a former one in its file alone joins that."""
+        if problem in self:
+            return
+        named = next((str(file) for file in files if str(file) in problem), None)
+        if named is not None:
+            alike = self._alike.setdefault(problem.replace(named, "\0"), [])
+            if named not in alike:
+                alike.append(named)
+            if alike[0] != named:
+                return
+        self.append(problem)
+
+    def lines(self) -> list[str]:
+        """The problems as text."""
+        more = {
+            text.replace("\0", files[0]): files[1:]
+            for text, files in self._alike.items()
+        }
+        return [problem + _likewise(more.get(problem, [])) for problem in self]
 
     def report(self) -> int:
         """Print them on stderr, in the main process; how many there are."""
         if is_main_process():
-            for problem in self:
-                print(f"error: {problem}", file=sys.stderr)
+            for line in self.lines():
+                print(f"error: {line}", file=sys.stderr)
         return len(self)
+
+
+def _likewise(files: Sequence[str]) -> str:
+    """What follows a problem that other files have too: how many, and two of them."""
+    if not files:
+        return ""
+    rest = f" and {len(files) - 2} others" if len(files) > 2 else ""
+    return f" (likewise {', '.join(files[:2])}{rest})"
 
 
 def show_messages() -> None:

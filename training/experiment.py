@@ -15,6 +15,7 @@ from common.machine import tune_malloc
 from common.patches import list_pairs
 from model_training import check_architecture
 from training.assessment import export
+from training.classes import settle_classes
 from training.cross_validation import cross_validate
 from training.dataset import (
     index_split,
@@ -49,6 +50,7 @@ def run_experiment(config: TrainingConfig) -> dict:
     """
     device = local_device(config.device)
     training_precision(config.amp, device)
+    config = settle_classes(config)
     for check in PREFLIGHT_CHECKS:
         check(config)
     require_patches(config)

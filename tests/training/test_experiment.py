@@ -125,6 +125,8 @@ def test_the_report_stores_the_settings_of_the_command_line(binary_run, binary_d
     expected = TrainingConfig(
         dataset_root=str(binary_data),
         model="linknet",
+        mode="binary",
+        classes=2,
         encoder_name="tu-mobilenetv3_small_050",
         epochs=4,
         learning_rate=0.01,
