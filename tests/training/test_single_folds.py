@@ -27,7 +27,9 @@ def without_times(report) -> object:
     """A report without what differs between two equal runs."""
     if isinstance(report, dict):
         left = {key: without_times(value) for key, value in report.items()}
-        return {k: v for k, v in left.items() if k not in ("seconds", "settings")}
+        return {
+            k: v for k, v in left.items() if k not in ("seconds", "settings", "command")
+        }
     return [without_times(v) for v in report] if isinstance(report, list) else report
 
 
