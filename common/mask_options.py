@@ -82,6 +82,11 @@ class MaskOptions:
         return Mask(self.mask.replace("<id>", scene_id), self.mask_rule)
 
     @property
+    def own_masks(self) -> bool:
+        """Whether each scene has a mask of its own."""
+        return "<id>" in (self.mask or "")
+
+    @property
     def mask_rule(self) -> MaskRule:
         """The rule that the options of ``--mask`` state."""
         if self.keep_values is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -16,9 +17,12 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from common.errors import RasterError
+from common.ground import covered_share
 from common.mask_options import MaskRule
+from common.text import some_of
 
 VALID, CLOUD, FILL = 0, 1, 2  # what a pixel of a mask means; a buffer grows only clouds
+WHOLE = 0.999  # a share of a scene that is all of it: half a pixel of a coarse mask may be missing
 
 
 def classify(values: np.ndarray, rule: MaskRule) -> np.ndarray:
@@ -104,6 +108,20 @@ class MaskReader:
             return "does not hold whole numbers, which have bits; give --mask_values"
         return None
 
+    @property
+    def width(self) -> int:
+        """Of the scene, as its ``crs`` and ``transform``."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.size[1]
+
+    @cached_property
+    def covered(self) -> float:
+        """The share of the scene that lies within the mask's edge."""
+        return covered_share(self, self.source)
+
     def read(
         self,
         window: Window,
@@ -159,8 +177,44 @@ class MaskReader:
 
     def report(self) -> str:
         """Which share is masked, which lies beyond the mask's edge."""
-        total = max(self.counts["pixels"], 1)
-        masked, beyond = (
-            100 * self.counts[name] / total for name in ("masked", "beyond")
+        return shares_text(self.counts)
+
+
+def shares_text(counts: dict[str, int]) -> str:
+    """Which share of the pixels that were read is masked, which lies beyond the mask's edge."""
+    total = max(counts["pixels"], 1)
+    masked, beyond = (100 * counts[name] / total for name in ("masked", "beyond"))
+    return f"{masked:.1f} % masked, {beyond:.1f} % beyond its edge (valid)"
+
+
+def coverage_lines(path: str, covered: dict[str, float]) -> list[str]:
+    """Lines on the scenes that a mask misses, and on those that reach beyond its edge.
+
+    Args:
+        path: The mask.
+        covered: ``MaskReader.covered`` of each scene, by its name.
+
+    Raises:
+        RasterError: It has no ground in common with any of them.
+    """
+    missed = [scene for scene, share in covered.items() if not share]
+    if covered and len(missed) == len(covered):
+        raise RasterError(
+            f"The mask {path} has no ground in common with {some_of(missed)}; give the mask of "
+            "this place, or correct its CRS (gdal_edit.py -a_srs)"
         )
-        return f"{masked:.1f} % masked, {beyond:.1f} % beyond its edge (valid)"
+    if len(covered) == 1:  # the shares say it
+        return []
+    partly = [scene for scene, share in covered.items() if 0 < share < WHOLE]
+    lines = []
+    if missed:
+        lines.append(
+            f"warning: {path} has no ground in common with {len(missed)} of {len(covered)} scenes, "
+            f"which it leaves valid: {some_of(missed)}"
+        )
+    if partly:
+        lines.append(
+            f"{path} ends within {len(partly)} of {len(covered)} scenes, which are valid beyond its "
+            f"edge: {some_of(partly)}"
+        )
+    return lines

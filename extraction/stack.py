@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,14 +18,17 @@ from common.errors import RasterError, SegmentationError, require
 from common.files import atomic_write, exclusive_lock, require_folder
 from common.ground import pixel_size
 from common.interruption import stop_if_requested, until_stopped
-from common.masks import MaskReader
+from common.masks import MaskReader, coverage_lines
 from common.sources import require_whole
 from common.tiffs import create_tiff, require_complete_tiff
-from extraction.stack_grid import resampling_to
+from extraction.stack_bands import MaskLayer
+from extraction.stack_grid import Grid, resampling_to
 from extraction.stack_inputs import read_inputs
 from extraction.stack_plan import ScenePlan, list_scenes, plan_scene
 from extraction.stack_settings import StackConfig
 from extraction.stack_vrt import write_vrt
+
+log = logging.getLogger("semanticseg4eo")
 
 MASK_ROWS = 512
 
@@ -53,11 +57,35 @@ def stack(config: StackConfig) -> list[str]:
                     f"{path} exists; replace it with --overwrite, or choose another --output"
                 )
     require_folder("--output", plans[0].target.parent)
+    if config.mask is not None:
+        report_coverage(plans, config)
     lines = []
     for plan in until_stopped(plans):
         shares = write_scene(plan, config)
         lines += describe(plan, shares)
     return lines
+
+
+def report_coverage(plans: Sequence[ScenePlan], config: StackConfig) -> None:
+    """Log the scenes that ``--mask`` does not cover.
+
+    Raises:
+        RasterError: It cannot be read, or has no ground in common with any of them.
+    """
+    covered = {}
+    for plan in plans:
+        with read_mask(plan.masks[0], plan.grid) as reader:
+            covered[str(plan.target)] = reader.covered
+    for line in coverage_lines(config.mask, covered):
+        log.warning(line)
+
+
+def read_mask(mask: MaskLayer, grid: Grid) -> MaskReader:
+    """A mask on the pixels of a scene."""
+    size = grid.width, grid.height
+    return MaskReader(
+        mask.path, mask.rule, grid.crs, grid.transform, size, mask.numbers
+    )
 
 
 def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
@@ -99,15 +127,7 @@ def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
     if min(grid.width, grid.height) >= MASK_ROWS:
         profile |= {"tiled": True, "blockxsize": MASK_ROWS, "blockysize": MASK_ROWS}
     with ExitStack() as opened:
-        readers = [
-            opened.enter_context(
-                MaskReader(
-                    mask.path, mask.rule, grid.crs, grid.transform, (grid.width, grid.height),
-                    mask.numbers,
-                )
-            )
-            for mask in plan.masks
-        ]  # fmt: skip
+        readers = [opened.enter_context(read_mask(mask, grid)) for mask in plan.masks]
         file = opened.enter_context(create_tiff(path, **profile))
         tops = range(0, grid.height, MASK_ROWS)
         for top in until_stopped(tqdm(tops, "mask", leave=False, disable=None)):

@@ -10,7 +10,7 @@ import numpy as np
 import rasterio
 from rasterio.crs import CRS
 from rasterio.transform import Affine, array_bounds
-from rasterio.warp import calculate_default_transform, transform_bounds
+from rasterio.warp import calculate_default_transform
 
 from common.errors import OptionError, RasterError
 from common.rasters import open_raster, require_georeference
@@ -67,16 +67,6 @@ class Grid:
         return (
             ours[0] <= theirs[0] + slack and ours[1] <= theirs[1] + slack
             and ours[2] >= theirs[2] - slack and ours[3] >= theirs[3] - slack
-        )  # fmt: skip
-
-    def meets(self, other: Grid) -> bool:
-        """Whether the bounds of another grid have ground in common with those of this one."""
-        ours, theirs = self.bounds, other.bounds
-        if self.crs != other.crs:
-            ours = transform_bounds(self.crs, other.crs, *ours)
-        return (
-            ours[0] < theirs[2] and theirs[0] < ours[2]
-            and ours[1] < theirs[3] and theirs[1] < ours[3]
         )  # fmt: skip
 
 

@@ -269,6 +269,16 @@ def test_a_mask_file_becomes_the_mask(l2a, tmp_path):
     assert "1.4 % masked, 75.0 % beyond its edge (valid)" in said
 
 
+def test_a_mask_of_another_place_is_refused(l2a, tmp_path):
+    corner = CORNER[0], CORNER[1] + 5000
+    mask = write_band(tmp_path / "c.tif", np.zeros((6, 6), np.uint8), 10, corner=corner)
+    target = tmp_path / "scene.vrt"
+    said = refused(
+        "--input", l2a, "--mask", mask, "--mask_values", "1", "--output", target
+    )
+    assert f"{mask} has no ground in common with {target}" in said
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
