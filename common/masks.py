@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 import rasterio
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -51,13 +52,31 @@ def grown(cloud: np.ndarray, pixels: float) -> np.ndarray:
     return distance <= pixels * (1 + 1e-6)
 
 
+def has_own_mask(mask: rasterio.DatasetReader) -> bool:
+    """Whether a raster has a mask band, in it or in a file beside it, or an alpha band."""
+    flags = {flag for band in mask.mask_flag_enums for flag in band}
+    return MaskFlags.per_dataset in flags or ColorInterp.alpha in mask.colorinterp
+
+
+def extent_vrt(mask: rasterio.DatasetReader) -> str:
+    """A VRT, as XML, of a raster's pixels and nothing in them."""
+    size = {"rasterXSize": str(mask.width), "rasterYSize": str(mask.height)}
+    root = Element("VRTDataset", size)
+    SubElement(root, "SRS").text = mask.crs.to_wkt()
+    place = ",".join(map(repr, mask.transform.to_gdal()))
+    SubElement(root, "GeoTransform").text = place
+    SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
+    return tostring(root, "unicode")
+
+
 @dataclass
 class MaskReader:
     """A mask read onto the pixels of a scene, nearest neighbour.
 
-    What the mask declares as nodata is invalid, unless ``--keep_values`` names it; pixels beyond its edge are valid. The shares of
-    both are counted over what was read. It is open from the start, and closed at the end of a
-    ``with`` block, or when it goes.
+    What the mask declares as nodata is invalid, unless ``--keep_values`` names it, and so is what a
+    mask or an alpha band of its own masks; pixels beyond its edge are valid. The shares of both are
+    counted over what was read. It is open from the start, and closed at the end of a ``with`` block,
+    or when it goes.
 
     Raises:
         RasterError: It cannot be read, has no CRS, or lacks a band.
@@ -82,20 +101,29 @@ class MaskReader:
         if problem:
             self.source.close()
             raise RasterError(f"The mask {self.path} {problem}")
-        width, height = self.size
-        # an alpha band says what lies beyond; the mask's nodata is looked up apart
-        self.warped = WarpedVRT(
-            self.source, crs=self.crs, transform=self.transform, width=width, height=height,
-            resampling=Resampling.nearest, src_nodata=None, nodata=None, add_alpha=True,
-            tolerance=0.125,
-        )  # fmt: skip
+        self.warped = self.edge = self._warped(self.source)
+        self.opened = [self.warped, self.source]
+        if has_own_mask(self.source):  # which hides where the edge is
+            extent = rasterio.open(extent_vrt(self.source))
+            self.edge = self._warped(extent)
+            self.opened = [self.edge, extent, *self.opened]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.warped.close()
-        self.source.close()
+        for dataset in self.opened:
+            dataset.close()
+
+    def _warped(self, source: rasterio.DatasetReader) -> WarpedVRT:
+        """A raster on the scene's pixels, with what says where it has none."""
+        width, height = self.size
+        # nodata is looked up apart
+        return WarpedVRT(
+            source, crs=self.crs, transform=self.transform, width=width, height=height,
+            resampling=Resampling.nearest, src_nodata=None, nodata=None,
+            add_alpha=ColorInterp.alpha not in source.colorinterp, tolerance=0.125,
+        )  # fmt: skip
 
     def _problem(self) -> str | None:
         source = self.source
@@ -159,7 +187,7 @@ class MaskReader:
         """What the pixels of a window mean, and which lie within the mask."""
         where = {"window": window, "out_shape": out_shape}
         try:
-            inside = self.warped.read(self.warped.count, **where) > 0
+            inside = self.edge.read_masks(1, **where) > 0
             meaning = np.full(inside.shape, VALID, np.uint8)
             for band in self.bands:
                 values = self.warped.read(band, **where)
@@ -170,6 +198,8 @@ class MaskReader:
                     # a value that is said to be valid is
                     found[same & ~np.isin(values, self.rule.keep or ())] = FILL
                 meaning = np.maximum(meaning, found)
+            if self.edge is not self.warped:
+                meaning[self.warped.read_masks(1, **where) == 0] = FILL
         except rasterio.errors.RasterioIOError as error:
             raise RasterError(f"Cannot read the mask {self.path}: {error}") from error
         meaning[~inside] = VALID
