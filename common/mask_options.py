@@ -20,6 +20,11 @@ class MaskRule:
     fill_values: tuple[int, ...] = ()
     fill_bits: tuple[int, ...] = ()
 
+    @property
+    def named(self) -> tuple[int, ...]:
+        """The values that count as the rule says, though the mask declares them as nodata."""
+        return self.values if self.keep is None else self.keep
+
     def __str__(self) -> str:
         if self.keep is not None:
             return f"all values but {', '.join(map(str, self.keep))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -73,7 +74,7 @@ def extent_vrt(mask: rasterio.DatasetReader) -> str:
 class MaskReader:
     """A mask read onto the pixels of a scene, nearest neighbour.
 
-    What the mask declares as nodata is invalid, unless ``--keep_values`` names it, and so is what a
+    What the mask declares as nodata is invalid, unless the rule names the value, and so is what a
     mask or an alpha band of its own masks; pixels beyond its edge are valid. The shares of both are
     counted over what was read. It is open from the start, and closed at the end of a ``with`` block,
     or when it goes.
@@ -193,10 +194,9 @@ class MaskReader:
                 values = self.warped.read(band, **where)
                 found = classify(values, self.rule)
                 nodata = self.source.nodatavals[band - 1]
-                if nodata is not None:
+                if nodata is not None and nodata not in self.rule.named:
                     same = np.isnan(values) if math.isnan(nodata) else values == nodata
-                    # a value that is said to be valid is
-                    found[same & ~np.isin(values, self.rule.keep or ())] = FILL
+                    found[same] = FILL
                 meaning = np.maximum(meaning, found)
             if self.edge is not self.warped:
                 meaning[self.warped.read_masks(1, **where) == 0] = FILL
@@ -205,16 +205,41 @@ class MaskReader:
         meaning[~inside] = VALID
         return meaning, inside
 
-    def report(self) -> str:
-        """Which share is masked, which lies beyond the mask's edge."""
-        return shares_text(self.counts)
+    def summary(self) -> MaskSummary:
+        """What was found so far, which outlives the open file."""
+        declared = (self.source.nodatavals[band - 1] for band in self.bands)
+        nodata = next((value for value in declared if value is not None), None)
+        named = nodata in self.rule.named
+        return MaskSummary(dict(self.counts), self.covered, nodata, named)
 
 
-def shares_text(counts: dict[str, int]) -> str:
-    """Which share of the pixels that were read is masked, which lies beyond the mask's edge."""
+@dataclass(frozen=True)
+class MaskSummary:
+    """What a mask says of a scene, by the pixels that were read."""
+
+    counts: dict[str, int]
+    covered: float  # share of the scene within the mask's edge
+    nodata: float | None  # that the mask declares
+    named: bool  # whether the rule names that value, which it then is no more
+
+
+def report_text(name: str, found: Sequence[MaskSummary]) -> str:
+    """Which share of the pixels a mask makes invalid, and which lies beyond its edge.
+
+    Args:
+        name: The mask, or the pattern of several.
+        found: What it says of each scene.
+    """
+    counts = sum((Counter(one.counts) for one in found), Counter())
     total = max(counts["pixels"], 1)
-    masked, beyond = (100 * counts[name] / total for name in ("masked", "beyond"))
-    return f"{masked:.1f} % masked, {beyond:.1f} % beyond its edge (valid)"
+    masked, beyond = (100 * counts[key] / total for key in ("masked", "beyond"))
+    text = f"{masked:.1f} % masked, {beyond:.1f} % beyond its edge (valid) by {name}"
+    named = [one.nodata for one in found if one.named]
+    if named:
+        text += (
+            f"; its nodata value {named[0]:g} is named, so it counts as the option says"
+        )
+    return text
 
 
 def coverage_lines(path: str, covered: dict[str, float]) -> list[str]:

@@ -16,7 +16,7 @@ from common.errors import DatasetError, OptionError, RasterError, SegmentationEr
 from common.files import describe_files
 from common.interruption import until_stopped
 from common.labels import open_label
-from common.masks import coverage_lines, shares_text
+from common.masks import MaskSummary, coverage_lines, report_text
 from common.nodata import nodata_advice
 from common.rasters import (
     SCENE_SUFFIXES,
@@ -150,8 +150,7 @@ class ScenePlan:
     unlabelled: int
     label_nodata: int | None = None  # declared, though it looks like a class
     advice: tuple[str | None, ...] = ()  # what the user should know of label and scene
-    mask_counts: dict[str, int] | None = None  # pixels by ``--mask``, of a sample
-    covered: float = 1.0  # the share of the scene within the edge of ``--mask``
+    mask: MaskSummary | None = None  # what ``--mask`` says of a sample of the pixels
 
 
 def plan_scenes(
@@ -210,14 +209,26 @@ def report_masks(
     Raises:
         RasterError: It has no ground in common with any of the scenes.
     """
-    alone = len(plans) == 1
-    path = plans[0].scene.mask.path if alone else config.mask
-    name = plans[0].scene.image if alone else f"{len(plans)} scenes"
-    counts = sum((Counter(plan.mask_counts) for plan in plans), Counter())
-    covered = {plan.scene.image: plan.covered for plan in plans}
-    shares = f"{name}: about {shares_text(counts)} by {path}"
-    for line in (*coverage_lines(path, covered), shares):
+    covered = {plan.scene.image: plan.mask.covered for plan in plans}
+    lines = coverage_lines(name_of_mask(plans, config), covered)
+    name = plans[0].scene.image if len(plans) == 1 else f"{len(plans)} scenes"
+    for line in (*lines, f"{name}: {masks_text(plans, config)}"):
         log.warning(line)
+
+
+def name_of_mask(
+    plans: Sequence[ScenePlan], config: ExtractionConfig | BatchConfig
+) -> str:
+    """The file of ``--mask``; its pattern where several scenes have a mask each."""
+    return plans[0].scene.mask.path if len(plans) == 1 else config.mask
+
+
+def masks_text(
+    plans: Sequence[ScenePlan], config: ExtractionConfig | BatchConfig
+) -> str:
+    """How much of the scenes ``--mask`` makes invalid."""
+    found = [plan.mask for plan in plans]
+    return f"about {report_text(name_of_mask(plans, config), found)}"
 
 
 def plan_scene(
@@ -254,7 +265,7 @@ def plan_scene(
                 coverage_lines(mask.path, {scene.image: mask.covered})
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
-                label.nodata, advice, *((mask.counts, mask.covered) if mask else ()),
+                label.nodata, advice, mask and mask.summary(),
             ), skipped  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from common.errors import RasterError, SegmentationError, require
 from common.files import atomic_write, exclusive_lock, require_folder
 from common.ground import pixel_size
 from common.interruption import stop_if_requested, until_stopped
-from common.masks import MaskReader, coverage_lines
+from common.masks import MaskReader, coverage_lines, report_text
 from common.sources import require_whole
 from common.tiffs import create_tiff, require_complete_tiff
 from extraction.stack_bands import MaskLayer
@@ -138,7 +138,7 @@ def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
                 valid &= reader.read(window, buffer)
             file.write(valid.astype(np.uint8) * 255, 1, window=window)
     return [
-        f"mask {Path(mask.path).name}: {reader.report()}"
+        report_text(Path(mask.path).name, [reader.summary()])
         + (f"; {mask.remark}" if mask.remark else "")
         for mask, reader in zip(plan.masks, readers)
     ]

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 
 from common.errors import OptionError, RasterError
 from common.mask_options import MaskOptions, MaskRule
-from common.masks import CLOUD, FILL, VALID, MaskReader, classify, grown
+from common.masks import CLOUD, FILL, VALID, MaskReader, classify, grown, report_text
 
 UTM = CRS.from_epsg(32632)
 SCENE = from_origin(700_000, 4_900_000, 10, 10)
@@ -149,14 +149,33 @@ def test_options_that_cannot_be_right_are_refused(given, words):
         MaskOptions(**given)
 
 
-def test_a_value_that_is_said_to_be_valid_is_so_though_it_is_nodata(tmp_path):
+@pytest.mark.parametrize("nodata", [0, 1])
+def test_a_value_that_a_rule_names_is_no_nodata(tmp_path, nodata):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:2] = 1
+    path = write_mask(tmp_path / "mask.tif", pixels, nodata=nodata)
+    rules = {0: MaskRule(keep=(0,)), 1: MaskRule(values=(1,))}
+    with MaskReader(path, rules[nodata], UTM, SCENE, (8, 8)) as reader:
+        assert np.array_equal(reader.read(Window(0, 0, 8, 8)), pixels == 0)
+        said = report_text("mask.tif", [reader.summary()])
+    assert f"mask.tif; its nodata value {nodata} is named, so it counts" in said
+
+
+def test_nodata_that_a_rule_does_not_name_is_invalid(tmp_path):
     pixels = np.zeros((8, 8), np.uint8)
     pixels[:2] = 1
     path = write_mask(tmp_path / "mask.tif", pixels, nodata=0)
-    valid, _ = valid_pixels(path, MaskRule(keep=(0,)))
-    assert np.array_equal(valid, pixels == 0)
-    valid, _ = valid_pixels(path, MaskRule(values=(1,)))
-    assert not valid.any()
+    with MaskReader(path, MaskRule(values=(1,)), UTM, SCENE, (8, 8)) as reader:
+        assert not reader.read(Window(0, 0, 8, 8)).any()
+        assert "named" not in report_text("m", [reader.summary()])
+
+
+def test_clouds_that_the_mask_declares_as_nodata_grow(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:2] = 1
+    path = write_mask(tmp_path / "mask.tif", pixels, nodata=1)
+    valid, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=1.0)
+    assert not valid[:3].any() and valid[3:].all()
 
 
 def mask_within(path: Path, kind: str, **more) -> str:

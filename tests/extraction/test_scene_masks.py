@@ -184,3 +184,20 @@ def test_a_mask_of_its_own_that_misses_its_scene_is_refused(batch, capsys):
         status=1,
     )
     assert any("Clouds_b.tif has no ground" in line for line in lines)
+
+
+def test_an_extraction_without_a_patch_says_what_its_mask_made_invalid(site, capsys):
+    path = site.folder / "clouds.tif"
+    values = np.zeros((1, SIZE, SIZE), np.uint8)
+    mask = write_geotiff(path, values, transform=TRANSFORM, nodata=0)
+    lines = messages(capsys, *site.words("--mask", mask, "--mask_values", 1), status=1)
+    wanted = (
+        f"about 100.0 % masked, 0.0 % beyond its edge (valid) by {mask}, which declares 0 as "
+        "nodata (--keep_values keeps it)"
+    )
+    assert lines[-1].startswith("error: None of the") and wanted in lines[-1]
+    lines = messages(capsys, *site.words("--mask", mask, "--mask_values", 0), status=1)
+    wanted = f"by {mask}; its nodata value 0 is named, so it counts as the option says"
+    assert lines[-1].startswith("error: None of the") and wanted in lines[-1]
+    site.extract("--mask", mask, "--keep_values", 0)
+    check(site, np.zeros((SIZE, SIZE), bool))
