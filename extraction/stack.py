@@ -14,7 +14,7 @@ import rasterio.shutil
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from common.errors import RasterError, SegmentationError, require
+from common.errors import RasterError, SegmentationError, gdal_message, require
 from common.files import atomic_write, exclusive_lock, require_folder
 from common.ground import pixel_size
 from common.interruption import stop_if_requested, until_stopped
@@ -106,6 +106,8 @@ def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
                     copy_scene(aside / "scene.vrt", part, plan.stored[0])
             else:
                 with atomic_write(target) as part:
+                    write_vrt(part, parts, parts.name, *things)
+                    require_readable(part)
                     write_vrt(part, parts, plan.parts.name, *things)
                     shutil.rmtree(plan.parts, ignore_errors=True)
                     if any(parts.iterdir()):
@@ -114,6 +116,24 @@ def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
             shutil.rmtree(aside, ignore_errors=True)
     require_whole(target)
     return shares
+
+
+def require_readable(vrt: Path) -> None:
+    """Read a pixel of each band of a VRT and of its mask: a block of each file.
+
+    Raises:
+        RasterError: GDAL does not open it, or cannot read a band.
+    """
+    try:
+        with rasterio.open(vrt, driver="VRT") as scene:
+            middle = Window(scene.width // 2, scene.height // 2, 1, 1)
+            scene.read(window=middle)
+            scene.read_masks(1, window=middle)
+    except rasterio.errors.RasterioIOError as error:
+        raise RasterError(
+            f"{vrt} could not be read, so it is not kept: {gdal_message(error)}; check the files of "
+            "--input, or name other --bands"
+        ) from error
 
 
 def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
