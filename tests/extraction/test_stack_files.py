@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import tifffile
-from helpers import write_model
+from helpers import interrupt, write_model
 from rasterio.transform import Affine, from_origin
 from stack_helpers import (
     CORNER,
@@ -407,6 +409,24 @@ def test_clouds_are_invalid_in_patches(l2a, tmp_path, capsys):
         with opened(path.parents[1] / "images" / path.name) as image:
             assert image.descriptions == names
             assert (Source(image).read()[1] == here).all()
+
+
+def test_a_product_that_was_downloaded_again_refuses_the_resume(
+    l2a, tmp_path, capsys, monkeypatch
+):
+    archive = Path(shutil.make_archive(str(l2a), "zip", l2a.parent, l2a.name))
+    scene, label = tmp_path / "scene.vrt", tmp_path / "label.tif"
+    stacked("--input", archive, "--bands", "B02,B05", "--output", scene)
+    write_band(label, np.ones((48, 48), np.uint8), 10)
+    words = ["extract", "--image", scene, "--label", label, "--output", tmp_path / "d",
+             "--patch_size", "16"]  # fmt: skip
+    words = [str(word) for word in words]
+    with monkeypatch.context() as patching:
+        interrupt(patching, "extraction.cutting.read_cell", 5)
+        assert Patch_extraction.main(words) == 130
+    os.utime(archive, (1, 1))
+    assert Patch_extraction.main([*words, "--resume"]) == 1
+    assert f"another file {archive} (" in capsys.readouterr().err
 
 
 def test_clouds_are_nodata_in_maps(l2a, tmp_path, capsys):
