@@ -210,7 +210,7 @@ def staging_folder(
             remove_partial_files(
                 staging / f"{name}.json" for name in ("settings", "metadata")
             )
-            former = former_settings(target) or asdict(config)
+            former = former_settings(target) or {"version": VERSION} | asdict(config)
             # with --skip_errors, files may be read now that could not be before
             known = former.get("files", {}) | files
             write_json(staging / "settings.json", former | {"files": known})
@@ -254,9 +254,10 @@ def _require_same_run(
         )
     former = former_settings(target)
     if former:
-        present = fingerprint(config)
+        options = fingerprint(config)
+        present = {"version": VERSION} | options
         read = former.pop("files", {})
-        free = vars(config).keys() - present
+        free = vars(config).keys() - options
         former = {name: former[name] for name in former if name not in free}
         former |= {f"file {name}": text for name, text in read.items()}
         present |= {f"file {name}": files.get(name) for name in read}
