@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 from tqdm import tqdm
 
 from common.errors import RasterError, SegmentationError, gdal_message, require
-from common.files import atomic_write, exclusive_lock, require_folder
+from common.files import atomic_write, exclusive_lock, naming, require_folder
 from common.ground import pixel_size
-from common.interruption import stop_if_requested, until_stopped
+from common.interruption import stop_requested, until_stopped
 from common.masks import MaskReader, coverage_lines, report_text
+from common.rasters import GDAL_CACHE
 from common.sources import require_whole
-from common.tiffs import create_tiff, require_complete_tiff
+from common.tiffs import create_tiff, require_complete_tiff, write_errors
 from extraction.stack_bands import MaskLayer
 from extraction.stack_grid import Grid, resampling_to
 from extraction.stack_inputs import read_inputs
@@ -31,6 +37,8 @@ from extraction.stack_vrt import write_vrt
 log = logging.getLogger("semanticseg4eo")
 
 MASK_ROWS = 512
+COPIED_AT_ONCE = GDAL_CACHE / 4  # bytes
+WATCH = 0.2  # seconds between two looks at a copy under way
 
 
 def stack(config: StackConfig) -> list[str]:
@@ -170,35 +178,91 @@ def copy_scene(vrt: Path, target: Path, dtype: str) -> None:
     By way of a plain one beside the VRT, since each overview would read all of the VRT again: three
     times as fast for ten bands of JPEG 2000.
     """
-    plain = vrt.with_suffix(".tif")
-    shared = {"COMPRESS": "DEFLATE", "BIGTIFF": "IF_SAFER"}
-    floats = dtype.startswith("float")
-    tiles = {
-        "TILED": "YES",
-        "BLOCKXSIZE": MASK_ROWS,
-        "BLOCKYSIZE": MASK_ROWS,
-        "ZLEVEL": 1,
-    }
-    copy = rasterio.shutil.copy
-    try:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            copy(
-                vrt,
-                plain,
-                driver="GTiff",
-                PREDICTOR=3 if floats else 2,
-                **tiles,
-                **shared,
-            )
-            require_complete_tiff(plain)
-            stop_if_requested()  # GDAL's own copies cannot be stopped
-            copy(
-                plain, target, driver="COG", OVERVIEW_RESAMPLING="AVERAGE",
-                PREDICTOR="FLOATING_POINT" if floats else "STANDARD", **shared,
-            )  # fmt: skip
-    except rasterio.errors.RasterioIOError as error:
-        raise RasterError(f"Cannot write {target}: {error}") from error
+    plain, floats = vrt.with_suffix(".tif"), dtype.startswith("float")
+    with naming(target, plain):
+        write_plain(vrt, plain, predictor=3 if floats else 2)
+        copy_until_stopped(
+            plain, target, driver="COG", OVERVIEW_RESAMPLING="AVERAGE", COMPRESS="DEFLATE",
+            PREDICTOR="FLOATING_POINT" if floats else "STANDARD", BIGTIFF="IF_SAFER",
+        )  # fmt: skip
     require_complete_tiff(target)
+
+
+def write_plain(vrt: Path, target: Path, predictor: int) -> None:
+    """Copy pixels, mask and metadata of a VRT to a GeoTIFF, some blocks at a time.
+
+    Raises:
+        RasterError: A block cannot be read, or not all was written.
+    """
+    with ExitStack() as opened:
+        opened.enter_context(write_errors(target))
+        opened.enter_context(rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False))
+        scene = opened.enter_context(rasterio.open(vrt))
+        profile = scene.profile | {
+            "tiled": True, "blockxsize": MASK_ROWS, "blockysize": MASK_ROWS,
+            "interleave": "band", "compress": "deflate", "zlevel": 1, "predictor": predictor,
+            "bigtiff": "if_safer", "photometric": "minisblack",  # four bands of bytes are not RGBA
+        }  # fmt: skip
+        profile.pop("driver")
+        file = opened.enter_context(create_tiff(target, **profile))
+        copy_tags(scene, file)
+        windows = windows_of(scene)
+        if MaskFlags.per_dataset in scene.mask_flag_enums[0]:
+            # first: to begin a mask disturbs the threads that compress pixels (GDAL 3.10)
+            for window in until_stopped(windows):
+                file.write_mask(scene.read_masks(1, window=window), window=window)
+        for window in until_stopped(tqdm(windows, "copy", leave=False, disable=None)):
+            try:
+                pixels = scene.read(window=window)
+            except rasterio.errors.RasterioIOError as error:
+                raise RasterError(
+                    f"{target} cannot be written, since a block of --input cannot be read: "
+                    f"{gdal_message(error)}"
+                ) from error
+            file.write(pixels, window=window)
+
+
+def windows_of(scene: rasterio.DatasetReader) -> list[Window]:
+    """The windows that a scene is copied by: whole blocks, all bands of which fit into the cache.
+
+    So the blocks of its files, whether of one band or of all, are decoded once.
+    """
+    side = MASK_ROWS * math.ceil(scene.block_shapes[0][0] / MASK_ROWS)
+    pixel = sum(np.dtype(dtype).itemsize for dtype in scene.dtypes)
+    across = side * max(1, int(COPIED_AT_ONCE / (side**2 * pixel)))
+    places = product(range(0, scene.height, side), range(0, scene.width, across))
+    return [
+        Window(x, y, min(across, scene.width - x), min(side, scene.height - y))
+        for y, x in places
+    ]
+
+
+def copy_tags(scene: rasterio.DatasetReader, file: rasterio.io.DatasetWriter) -> None:
+    """Copy what a raster says of itself and of its bands."""
+    file.update_tags(**scene.tags())
+    file.descriptions = scene.descriptions
+    file.scales, file.offsets = scene.scales, scene.offsets
+    for band in scene.indexes:
+        file.update_tags(band, **scene.tags(band))
+
+
+def copy_until_stopped(source: Path, target: Path, **options: str) -> None:
+    """Have GDAL copy a raster of our own, which is lost where a stop is requested.
+
+    GDAL's copies cannot be stopped, but end when their source does.
+
+    Raises:
+        RasterError: It was not written.
+    """
+    with write_errors(target), ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(rasterio.shutil.copy, source, target, **options)
+        while not (stop_requested() or wait([copying], WATCH).done):
+            pass
+        if stop_requested():
+            os.truncate(source, 0)
+            wait([copying])
+            raise KeyboardInterrupt
+        copying.result()
 
 
 def describe(plan: ScenePlan, shares: Sequence[str]) -> list[str]:
