@@ -30,8 +30,8 @@ from common.sieve import (
 from common.vectors import append_features
 
 BATCH = 10_000  # polygons in work at a time
-# memory of ``simplify_together``, measured on maps of 10,000 to 200,000 polygons
-POLYGON_BYTES, VERTEX_BYTES = 1700, 100
+# memory of ``simplify_together``, measured on maps of 8,000 to 2.8 million polygons
+POLYGON_BYTES, VERTEX_BYTES = 2000, 100
 
 
 def outlines(areas: np.ndarray, valid: np.ndarray, top: int) -> Iterator:
