@@ -31,6 +31,7 @@ from common.architectures import (
     is_weights_file,
     parse_loss,
 )
+from common.colours import Colour, class_colours
 from common.earlier_models import (
     check_options,
     complete_description,
@@ -550,6 +551,10 @@ class Checkpoint:
         return self.metadata.get("class_names") or default_class_names(
             self.config.num_classes
         )
+
+    @property
+    def class_colours(self) -> list[Colour]:
+        return class_colours(self.class_names)
 
 
 def save_checkpoint(
