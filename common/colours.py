@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 
 Colour = tuple[int, int, int]
 
@@ -58,14 +58,85 @@ def class_colours(names: Sequence[str]) -> list[Colour]:
     return _distribute(hues, _further_colours())
 
 
+def complete_colours(
+    known: Sequence[Colour | None] | None, names: Sequence[str]
+) -> list[Colour]:
+    """A colour for each class: those that are known, and of the palette what is unlike them.
+
+    Those of two equal ones say nothing of the classes: then all are of the palette.
+    """
+    own, asked = class_colours(names), list(known or [])[: len(names)]
+    given = [colour for colour in asked if colour]
+    if not given or has_equal(given):
+        return own
+    asked += [None] * (len(names) - len(asked))
+    unlike = {c for c in [*PALETTE, GREY] if all(_look_apart(c, g) for g in given)}
+    wishes = [a or (o if o in unlike else None) for a, o in zip(asked, own)]
+    first = (colour for colour in PALETTE if colour in unlike)
+    return _distribute(wishes, chain(first, _further_colours()))
+
+
+def has_equal(colours: Sequence[Colour | None]) -> bool:
+    """Whether two classes have one colour."""
+    given = [colour for colour in colours if colour]
+    return len(set(given)) < len(given)
+
+
+def _look_apart(first: Colour, second: Colour) -> bool:
+    """Whether two colours are clearly different, by T. Riemersma's cheap "redmean" distance."""
+    red = (first[0] + second[0]) / 2
+    weights = 2 + red / 256, 4, 2 + (255 - red) / 256
+    square = sum(w * (a - b) ** 2 for w, a, b in zip(weights, first, second))
+    return square >= 180**2  # black and white are 765 apart
+
+
+def table_colours(
+    table: dict[int, Colour], codes: Sequence[int] | None
+) -> list[Colour | None]:
+    """The colours of classes by the colour table of a label raster, in class order.
+
+    Args:
+        table: Colours by the values of the label.
+        codes: The values that are classes; None where nobody knows how many there are.
+
+    Returns:
+        Nothing where the table says nothing: all black, or a grey ramp.
+    """
+    if codes is None:
+        # formats without gaps fill them with black
+        last = max((value for value in table if any(table[value])), default=-1)
+        codes = range(last + 1)
+    known = [table.get(code) for code in codes]
+    coloured = any(len(set(colour)) > 1 for colour in known if colour)
+    return known if coloured else []
+
+
+def hex_of_colour(colour: Colour) -> str:
+    """A colour as ``#rrggbb``."""
+    return "#" + bytes(colour).hex()
+
+
+def colour_of_hex(text: str) -> Colour | None:
+    """The colour of ``rrggbb`` or ``rgb``, with or without ``#``; None for any other text."""
+    digits = text.removeprefix("#")
+    if not re.fullmatch("[0-9a-fA-F]{3}|[0-9a-fA-F]{6}", digits):
+        return None
+    if len(digits) == 3:
+        digits = "".join(2 * digit for digit in digits)
+    return tuple(bytes.fromhex(digits))
+
+
 def _distribute(wishes: list[Colour | None], others: Iterator[Colour]) -> list[Colour]:
     """Wishes in their order, each colour once; the others where there is none or it is taken."""
     given, taken = [], set()
     for wish in wishes:
         given.append(None if wish in taken else wish)
         taken.add(wish)
-    free = (colour for colour in others if colour not in taken)
-    return [colour or next(free) for colour in given]
+    for place, colour in enumerate(given):
+        if colour is None:
+            given[place] = next(other for other in others if other not in taken)
+            taken.add(given[place])
+    return given
 
 
 def _further_colours() -> Iterator[Colour]:

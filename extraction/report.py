@@ -15,11 +15,17 @@ from tqdm import tqdm
 
 from common import SPLITS
 from common.balance import absent_classes
-from common.colours import class_colours
+from common.colours import complete_colours
 from common.errors import SegmentationError, require
 from common.ground import footprint, pairs_within, to_metric_crs
 from common.interruption import until_stopped
-from common.labels import MISSING, class_names_of, read_classes, require_one_band
+from common.labels import (
+    MISSING,
+    class_colours_of,
+    class_names_of,
+    read_classes,
+    require_one_band,
+)
 from common.patches import list_pairs
 from common.pictures import (
     colour_map,
@@ -324,12 +330,12 @@ def draw_sample(config: SampleConfig) -> Path:
     pair = pairs[index]
     picture, valid, _, shown = read_patch_picture(pair, MISSING)
     with open_raster(pair.label) as file:
-        names = class_names_of(file)
+        names, known = class_names_of(file), class_colours_of(file)
         mask = np.where(valid, read_classes(file), MISSING)
     present = np.unique(mask[mask >= 0])
     count = len(names) if names else max(2, int(present.max(initial=0)) + 1)
     names = names or [f"class {number}" for number in range(count)]
-    colours = class_colours(names)
+    colours = complete_colours(known, names)
     label = colour_map(mask, colours)
     overlay = np.where(
         (mask >= 0)[..., None],

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.colours import class_colours
 from common.distributed import ProcessGroup
 from common.files import write_json
 from common.ground import pixel_areas
@@ -127,9 +126,8 @@ def evaluate_test(run: TrainingRun, test: SampleIndex | None) -> dict:
         report["areas"] = areas
     draw_calibration(run.save_dir / "model_reliability.png", report["calibration"])
     pictures = run.save_dir / "model_test_examples.png"
-    colours = class_colours(run.names)
     draw_examples(
-        pictures, collector.examples, run.names, colours, run.config.ignore_index
+        pictures, collector.examples, run.names, run.colours, run.config.ignore_index
     )
     return report
 

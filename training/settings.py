@@ -14,7 +14,14 @@ from common.architectures import (
     parse_loss,
 )
 from common.errors import require
-from common.options import check_limits, number_or_auto, setting, split_list
+from common.options import (
+    check_limits,
+    class_colors_setting,
+    number_or_auto,
+    require_colour_count,
+    setting,
+    split_list,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,11 @@ class TrainingConfig:
         "names in class order, separated by commas",
         "data",
         shown="those stored by the extraction, else class 0, class 1...",
+    )
+    class_colors: str | None = class_colors_setting(
+        "data",
+        "those stored by the extraction, else of a palette",
+        may_change=True,
     )
     ignore_index: int = setting(UNLABELLED, "label value that means unlabelled", "data")
     in_channels: int | None = setting(
@@ -254,6 +266,7 @@ class TrainingConfig:
             self.class_names,
             f"{self.label_classes} names",
         )
+        require_colour_count(self.class_colors, self.label_classes)
         require(
             not 0 <= self.ignore_index < self.label_classes,
             "--ignore_index",
