@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,13 @@ from rasterio.windows import Window
 
 from common import MISSING, UNLABELLED
 from common.alpha import sample_windows
+from common.colours import Colour, colour_of_hex, hex_of_colour
 from common.errors import (
     DatasetError,
     RasterError,
     require,
 )
-from common.options import split_list, whole_values
+from common.options import is_legend, split_list, whole_values
 from common.rasters import (
     SCENE_SUFFIXES,
     Source,
@@ -35,7 +36,7 @@ from common.rasters import (
 )
 from common.sources import require_whole
 from common.text import share_text
-from common.vector_labels import ReadLabel, no_overlap, read_polygons
+from common.vector_labels import PolygonClasses, ReadLabel, no_overlap, read_polygons
 from common.vectors import is_vector
 
 
@@ -80,14 +81,62 @@ def class_name_tags(names: Sequence[str]) -> dict[str, str]:
     return {"CLASS_NAMES": json.dumps(list(names), ensure_ascii=False)}
 
 
+def class_tags(
+    names: Sequence[str] | None,
+    codes: Sequence[int | str] | None,
+    colours: Sequence[Colour | None] | None,
+) -> dict[str, str]:
+    """What is known of the classes of a label patch, as GeoTIFF tags."""
+    tags = class_name_tags(names) if names else {}
+    if codes:
+        tags["CLASS_CODES"] = json.dumps(list(codes), ensure_ascii=False)
+    if colours:
+        texts = [colour and hex_of_colour(colour) for colour in colours]
+        tags["CLASS_COLORS"] = json.dumps(texts)
+    return tags
+
+
+def _tag_list(dataset: rasterio.DatasetReader, tag: str, kinds: tuple) -> list | None:
+    """A tag that holds a list as JSON; None where there is none, or another program's."""
+    try:
+        items = json.loads(dataset.tags().get(tag, "null"))
+    except json.JSONDecodeError:
+        return None
+    fine = isinstance(items, list) and all(isinstance(item, kinds) for item in items)
+    return items if fine and items else None
+
+
 def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
     """The class names stored in a label or a map, or None."""
+    return _tag_list(dataset, "CLASS_NAMES", (str,))
+
+
+def class_codes_of(dataset: rasterio.DatasetReader) -> list[int | str] | None:
+    """The values that classes had before they were numbered, stored in a label patch, or None."""
+    return _tag_list(dataset, "CLASS_CODES", (int, str))
+
+
+def class_colours_of(dataset: rasterio.DatasetReader) -> list[Colour | None] | None:
+    """The colours of classes stored in a label patch, None for those that nobody gave; or None."""
+    texts = _tag_list(dataset, "CLASS_COLORS", (str, type(None)))
+    return texts and [text and colour_of_hex(text) for text in texts]
+
+
+def _colour_table(
+    raster: rasterio.DatasetReader, classes: list[int] | None
+) -> dict[int, Colour]:
+    """The colours in a label raster's colour table of values that are, or may be, classes."""
     try:
-        names = json.loads(dataset.tags().get("CLASS_NAMES", "null"))
-    except json.JSONDecodeError:
-        return None  # another program's tag
-    fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if fine and names else None
+        entries = raster.colormap(image_bands(raster)[0])
+    except ValueError:  # it has none
+        return {}
+    if classes:  # GDAL makes nodata transparent, which may be named as a class
+        return {k: tuple(entries[k][:3]) for k in classes if k in entries}
+    return {
+        value: tuple(colour[:3])
+        for value, colour in entries.items()
+        if colour[3] and value != raster.nodata and value < UNLABELLED
+    }
 
 
 def read_classes(label: rasterio.DatasetReader) -> np.ndarray:
@@ -109,6 +158,9 @@ class Label:
     nodata: int | None = None  # declared, though it looks like a class
     advice: Callable[[], list[str | None]] = list  # what the user should know of it
     warped: bool = False  # onto the image's pixels
+    codes: Sequence[int | str] | None = None  # values or texts that became classes
+    table: dict[int, Colour] = field(default_factory=dict)  # colours by values
+    limits: Sequence[tuple[str, int]] = ()  # how many classes which option lists
 
     @property
     def unlabelled(self) -> int:
@@ -120,16 +172,16 @@ class Label:
         """The classes of a window, (H, W) uint8 (uint16 past 255 classes).
 
         Raises:
-            DatasetError: Values that are not classes, or a class without a name.
+            DatasetError: Values that are not classes, or more classes than names or colours.
         """
         label = self._numbered(window)
-        if self.names:
+        if self.limits:
             highest = label[label != self.unlabelled].max(initial=0)
-            if highest >= len(self.names):
-                raise DatasetError(
-                    f"--class_names names {len(self.names)} classes, but {self.source} holds "
-                    f"class {highest}"
-                )
+            for option, count in self.limits:
+                if highest >= count:
+                    raise DatasetError(
+                        f"{option} {count} classes, but {self.source} holds class {highest}"
+                    )
         return label
 
     def _numbered(self, window: Window) -> np.ndarray:
@@ -158,6 +210,7 @@ def open_label(
     column: str | None = None,
     values: str | None = None,
     names: str | None = None,
+    colours: str | None = None,
 ) -> Iterator[Label]:
     """The label of a scene, a raster on any pixel grid or a vector file.
 
@@ -167,11 +220,13 @@ def open_label(
         column: ``--label_column``.
         values: ``--label_values``.
         names: ``--class_names``.
+        colours: ``--class_colors``.
 
     Raises:
         SegmentationError: It cannot be used.
     """
     class_names = split_list(names) or None
+    limits = _limits(names, colours)
     require(
         not column or Path(source).suffix.lower() not in SCENE_SUFFIXES,
         "--label_column",
@@ -180,13 +235,7 @@ def open_label(
     )
     if column or is_vector(source):
         drawn = read_polygons(source, image, column, values)
-        yield Label(
-            source,
-            drawn.read,
-            drawn.values,
-            class_names or drawn.texts,
-            advice=drawn.advice,
-        )
+        yield _polygon_label(source, drawn, bool(column), class_names, limits)
         return
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(source))
@@ -197,6 +246,7 @@ def open_label(
         # a value that is named as a class is one, whatever the file declares
         named = raster.nodata is not None and raster.nodata in (classes or [])
         nodata = None if classes else _class_like_nodata(raster)
+        table = _colour_table(raster, classes)
         if warped := not same_pixel_grid(image, raster):
             _require_overlap(image, raster)
             raster = stack.enter_context(_warped(raster, image, named))
@@ -211,7 +261,34 @@ def open_label(
         def advice() -> list[str | None]:
             return [_nodata_advice(source, nodata)]
 
-        yield Label(source, read, classes, class_names, nodata, advice, warped)
+        yield Label(
+            source, read, classes, class_names, nodata, advice, warped, classes, table, limits
+        )  # fmt: skip
+
+
+def _polygon_label(
+    source: str, drawn: PolygonClasses, by_column: bool, names, limits
+) -> Label:
+    """The label that polygons are, with classes by a column or inside and outside of them."""
+    return Label(
+        source,
+        drawn.read,
+        drawn.values,
+        names or drawn.texts,
+        advice=drawn.advice,
+        codes=(drawn.texts or drawn.values) if by_column else [0, 1],
+        limits=limits,
+    )
+
+
+def _limits(names: str | None, colours: str | None) -> list[tuple[str, int]]:
+    """How many classes the options list, with the words for it."""
+    listed = [] if is_legend(colours or "") else split_list(colours)
+    lists = {
+        "--class_names names": split_list(names),
+        "--class_colors colours": listed,
+    }
+    return [(words, len(items)) for words, items in lists.items() if items]
 
 
 def _warped(raster, image, nodata_is_class: bool) -> WarpedVRT:

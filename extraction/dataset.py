@@ -15,6 +15,7 @@ import numpy as np
 from rasterio.transform import Affine
 
 from common import SPLITS, VERSION
+from common.colours import hex_of_colour
 from common.errors import WORK_IS_KEPT, DatasetError
 from common.files import (
     compare_runs,
@@ -71,7 +72,8 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         )
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
-    with staging_folder(target, config, describe_sources(plans)) as staging:
+    files = describe_sources(plans, config.class_colors)
+    with staging_folder(target, config, files) as staging:
         with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)
             for plan in plans:
@@ -153,6 +155,7 @@ def describe(
         "bands": first.bands,
         "label_values": first.label_values,
         "class_names": first.class_names,
+        "class_colors": [c and hex_of_colour(c) for c in first.colours] or None,
         "unlabelled": first.unlabelled,
         "label_nodata": first.label_nodata,
         "scenes": [

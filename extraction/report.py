@@ -15,13 +15,19 @@ from tqdm import tqdm
 
 from common import SPLITS
 from common.balance import absent_classes
+from common.colours import complete_colours
 from common.errors import SegmentationError, require
 from common.ground import footprint, pairs_within, to_metric_crs
 from common.interruption import until_stopped
-from common.labels import MISSING, class_names_of, read_classes, require_one_band
+from common.labels import (
+    MISSING,
+    class_colours_of,
+    class_names_of,
+    read_classes,
+    require_one_band,
+)
 from common.patches import list_pairs
 from common.pictures import (
-    class_colours,
     colour_map,
     draw_panels,
     read_patch_picture,
@@ -324,18 +330,18 @@ def draw_sample(config: SampleConfig) -> Path:
     pair = pairs[index]
     picture, valid, _, shown = read_patch_picture(pair, MISSING)
     with open_raster(pair.label) as file:
-        names = class_names_of(file)
+        names, known = class_names_of(file), class_colours_of(file)
         mask = np.where(valid, read_classes(file), MISSING)
     present = np.unique(mask[mask >= 0])
     count = len(names) if names else max(2, int(present.max(initial=0)) + 1)
     names = names or [f"class {number}" for number in range(count)]
-    label = colour_map(mask, count)
+    colours = complete_colours(known, names)
+    label = colour_map(mask, colours)
     overlay = np.where(
         (mask >= 0)[..., None],
         (0.55 * picture + 0.45 * label).astype(np.uint8),
         picture,
     )
-    colours = class_colours(count)
     target = Path(config.output) / f"sample_{config.split}_{pair.name}.png"
     panels = [
         {"title": f"image (bands {', '.join(map(str, shown))})", "picture": picture},

@@ -6,17 +6,20 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
 from tqdm import tqdm
 
+from common.colours import Colour, has_equal, table_colours
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
 from common.files import describe_files
 from common.interruption import until_stopped
 from common.labels import open_label
+from common.legends import asked_colours, missing_advice, read_colours
 from common.nodata import mask_shares, nodata_advice
+from common.options import is_legend
 from common.rasters import (
     SCENE_SUFFIXES,
     Source,
@@ -150,6 +153,9 @@ class ScenePlan:
     unlabelled: int
     label_nodata: int | None = None  # declared, though it looks like a class
     advice: tuple[str | None, ...] = ()  # what the user should know of label and scene
+    codes: Sequence[int | str] | None = None  # values or texts that became classes
+    table: dict[int, Colour] = field(default_factory=dict)  # colours of the label
+    colours: Sequence[Colour | None] = ()  # of classes, where somebody gave them
 
 
 def plan_scenes(
@@ -165,6 +171,8 @@ def plan_scenes(
         SegmentationError: A scene cannot be used, unless ``--skip_errors`` leaves it out.
     """
     plans: list[ScenePlan] = []
+    if config.class_colors:
+        read_colours(config.class_colors)  # a wrong one is an error before the work
     scenes = list_scenes(config)
     several = isinstance(config, BatchConfig) and config.grid is not None
     grid = Grid(config.grid, config.id_column) if several else None
@@ -195,7 +203,42 @@ def plan_scenes(
         raise DatasetError(
             f"Two cells would have the name {name}; rename scenes or ids"
         )
-    return plans
+    colours = known_colours(config.class_colors, plans)
+    return [replace(plan, colours=colours) for plan in plans]
+
+
+def known_colours(asked: str | None, plans: Sequence[ScenePlan]) -> list[Colour | None]:
+    """The colours of the classes by ``--class_colors``, else by the first label that has any.
+
+    Returns:
+        In class order, None where nobody says; empty where nobody says any.
+
+    Raises:
+        OptionError: See ``asked_colours``.
+    """
+    first = plans[0]
+    names, codes = first.class_names, first.codes
+    if asked:
+        found = asked_colours(asked, names, codes)
+        if line := missing_advice(asked, found, names):
+            log.warning(line)
+        return found
+    codes = codes or (range(len(names)) if names else None)
+    tables = [(p.scene.label, table_colours(p.table, codes)) for p in plans]
+    tables = [(label, colours) for label, colours in tables if colours]
+    if not tables:
+        return []
+    label, found = tables[0]
+    if codes and has_equal(found):
+        text = "the colour table of %s has one colour for several classes: not used"
+        log.warning(text, label)
+        return []
+    other = [name for name, colours in tables if colours != found]
+    if other:
+        text = "the colour table of %s differs from that of %s, which counts%s"
+        more = f" (and {len(other) - 1} others likewise)" * (len(other) > 1)
+        log.warning(text, other[0], label, more)
+    return found
 
 
 def plan_scene(
@@ -230,13 +273,15 @@ def plan_scene(
             advice = (*label.advice(), *of_scene)
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
-                label.nodata, advice,
+                label.nodata, advice, label.codes, label.table,
             ), skipped  # fmt: skip
 
 
-def describe_sources(plans: Sequence[ScenePlan]) -> dict[str, str]:
+def describe_sources(
+    plans: Sequence[ScenePlan], class_colors: str | None
+) -> dict[str, str]:
     """What distinguishes all files that are read, by their names."""
-    files: list[str] = []
+    files = [class_colors] if is_legend(class_colors or "") else []
     for scene in (plan.scene for plan in plans):
         of_label = files_of_vector if is_vector(scene.label) else files_of_raster
         files += files_of_raster(scene.image) + of_label(scene.label)
@@ -247,7 +292,8 @@ def describe_sources(plans: Sequence[ScenePlan]) -> dict[str, str]:
 
 def label_options(config: ExtractionOptions) -> tuple:
     """The options of the label, for ``open_label``."""
-    return config.label_column, config.label_values, config.class_names
+    classes = config.label_values, config.class_names, config.class_colors
+    return config.label_column, *classes
 
 
 def _require_alike(first: ScenePlan, other: ScenePlan) -> None:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from common import SPLITS
 from common.errors import require
 from common.mask_options import Mask, MaskOptions
-from common.options import check_limits, nodata_setting, setting, split_list
+from common.options import (
+    check_limits,
+    class_colors_setting,
+    nodata_setting,
+    require_colour_count,
+    setting,
+    split_list,
+)
 
 LARGEST_PATCH = 16384  # pixels of a side
 
@@ -98,6 +105,9 @@ class ExtractionOptions:
         "names in class order, separated by commas; they go with the patches to the map",
         "labels",
         shown="none, or the texts of --label_column",
+    )
+    class_colors: str | None = class_colors_setting(
+        "labels", "those of the label's colour table, else of a palette"
     )
     patch_size: int = setting(
         224,
@@ -224,6 +234,8 @@ class ExtractionOptions:
             self.class_names,
             f"{len(values)} names, as many as --label_values",
         )
+        if count := len(values or names):
+            require_colour_count(self.class_colors, count)
 
     @property
     def ratios(self) -> tuple[float, float, float]:

@@ -15,7 +15,6 @@ from rasterio.windows import Window
 from common.files import atomic_write, naming
 from common.labels import class_name_tags
 from common.pictures import (
-    class_colours,
     colour_map,
     draw_panels,
     rgb_bands,
@@ -116,10 +115,8 @@ def open_outputs(job: SceneJob, folder: Path) -> Iterator[dict]:
                 file.update_tags(**job.tags, **class_name_tags(names))
                 file.descriptions = layer.bands
                 file.scales = [layer.scale] * len(layer.bands)
-            colours = enumerate(class_colours(len(names)))
-            files["classes"].write_colormap(
-                1, {number: (*rgb, 255) for number, rgb in colours}
-            )
+            opaque = {k: (*colour, 255) for k, colour in enumerate(job.colours)}
+            files["classes"].write_colormap(1, opaque)
             yield files
         if job.config.format == "cog":
             for name, layer in layers.items():
@@ -168,7 +165,7 @@ def draw_quicklook(job: SceneJob) -> Path:
         classes, _ = Source(raster).overview()
     panels = [
         {"title": f"scene (bands {', '.join(map(str, shown))})", "picture": picture},
-        {"title": "map", "picture": colour_map(classes[0], len(names))},
+        {"title": "map", "picture": colour_map(classes[0], job.colours)},
     ]
     if confidence:
         with open_raster(task.beside("_confidence.tif")) as raster:
@@ -176,7 +173,6 @@ def draw_quicklook(job: SceneJob) -> Path:
         values = np.where(valid, values[0], np.nan)
         panels.append({"title": "confidence", "picture": values, "limits": (0, 1)})
     target = task.beside("_quicklook.png")
-    colours = class_colours(len(names))
-    figure = draw_panels(panels, list(zip(names, colours)), task.output.name)
+    figure = draw_panels(panels, list(zip(names, job.colours)), task.output.name)
     save_figure(figure, target)
     return target

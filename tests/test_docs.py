@@ -3,7 +3,7 @@
     python tests/test_docs.py
 
 writes the tables anew: the options from the parsers, the minimum versions from requirements.txt, the
-public names from ``model_training.__all__``.
+public names from ``model_training.__all__``, the distances of the palette.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from colour_distance import DEUTERANOPIA, smallest
+
 import main
 import model_training
 import Patch_extraction
 import Predict_large_image
+from common.colours import PALETTE
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,8 +43,9 @@ NAMES = [
     "development",
     "training",
     "data",
+    "measurements",
 ]
-OPTIONS, INSTALL, MODELS, TROUBLES, DEVELOPMENT, TRAINING, DATA = (
+OPTIONS, INSTALL, MODELS, TROUBLES, DEVELOPMENT, TRAINING, DATA, MEASUREMENTS = (
     ROOT / "docs" / f"{name}.md" for name in NAMES
 )
 SCRIPTS = {
@@ -129,6 +133,17 @@ def options_of(name: str) -> str:
     return option_table(parsers()[name], known)
 
 
+def palette_table() -> str:
+    """How far apart the nearest two of the first colours are."""
+    rows = [
+        f"| {count} | {smallest(PALETTE[:count]):.1f} "
+        f"| {smallest(PALETTE[:count], DEUTERANOPIA):.1f} |"
+        for count in (2, 4, 6, 8, 10, 12, 16, 19, 24, len(PALETTE))
+    ]
+    head = "| classes | nearest two | with deuteranopia |"
+    return "\n".join([head, "|---|---|---|", *rows])
+
+
 # every table that the code gives: page, the mark above it, what makes it
 GENERATED = [
     *(
@@ -145,6 +160,7 @@ GENERATED = [
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),
     (MODELS, "<!-- names -->", names_table),
+    (MEASUREMENTS, "<!-- palette -->", palette_table),
 ]
 
 
