@@ -35,8 +35,8 @@ def parse_label_values(text: str) -> list[ClassValues]:
     Raises:
         OptionError: It cannot be read so, or has a value or a name twice.
     """
-    if text.startswith("@"):
-        lines = _lines_of(text[1:])
+    if file := file_of_values(text):
+        lines = _lines_of(file)
         found = [one for line in lines for one in _parse(line, "+=", f"{text}, {line}")]
     else:
         found = _parse(text, ",+=", text)
@@ -48,6 +48,11 @@ def parse_label_values(text: str) -> list[ClassValues]:
         if twice:
             raise OptionError(f"{OPTION} {text}: the {what} {twice[0]} is given twice")
     return found
+
+
+def file_of_values(text: str | None) -> str | None:
+    """The file that ``--label_values`` names; None where it lists the classes itself."""
+    return text[1:] if text and text.startswith("@") else None
 
 
 def parse_names(text: str | None, option: str) -> list[str]:

@@ -25,7 +25,10 @@ from common.errors import (
     RasterError,
     require,
 )
-from common.options import is_legend, split_list, whole_values
+from common.label_options import LabelOptions
+from common.label_pictures import is_picture, picture_classes, read_picture
+from common.label_values import parse_names
+from common.options import is_legend, split_list
 from common.rasters import (
     SCENE_SUFFIXES,
     Source,
@@ -36,8 +39,15 @@ from common.rasters import (
 )
 from common.sources import require_whole
 from common.text import share_text
-from common.vector_labels import PolygonClasses, ReadLabel, no_overlap, read_polygons
-from common.vectors import is_vector
+from common.vector_labels import (
+    Groups,
+    PolygonClasses,
+    ReadLabel,
+    groups_of,
+    is_drawn,
+    no_overlap,
+    read_polygons,
+)
 
 
 def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarray:
@@ -153,7 +163,7 @@ class Label:
 
     source: str
     read: ReadLabel
-    values: list[int] | None  # that are classes, in class order; None: they are already
+    groups: Groups | None  # which values are which class; None: they are class numbers
     names: list[str] | None
     nodata: int | None = None  # declared, though it looks like a class
     advice: Callable[[], list[str | None]] = list  # what the user should know of it
@@ -165,8 +175,17 @@ class Label:
     @property
     def unlabelled(self) -> int:
         """What is written where there is no class: 255, or 65535 past 255 classes."""
-        many = self.values is not None and len(self.values) > UNLABELLED
+        many = self.groups is not None and len(self.groups) > UNLABELLED
         return 65535 if many else UNLABELLED
+
+    @property
+    def stored_values(self) -> list[int | list[int]] | None:
+        """The values that are classes, in class order, as plain values for JSON."""
+        if self.groups is None:
+            return None
+        return [
+            group[0] if len(group) == 1 else list(group) for group in self.groups.values
+        ]
 
     def classes(self, window: Window) -> np.ndarray:
         """The classes of a window, (H, W) uint8 (uint16 past 255 classes).
@@ -187,7 +206,7 @@ class Label:
     def _numbered(self, window: Window) -> np.ndarray:
         label = self.read(window)
         dtype = np.uint8 if self.unlabelled == UNLABELLED else np.uint16
-        if self.values is None:
+        if self.groups is None:
             label[label == MISSING] = self.unlabelled
             if label.min() < 0 or label.max() > self.unlabelled:
                 strange = np.unique(label[(label < 0) | (label > self.unlabelled)])
@@ -197,61 +216,58 @@ class Label:
                     "--label_values"
                 )
             return label.astype(dtype)
-        written = np.full(label.shape, self.unlabelled, dtype)
-        for number, value in enumerate(self.values):
-            written[label == value] = number
-        return written
+        numbers = self.groups.numbers(label)
+        return np.where(numbers == MISSING, self.unlabelled, numbers).astype(dtype)
 
 
 @contextmanager
 def open_label(
-    source: str,
-    image: rasterio.DatasetReader,
-    column: str | None = None,
-    values: str | None = None,
-    names: str | None = None,
-    colours: str | None = None,
+    source: str, image: rasterio.DatasetReader, options: LabelOptions
 ) -> Iterator[Label]:
     """The label of a scene, a raster on any pixel grid or a vector file.
 
     Args:
         source: The file.
         image: The scene, whose pixel grid the label gets.
-        column: ``--label_column``.
-        values: ``--label_values``.
-        names: ``--class_names``.
-        colours: ``--class_colors``.
+        options: What of it is which class.
 
     Raises:
         SegmentationError: It cannot be used.
     """
-    class_names = split_list(names) or None
-    limits = _limits(names, colours)
-    require(
-        not column or Path(source).suffix.lower() not in SCENE_SUFFIXES,
-        "--label_column",
-        column,
-        f"a vector label with it, but {source} is a raster",
-    )
-    if column or is_vector(source):
-        drawn = read_polygons(source, image, column, values)
-        yield _polygon_label(source, drawn, bool(column), class_names, limits)
+    names, limits = options.asked_names, _limits(options)
+    is_raster = Path(source).suffix.lower() in SCENE_SUFFIXES
+    for name in ("label_column", "label_crs", "label_buffer"):
+        value = getattr(options, name)
+        expected = f"a vector label with it, but {source} is a raster"
+        require(not value or not is_raster, f"--{name}", value, expected)
+    if options.label_column or is_drawn(source):
+        drawn = read_polygons(source, image, options)
+        yield _polygon_label(source, drawn, options, limits)
         return
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(source))
         require_whole(source)
-        require_one_band(raster)
         require_georeference(raster)
-        classes = whole_values(values)
+        if is_picture(raster):
+            groups, codes, table = picture_classes(raster, options)
+        else:
+            require_one_band(raster)
+            groups = groups_of(options)
+            codes = class_codes(options, groups)
+            table = _colour_table(raster, groups and codes)
         # a value that is named as a class is one, whatever the file declares
-        named = raster.nodata is not None and raster.nodata in (classes or [])
-        nodata = None if classes else _class_like_nodata(raster)
-        table = _colour_table(raster, classes)
+        values = (
+            {value for group in groups.values for value in group} if groups else set()
+        )
+        named = raster.nodata is not None and raster.nodata in values
+        nodata = None if groups else _class_like_nodata(raster)
         if warped := not same_pixel_grid(image, raster):
             _require_overlap(image, raster)
             raster = stack.enter_context(_warped(raster, image, named))
 
         def read(window: Window) -> np.ndarray:
+            if len(pixels.bands) == 3:
+                return read_picture(pixels, window)
             return read_label(pixels, MISSING, window)
 
         pixels = Source(raster)
@@ -262,31 +278,46 @@ def open_label(
             return [_nodata_advice(source, nodata)]
 
         yield Label(
-            source, read, classes, class_names, nodata, advice, warped, classes, table, limits
+            source, read, groups, names, nodata, advice, warped, codes, table, limits
         )  # fmt: skip
 
 
 def _polygon_label(
-    source: str, drawn: PolygonClasses, by_column: bool, names, limits
+    source: str, drawn: PolygonClasses, options: LabelOptions, limits
 ) -> Label:
     """The label that polygons are, with classes by a column or inside and outside of them."""
+    codes = [0, 1]
+    if options.label_column:
+        texts = [one.values[0] for one in options.asked_classes] or drawn.texts
+        texts = [*(texts or []), *[options.other] * bool(options.other)]
+        codes = texts if drawn.texts else class_codes(options, drawn.groups)
     return Label(
         source,
         drawn.read,
-        drawn.values,
-        names or drawn.texts,
+        drawn.groups,
+        options.asked_names or drawn.texts,
         advice=drawn.advice,
-        codes=(drawn.texts or drawn.values) if by_column else [0, 1],
+        codes=codes,
         limits=limits,
     )
 
 
-def _limits(names: str | None, colours: str | None) -> list[tuple[str, int]]:
+def class_codes(options: LabelOptions, groups: Groups | None) -> list[int] | None:
+    """A number for each class: the first of its values, and for ``--other`` one that is free."""
+    if groups is None:
+        return None
+    codes = [group[0] for group in groups.values]
+    taken = {value for group in groups.values for value in group}
+    free = next(number for number in range(len(taken) + 1) if number not in taken)
+    return [*codes, *[free] * groups.other]
+
+
+def _limits(options: LabelOptions) -> list[tuple[str, int]]:
     """How many classes the options list, with the words for it."""
-    listed = [] if is_legend(colours or "") else split_list(colours)
+    colours = options.class_colors or ""
     lists = {
-        "--class_names names": split_list(names),
-        "--class_colors colours": listed,
+        "--class_names names": parse_names(options.class_names, "--class_names"),
+        "--class_colors colours": [] if is_legend(colours) else split_list(colours),
     }
     return [(words, len(items)) for words, items in lists.items() if items]
 

@@ -22,7 +22,7 @@ from common.rasters import Source, as_dtype, band_scaling, open_raster
 from common.tiffs import create_tiff, write_errors
 from extraction.cells import Cell, cell_mask, reading_order
 from extraction.journal import Journal, Skipped
-from extraction.scenes import ScenePlan, label_options
+from extraction.scenes import ScenePlan
 from extraction.settings import ExtractionOptions
 
 
@@ -266,7 +266,7 @@ def cut_scene(
         return
     with (
         open_raster(plan.scene.image) as dataset,
-        open_label(plan.scene.label, dataset, *label_options(config)) as label,
+        open_label(plan.scene.label, dataset, config) as label,
     ):
         bands = [entry["band"] for entry in plan.bands]
         image = Source(dataset, bands, nodata=config.nodata, mask=plan.scene.mask)

@@ -72,7 +72,7 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         )
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
-    files = describe_sources(plans, config.class_colors)
+    files = describe_sources(plans, config)
     with staging_folder(target, config, files) as staging:
         with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)

@@ -36,7 +36,7 @@ from common.pictures import (
 from common.rasters import open_raster
 from common.text import aligned_table, share_text
 from common.tiffs import tiff_header
-from common.vectors import is_vector
+from common.vector_labels import is_drawn
 from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
 
@@ -157,7 +157,7 @@ def _reason_of_one_class(report: dict, number: int, labelled: SplitSummary) -> s
         return (
             "the cells hold no other class that --label_values or --label_column name"
         )
-    if is_vector(label):
+    if is_drawn(label):
         return f"the polygons of {label} cover all of the cells, or none"
     if nodata is not None:
         pair = ",".join(map(str, sorted({nodata, number})))

@@ -16,6 +16,7 @@ from common.colours import Colour, has_equal, table_colours
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
 from common.files import describe_files
 from common.interruption import until_stopped
+from common.label_values import file_of_values
 from common.labels import open_label
 from common.legends import asked_colours, missing_advice, read_colours
 from common.nodata import mask_shares, nodata_advice
@@ -30,7 +31,8 @@ from common.rasters import (
 )
 from common.sources import require_whole
 from common.text import first_reason, number_dates
-from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
+from common.vector_labels import is_drawn
+from common.vectors import VECTOR_SUFFIXES, files_of_vector
 from extraction.cells import Cell, Grid, cells_of, id_text
 from extraction.journal import Skipped
 from extraction.settings import (
@@ -148,7 +150,7 @@ class ScenePlan:
     crs: object
     bands: list[dict]
     cells: list[Cell]
-    label_values: list[int] | None
+    label_values: list[int | list[int]] | None
     class_names: list[str] | None
     unlabelled: int
     label_nodata: int | None = None  # declared, though it looks like a class
@@ -264,7 +266,7 @@ def plan_scene(
             {"band": band, "description": image.descriptions[band - 1]}
             for band in bands
         ]
-        with open_label(scene.label, image, *label_options(config)) as label:
+        with open_label(scene.label, image, config) as label:
             if label.warped:
                 text = "%s is warped onto the image's pixels (nearest)"
                 log.info(text, label.source)
@@ -272,28 +274,23 @@ def plan_scene(
             of_scene = *nodata_advice(source), mask_shares(source)
             advice = (*label.advice(), *of_scene)
             return ScenePlan(
-                scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
+                scene, image.crs, described, cells, label.stored_values, label.names, label.unlabelled,
                 label.nodata, advice, label.codes, label.table,
             ), skipped  # fmt: skip
 
 
 def describe_sources(
-    plans: Sequence[ScenePlan], class_colors: str | None
+    plans: Sequence[ScenePlan], config: ExtractionOptions
 ) -> dict[str, str]:
     """What distinguishes all files that are read, by their names."""
-    files = [class_colors] if is_legend(class_colors or "") else []
+    files = [config.class_colors] if is_legend(config.class_colors or "") else []
+    files += filter(None, [file_of_values(config.label_values)])
     for scene in (plan.scene for plan in plans):
-        of_label = files_of_vector if is_vector(scene.label) else files_of_raster
+        of_label = files_of_vector if is_drawn(scene.label) else files_of_raster
         files += files_of_raster(scene.image) + of_label(scene.label)
         files += files_of_vector(scene.grid) if scene.grid else []
         files += files_of_raster(scene.mask.path) if scene.mask else []
     return describe_files(files)
-
-
-def label_options(config: ExtractionOptions) -> tuple:
-    """The options of the label, for ``open_label``."""
-    classes = config.label_values, config.class_names, config.class_colors
-    return config.label_column, *classes
 
 
 def _require_alike(first: ScenePlan, other: ScenePlan) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import DatasetError
+from common.label_values import parse_names
 from common.labels import class_names_of
-from common.options import split_list
 from common.patches import list_pairs
 from common.rasters import open_raster
 from training.settings import TrainingConfig
@@ -45,7 +45,7 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
         raise DatasetError(
             f"--mode binary, but {where}; leave --mode out, or extract two classes"
         )
-    names = split_list(config.class_names)
+    names = parse_names(config.class_names, "--class_names")
     if names and len(names) != number:
         raise DatasetError(f"--class_names has {len(names)} names, but {where}")
     binary = number == 2 and BACKGROUND.fullmatch(stored[0])
@@ -57,7 +57,7 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
 
 def settle_without_dataset(config: TrainingConfig) -> TrainingConfig:
     """The settings with ``mode`` and ``classes`` from other options, else a binary run."""
-    named = len(split_list(config.class_names))
+    named = len(parse_names(config.class_names, "--class_names"))
     number = config.classes or named or FALLBACK["classes"]
     mode = config.mode or (FALLBACK["mode"] if number == 2 else "multiclass")
     return replace(config, mode=mode, classes=number)

@@ -14,6 +14,7 @@ from common.balance import absent_classes
 from common.colours import Colour, complete_colours, has_equal
 from common.distributed import ProcessGroup
 from common.errors import DatasetError
+from common.label_values import parse_names
 from common.legends import asked_colours, missing_advice
 from common.patches import list_pairs, partly_nodata_advice
 from common.tiffs import tiff_header
@@ -152,7 +153,7 @@ def require_several_classes(index: SampleIndex) -> None:
 def names_for(config: TrainingConfig, index: SampleIndex) -> list[str]:
     """Class names: given, else stored with the labels, else numbers."""
     if config.class_names:
-        return [name.strip() for name in config.class_names.split(",")]
+        return parse_names(config.class_names, "--class_names")
     stored = index.class_names
     if stored and len(stored) == config.label_classes:
         return stored

@@ -14,13 +14,13 @@ from common.architectures import (
     parse_loss,
 )
 from common.errors import require
+from common.label_values import parse_names
 from common.options import (
     check_limits,
     class_colors_setting,
     number_or_auto,
     require_colour_count,
     setting,
-    split_list,
 )
 
 
@@ -262,7 +262,7 @@ class TrainingConfig:
             "2 with --mode binary; --mode multiclass takes more",
         )
         number = 2 if self.mode == "binary" else self.classes
-        named = split_list(self.class_names)
+        named = parse_names(self.class_names, "--class_names")
         fine = not (named and number) or len(named) == number
         require(fine, "--class_names", self.class_names, f"{number} names")
         fine = not number or not 0 <= self.ignore_index < number
