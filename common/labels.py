@@ -248,31 +248,19 @@ def open_label(
         raster = stack.enter_context(open_raster(source))
         require_whole(source)
         require_georeference(raster)
-        if is_picture(raster):
-            groups, codes, table = picture_classes(raster, options)
-        else:
-            require_one_band(raster)
-            groups = groups_of(options)
-            codes = class_codes(options, groups)
-            table = _colour_table(raster, groups and codes)
-        # a value that is named as a class is one, whatever the file declares
-        values = (
-            {value for group in groups.values for value in group} if groups else set()
-        )
-        named = raster.nodata is not None and raster.nodata in values
+        groups, codes, table, named = _raster_classes(raster, options)
         nodata = None if groups else _class_like_nodata(raster)
         if warped := not same_pixel_grid(image, raster):
             _require_overlap(image, raster)
             raster = stack.enter_context(_warped(raster, image, named))
+        pixels = Source(raster)
+        if named:
+            pixels.nodata = [None] * len(pixels.bands)
 
         def read(window: Window) -> np.ndarray:
             if len(pixels.bands) == 3:
                 return read_picture(pixels, window)
             return read_label(pixels, MISSING, window)
-
-        pixels = Source(raster)
-        if named:
-            pixels.nodata = [None]
 
         def advice() -> list[str | None]:
             return [_nodata_advice(source, nodata)]
@@ -280,6 +268,26 @@ def open_label(
         yield Label(
             source, read, groups, names, nodata, advice, warped, codes, table, limits
         )  # fmt: skip
+
+
+def _raster_classes(raster: rasterio.DatasetReader, options: LabelOptions) -> tuple:
+    """What of a label raster is which class.
+
+    Returns:
+        Its values, codes and colours, for ``Label``; and whether the declared nodata is named as a
+        class, which it is then, whatever the file declares.
+    """
+    nodata = raster.nodata
+    if is_picture(raster):
+        groups, codes, table = picture_classes(raster, options)
+        nodata = nodata and nodata * 0x010101
+    else:
+        require_one_band(raster)
+        groups = groups_of(options)
+        codes = class_codes(options, groups)
+        table = _colour_table(raster, groups and codes)
+    values = [value for group in groups.values for value in group] if groups else []
+    return groups, codes, table, nodata is not None and nodata in values
 
 
 def _polygon_label(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import DatasetError
 from common.label_values import parse_names
-from common.labels import class_names_of
+from common.labels import class_codes_of, class_names_of
 from common.patches import list_pairs
 from common.rasters import open_raster
 from training.settings import TrainingConfig
@@ -34,7 +34,7 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
         DatasetError: An option contradicts the dataset.
         OptionError: The options do not fit each other.
     """
-    stored = stored_classes(config.dataset_root)
+    stored, codes = stored_classes(config.dataset_root)
     if stored is None:
         return settle_without_dataset(config)
     where = f"the labels in {config.dataset_root} hold {_listed(stored)}"
@@ -48,7 +48,8 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
     names = parse_names(config.class_names, "--class_names")
     if names and len(names) != number:
         raise DatasetError(f"--class_names has {len(names)} names, but {where}")
-    binary = number == 2 and BACKGROUND.fullmatch(stored[0])
+    background = (codes or [""])[0] == 0 or BACKGROUND.fullmatch(stored[0])
+    binary = number == 2 and background
     mode = config.mode or ("binary" if binary else "multiclass")
     if not (config.mode and config.classes):
         log.info("%s classes: %s", mode, _listed(stored))
@@ -63,14 +64,19 @@ def settle_without_dataset(config: TrainingConfig) -> TrainingConfig:
     return replace(config, mode=mode, classes=number)
 
 
-def stored_classes(dataset_root: str | Path) -> list[str] | None:
-    """The class names that a dataset's labels store, by the first patch of its training split.
+def stored_classes(
+    dataset_root: str | Path,
+) -> tuple[list[str] | None, list[int | str] | None]:
+    """What the labels of a dataset store of its classes, by the first patch of its training split.
+
+    Returns:
+        Their names and the codes that they had in the label; None where none are stored.
 
     Raises:
         SegmentationError: There is no such patch, or it cannot be read.
     """
     with open_raster(list_pairs(dataset_root, "train")[0].label) as file:
-        return class_names_of(file)
+        return class_names_of(file), class_codes_of(file)
 
 
 def _listed(names: list[str]) -> str:

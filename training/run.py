@@ -100,6 +100,7 @@ class TrainingRun:
             "input_size": list(self.train.shape[1:]),
             "pretrained": bool(self.config.weights),
             "class_names": self.names,
+            "class_codes": self.train.class_codes,
             "class_colors": [hex_of_colour(colour) for colour in self.colours],
             "band_descriptions": list(self.train.descriptions),
             "pixel_size": self.train.pixel_size,
