@@ -13,6 +13,7 @@ from common.ground import footprint, to_one_crs
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+    from pandas import DataFrame
 
 # columns of degrees, in the order in which they are looked for
 DEGREES = (("longitude", "latitude"), ("lon", "lat"))
@@ -29,8 +30,9 @@ def read_points(source: str, crs: str | None) -> GeoDataFrame:
     """A CSV table (UTF-8) of points, its other columns kept.
 
     Args:
-        source: The file, with commas, semicolons or tabs between its columns. Points are in the columns ``longitude`` and ``latitude`` or ``lon`` and
-            ``lat`` in degrees (WGS 84), else ``x`` and ``y``, in any case.
+        source: The file, with commas, semicolons or tabs between its columns. Points are in the
+            columns ``longitude`` and ``latitude`` or ``lon`` and ``lat`` in degrees (WGS 84), else
+            ``x`` and ``y``, in any case.
         crs: ``--label_crs`` of ``x`` and ``y``.
 
     Raises:
@@ -45,9 +47,8 @@ def read_points(source: str, crs: str | None) -> GeoDataFrame:
         with open(source, encoding="utf-8-sig") as file:
             head = file.readline()
         mark = max(",;\t", key=head.count)
-        decimal = (
-            "," if mark == ";" else "."
-        )  # as spreadsheets of many languages write it
+        # as spreadsheets of many languages write it
+        decimal = "," if mark == ";" else "."
         table = pandas.read_csv(
             source,
             sep=mark,
@@ -59,6 +60,27 @@ def read_points(source: str, crs: str | None) -> GeoDataFrame:
         raise DatasetError(
             f"{source} cannot be read as a CSV table (UTF-8): {error!s:.100}"
         ) from error
+    pair, columns = _coordinates(table, source)
+    if (pair == ASKED_CRS) != (crs is not None):
+        expected = (
+            "the CRS of x and y" if crs is None else "x and y with it, not degrees"
+        )
+        raise OptionError(f"--label_crs {crs}: expected {expected} in {source}")
+    points = geopandas.points_from_xy(*columns)
+    try:
+        return geopandas.GeoDataFrame(table, geometry=points, crs=crs or "EPSG:4326")
+    except CRSError:
+        raise OptionError(f"--label_crs {crs}: expected a CRS, as EPSG:32633") from None
+
+
+def _coordinates(table: DataFrame, source: str) -> tuple[tuple[str, str], list]:
+    """The names of the columns of a table's coordinates, and these as numbers.
+
+    Raises:
+        DatasetError: There are none, a row lacks one, or degrees are none.
+    """
+    import pandas
+
     by_name = {str(name).strip().lower(): name for name in table.columns}
     pair = next(
         (pair for pair in (*DEGREES, ASKED_CRS) if set(pair) <= set(by_name)), None
@@ -68,11 +90,6 @@ def read_points(source: str, crs: str | None) -> GeoDataFrame:
             f"{source} has the columns {', '.join(map(str, table.columns[:12]))}; points need "
             "longitude and latitude, lon and lat, or x and y with --label_crs"
         )
-    if (pair == ASKED_CRS) != (crs is not None):
-        expected = (
-            "the CRS of x and y" if crs is None else "x and y with it, not degrees"
-        )
-        raise OptionError(f"--label_crs {crs}: expected {expected} in {source}")
     columns = [
         pandas.to_numeric(table[by_name[name]], errors="coerce") for name in pair
     ]
@@ -89,11 +106,7 @@ def read_points(source: str, crs: str | None) -> GeoDataFrame:
             f"{source} has values in {' and '.join(pair)} that are no degrees; call projected "
             "coordinates x and y, and give --label_crs"
         )
-    points = geopandas.points_from_xy(*columns)
-    try:
-        return geopandas.GeoDataFrame(table, geometry=points, crs=crs or "EPSG:4326")
-    except CRSError:
-        raise OptionError(f"--label_crs {crs}: expected a CRS, as EPSG:32633") from None
+    return pair, columns
 
 
 def has_areas(table: GeoDataFrame) -> bool:

@@ -338,6 +338,7 @@ def test_every_command_is_understood_by_its_script(script, capsys, monkeypatch):
     }
     read = "common.console.read_settings"
     monkeypatch.setattr(read, lambda path, config_class: stored[script])
+    monkeypatch.setattr("common.label_values._lines_of", lambda file: ["a", "b"])
     calls = [words for file, *words in python_calls() if file == script]
     assert len(calls) >= 4
     for words in calls:
@@ -353,7 +354,7 @@ def test_every_command_is_understood_by_its_script(script, capsys, monkeypatch):
 
 def test_the_commands_of_stacking_and_masks_are_among_them():
     calls = [words for file, *words in python_calls() if file == "Patch_extraction.py"]
-    page = DATA.read_text()
+    page = "".join(page.read_text() for page in PAGES)
     assert sum(words[0] == "stack" for words in calls) == len(
         re.findall(r"(?:^python Patch_extraction\.py |`)stack\s--", page, re.MULTILINE)
     )

@@ -214,7 +214,8 @@ def contents(output: Path) -> dict[str, bytes]:
         for path in output.parent.glob(f"{output.stem}*")
     }
     report = json.loads(found.pop("_statistics.json"))
-    report = {key: report[key] for key in report if key not in ("output", "run")}
+    named = ("output", "run", "settings", "command")
+    report = {key: report[key] for key in report if key not in named}
     return found | {"report": json.dumps(report).encode()}
 
 
