@@ -29,6 +29,7 @@ from common.files import (
 from common.ground import footprint, to_metric_crs, to_one_crs
 from common.nodata import empty_bands
 from common.rasters import Source, open_raster
+from common.repeat import command_line
 from common.text import first_reason
 from common.vectors import write_layer
 from extraction.cutting import cut_scene
@@ -145,9 +146,11 @@ def describe(
 ) -> dict:
     """Where all patches come from, as plain values for JSON."""
     first = plans[0]
+    command = "batch" if isinstance(config, BatchConfig) else "extract"
     return {
         "version": VERSION,
         "settings": asdict(config),
+        "command": command_line(f"Patch_extraction.py {command}", config),
         "crs": first.crs.to_string(),
         "bands": first.bands,
         "label_values": first.label_values,
