@@ -162,7 +162,7 @@ def _categories(renderer: ElementTree.Element) -> Iterator[tuple[str, Colour]]:
 
 
 def _symbol_colour(symbol: ElementTree.Element) -> Colour | None:
-    """The colour of a symbol's first layer, which QGIS before 3.26 stores as a ``prop``."""
+    """The colour of a symbol's first layer, which early QGIS 3 stores as a ``prop`` alone."""
     layer = symbol.find("layer")
     if layer is None:
         return None
