@@ -34,7 +34,12 @@ from common.text import first_reason
 from common.vectors import write_layer
 from extraction.cutting import cut_scene
 from extraction.journal import Journal, Skipped, class_counts
-from extraction.scenes import ScenePlan, describe_sources, plan_scenes
+from extraction.scenes import (
+    ScenePlan,
+    describe_sources,
+    masks_text,
+    plan_scenes,
+)
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
 from extraction.splits import assign_splits
 
@@ -103,16 +108,7 @@ def assemble(
     found = [(plan, journal.records.get(c.name)) for plan in plans for c in plan.cells]
     found = [(plan, record) for plan, record in found if record]
     if not found:
-        value = plans[0].label_nodata
-        declared = "" if value is None else f" (which declares {value} as nodata)"
-        with open_raster(plans[0].scene.image) as image:
-            bands = [entry["band"] for entry in plans[0].bands]
-            empty = empty_bands(Source(image, bands, nodata=config.nodata))
-        raise DatasetError(
-            f"None of the {len(names)} cells gives a patch ({first_reason(skipped)}); check the "
-            f"nodata of {plans[0].scene.image} and of its label{declared}, or lower --min_valid"
-            f"{empty}"
-        )
+        raise no_patch(plans, len(names), skipped, config)
     size = config.patch_size
     shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
     systems = [plan.crs for plan, _ in found]
@@ -139,6 +135,31 @@ def assemble(
     for kind in ("images", "labels"):
         shutil.rmtree(staging / kind)
     return report
+
+
+def no_patch(
+    plans: Sequence[ScenePlan],
+    cells: int,
+    skipped: dict[str, Skipped],
+    config: ExtractionConfig | BatchConfig,
+) -> DatasetError:
+    """The error of an extraction whose cells give no patch."""
+    value = plans[0].label_nodata
+    declared = "" if value is None else f" (which declares {value} as nodata)"
+    with open_raster(plans[0].scene.image) as image:
+        bands = [entry["band"] for entry in plans[0].bands]
+        more = empty_bands(Source(image, bands, nodata=config.nodata))
+    if config.mask is not None:
+        more += f"; {masks_text(plans, config)}"
+        mask = plans[0].mask
+        if mask.nodata is not None and not mask.named:
+            more += (
+                f", which declares {mask.nodata:g} as nodata (--keep_values keeps it)"
+            )
+    return DatasetError(
+        f"None of the {cells} cells gives a patch ({first_reason(skipped)}); check the nodata of "
+        f"{plans[0].scene.image} and of its label{declared}, or lower --min_valid{more}"
+    )
 
 
 def describe(
@@ -195,7 +216,7 @@ def staging_folder(
             remove_partial_files(
                 staging / f"{name}.json" for name in ("settings", "metadata")
             )
-            former = former_settings(target) or asdict(config)
+            former = former_settings(target) or {"version": VERSION} | asdict(config)
             # with --skip_errors, files may be read now that could not be before
             known = former.get("files", {}) | files
             write_json(staging / "settings.json", former | {"files": known})
@@ -239,9 +260,10 @@ def _require_same_run(
         )
     former = former_settings(target)
     if former:
-        present = fingerprint(config)
+        options = fingerprint(config)
+        present = {"version": VERSION} | options
         read = former.pop("files", {})
-        free = vars(config).keys() - present
+        free = vars(config).keys() - options
         former = {name: former[name] for name in former if name not in free}
         former |= {f"file {name}": text for name, text in read.items()}
         present |= {f"file {name}": files.get(name) for name in read}

@@ -18,7 +18,8 @@ from common.files import describe_files
 from common.interruption import until_stopped
 from common.labels import open_label
 from common.legends import asked_colours, missing_advice, read_colours
-from common.nodata import mask_shares, nodata_advice
+from common.masks import MaskSummary, coverage_lines, report_text
+from common.nodata import nodata_advice
 from common.options import is_legend
 from common.rasters import (
     SCENE_SUFFIXES,
@@ -29,7 +30,7 @@ from common.rasters import (
     select_bands,
 )
 from common.sources import require_whole
-from common.text import first_reason, number_dates
+from common.text import first_reason, number_dates, some_of
 from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
 from extraction.cells import Cell, Grid, cells_of, id_text
 from extraction.journal import Skipped
@@ -73,7 +74,7 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     if config.use_per_image_grid:
         vectors = [path for path in paths if path.suffix.lower() in VECTOR_SUFFIXES]
         kinds.append(grids := find_ids(vectors, config.grid_pattern))
-    if each_masked := "<id>" in (config.mask or ""):
+    if config.own_masks:
         kinds.append(masks := find_masks(config.mask))
     if not images:
         raise DatasetError(
@@ -82,21 +83,20 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     complete = set.intersection(*map(set, kinds))
     unmatched = sorted({kind[key] for kind in kinds for key in kind.keys() - complete})
     if unmatched:
-        named = ", ".join(str(path) for path in unmatched[:5])
-        more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
+        named = some_of([str(path) for path in unmatched], 5)
         if not config.skip_unmatched:
             raise DatasetError(
-                f"Files without a partner: {named}{more}; add the missing ones, or give "
+                f"Files without a partner: {named}; add the missing ones, or give "
                 "--skip_unmatched"
             )
-        log.warning("left out, without a partner: %s%s", named, more)
+        log.warning("left out, without a partner: %s", named)
     scenes = []
     for key, image in images.items():
         if key in complete:
             grid = str(grids[key]) if config.use_per_image_grid else config.grid
             files = str(image), str(labels[key]), grid
             mask = config.mask_of("")
-            if each_masked:
+            if config.own_masks:
                 mask = replace(mask, path=str(masks[key]))
             scenes.append(SceneFiles(*files, id_text(key), mask))
     if not scenes:
@@ -153,6 +153,7 @@ class ScenePlan:
     unlabelled: int
     label_nodata: int | None = None  # declared, though it looks like a class
     advice: tuple[str | None, ...] = ()  # what the user should know of label and scene
+    mask: MaskSummary | None = None  # what ``--mask`` says of a sample of the pixels
     codes: Sequence[int | str] | None = None  # values or texts that became classes
     table: dict[int, Colour] = field(default_factory=dict)  # colours of the label
     colours: Sequence[Colour | None] = ()  # of classes, where somebody gave them
@@ -197,6 +198,8 @@ def plan_scenes(
         if advised := [line for line in lines if line]:
             others = f" (and {len(advised) - 1} others likewise)"
             log.warning("%s%s", advised[0], others * (len(advised) > 1))
+    if config.mask is not None:
+        report_masks(plans, config)
     names = Counter(cell.name for plan in plans for cell in plan.cells)
     name, count = names.most_common(1)[0]
     if count > 1:
@@ -241,6 +244,36 @@ def known_colours(asked: str | None, plans: Sequence[ScenePlan]) -> list[Colour 
     return found
 
 
+def report_masks(
+    plans: Sequence[ScenePlan], config: ExtractionConfig | BatchConfig
+) -> None:
+    """Log how much ``--mask`` makes invalid, and the scenes that one mask does not cover.
+
+    Raises:
+        RasterError: It has no ground in common with any of the scenes.
+    """
+    covered = {plan.scene.image: plan.mask.covered for plan in plans}
+    lines = coverage_lines(name_of_mask(plans, config), covered)
+    name = plans[0].scene.image if len(plans) == 1 else f"{len(plans)} scenes"
+    for line in (*lines, f"{name}: {masks_text(plans, config)}"):
+        log.warning(line)
+
+
+def name_of_mask(
+    plans: Sequence[ScenePlan], config: ExtractionConfig | BatchConfig
+) -> str:
+    """The file of ``--mask``; its pattern where several scenes have a mask each."""
+    return plans[0].scene.mask.path if len(plans) == 1 else config.mask
+
+
+def masks_text(
+    plans: Sequence[ScenePlan], config: ExtractionConfig | BatchConfig
+) -> str:
+    """How much of the scenes ``--mask`` makes invalid."""
+    found = [plan.mask for plan in plans]
+    return f"about {report_text(name_of_mask(plans, config), found)}"
+
+
 def plan_scene(
     scene: SceneFiles, config: ExtractionOptions, grid: Grid | None = None
 ) -> tuple[ScenePlan, dict[str, Skipped]]:
@@ -269,11 +302,13 @@ def plan_scene(
                 text = "%s is warped onto the image's pixels (nearest)"
                 log.info(text, label.source)
             source = Source(image, bands, nodata=config.nodata, mask=scene.mask)
-            of_scene = *nodata_advice(source), mask_shares(source)
-            advice = (*label.advice(), *of_scene)
+            advice = (*label.advice(), *nodata_advice(source))
+            mask = source.mask
+            if mask and config.own_masks:
+                coverage_lines(mask.path, {scene.image: mask.covered})
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
-                label.nodata, advice, label.codes, label.table,
+                label.nodata, advice, mask and mask.summary(), label.codes, label.table,
             ), skipped  # fmt: skip
 
 

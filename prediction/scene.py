@@ -38,6 +38,7 @@ from prediction.jobs import (
     count_workers,
     open_scenes,
     prepare_scene,
+    report_coverage,
 )
 from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
@@ -81,6 +82,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
         return 0
     require_folders(tasks)
     require_new(tasks, config)
+    report_coverage(every, config)
     if len(tasks) == 1:
         require_readable(tasks[0].scene)  # before the model is loaded
     tune_malloc()

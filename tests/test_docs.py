@@ -32,6 +32,9 @@ import model_training
 import Patch_extraction
 import Predict_large_image
 from common.colours import PALETTE
+from common.console import settings_from
+from prediction.settings import PredictionConfig
+from training.settings import TrainingConfig
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,6 +56,7 @@ SCRIPTS = {
     "Patch_extraction.py": Patch_extraction,
     "Predict_large_image.py": Predict_large_image,
 }
+SETTINGS = {"main.py": TrainingConfig, "Predict_large_image.py": PredictionConfig}
 PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
 END = "<!-- end -->"
 # of other programs
@@ -280,8 +284,9 @@ def prose(page: Path) -> str:
 
 
 def inline() -> list[str]:
-    """What stands in backquotes outside of blocks, in all pages."""
-    return [code for page in PAGES for code in re.findall(r"`([^`\n]+)`", prose(page))]
+    """What stands in backquotes outside of blocks, in all pages; a line may end within."""
+    codes = [re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", prose(page)) for page in PAGES]
+    return [" ".join(code.split()) for page in codes for code in page]
 
 
 def commands() -> list[list[str]]:
@@ -291,6 +296,12 @@ def commands() -> list[list[str]]:
         line.replace("\\", "/") for line in "\n".join(blocks("powershell")).splitlines()
     ]
     lines += [code for code in inline() if re.match(r"\S*python |torchrun ", code)]
+    short = rf"({'|'.join(Patch_extraction.COMMANDS)}) --"  # the script is named before
+    lines += [
+        f"python Patch_extraction.py {code}"
+        for code in inline()
+        if re.match(short, code)
+    ]
     parts = [part for line in lines for part in line.split(" && ")]
     return [words for words in map(shlex.split, parts) if words]
 
@@ -330,10 +341,38 @@ def test_every_command_is_understood_by_its_script(script, capsys, monkeypatch):
     calls = [words for file, *words in python_calls() if file == script]
     assert len(calls) >= 4
     for words in calls:
+        words = [word.replace("$SLURM_ARRAY_TASK_ID", "3") for word in words]
         try:
-            SCRIPTS[script].build_parser().parse_args(words)
+            arguments = SCRIPTS[script].build_parser().parse_args(words)
         except SystemExit as end:  # lists end the parsing
             assert end.code == 0, words
+            continue
+        settings = SETTINGS.get(script) or arguments.config_class
+        settings_from(settings, arguments)  # no options that exclude each other
+
+
+def test_the_commands_of_stacking_and_masks_are_among_them():
+    calls = [words for file, *words in python_calls() if file == "Patch_extraction.py"]
+    page = DATA.read_text()
+    assert sum(words[0] == "stack" for words in calls) == len(
+        re.findall(r"(?:^python Patch_extraction\.py |`)stack\s--", page, re.MULTILINE)
+    )
+
+
+def test_options_that_the_text_gives_together_fit_one_script():
+    for code in inline():
+        if not re.match(r"--\w+ .*--\w", code):
+            continue
+        fitting = []
+        for name, parser in parsers().items():
+            for action in parser._actions:
+                action.required = False
+            flags = {flag for a in parser._actions for flag in a.option_strings}
+            words = shlex.split(code)
+            if flags >= {word for word in words if word.startswith("--")}:
+                parser.parse_args(words)
+                fitting.append(name)
+        assert fitting, code
 
 
 class Parsed(Exception):
