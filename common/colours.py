@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, count
 
+from common.architectures import is_background
+
 Colour = tuple[int, int, int]
 
 # Two of the first 12 differ by at least 30 (CIEDE2000), and by 16 as seen with deuteranopia; of
@@ -41,7 +43,6 @@ _HUES = {word: hue for hue, words in _USUAL.items() for word in words.split()}
 _PLURALS = (("s", ""), ("es", ""), ("ies", "y"))
 _NEGATIONS = {"no", "non", "not", "without", "except"}
 _GONE = {"former", "loss"}
-_REST = {"background", "other", "rest", "none"}
 
 
 def class_colours(names: Sequence[str]) -> list[Colour]:
@@ -51,7 +52,7 @@ def class_colours(names: Sequence[str]) -> list[Colour]:
     is the rest ("background", "no water"), that one is grey.
     """
     hues = [_usual_hue(name) for name in names]
-    rest = [_is_rest(name) for name in names]
+    rest = [is_background(name) for name in names]
     if len(names) == 2 and rest[0] != rest[1]:
         strong = hues[rest.index(False)] or RED
         return [GREY if is_rest else strong for is_rest in rest]
@@ -170,10 +171,3 @@ def _singular(word: str) -> str:
     """A word as it is in the table: "waterbodies" is "waterbody"."""
     forms = [word, *(re.sub(f"{end}$", y, word) for end, y in _PLURALS)]
     return next((form for form in forms if form in _HUES), word)
-
-
-def _is_rest(name: str) -> bool:
-    """Whether a class of two is what the other one is not."""
-    words = _words(name)
-    others = _NEGATIONS | _REST
-    return bool(others.intersection(words)) or name == "class 0"

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from common.colours import Colour, colour_of_hex
 from common.errors import OptionError, unknown_name
 from common.options import is_legend, require_colour_count, split_list
+from common.text import some_of
 
 OPTION = "--class_colors"
 
@@ -64,7 +65,7 @@ def asked_colours(
     names = names or [""] * len(codes)
     found = [legend.get(str(c)) or legend.get(n) for c, n in zip(codes, names)]
     if not any(found):
-        values, ours = (", ".join(list(map(str, v))[:6]) for v in (legend, codes))
+        values, ours = (some_of(list(map(str, v)), 6) for v in (legend, codes))
         raise OptionError(
             f"{OPTION} {asked}: the file has colours of {values}, and none of the classes {ours}"
         )
@@ -80,9 +81,7 @@ def missing_advice(
     missing = [word for word, colour in zip(words, known) if colour is None]
     if not missing:
         return None
-    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-    listed = ", ".join(missing[:8])
-    return f"{asked} has no colour for {listed}{more}: taken from the palette"
+    return f"{asked} has no colour for {some_of(missing, 8)}: taken from the palette"
 
 
 def _read_colour(text: str) -> Colour:
@@ -162,7 +161,7 @@ def _categories(renderer: ElementTree.Element) -> Iterator[tuple[str, Colour]]:
 
 
 def _symbol_colour(symbol: ElementTree.Element) -> Colour | None:
-    """The colour of a symbol's first layer, which QGIS before 3.26 stores as a ``prop``."""
+    """The colour of a symbol's first layer, which early QGIS 3 stores as a ``prop`` alone."""
     layer = symbol.find("layer")
     if layer is None:
         return None

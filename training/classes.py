@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 
+from common.architectures import is_background
 from common.errors import DatasetError
 from common.label_values import parse_names
 from common.labels import class_codes_of, class_names_of
@@ -16,11 +16,6 @@ from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
 
-# the first of two classes that is no class of its own: code 0, or a name such as "no water"
-BACKGROUND = re.compile(
-    r"(class )?0|(background|other|others|none|no|non|not|nothing|rest)\b.*",
-    re.IGNORECASE,
-)
 FALLBACK = {"mode": "binary", "classes": 2}  # where neither options nor dataset say
 
 
@@ -48,7 +43,7 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
     names = parse_names(config.class_names, "--class_names")
     if names and len(names) != number:
         raise DatasetError(f"--class_names has {len(names)} names, but {where}")
-    background = (codes or [""])[0] == 0 or BACKGROUND.fullmatch(stored[0])
+    background = (codes or [""])[0] == 0 or is_background(stored[0])
     binary = number == 2 and background
     mode = config.mode or ("binary" if binary else "multiclass")
     if not (config.mode and config.classes):

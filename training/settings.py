@@ -265,11 +265,11 @@ class TrainingConfig:
         named = parse_names(self.class_names, "--class_names")
         fine = not (named and number) or len(named) == number
         require(fine, "--class_names", self.class_names, f"{number} names")
+        if number:
+            require_colour_count(self.class_colors, number)
         fine = not number or not 0 <= self.ignore_index < number
         expected = f"a value outside the classes 0..{(number or 0) - 1}"
         require(fine, "--ignore_index", self.ignore_index, expected)
-        if number:
-            require_colour_count(self.class_colors, number)
         fine = number_or_auto(self.num_workers, 0, 1024)
         require(fine, "--num_workers", self.num_workers, "0 to 1024, or auto")
 

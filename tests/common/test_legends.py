@@ -24,7 +24,7 @@ PALETTED = """<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>
     <paletteEntry value="41.0" label="Forest" color="#1C6330" alpha="255"/>
   </colorPalette></rasterrenderer>
 </pipe></qgis>"""
-# as QGIS 3.22 writes symbols, and as it did before 3.26 by props
+# as QGIS writes symbols, and as early QGIS 3 did by props alone
 CATEGORIZED = """<qgis><renderer-v2 type="categorizedSymbol" attr="kind">
   <categories>
     <category symbol="0" value="lake" label="A lake" render="true"/>

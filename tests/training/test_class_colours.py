@@ -8,6 +8,7 @@ from helpers import QUICK, patch_everywhere, run_main, train, write_dataset
 from common.colours import BLUE, GREEN, GREY, PALETTE, RED, hex_of_colour
 from common.labels import class_tags
 from model_training import load_checkpoint
+from training.classes import settle_classes
 from training.dataset import colour_advice, colours_for, index_split
 from training.settings import TrainingConfig
 
@@ -110,6 +111,14 @@ def test_wrong_colours_are_found_before_a_patch_is_read(
     assert status == 2 and reason in err
 
 
-def test_another_number_of_colours_than_classes_is_refused():
+def test_another_number_of_colours_than_classes_is_refused(tmp_path):
+    options = {"model": "unet", "class_colors": "red,lime"}
     with pytest.raises(ValueError, match="expected 2 colours, one for each class"):
-        TrainingConfig(dataset_root="a", model="unet", class_colors="red,lime,blue")
+        TrainingConfig(
+            dataset_root="a", mode="binary", model="unet", class_colors="red"
+        )
+    tags = class_tags(NAMES, None, None)
+    root = write_dataset(tmp_path, 1, 0, 0, classes=3, size=8, tags=tags)
+    config = TrainingConfig(dataset_root=str(root), **options)
+    with pytest.raises(ValueError, match="expected 3 colours"):
+        settle_classes(config)  # which the dataset has
