@@ -21,6 +21,7 @@ from common.errors import RasterError
 from common.files import describe_file, describe_files, fingerprint
 from common.mask_options import Mask
 from common.nodata import mask_shares, nodata_advice
+from common.pictures import class_colours
 from common.rasters import (
     Source,
     files_of_raster,
@@ -81,6 +82,11 @@ class SceneJob:
     @property
     def names(self) -> list[str]:
         return self.models.first.class_names
+
+    @property
+    def colours(self) -> list[tuple[int, int, int]]:
+        """Of the classes, in every output."""
+        return class_colours(len(self.names))
 
     @property
     def rasters(self) -> list[Path]:
