@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import get_args, get_type_hints
 
 from common.errors import OptionError, SegmentationError, error_message
 from common.interruption import exit_status, interruptible
 from common.machine import is_main_process
+from common.repeat import option_words, read_settings
 
 # what they log is in our own errors too
 QUIET_LIBRARIES = (
@@ -21,6 +22,8 @@ QUIET_LIBRARIES = (
 )  # fmt: skip
 # for those who write programs
 HARMLESS_WARNINGS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+
+Files = Sequence[str | os.PathLike]  # that a problem may name
 
 
 def add_settings(parser, config_class) -> None:
@@ -41,13 +44,17 @@ def add_settings(parser, config_class) -> None:
             (t for t in get_args(hints[item.name]) if t is not type(None)), None
         )
         kind = kind or hints[item.name]
-        if kind is bool:
-            more["action"] = "store_true"
-        else:
-            more["type"] = whole_number if kind is int else kind
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
+        if kind is bool:
+            more["action"] = "store_true"
+            off = {"action": "store_false", "default": argparse.SUPPRESS}
+            off |= {"dest": item.name, "help": argparse.SUPPRESS}
+            groups[group].add_argument(f"--no-{item.name}", **off)
+        else:
+            more["type"] = whole_number if kind is int else kind
         groups[group].add_argument(*flags, dest=item.name, help=text, **more)
+    parser.set_defaults(config_class=config_class)
 
 
 def whole_number(text: str) -> int:
@@ -69,26 +76,57 @@ def settings_from(config_class, arguments):
 
 
 class Problems(list):
-    """The problems that a preflight has found, a line each: all of them, not only the first."""
+    """The problems that a preflight has found, a line each: all of them, not only the first.
 
-    def attempt(self, action: Callable, *arguments):
+    What is wrong with many files alike is one line, with some of the files.
+    """
+
+    def __init__(self):
+        self._alike: dict[str, list[str]] = {}  # text without the file -> files
+
+    def attempt(self, action: Callable, *arguments, files: Files = ()):
         """The result of an action; None, and the problem noted, where it fails."""
         try:
             return action(*arguments)
         except (SegmentationError, OSError) as error:
-            self.note(str(error))
+            self.note(str(error), files)
             return None
 
-    def note(self, problem: str) -> None:
-        if problem not in self:
-            self.append(problem)
+    def note(self, problem: str, files: Files = ()) -> None:
+        """Add a problem; one that differs from a former one in its file alone joins that."""
+        if problem in self:
+            return
+        named = next((str(file) for file in files if str(file) in problem), None)
+        if named is not None:
+            alike = self._alike.setdefault(problem.replace(named, "\0"), [])
+            if named not in alike:
+                alike.append(named)
+            if alike[0] != named:
+                return
+        self.append(problem)
+
+    def lines(self) -> list[str]:
+        """The problems as text."""
+        more = {
+            text.replace("\0", files[0]): files[1:]
+            for text, files in self._alike.items()
+        }
+        return [problem + _likewise(more.get(problem, [])) for problem in self]
 
     def report(self) -> int:
         """Print them on stderr, in the main process; how many there are."""
         if is_main_process():
-            for problem in self:
-                print(f"error: {problem}", file=sys.stderr)
+            for line in self.lines():
+                print(f"error: {line}", file=sys.stderr)
         return len(self)
+
+
+def _likewise(files: Sequence[str]) -> str:
+    """What follows a problem that other files have too: how many, and two of them."""
+    if not files:
+        return ""
+    rest = f" and {len(files) - 2} others" if len(files) > 2 else ""
+    return f" (likewise {', '.join(files[:2])}{rest})"
 
 
 def show_messages() -> None:
@@ -120,15 +158,40 @@ def show_messages() -> None:
     warnings.showwarning = show_warning
 
 
+class SettingsParser(argparse.ArgumentParser):
+    """A parser that reads options from the file of ``--settings`` too; the command line wins."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        config_class = self.get_default("config_class")
+        if config_class is not None:
+            finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            finder.add_argument("--settings")
+            found, rest = finder.parse_known_args(words)
+            if found.settings is not None:
+                try:
+                    options = read_settings(found.settings, config_class)
+                    words = [*option_words(options, config_class), *rest]
+                except OptionError as error:
+                    self.error(str(error))
+        return super().parse_known_args(words, namespace)
+
+
 def make_parser(script: str, description: str) -> argparse.ArgumentParser:
     """A parser without options, described by the first line of a script's docstring."""
-    return argparse.ArgumentParser(
+    return SettingsParser(
         prog=script, description=description.split("\n")[0], allow_abbrev=False
     )
 
 
-def add_debug(group) -> None:
-    """Give a parser, or a group of it, the option --debug, which ``run_command`` reads."""
+def add_common(group) -> None:
+    """Give a parser, or a group of it, --settings and --debug, which ``run_command`` reads."""
+    group.add_argument(
+        "--settings",
+        metavar="FILE",
+        help="options from a JSON file: the metrics, metadata or statistics of a run, or options "
+        "by name; those given beside it win, and --no-NAME switches off",
+    )
     group.add_argument(
         "--debug", action="store_true", help="show the traceback of any error"
     )

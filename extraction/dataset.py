@@ -28,6 +28,7 @@ from common.files import (
 from common.ground import footprint, to_metric_crs, to_one_crs
 from common.nodata import empty_bands
 from common.rasters import Source, open_raster
+from common.repeat import command_line
 from common.styles import categorized_style
 from common.text import first_reason
 from common.vectors import add_style, write_layer
@@ -145,9 +146,11 @@ def describe(
 ) -> dict:
     """Where all patches come from, as plain values for JSON."""
     first = plans[0]
+    command = "batch" if isinstance(config, BatchConfig) else "extract"
     return {
         "version": VERSION,
         "settings": asdict(config),
+        "command": command_line(f"Patch_extraction.py {command}", config),
         "crs": first.crs.to_string(),
         "bands": first.bands,
         "label_values": first.label_values,

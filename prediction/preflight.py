@@ -66,17 +66,18 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
     tasks = tasks_of_part(every, config.part)
     problems.attempt(require_folders, tasks)
     for task in tasks:
-        problems.attempt(require_new, [task], config)
+        problems.attempt(require_new, [task], config, files=[task.output])
     if not (models and every):
         for scene in problems.attempt(list_scenes, config.input) or []:
-            problems.attempt(require_readable, scene)
+            problems.attempt(require_readable, scene, files=[scene])
         return problems, {}
     outlook = dict.fromkeys(("scenes", "pixels", "windows", "unfinished", "maps"), 0)
     options = tasks, config, models, every
     settings = problems.attempt(choose_windows, *options) or []
     for task, windowed in zip(tasks, settings):
         measure = "memory" not in outlook
-        found = problems.attempt(check_scene, task, windowed, models, measure) or {}
+        options = task, windowed, models, measure
+        found = problems.attempt(check_scene, *options, files=[task.scene]) or {}
         for key, number in found.items():
             more = max if key in ("unfinished", "patch_size") else operator.add
             outlook[key] = more(outlook[key], number) if key in outlook else number

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from common.ground import pixel_areas
 from common.machine import SerialWorker, is_main_process, tune_malloc
 from common.nodata import empty_bands
 from common.rasters import open_raster
+from common.repeat import command_line
 from common.styles import write_style
 from prediction.area import find_area
 from prediction.blending import blended_rows
@@ -210,6 +211,8 @@ def write_report(job: SceneJob, statistics: Statistics) -> dict:
     report |= {"dates": task.scenes} if task.further else {}
     report |= {"area": job.config.area} if job.config.area else {}
     report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
+    command = command_line("Predict_large_image.py", job.config)
+    report |= {"settings": asdict(job.config), "command": command}
     write_json(task.beside("_statistics.json"), report)
     RowStore.remove(task.partial)
     return make_products(job, report)

@@ -374,7 +374,8 @@ def drawn_pixels(batches, size: int = 200_000, seed: int = 0):
 
 def settings(**changes) -> TrainingConfig:
     """Those of a training, with their defaults but for ``changes``."""
-    return TrainingConfig(**{"dataset_root": "data", "model": "unet"} | changes)
+    given = {"dataset_root": "data", "model": "unet", "mode": "binary", "classes": 2}
+    return TrainingConfig(**given | changes)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ DOORS = {
         (["--help"], 0),
         (["--list_models"], 0),
         (["--epochs", "many"], 2),
-        (["--dataset_root", "d", "--model", "unet", "--classes", "6"], 2),
+        (["--dataset_root", "d", "--model", "unet", "--mode", "binary", "--classes", "6"], 2),
         (["--dataset_root", "d", "--model", "unet", "--epochs", "0"], 2),
     ],
     "Predict_large_image": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from common.tiffs import tiff_header
 from training.loaders import EpochBatchSampler
 from training.samples import PatchCache, SampleIndex, index_samples
 from training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    from common.console import Problems
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -50,7 +54,7 @@ def index_split(
     like: SampleIndex | None,
     cache: PatchCache | None = None,
     required=True,
-    problems: list[str] | None = None,
+    problems: Problems | None = None,
 ) -> SampleIndex | None:
     """The index of a split, or None when it is not required and has no patches.
 

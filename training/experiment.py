@@ -13,8 +13,10 @@ from common.errors import DatasetError
 from common.files import write_json
 from common.machine import tune_malloc
 from common.patches import list_pairs
+from common.repeat import command_line
 from model_training import check_architecture
 from training.assessment import export
+from training.classes import settle_classes
 from training.cross_validation import cross_validate
 from training.dataset import (
     index_split,
@@ -49,11 +51,16 @@ def run_experiment(config: TrainingConfig) -> dict:
     """
     device = local_device(config.device)
     training_precision(config.amp, device)
+    config = settle_classes(config)
     for check in PREFLIGHT_CHECKS:
         check(config)
     require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
-    report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
+    report = {
+        "val_strategy": config.val_strategy,
+        "settings": asdict(config),
+        "command": command_line("main.py", config),
+    }
     run_dir = Path(config.run_dir)
     if found := folds_trained_alone(config):
         names = ", ".join(file.parent.name for file in found)

@@ -16,6 +16,7 @@ from common.console import Problems
 from common.devices import local_device, peak_memory
 from common.distributed import ProcessGroup, torch_errors
 from common.text import duration
+from training.classes import settle_classes, settle_without_dataset
 from training.dataset import (
     index_split,
     log_weak_spots,
@@ -44,6 +45,8 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     device = problems.attempt(local_device, config.device)
     if device:
         problems.attempt(training_precision, config.amp, device)
+    settled = problems.attempt(settle_classes, config)
+    config = settled or settle_without_dataset(config)
     for check in PREFLIGHT_CHECKS:
         problems.attempt(check, config)
     splits: dict[str, SampleIndex] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +23,9 @@ from common.rasters import band_scaling, open_raster
 from common.text import number_dates
 from training.augmentation import Radiometry, random_d4, random_radiometry
 from training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    from common.console import Problems
 
 SAMPLE_VALUES = 2**24  # kept for the percentiles of the training split, of all bands
 
@@ -129,7 +132,7 @@ def index_samples(
     ignore_index: int,
     like: SampleIndex | None = None,
     cache: PatchCache | None = None,
-    problems: list[str] | None = None,
+    problems: Problems | None = None,
 ) -> SampleIndex | None:
     """Read every patch once: check it, count its classes, sample its pixels, keep it if it fits.
 
@@ -160,7 +163,7 @@ def index_samples(
         except (SegmentationError, OSError) as error:
             if problems is None:
                 raise
-            problems.append(str(error))
+            problems.note(str(error), (pair.image, pair.label))
             continue
         good.append(pair)
         known = (mask >= 0) & (mask < num_classes)

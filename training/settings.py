@@ -25,16 +25,18 @@ class TrainingConfig:
         help="folder that extraction wrote", group="data", may_change=True
     )
     model: str = setting(help="architecture (see --list_models)", group="model")
-    mode: str = setting(
-        "binary",
+    mode: str | None = setting(
+        None,
         "one foreground class against background, or several classes",
         "data",
+        shown="by the class names that the extraction stored; binary without any",
         choices=("binary", "multiclass"),
     )
-    classes: int = setting(
-        2,
-        "number of classes, for multiclass",
+    classes: int | None = setting(
+        None,
+        "number of classes",
         "data",
+        shown="those that the extraction stored; 2 without any",
         alias="--num_classes",
         least=2,
         most=65535,
@@ -242,24 +244,18 @@ class TrainingConfig:
         expected = ", ".join(AUGMENTATIONS)
         require(kind in AUGMENTATIONS, "--data_augmentation", kind, expected)
         require(
-            self.mode == "multiclass" or self.classes == 2,
+            self.mode != "binary" or self.classes in (None, 2),
             "--classes",
             self.classes,
             "2 with --mode binary; --mode multiclass takes more",
         )
-        require(
-            not self.class_names
-            or len(split_list(self.class_names)) == self.label_classes,
-            "--class_names",
-            self.class_names,
-            f"{self.label_classes} names",
-        )
-        require(
-            not 0 <= self.ignore_index < self.label_classes,
-            "--ignore_index",
-            self.ignore_index,
-            f"a value outside the classes 0..{self.label_classes - 1}",
-        )
+        number = 2 if self.mode == "binary" else self.classes
+        named = split_list(self.class_names)
+        fine = not (named and number) or len(named) == number
+        require(fine, "--class_names", self.class_names, f"{number} names")
+        fine = not number or not 0 <= self.ignore_index < number
+        expected = f"a value outside the classes 0..{(number or 0) - 1}"
+        require(fine, "--ignore_index", self.ignore_index, expected)
         fine = number_or_auto(self.num_workers, 0, 1024)
         require(fine, "--num_workers", self.num_workers, "0 to 1024, or auto")
 
@@ -324,10 +320,15 @@ class TrainingConfig:
             self.rgb_bands,
             "--pretrained or --encoder_weights with it",
         )
+        known = (ModelConfig.encoder_name, entry.fixed_encoder)
+        fine = entry.takes_encoder or self.encoder_name in known
+        expected = f"another --model: {self.model} has no exchangeable encoder"
+        require(fine, "--encoder_name", self.encoder_name, expected)
 
     @property
     def label_classes(self) -> int:
-        return self.classes if self.mode == "multiclass" else 2
+        """Classes that labels hold; ``training.classes`` settles it where no option does."""
+        return 2 if self.mode == "binary" else self.classes
 
     @property
     def run_dir(self) -> str:
@@ -345,11 +346,5 @@ class TrainingConfig:
         outputs = self.classes if self.mode == "multiclass" else 1
         entry, encoder = ARCHITECTURES[self.model], self.encoder_name
         if not entry.takes_encoder:
-            require(
-                encoder in (ModelConfig.encoder_name, entry.fixed_encoder),
-                "--encoder_name",
-                encoder,
-                f"another --model: {self.model} has no exchangeable encoder",
-            )
             encoder = entry.fixed_encoder
         return ModelConfig(self.model, in_channels, outputs, encoder, self.dropout_rate)

@@ -13,6 +13,7 @@ from helpers import (
     patch_everywhere,
     run_main,
     same_weights,
+    settings,
     train,
     write_dataset,
     write_raster,
@@ -31,7 +32,6 @@ from training.epochs import validate
 from training.loop import train_one_epoch
 from training.run import TrainingRun, build
 from training.samples import index_samples
-from training.settings import TrainingConfig
 
 # --- options --------------------------------------------------------------------------------
 
@@ -252,9 +252,7 @@ def test_patience_0_never_stops(saturating_data, tmp_path):
 def test_all_checkpoints_appear_even_without_foreground(
     small_data, tmp_path, monkeypatch
 ):
-    config = TrainingConfig(
-        dataset_root=str(small_data), model="linknet", encoder_name=TINY[3]
-    )
+    config = settings(model="linknet", encoder_name=TINY[3])
     index = index_samples(list_pairs(small_data, "train"), 2, UNLABELLED)
     run = TrainingRun(
         config, index, index, tmp_path, BINARY_NAMES, 1, torch.device("cpu")
@@ -313,8 +311,13 @@ def test_class_names_of_the_option_are_stored_in_binary_mode_too(small_data, tmp
 
 
 def test_num_classes_is_another_name_of_classes(multiclass_data, tmp_path):
-    done = train(multiclass_data, tmp_path, "--mode", "multiclass", "--num_classes", 3)
-    assert done.metadata()["num_classes"] == 3
+    done = train(multiclass_data, tmp_path, "--mode", "multiclass", "--num_classes", 4)
+    assert done.metadata()["num_classes"] == 4
+    status, _, err = run_main(
+        *("--dataset_root", multiclass_data, "--save_dir", tmp_path / "other"),
+        *(*QUICK, "--num_classes", 3),
+    )
+    assert status == 1 and "--classes 3, but the labels in" in err
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,6 @@ from training.settings import TrainingConfig
 @pytest.mark.parametrize(
     ("name", "default"),
     [
-        ("mode", "binary"),
-        ("classes", 2),
         ("val_strategy", "split"),
         ("epochs", 100),
         ("batch_size", 4),
@@ -54,7 +52,7 @@ def test_defaults_are_the_documented_ones(name, default):
         ({"model": "unet+"}, "did you mean 'unet++'"),
         ({"model": "DeepLab"}, "did you mean 'deeplabv3'"),
         ({"mode": "multiclass", "classes": 1}, "--classes 1"),
-        ({"classes": 6}, "--mode multiclass"),
+        ({"mode": "binary", "classes": 6}, "--mode multiclass"),
         ({"epochs": 0}, "--epochs 0"),
         ({"batch_size": 0}, "--batch_size 0"),
         ({"num_workers": "-1"}, "--num_workers -1"),
