@@ -167,7 +167,9 @@ def complete_map(job: SceneJob, group: ProcessGroup) -> dict:
     if group.is_main_process and (missing or task.partial.exists()):
         with unfinished_map(task, group):
             RowStore.remove(task.partial)
-            for path, style in missing_styles(job).items():
+            styles = missing_styles(job)
+            remove_partial_files(styles)
+            for path, style in styles.items():
                 write_style(path, style)
             return make_products(job, report)
     return report
