@@ -86,7 +86,7 @@ class SceneJob:
     @property
     def colours(self) -> list[tuple[int, int, int]]:
         """Of the classes, in every output."""
-        return class_colours(len(self.names))
+        return class_colours(len(self.names))[: len(self.names)]
 
     @property
     def rasters(self) -> list[Path]:

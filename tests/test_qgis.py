@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from helpers import CRS, ENCODER, ORIGIN, PIXEL, ROOT, cell, grid, write_raster
 
 import Patch_extraction
 import Predict_large_image
 from common.architectures import ModelConfig
-from common.pictures import class_colours
 from common.styles import RAMP
 from extraction.report import SPLIT_COLOURS
 from model_training import Normalization, build_model, save_checkpoint
@@ -71,8 +71,11 @@ def show(files: list[Path]) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory) -> dict[str, dict]:
-    """Two scenes side by side mapped, their dates combined, and a dataset; as QGIS shows them."""
+def shown(tmp_path_factory) -> dict:
+    """What QGIS shows of two scenes side by side mapped, of combined dates, and of a dataset.
+
+    With "the map's own", the colour table of a map.
+    """
     folder = tmp_path_factory.mktemp("outputs")
     rng = np.random.default_rng(0)
     scenes = []
@@ -109,9 +112,12 @@ def shown(tmp_path_factory) -> dict[str, dict]:
     assert Patch_extraction.main(["extract", *words]) == 0
     files = [*maps.glob("*.tif"), *maps.glob("*.gpkg"), maps / "mosaic.vrt"]
     files += [dates, folder / "dates_dates.tif", folder / "Patch" / "cells.gpkg"]
+    with rasterio.open(dates) as file:
+        table = file.colormap(1)
+    colours = [table[number][:3] for number in range(len(NAMES))]
     views = show(files)
     assert len(views) == len(files) == 12 and all(v["valid"] for v in views.values())
-    return views
+    return views | {"the map's own": colours}
 
 
 def pairs(view: dict) -> list:
@@ -120,7 +126,7 @@ def pairs(view: dict) -> list:
 
 @pytest.mark.parametrize("name", ["tile0_prediction.tif", "mosaic.vrt", "dates.tif"])
 def test_a_map_shows_its_classes_and_nothing_where_it_has_none(shown, name):
-    view, colours = shown[name], hexes(class_colours(len(NAMES)))
+    view, colours = shown[name], hexes(shown["the map's own"])
     assert view["renderer"] == "paletted" and view["style"]
     expected = [[number, *pair] for number, pair in enumerate(zip(NAMES, colours))]
     assert view["classes"] == expected
@@ -134,7 +140,7 @@ def test_gdal_reads_the_attribute_table_of_a_map(shown):
     assert view["columns"] == ["Value", "Class_name", "Red", "Green", "Blue"]
     assert view["rows"] == [
         [str(number), name, *map(str, colour)]
-        for number, (name, colour) in enumerate(zip(NAMES, class_colours(3)))
+        for number, (name, colour) in enumerate(zip(NAMES, shown["the map's own"]))
     ]
 
 
@@ -164,7 +170,7 @@ def test_polygons_beside_a_map_of_their_name_have_a_style_of_their_own(shown, nu
     assert view["renderer"] == "categorizedSymbol" and view["column"] == "class_name"
     assert view["classes"] == [
         [name, name, colour]
-        for name, colour in zip(NAMES, hexes(class_colours(len(NAMES))))
+        for name, colour in zip(NAMES, hexes(shown["the map's own"]))
     ]
     assert "Provider" in view["message"]  # not the .qml, which is that of the map
     assert view["layers"] == [f"tile{number}_prediction"]  # no question which one

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 from prediction_helpers import (
     CRS,
     EVERYTHING,
@@ -20,12 +21,21 @@ from prediction_helpers import (
 )
 from shapely.geometry import box
 
-from common.pictures import class_colours
 from common.styles import paletted_style, ramp_style
 from common.vectors import add_style
 
 NAMES = ["water", "forêt", "bare soil", "town"]
-LAND = paletted_style(NAMES, class_colours(4))
+
+
+def colours_of(raster) -> list[tuple]:
+    """The colour table of a map of four classes."""
+    with rasterio.open(raster) as file:
+        table = file.colormap(1)
+    return [table[number][:3] for number in range(4)]
+
+
+def style_of(raster) -> str:
+    return paletted_style(NAMES, colours_of(raster))
 
 
 def read(path) -> str:
@@ -37,7 +47,7 @@ def test_all_rasters_but_probabilities_have_a_style(land, scene, tmp_path):
     styles = {path.name: read(path) for path in tmp_path.glob("*.qml")}
     share = ramp_style(0, 1)
     assert styles == {
-        "map.qml": LAND,
+        "map.qml": style_of(tmp_path / "map.tif"),
         "map_confidence.qml": share,
         "map_uncertainty.qml": share,
     }
@@ -77,7 +87,7 @@ def test_a_style_that_no_run_has_made_is_replaced_with_overwrite_alone(
     assert f"{style} is there already" in error and "--overwrite" in error
     assert read(style) == "of somebody" and not (tmp_path / "map.tif").exists()
     assert run(land.path, scene, tmp_path / "map.tif", "--overwrite") == 0
-    assert read(style) == LAND
+    assert read(style) == style_of(tmp_path / "map.tif")
 
 
 def test_an_area_with_a_table_of_styles_is_one_layer(land, tmp_path):
@@ -97,9 +107,10 @@ def test_polygons_have_the_colours_of_the_map(land, scene, tmp_path):
     assert list(styles["f_table_name"]) == ["map"]
     root = ElementTree.fromstring(styles["styleQML"][0])
     fills = [node.get("v") for node in root.iter("prop") if node.get("k") == "color"]
-    assert fills == ["{},{},{},255".format(*colour) for colour in class_colours(4)]
+    colours = colours_of(tmp_path / "map.tif")
+    assert fills == ["{},{},{},255".format(*colour) for colour in colours]
     # the one beside it is that of the map
-    assert read(tmp_path / "map.qml") == LAND
+    assert read(tmp_path / "map.qml") == style_of(tmp_path / "map.tif")
 
 
 # --- mosaic.qml ------------------------------------------------------------------------------
@@ -119,14 +130,15 @@ def test_a_mosaic_has_the_style_of_its_maps_and_an_edited_one_stays(land, tmp_pa
     scenes, maps = pair_of_tiles(tmp_path), tmp_path / "maps"
     style = maps / "mosaic.qml"
     assert run(land.path, scenes, maps) == 0
-    assert read(style) == LAND
+    expected = style_of(maps / "tile1_prediction.tif")
+    assert read(style) == expected
     style.write_text("edited in QGIS")
     assert run(land.path, scenes, maps, "--resume") == 0
     assert read(style) == "edited in QGIS"
     # with other maps it is another mosaic, and of different grids none
     scenes = pair_of_tiles(tmp_path, 3)
     assert run(land.path, scenes, maps, "--overwrite") == 0
-    assert read(style) == LAND
+    assert read(style) == expected
     assert run(land.path, pair_of_tiles(tmp_path, 0.5), maps, "--overwrite") == 0
     assert not (maps / "mosaic.vrt").exists() and not style.exists()
 
