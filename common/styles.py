@@ -16,7 +16,7 @@ from common.files import atomic_write
 
 Colour = tuple[int, int, int]
 
-QGIS = "3.22"  # whose form of styles this is; later versions read it too
+QGIS = "3.22"  # whose form of styles this is
 DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # Matplotlib's viridis in tenths, as in the quicklook
@@ -24,14 +24,14 @@ RAMP: tuple[Colour, ...] = (
     (68, 1, 84), (72, 36, 117), (65, 68, 135), (53, 95, 141), (42, 120, 142), (33, 145, 140),
     (34, 168, 132), (68, 191, 112), (122, 209, 81), (189, 223, 38), (253, 231, 37),
 )  # fmt: skip
-OUTLINE = {  # of polygons: thin, so that small areas keep their colour
+OUTLINE = {  # of polygons: thin, and in their own hue, which small areas keep so
     "joinstyle": "bevel",
-    "outline_color": "255,255,255,160",
     "outline_style": "solid",
     "outline_width": "0.1",
     "outline_width_unit": "MM",
     "style": "solid",
 }
+DARKER = 0.7  # an outline's share of the brightness of its area
 # GDAL's numbers of types and meanings of columns: GDALRATFieldType, GDALRATFieldUsage
 CLASS_COLUMNS = {
     "Value": (0, 5),
@@ -100,7 +100,9 @@ def categorized_style(
         symbol = SubElement(symbols, "symbol", type="fill", name=str(number), alpha="1")
         fill = {"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"}
         layer = SubElement(symbol, "layer", fill)
-        _properties(layer, {"color": _numbers(colour)} | OUTLINE)
+        darker = [round(part * DARKER) for part in colour]
+        fill = {"color": _numbers(colour), "outline_color": _numbers(darker)}
+        _properties(layer, fill | OUTLINE)
     return _document(root)
 
 
