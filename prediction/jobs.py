@@ -132,7 +132,7 @@ class SceneJob:
             "dates": [describe_scene(*date) for date in self.further],
             "area": describe_area(self.config.area),
             "masks": [describe_mask(mask) for mask in self.masks if mask],
-            "models": [describe_file(file) for file in self.models.files],
+            "models": describe_models(self.models),
             "device": self.models.device.type,
             "options": fingerprint(self.config),
         }
@@ -149,6 +149,11 @@ class SceneJob:
             "NORMALIZATION": self.models.first.normalization.rule,
             "PRECISION": self.run["precision"],
         }
+
+
+def describe_models(models: Models) -> list[dict]:
+    """The checkpoints in ``run``."""
+    return [describe_file(file) for file in models.files]
 
 
 def describe_scene(scene: rasterio.DatasetReader, bands: Sequence[int]) -> dict:

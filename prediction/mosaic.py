@@ -15,7 +15,7 @@ from common.files import atomic_write
 from common.labels import class_names_of
 from common.rasters import open_raster
 from common.styles import paletted_style, write_style
-from prediction.tasks import Task
+from prediction.tasks import Task, recorded_run
 from prediction.tiling import Extent
 
 log = logging.getLogger("semanticseg4eo")
@@ -66,6 +66,7 @@ def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
     with atomic_write(target) as part:
         part.write_bytes(present)
     log.info("%s joins %d maps", target, len(maps))
+    warn_of_other_runs(target, tasks)
     style = target.with_suffix(".qml")
     if not style.exists() or former not in (None, present):
         draw_mosaic(style, maps, names)
@@ -96,6 +97,41 @@ def legend_of(path: Path) -> tuple[tuple, tuple]:
             return (), ()
         table = one.colormap(1)
         return tuple(names), tuple(table[number][:3] for number in range(len(names)))
+
+
+def warn_of_other_runs(target: Path, tasks: Sequence[Task]) -> None:
+    """Warn, in one line, where joined maps were made with different windows or models."""
+    runs = [(task.output.name, recorded_run(task, finished=True)) for task in tasks]
+    made = [
+        (name, run.get("options", {}).get("patch_size"), run.get("models", []))
+        for name, run in runs
+        if run
+    ]
+    unlike = []
+    for name, size, models in made:
+        first, usual_size, usual_models = made[0]
+        what = [f"windows of {size} pixels, not {usual_size}"] * (size != usual_size)
+        if identities(models) != identities(usual_models):
+            files, usual = (
+                ", ".join(model["name"] for model in one)
+                for one in (models, usual_models)
+            )
+            what.append(
+                f"model {files}, " + (f"not {usual}" if files != usual else "changed")
+            )
+        if what:
+            unlike.append(f"{name}: {'; '.join(what)}")
+    if unlike:
+        log.warning(
+            "warning: of the maps in %s %d were made otherwise than %s (%s); --overwrite makes all "
+            "anew, with one --model and --patch_size",
+            target, len(unlike), first, unlike[0],
+        )  # fmt: skip
+
+
+def identities(models: Sequence[dict]) -> list[dict]:
+    """What distinguishes model files, wherever they lie."""
+    return [{key: one[key] for key in one if key != "name"} for one in models]
 
 
 def extents_on_grid(

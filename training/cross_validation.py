@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from training.dataset import (
 )
 from training.epochs import fit
 from training.folds import Fold, plan_all_folds
-from training.outputs import clear_former_run, writing_alone
+from training.outputs import clear_former_run
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
 from training.settings import TrainingConfig
@@ -53,11 +52,7 @@ def train_folds(
     for number, fold in enumerate(folds, start=1):
         log.info("fold %d of %d", number, len(folds))
         place = save_dir / f"fold_{number}"
-        alone = writing_alone(place) if group.is_main_process else nullcontext()
-        with alone:
-            report, held_out = train_fold(
-                config, pooled, fold, place, names, device, group
-            )
+        report, held_out = train_fold(config, pooled, fold, place, names, device, group)
         reports.append(report)
         matrices[fold.held_out] = group.broadcast(held_out.found)
         samples.append(held_out.sample)

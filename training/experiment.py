@@ -73,7 +73,7 @@ def run_experiment(config: TrainingConfig) -> dict:
         stack.enter_context(torch_errors(device, SCARCE))
         group = stack.enter_context(init_distributed(gpu))
         if group.is_main_process:
-            stack.enter_context(writing_alone(run_dir))
+            stack.enter_context(writing_alone(config))
         report |= run_kind(config, device, group)
         if group.is_main_process:
             write_json(run_dir / "model_metrics.json", report)
