@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("semanticseg4eo")
 
+SPLIT_COLOURS = dict(zip(SPLITS, [(157, 184, 210), (240, 160, 48), (200, 40, 60)]))
+
 
 @dataclass(frozen=True)
 class SplitSummary:
@@ -263,12 +265,13 @@ def draw_splits(places: Sequence[PatchLocation], target: Path) -> None:
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     axes = figure.add_subplot()
     keys = []
-    for split, colour in zip(SPLITS, ("#9db8d2", "#f0a030", "#c8283c")):
+    for split in SPLITS:
         corners = [
             np.array(shape.exterior.coords)
             for shape, place in zip(ground, places)
             if place.split == split
         ]
+        colour = np.divide(SPLIT_COLOURS[split], 255)
         style = {"facecolor": colour, "edgecolor": "white"}
         axes.add_collection(PolyCollection(corners, linewidth=0.4, **style))
         keys.append(Key(label=f"{split} ({len(corners):,})", **style))

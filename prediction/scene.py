@@ -28,6 +28,7 @@ from common.machine import SerialWorker, is_main_process, tune_malloc
 from common.nodata import empty_bands
 from common.rasters import open_raster
 from common.repeat import command_line, stored_settings
+from common.styles import write_style
 from prediction.area import find_area
 from prediction.blending import blended_rows
 from prediction.dates import mean_of_dates
@@ -42,7 +43,7 @@ from prediction.jobs import (
 )
 from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
-from prediction.mapfiles import MapWriter, open_outputs
+from prediction.mapfiles import MapWriter, missing_styles, open_outputs
 from prediction.mosaic import join_maps
 from prediction.products import make_products, missing_products
 from prediction.reader import READ_AT_A_TIME, SceneReader, read_row_blocks
@@ -162,11 +163,16 @@ def complete_map(job: SceneJob, group: ProcessGroup) -> dict:
     """Make what is missing beside a finished map; its statistics."""
     task = job.task
     report = json.loads(task.beside("_statistics.json").read_text())
-    missing = missing_products(job, report["run"].get("products", {}))
+    known = report["run"].get("products", {})
+    missing = missing_products(job, known) or missing_styles(job)
     # the folder is left of a run that was killed while it removed it
     if group.is_main_process and (missing or task.partial.exists()):
         with unfinished_map(task, group):
             RowStore.remove(task.partial)
+            styles = missing_styles(job)
+            remove_partial_files(styles)
+            for path, style in styles.items():
+                write_style(path, style)
             return make_products(job, report)
     return report
 

@@ -122,8 +122,8 @@ def test_every_valid_pixel_is_mapped_once_and_where_it_lies(scene, window):
         with rasterio.open(task.beside("_confidence.tif")) as file:
             confidence = file.read(1)
         assert sorted(p.name for p in Path(folder).iterdir()) == [
-            "map.tif", "map.tif.aux.xml", "map_confidence.tif", "map_statistics.json",
-            "scene.tif",
+            "map.qml", "map.tif", "map.tif.aux.xml", "map_confidence.qml", "map_confidence.tif",
+            "map_statistics.json", "scene.tif",
         ]  # fmt: skip
     np.testing.assert_array_equal(classes != nodata, valid)
     np.testing.assert_array_equal(confidence != -1, valid)

@@ -295,11 +295,11 @@ def test_confidence_and_quicklook_are_written_only_when_asked_for(
 ):
     folder = tmp_path / "out"
     assert run(land.path, scene, folder / "map.tif") == 0
-    plain = {"map.tif", "map.tif.aux.xml", "map_statistics.json"}
+    plain = {"map.tif", "map.tif.aux.xml", "map.qml", "map_statistics.json"}
     assert {path.name for path in folder.iterdir()} == plain
     options = ("--save_confidence", "--quicklook", "--overwrite")
     assert run(land.path, scene, folder / "map.tif", *options) == 0
-    more = {"map_confidence.tif", "map_quicklook.png"}
+    more = {"map_confidence.tif", "map_confidence.qml", "map_quicklook.png"}
     assert {path.name for path in folder.iterdir()} == plain | more
 
 
