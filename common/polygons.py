@@ -27,7 +27,8 @@ from common.sieve import (
     find_areas,
     labelled_strips,
 )
-from common.vectors import append_features
+from common.styles import Colour, categorized_style
+from common.vectors import add_style, append_features
 
 BATCH = 10_000  # polygons in work at a time
 # memory of ``simplify_together``, measured on maps of 8,000 to 2.8 million polygons
@@ -248,6 +249,7 @@ def write_polygons(
     min_area: float = 0.0,
     strip: int = STRIP,
     simplify: float | None = None,
+    colours: Sequence[Colour] = (),
 ) -> int:
     """Write a class map as a GeoPackage with a polygon per connected area of one class.
 
@@ -265,6 +267,7 @@ def write_polygons(
         strip: Rows of a strip.
         simplify: Tolerance of ``simplify_together`` in metres, as many pixels as they are at the
             centre of the map.
+        colours: Of all classes, for the style that QGIS shows; none without.
 
     Returns:
         The number of polygons.
@@ -286,12 +289,15 @@ def write_polygons(
         rows = rows_of_map(dataset, len(names))
         options = min_area, simplify, strip
         areas, batches = polygons_of_rows(map_path, rows, *options)
-        file, total = Path(folder) / "map.gpkg", 0
+        file, total, layer = Path(folder) / "map.gpkg", 0, Path(target).stem
         none = np.zeros(0, int), np.zeros(0, object)  # makes the layer of an empty map
         for numbers, polygons in chain([none], batches):
             table = feature_table(numbers, polygons, areas, names, dataset.transform)
             with naming(target, file):
-                append_features(file, Path(target).stem, table, dataset.crs)
+                append_features(file, layer, table, dataset.crs)
             total += len(numbers)
+        if colours:
+            with naming(target, file):
+                add_style(file, layer, categorized_style("class_name", names, colours))
         file.replace(part)
     return total

@@ -15,6 +15,7 @@ import numpy as np
 from rasterio.transform import Affine
 
 from common import SPLITS, VERSION
+from common.colours import hex_of_colour
 from common.errors import WORK_IS_KEPT, DatasetError
 from common.files import (
     compare_runs,
@@ -29,10 +30,12 @@ from common.ground import footprint, to_metric_crs, to_one_crs
 from common.nodata import empty_bands
 from common.rasters import Source, open_raster
 from common.repeat import command_line
+from common.styles import categorized_style
 from common.text import first_reason
-from common.vectors import write_layer
+from common.vectors import add_style, write_layer
 from extraction.cutting import cut_scene
 from extraction.journal import Journal, Skipped, class_counts
+from extraction.report import SPLIT_COLOURS
 from extraction.scenes import (
     ScenePlan,
     describe_sources,
@@ -76,7 +79,8 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         )
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
-    with staging_folder(target, config, describe_sources(plans)) as staging:
+    files = describe_sources(plans, config)
+    with staging_folder(target, config, files) as staging:
         with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)
             for plan in plans:
@@ -174,6 +178,7 @@ def describe(
         "bands": first.bands,
         "label_values": first.label_values,
         "class_names": first.class_names,
+        "class_colors": [c and hex_of_colour(c) for c in first.colours] or None,
         "unlabelled": first.unlabelled,
         "label_nodata": first.label_nodata,
         "scenes": [
@@ -291,7 +296,7 @@ def publish(staging: Path, target: Path) -> None:
 
 
 def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
-    """The cells of the patches as a GeoPackage: split, valid share, class shares."""
+    """The cells of the patches as a GeoPackage, coloured by split, with valid and class shares."""
     import geopandas
 
     records = report["patches"]
@@ -306,4 +311,7 @@ def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
     # the number keeps names apart that differ in case only
     columns |= {f"share {k} {n}".strip(): shares[:, k] for k, n in enumerate(names)}
     table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)
+    path.unlink(missing_ok=True)  # of a run that ended before it was published
     write_layer(table, path, driver="GPKG", layer="cells")
+    colours = [SPLIT_COLOURS[split] for split in SPLITS]
+    add_style(path, "cells", categorized_style("split", SPLITS, colours))

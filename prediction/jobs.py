@@ -17,6 +17,7 @@ import torch
 from affine import Affine
 
 from common import VERSION
+from common.colours import Colour
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file, describe_files, fingerprint
@@ -86,6 +87,11 @@ class SceneJob:
     @property
     def names(self) -> list[str]:
         return self.models.first.class_names
+
+    @property
+    def colours(self) -> list[Colour]:
+        """Those of the classes; of an ensemble, the first model's."""
+        return self.models.first.class_colours
 
     @property
     def rasters(self) -> list[Path]:

@@ -1,17 +1,20 @@
-"""``mosaic.vrt``: the maps of many scenes as one raster, without a copy of their pixels."""
+"""``mosaic.vrt``: the maps of many scenes as one raster, without a copy of their pixels; its style."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 import rasterio
+from rasterio.enums import ColorInterp
 
 from common.files import atomic_write
+from common.labels import class_names_of
 from common.rasters import open_raster
+from common.styles import paletted_style, write_style
 from prediction.tasks import Task, recorded_run
 from prediction.tiling import Extent
 
@@ -46,7 +49,9 @@ def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
             return
         extents = extents_on_grid(first, maps)
         if extents is None:
-            target.unlink(missing_ok=True)  # of maps that have been replaced
+            if target.exists():  # of maps that have been replaced
+                target.unlink()
+                target.with_suffix(".qml").unlink(missing_ok=True)
             epsg = first.crs.to_epsg() if first.crs else None
             log.info(
                 "%s: not written, the maps lie on different pixel grids; one raster of them: "
@@ -56,10 +61,42 @@ def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
             return
         root = describe_mosaic(first, maps, extents, names)
     indent(root)
+    present = tostring(root, encoding="utf-8")
+    former = target.read_bytes() if target.exists() else None
     with atomic_write(target) as part:
-        ElementTree(root).write(part, encoding="utf-8")
+        part.write_bytes(present)
     log.info("%s joins %d maps", target, len(maps))
     warn_of_other_runs(target, tasks)
+    style = target.with_suffix(".qml")
+    if not style.exists() or former not in (None, present):
+        draw_mosaic(style, maps, names)
+    elif former is None:
+        log.warning("warning: %s is no style of %s and stays as it is", style, NAME)
+
+
+def draw_mosaic(target: Path, maps: Sequence[Path], names: Sequence[str]) -> None:
+    """Write the style of a mosaic, unless its maps have different classes or colours."""
+    found = {legend_of(path) for path in maps}
+    known, colours = next(iter(found))
+    if len(found) == 1 and list(known) == list(names):
+        write_style(target, paletted_style(names, colours))
+        return
+    target.unlink(missing_ok=True)
+    log.warning(
+        "warning: the maps of %s have different classes or colours, so it has no style; map all "
+        "of them with one model",
+        target.with_name(NAME),
+    )
+
+
+def legend_of(path: Path) -> tuple[tuple, tuple]:
+    """The names and the colours of the classes of a map; none of another raster."""
+    with open_raster(path) as one:
+        names = class_names_of(one)
+        if not names or one.colorinterp[0] != ColorInterp.palette:
+            return (), ()
+        table = one.colormap(1)
+        return tuple(names), tuple(table[number][:3] for number in range(len(names)))
 
 
 def warn_of_other_runs(target: Path, tasks: Sequence[Task]) -> None:

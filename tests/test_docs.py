@@ -3,7 +3,7 @@
     python tests/test_docs.py
 
 writes the tables anew: the options from the parsers, the minimum versions from requirements.txt, the
-public names from ``model_training.__all__``.
+public names from ``model_training.__all__``, the distances of the palette.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from colour_distance import DEUTERANOPIA, smallest
+
 import main
 import model_training
 import Patch_extraction
 import Predict_large_image
+from common.colours import PALETTE
 from common.console import settings_from
 from prediction.settings import PredictionConfig
 from training.settings import TrainingConfig
@@ -43,8 +46,9 @@ NAMES = [
     "development",
     "training",
     "data",
+    "measurements",
 ]
-OPTIONS, INSTALL, MODELS, TROUBLES, DEVELOPMENT, TRAINING, DATA = (
+OPTIONS, INSTALL, MODELS, TROUBLES, DEVELOPMENT, TRAINING, DATA, MEASUREMENTS = (
     ROOT / "docs" / f"{name}.md" for name in NAMES
 )
 SCRIPTS = {
@@ -133,6 +137,17 @@ def options_of(name: str) -> str:
     return option_table(parsers()[name], known)
 
 
+def palette_table() -> str:
+    """How far apart the nearest two of the first colours are."""
+    rows = [
+        f"| {count} | {smallest(PALETTE[:count]):.1f} "
+        f"| {smallest(PALETTE[:count], DEUTERANOPIA):.1f} |"
+        for count in (2, 4, 6, 8, 10, 12, 16, 19, 24, len(PALETTE))
+    ]
+    head = "| classes | nearest two | with deuteranopia |"
+    return "\n".join([head, "|---|---|---|", *rows])
+
+
 # every table that the code gives: page, the mark above it, what makes it
 GENERATED = [
     *(
@@ -149,6 +164,7 @@ GENERATED = [
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),
     (MODELS, "<!-- names -->", names_table),
+    (MEASUREMENTS, "<!-- palette -->", palette_table),
 ]
 
 
@@ -322,6 +338,7 @@ def test_every_command_is_understood_by_its_script(script, capsys, monkeypatch):
     }
     read = "common.console.read_settings"
     monkeypatch.setattr(read, lambda path, config_class: stored[script])
+    monkeypatch.setattr("common.label_values._lines_of", lambda file: ["a", "b"])
     calls = [words for file, *words in python_calls() if file == script]
     assert len(calls) >= 4
     for words in calls:
@@ -337,7 +354,7 @@ def test_every_command_is_understood_by_its_script(script, capsys, monkeypatch):
 
 def test_the_commands_of_stacking_and_masks_are_among_them():
     calls = [words for file, *words in python_calls() if file == "Patch_extraction.py"]
-    page = DATA.read_text()
+    page = "".join(page.read_text() for page in PAGES)
     assert sum(words[0] == "stack" for words in calls) == len(
         re.findall(r"(?:^python Patch_extraction\.py |`)stack\s--", page, re.MULTILINE)
     )

@@ -127,7 +127,9 @@ def evaluate_test(run: TrainingRun, test: SampleIndex | None) -> dict:
         report["areas"] = areas
     draw_calibration(run.save_dir / "model_reliability.png", report["calibration"])
     pictures = run.save_dir / "model_test_examples.png"
-    draw_examples(pictures, collector.examples, run.names, run.config.ignore_index)
+    draw_examples(
+        pictures, collector.examples, run.names, run.colours, run.config.ignore_index
+    )
     return report
 
 

@@ -15,6 +15,7 @@ from evaluation.reports import plot_training
 from model_training import HEADLINES, scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
 from training.dataset import (
+    colours_for,
     index_split,
     log_weak_spots,
     names_for,
@@ -101,8 +102,9 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     both = len(plans) == 2
 
     # what cannot be built is an error before the former run is gone
-    colours = rgb_channels(config, pooled)
-    build_initial_model(config.model_config(pooled.shape[0]), config.weights, colours)
+    colours_for(config, pooled)
+    channels = rgb_channels(config, pooled)
+    build_initial_model(config.model_config(pooled.shape[0]), config.weights, channels)
     group.broadcast(clear_former_run, config)
     if group.is_main_process:
         log_weak_spots(config, pooled, None, test, group)

@@ -169,7 +169,9 @@ def test_a_scene_in_a_local_crs_is_cut_and_described(tmp_path, capsys, split_by)
     words += [tmp_path / "label.tif", "--output", tmp_path / "out", "--patch_size", 16]
     words += ["--split_by", split_by]
     assert Patch_extraction.main(list(map(str, words))) == 0
-    cells = geopandas.read_file(tmp_path / "out" / "Patch" / "cells.gpkg")
+    cells = geopandas.read_file(
+        tmp_path / "out" / "Patch" / "cells.gpkg", layer="cells"
+    )
     assert set(cells.area) == {32.0**2}
     assert Patch_extraction.main(["info", "--output", str(tmp_path / "out")]) == 0
     assert "Traceback" not in capsys.readouterr().err

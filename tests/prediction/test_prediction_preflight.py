@@ -70,7 +70,7 @@ def test_a_check_estimates_the_memory_of_polygons_that_are_simplified(
     for options in ((), ("--min_area", "900")):
         more = ("--polygons", str(areas), *options, "--overwrite")
         assert run(land.path, scene, output, *more) == 0
-        found = geopandas.read_file(areas).geometry
+        found = geopandas.read_file(areas, layer=areas.stem).geometry
         vertices = shapely.get_num_coordinates(found).sum()
         needed.append(POLYGON_BYTES * len(found) + VERTEX_BYTES * vertices)
         config = configure(

@@ -72,7 +72,7 @@ def test_polygons_are_those_of_the_sieved_map_and_of_the_same_smallest_area(
         areas = tmp_path / f"{number}.gpkg"
         more = (*options, "--polygons", str(areas))
         assert run(land.path, speckled, tmp_path / f"{number}.tif", *more) == 0
-        tables.append(geopandas.read_file(areas))
+        tables.append(geopandas.read_file(areas, layer=areas.stem))
     sieved, merged = tables
     assert sieved.geometry.geom_equals_exact(merged.geometry, 0).all()
     assert_frame_equal(*(table.drop(columns="geometry") for table in tables))
@@ -92,7 +92,7 @@ def test_polygons_of_another_simplification_are_made_anew_and_alone(
     for more in ((), ("--simplify", "8"), ("--simplify", "40"), ()):
         more = (*options, "--resume", *more)
         assert run(land.path, speckled, output, *more) == 0
-        table = geopandas.read_file(areas)
+        table = geopandas.read_file(areas, layer=areas.stem)
         vertices.append(int(shapely.get_num_coordinates(table.geometry).sum()))
         made = areas.stat().st_mtime_ns
         assert run(land.path, speckled, output, *more) == 0
