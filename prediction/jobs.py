@@ -23,7 +23,7 @@ from common.errors import RasterError
 from common.files import describe_file, describe_files, fingerprint
 from common.ground import pixel_areas
 from common.mask_options import Mask
-from common.masks import MaskReader, coverage_lines
+from common.masks import coverage_lines, open_mask
 from common.nodata import mask_shares, nodata_advice
 from common.rasters import (
     Source,
@@ -274,9 +274,7 @@ def report_coverage(tasks: Sequence[Task], config: PredictionConfig) -> None:
                 require_georeference(scene)
             except RasterError:
                 continue  # reported when it is mapped
-            place = scene.crs, scene.transform, (scene.width, scene.height)
-            reader = opened.enter_context(MaskReader(mask.path, mask.rule, *place))
-            covered[name] = reader.covered
+            covered[name] = opened.enter_context(open_mask(mask, scene)).covered
     for line in coverage_lines(mask.path, covered):
         log.warning(line)
 
