@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from common import UNLABELLED
-from common.colours import GREY, RED, Colour
+from common.architectures import is_background
+from common.colours import Colour, error_colours
 from common.patches import PatchPair
 from common.pictures import (
     colour_map,
@@ -43,6 +44,32 @@ def worth_showing(counts: np.ndarray) -> np.ndarray:
     labelled = counts.sum(axis=1)
     usual = np.median(labelled[labelled > 0]) if labelled.any() else 0
     return (labelled > 0) & (labelled >= usual / 2)
+
+
+def error_map(
+    prediction: np.ndarray,
+    mask: np.ndarray,
+    names: Sequence[str],
+    colours: Sequence[Colour],
+) -> tuple[np.ndarray, list[tuple[str, Colour]]]:
+    """Where a prediction (H, W) is right and wrong, as RGB (H, W, 3) uint8, and its legend.
+
+    Of two classes the errors are misses and false alarms of the one that is sought: not the rest,
+    or the second where neither is. No class has their colours; what has no label is white.
+    """
+    right, missed, false_alarm = error_colours(colours)
+    kinds = np.where(prediction == mask, 0, 1)
+    legend = [("right", right), ("wrong", missed)]
+    if len(names) == 2:
+        sought = 0 if is_background(names[1]) and not is_background(names[0]) else 1
+        kinds[(kinds == 1) & (prediction == sought)] = 2
+        legend[1:] = [
+            (f"missed: {names[sought]}", missed),
+            (f"false alarm: {names[sought]}", false_alarm),
+        ]
+    labelled = (mask >= 0) & (mask < len(names))
+    shown = [colour for _, colour in legend]
+    return colour_map(np.where(labelled, kinds, -1), shown), legend
 
 
 class Examples:
@@ -93,13 +120,13 @@ def draw_examples(
         picture, valid, mask, _ = read_patch_picture(pair, ignore_index)
         labelled = (mask >= 0) & (mask < len(names))
         prediction = np.where(valid, prediction, -1)
-        wrong = np.where(labelled, prediction != mask, -1)
+        errors, kinds = error_map(prediction, mask, names, colours)
         present |= {*np.unique(mask[labelled]), *np.unique(prediction[valid])}
         panels += [
             {"title": shorten(pair.name), "picture": picture},
             {"title": "truth", "picture": colour_map(mask, colours)},
             {"title": "prediction", "picture": colour_map(prediction, colours)},
-            {"title": f"{1 - score:.1%} wrong (red)", "picture": colour_map(wrong, [GREY, RED])},
+            {"title": f"{1 - score:.1%} wrong", "picture": errors},
         ]  # fmt: skip
     if not panels:
         return
@@ -107,6 +134,6 @@ def draw_examples(
     title = f"{source}: the {each} worst (above) and the {each} best of {seen} patches"
     if seen <= 2 * each:
         title = f"{source}: all patches, from the worst to the best"
-    legend = [(names[k], colours[k]) for k in sorted(present)]
+    legend = [(names[k], colours[k]) for k in sorted(present)] + kinds
     figure = draw_panels(panels, legend, title, columns=4)
     save_figure(figure, target)
