@@ -35,7 +35,7 @@ from common.text import first_reason
 from common.vectors import add_style, write_layer
 from extraction.cutting import cut_scene
 from extraction.journal import Journal, Skipped, class_counts
-from extraction.report import SPLIT_COLOURS
+from extraction.places import SPLIT_COLOURS
 from extraction.scenes import (
     ScenePlan,
     describe_sources,

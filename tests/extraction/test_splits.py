@@ -34,7 +34,8 @@ from site_helpers import run
 
 from common import SPLITS
 from common.ground import footprint, pairs_within, to_metric_crs
-from extraction.report import PatchLocation, split_overlaps
+from extraction.places import PatchLocation
+from extraction.report import split_overlaps
 from extraction.settings import BatchConfig
 from extraction.splits import (
     balance_blocks,
