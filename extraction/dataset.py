@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +32,7 @@ from common.repeat import command_line
 from common.text import first_reason
 from common.vectors import write_layer
 from extraction.cutting import cut_scene
+from extraction.given_splits import column_splits
 from extraction.journal import Journal, Skipped, class_counts
 from extraction.scenes import ScenePlan, describe_sources, plan_scenes
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
@@ -71,12 +72,13 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         )
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
+    given = column_splits(plans, config)
     with staging_folder(target, config, describe_sources(plans)) as staging:
         with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)
             for plan in plans:
                 cut_scene(plan, config, staging, journal)
-        report = assemble(staging, plans, journal, skipped, config)
+        report = assemble(staging, plans, journal, skipped, config, given)
         publish(staging, target)
     return report
 
@@ -87,8 +89,9 @@ def assemble(
     journal: Journal,
     skipped: dict[str, Skipped],
     config: ExtractionConfig | BatchConfig,
+    given: Mapping[str, str],
 ) -> dict:
-    """Put the patches into splits, and describe them.
+    """Put the patches into splits, and describe them; ``given`` are splits by ``column_splits``.
 
     Returns:
         What ``--save_metadata`` writes.
@@ -115,7 +118,8 @@ def assemble(
     shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
     systems = [plan.crs for plan, _ in found]
     ground = to_metric_crs(shapes, systems)
-    splits, dropped = assign_splits([record for _, record in found], ground, config)
+    records = [record for _, record in found]
+    splits, dropped = assign_splits(records, ground, config, given)
     records = []
     for index, ((_, record), split) in enumerate(zip(found, splits)):
         if index in dropped:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -36,6 +37,9 @@ from extraction.settings import (
     ExtractionOptions,
     SceneFiles,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -150,6 +154,7 @@ class ScenePlan:
     unlabelled: int
     label_nodata: int | None = None  # declared, though it looks like a class
     advice: tuple[str | None, ...] = ()  # what the user should know of label and scene
+    columns: DataFrame | None = None  # what the grid holds of each cell, a row per cell
 
 
 def plan_scenes(
@@ -216,7 +221,7 @@ def plan_scene(
                 f"--image_channels {config.image_channels}, but {image.name} has {len(bands)} "
                 "bands; select them with --bands"
             )
-        cells, skipped = cells_of(scene, config, image, grid)
+        cells, skipped, columns = cells_of(scene, config, image, grid)
         described = [
             {"band": band, "description": image.descriptions[band - 1]}
             for band in bands
@@ -230,7 +235,7 @@ def plan_scene(
             advice = (*label.advice(), *of_scene)
             return ScenePlan(
                 scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
-                label.nodata, advice,
+                label.nodata, advice, columns=columns,
             ), skipped  # fmt: skip
 
 

@@ -144,6 +144,14 @@ class ExtractionOptions:
         choices=("random", "block"),
         may_change=True,
     )
+    split_column: str | None = setting(
+        None,
+        "grid column that names the split of a cell: train, validation, test or a short form; "
+        "cells without one are drawn",
+        "split",
+        shown="all cells are drawn",
+        may_change=True,
+    )
     block_size: float | None = setting(
         None,
         "side of a block in metres",
@@ -203,6 +211,9 @@ class ExtractionOptions:
         require(fine, "--stride with --grid", grid, "one of the two")
         fine = block is None or self.split_by == "block"
         require(fine, "--block_size", block, "--split_by block with it")
+        own_grid = self.grid or getattr(self, "use_per_image_grid", False)
+        fine = self.split_column is None or own_grid
+        require(fine, "--split_column", self.split_column, "--grid with it")
         both = self.overwrite and self.resume
         require(not both, "--overwrite", "and --resume", "one of the two")
         require(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -130,14 +130,18 @@ def link_repeat_coverage(footprints: GeoSeries, scenes: Sequence[int]) -> np.nda
 
 
 def assign_splits(
-    records: Sequence[dict], ground: GeoSeries, config: ExtractionOptions
+    records: Sequence[dict],
+    ground: GeoSeries,
+    config: ExtractionOptions,
+    given: Mapping[str, str],
 ):
     """Put patches into splits.
 
     Args:
-        records: Of the patches; "scene" and "class_pixels" are used.
+        records: Of the patches; "name", "scene" and "class_pixels" are used.
         ground: Their footprints, in metres.
         config: How.
+        given: The splits of patches, by name, that are not drawn.
 
     Returns:
         A split per patch, and {index: Skipped} of the patches to be dropped.
@@ -145,36 +149,89 @@ def assign_splits(
     Raises:
         DatasetError: There are too few blocks, or a split loses all of its patches.
     """
-    if config.split_by == "random":
+    parts = np.array([SPLITS.index(given.get(r["name"], "train")) for r in records])
+    fixed = np.array([record["name"] in given for record in records])
+    if config.split_by == "random" or fixed.any():
         scenes = {record["scene"]: number for number, record in enumerate(records)}
-        places = link_repeat_coverage(
-            ground, [scenes[record["scene"]] for record in records]
-        )
-        drawn = random_splits(places.max() + 1, config.ratios, config.seed)
-        splits = [drawn[place] for place in places]
-    else:
-        splits = _block_splits(records, ground, config)
-    parts = np.array([SPLITS.index(split) for split in splits])
+        scene_numbers = [scenes[record["scene"]] for record in records]
+        places = link_repeat_coverage(ground, scene_numbers)
+        parts, fixed = follow_dates(parts, fixed, places)
+    counts, ratios = np.bincount(parts[fixed], minlength=3), np.array(config.ratios)
+    wanted = ratios + (counts - ratios * counts.sum()) / len(records)
+    free = np.flatnonzero(~fixed)
+    if len(free):
+        if config.split_by == "random":
+            units = np.unique(places[free], return_inverse=True)[1]
+            drawn = random_splits(units.max() + 1, config.ratios, config.seed)
+        else:
+            units, drawn = _draw_blocks(records, ground, free, counts, config)
+        parts[free] = [SPLITS.index(drawn[unit]) for unit in units]
     if config.split_by == "block" or config.buffer:
         pairs = pairs_within(ground, parts, config.buffer)
-        lost = leave_out(parts, pairs, config.ratios)
+        lost = leave_out_drawn(parts, pairs, wanted, fixed)
     else:
         lost = set()
-        touching = pairs_within(ground, parts, 1e-3 * typical_patch_side(ground))
-        if len(touching):
-            log.warning(
-                "%d of %d patches touch or overlap a patch of another split, so scores will be too "
-                "good; --split_by block keeps neighbours together",
-                len(np.unique(touching)),
-                len(records),
-            )
-    _require_shares(parts, lost, config)
+        _warn_of_touching(parts, ground, fixed)
+    _require_shares(parts, lost, wanted, config)
     reason = (
         f"nearer than {config.buffer:g} m to another split"
         if config.buffer
         else "shares ground with another split"
     )
+    splits = [SPLITS[part] for part in parts]
     return splits, dict.fromkeys(lost, Skipped(reason))
+
+
+def follow_dates(parts: np.ndarray, fixed: np.ndarray, places: np.ndarray):
+    """Patches whose place has a given split on another date get it too.
+
+    Args:
+        parts: The number of the split of each patch.
+        fixed: Whether it is given.
+        places: A number per patch, by ``link_repeat_coverage``.
+
+    Returns:
+        ``parts`` and ``fixed`` with them.
+    """
+    known = np.full(places.max() + 1, -1)
+    rows = np.flatnonzero(fixed)[::-1]  # of several splits of a place the first counts
+    known[places[rows]] = parts[rows]
+    found = known[places]
+    return np.where(fixed | (found < 0), parts, found), fixed | (found >= 0)
+
+
+def _warn_of_touching(parts: np.ndarray, ground: GeoSeries, fixed: np.ndarray) -> None:
+    """Log how many patches touch another split, where such patches are not dropped."""
+    touching = pairs_within(ground, parts, 1e-3 * typical_patch_side(ground))
+    if len(touching):
+        log.warning(
+            "%d of %d patches touch or overlap a patch of another split, so scores will be too "
+            "good; %s",
+            len(np.unique(touching)),
+            len(parts),
+            "--buffer keeps a distance"
+            if fixed.all()
+            else "--split_by block keeps neighbours together",
+        )
+
+
+def leave_out_drawn(
+    parts: np.ndarray, pairs: np.ndarray, wanted: Sequence[float], fixed: np.ndarray
+) -> set[int]:
+    """The patches to drop by ``leave_out``, drawn ones wherever one is in a pair with a given one.
+
+    Args:
+        parts: See ``leave_out``.
+        pairs: Likewise.
+        wanted: The share of each split.
+        fixed: Whether the split of a patch is given.
+    """
+    mixed = pairs[fixed[pairs].sum(axis=1) == 1]
+    drawn = np.unique(mixed[~fixed[mixed]])
+    left = np.delete(np.arange(len(parts)), drawn)
+    rest = pairs[~np.isin(pairs, drawn).any(axis=1)]
+    more = leave_out(parts[left], np.searchsorted(left, rest), wanted)
+    return {*drawn.tolist(), *left[list(more)].tolist()}
 
 
 def leave_out(
@@ -223,7 +280,12 @@ def leave_out(
     return dropped
 
 
-def _require_shares(parts: np.ndarray, lost: set[int], config: ExtractionOptions):
+def _require_shares(
+    parts: np.ndarray,
+    lost: set[int],
+    wanted: Sequence[float],
+    config: ExtractionOptions,
+) -> None:
     """Log where splits miss their shares by more than whole patches explain.
 
     Raises:
@@ -244,24 +306,41 @@ def _require_shares(parts: np.ndarray, lost: set[int], config: ExtractionOptions
                 f"No {SPLITS[split]} patch is left ({len(lost)} of {len(parts)} share ground with "
                 f"another split or lie too near to it); {remedy}"
             )
-    possible = split_counts(int(left.sum()), config.ratios)
+    possible = split_counts(int(left.sum()), wanted)
     if np.abs(left - possible).max() > MISSED_SHARE * left.sum():
         found, asked = (", ".join(map(str, c)) for c in (left.tolist(), possible))
         log.warning("splits of %s patches, not of %s: %s", found, asked, remedy)
 
 
-def _block_splits(records, ground: GeoSeries, config: ExtractionOptions) -> list[str]:
-    """Splits by square blocks; a patch belongs where its centre lies."""
+def _draw_blocks(
+    records: Sequence[dict],
+    ground: GeoSeries,
+    free: np.ndarray,
+    counts: np.ndarray,
+    config: ExtractionOptions,
+) -> tuple[np.ndarray, list[str]]:
+    """Draw square blocks of some patches; a patch belongs where its centre lies.
+
+    Args:
+        records: Of all patches.
+        ground: Their footprints.
+        free: The indices of the patches that are drawn.
+        counts: How many others each split has.
+        config: How.
+
+    Returns:
+        The number of the block of each patch that is drawn, and the split of each block.
+    """
     size = config.block_size or 4 * typical_patch_side(ground)
-    numbers = spatial_block_ids(ground, size)
-    pixels = class_counts(records)
+    blocks = spatial_block_ids(ground, size)[free]
+    numbers = np.unique(blocks, return_inverse=True)[1]
+    pixels = class_counts([records[index] for index in free])
     content = np.zeros((numbers.max() + 1, 1 + pixels.shape[1]))
     np.add.at(content[:, 0], numbers, 1)
     np.add.at(content[:, 1:], numbers, pixels)
-    if len(content) < np.count_nonzero(config.ratios):
+    if len(content) < np.count_nonzero((counts == 0) & (np.array(config.ratios) > 0)):
         raise DatasetError(
             f"The cells lie in {len(content)} blocks of {size:g} m, too few for the splits; give a "
             "smaller --block_size"
         )
-    drawn = balance_blocks(content, config.ratios, config.seed)
-    return [drawn[number] for number in numbers]
+    return numbers, balance_blocks(content, config.ratios, config.seed)
