@@ -139,9 +139,10 @@ class ExtractionOptions:
     )
     split_by: str = setting(
         "random",
-        "draw cell by cell, or in square blocks, which keeps neighbours together",
+        "draw cell by cell, in square blocks, which keeps neighbours together, or whole scenes, as "
+        "for maps of new dates",
         "split",
-        choices=("random", "block"),
+        choices=("random", "block", "scene"),
         may_change=True,
     )
     split_column: str | None = setting(

@@ -1,4 +1,4 @@
-"""The split of each patch: at random or by blocks, repeat coverage kept together."""
+"""The split of each patch: at random, by blocks or by scenes, given ones among them."""
 
 from __future__ import annotations
 
@@ -151,27 +151,34 @@ def assign_splits(
     """
     parts = np.array([SPLITS.index(given.get(r["name"], "train")) for r in records])
     fixed = np.array([record["name"] in given for record in records])
-    if config.split_by == "random" or fixed.any():
-        scenes = {record["scene"]: number for number, record in enumerate(records)}
-        scene_numbers = [scenes[record["scene"]] for record in records]
-        places = link_repeat_coverage(ground, scene_numbers)
+    names = [record["scene"] for record in records]
+    scenes = np.unique(names, return_inverse=True)[1]
+    by = config.split_by
+    if by == "random" or (by == "block" and fixed.any()):
+        places = link_repeat_coverage(ground, scenes)
         parts, fixed = follow_dates(parts, fixed, places)
     counts, ratios = np.bincount(parts[fixed], minlength=3), np.array(config.ratios)
     wanted = ratios + (counts - ratios * counts.sum()) / len(records)
     free = np.flatnonzero(~fixed)
     if len(free):
-        if config.split_by == "random":
+        if by == "random":
             units = np.unique(places[free], return_inverse=True)[1]
             drawn = random_splits(units.max() + 1, config.ratios, config.seed)
         else:
-            units, drawn = _draw_blocks(records, ground, free, counts, config)
+            size = config.block_size or 4 * typical_patch_side(ground)
+            groups = scenes if by == "scene" else spatial_block_ids(ground, size)
+            units, content = _content([records[i] for i in free], groups[free])
+            needed = np.count_nonzero((counts == 0) & (ratios > 0))
+            if len(content) < needed:
+                raise _too_few(by, len(content), needed, size)
+            drawn = balance_blocks(content, config.ratios, config.seed)
         parts[free] = [SPLITS.index(drawn[unit]) for unit in units]
-    if config.split_by == "block" or config.buffer:
+    if by == "block" or config.buffer:
         pairs = pairs_within(ground, parts, config.buffer)
         lost = leave_out_drawn(parts, pairs, wanted, fixed)
     else:
         lost = set()
-        _warn_of_touching(parts, ground, fixed)
+        _warn_of_touching(parts, ground, fixed, by)
     _require_shares(parts, lost, wanted, config)
     reason = (
         f"nearer than {config.buffer:g} m to another split"
@@ -200,19 +207,23 @@ def follow_dates(parts: np.ndarray, fixed: np.ndarray, places: np.ndarray):
     return np.where(fixed | (found < 0), parts, found), fixed | (found >= 0)
 
 
-def _warn_of_touching(parts: np.ndarray, ground: GeoSeries, fixed: np.ndarray) -> None:
+def _warn_of_touching(
+    parts: np.ndarray, ground: GeoSeries, fixed: np.ndarray, split_by: str
+) -> None:
     """Log how many patches touch another split, where such patches are not dropped."""
     touching = pairs_within(ground, parts, 1e-3 * typical_patch_side(ground))
-    if len(touching):
-        log.warning(
-            "%d of %d patches touch or overlap a patch of another split, so scores will be too "
-            "good; %s",
-            len(np.unique(touching)),
-            len(parts),
-            "--buffer keeps a distance"
-            if fixed.all()
-            else "--split_by block keeps neighbours together",
-        )
+    if not len(touching):
+        return
+    if split_by == "scene":
+        meaning = "scores hold for new scenes of these places, not for new places"
+    elif fixed.all():
+        meaning = "scores will be too good; --buffer keeps a distance"
+    else:
+        meaning = "scores will be too good; --split_by block keeps neighbours together"
+    log.warning(
+        "%d of %d patches touch or overlap a patch of another split, so %s",
+        *(len(np.unique(touching)), len(parts), meaning),
+    )
 
 
 def leave_out_drawn(
@@ -291,12 +302,14 @@ def _require_shares(
     Raises:
         DatasetError: A split has lost all of its patches.
     """
-    blocks = config.split_by == "block"
+    blocks, scenes = (config.split_by == kind for kind in ("block", "scene"))
     if lost:
         ways = ["lower --buffer"] * bool(config.buffer)
         remedy = " or ".join(ways + ["raise --block_size"] * blocks)
     elif blocks:
         remedy = "lower --block_size"
+    elif scenes:
+        remedy = "whole scenes go to one split"
     else:
         remedy = "all dates of a place go to one split"
     left = np.bincount(np.delete(parts, list(lost)), minlength=len(SPLITS))
@@ -312,35 +325,31 @@ def _require_shares(
         log.warning("splits of %s patches, not of %s: %s", found, asked, remedy)
 
 
-def _draw_blocks(
-    records: Sequence[dict],
-    ground: GeoSeries,
-    free: np.ndarray,
-    counts: np.ndarray,
-    config: ExtractionOptions,
-) -> tuple[np.ndarray, list[str]]:
-    """Draw square blocks of some patches; a patch belongs where its centre lies.
-
-    Args:
-        records: Of all patches.
-        ground: Their footprints.
-        free: The indices of the patches that are drawn.
-        counts: How many others each split has.
-        config: How.
+def _content(
+    records: Sequence[dict], groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the blocks, or scenes, of some patches hold.
 
     Returns:
-        The number of the block of each patch that is drawn, and the split of each block.
+        The number, 0, 1..., of the group of each patch; and (groups, 1 + classes) patches and
+        pixels, as ``balance_blocks`` takes them.
     """
-    size = config.block_size or 4 * typical_patch_side(ground)
-    blocks = spatial_block_ids(ground, size)[free]
-    numbers = np.unique(blocks, return_inverse=True)[1]
-    pixels = class_counts([records[index] for index in free])
+    numbers = np.unique(groups, return_inverse=True)[1]
+    pixels = class_counts(records)
     content = np.zeros((numbers.max() + 1, 1 + pixels.shape[1]))
     np.add.at(content[:, 0], numbers, 1)
     np.add.at(content[:, 1:], numbers, pixels)
-    if len(content) < np.count_nonzero((counts == 0) & (np.array(config.ratios) > 0)):
-        raise DatasetError(
-            f"The cells lie in {len(content)} blocks of {size:g} m, too few for the splits; give a "
-            "smaller --block_size"
+    return numbers, content
+
+
+def _too_few(split_by: str, found: int, needed: int, size: float) -> DatasetError:
+    """The error of fewer blocks, or scenes, than splits."""
+    if split_by == "scene":
+        return DatasetError(
+            f"--split_by scene: {found} scenes are too few for {needed} splits; give more, or a "
+            "ratio of 0 for a split that you do not need"
         )
-    return numbers, balance_blocks(content, config.ratios, config.seed)
+    return DatasetError(
+        f"The cells lie in {found} blocks of {size:g} m, too few for the splits; give a smaller "
+        "--block_size"
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from batch_helpers import Batch, at, messages, tiles, write_grid
+from batch_helpers import Batch, Dataset, at, messages, metric, tiles, write_grid
 from helpers import patch_everywhere
 from shapely import box
 from site_helpers import Site, complaint, refusal, run
 
+from common import SPLITS
+from common.ground import pairs_within
 from extraction.given_splits import SPLIT_WORDS
 
 SIDE = 4
@@ -134,3 +136,62 @@ def test_a_resumed_run_may_name_the_splits(site, monkeypatch):
         assert run(*site.words(size=8)) == 130
     found = splits(site, "--split_column", "Role", "--resume")
     assert list(found.values()) == ["test", "train", "validation", "train"]
+
+
+# --- whole scenes ----------------------------------------------------------------------------
+
+
+def draw_dates(batch: Batch, dates: int) -> None:
+    """Scenes of 3 x 3 cells of one place."""
+    for date in range(dates):
+        batch.draw(f"d{date}", 24, seed=date)
+
+
+def test_whole_scenes_are_drawn_and_one_line_says_that_places_are_shared(batch, capsys):
+    draw_dates(batch, 6)
+    lines = messages(capsys, *batch.words("--split_by", "scene"))
+    text = "54 of 54 patches touch or overlap a patch of another split, so scores hold for new "
+    assert [line for line in lines if "touch" in line] == [
+        f"{text}scenes of these places, not for new places"
+    ]
+    dataset = Dataset(batch.out)
+    assert len(dataset.splits) == 54
+    of_scene: dict[str, set] = {}
+    for name, split in dataset.splits.items():
+        of_scene.setdefault(name[:2], set()).add(split)
+    assert all(len(found) == 1 for found in of_scene.values())
+    counts = Counter(split for (split,) in of_scene.values())
+    assert counts == {"train": 4, "validation": 1, "test": 1}
+
+
+def test_too_few_scenes_for_the_splits_are_an_error(batch, capsys):
+    draw_dates(batch, 2)
+    line = batch.refusal(capsys, "--split_by", "scene")
+    assert "2 scenes are too few for 3 splits" in line
+    ratios = ["--train_ratio", 0.5, "--val_ratio", 0.5, "--test_ratio", 0]
+    dataset = batch.cut("--split_by", "scene", *ratios, "--overwrite")
+    assert Counter(dataset.splits.values()) == {"train": 9, "validation": 9}
+
+
+def test_named_cells_keep_their_split_where_whole_scenes_are_drawn(batch):
+    draw_dates(batch, 3)
+    roles = ["test"] * 2 + [""] * 7
+    grid = write_grid(batch.folder / "g.geojson", tiles(3, 3), role=roles)
+    words = ["--split_column", "role", "--split_by", "scene", "--train_ratio", 0.6]
+    words += ["--val_ratio", 0.4, "--test_ratio", 0]
+    dataset = batch.cut("--grid", grid, *words)
+    for date in range(3):
+        found = [dataset.splits[f"d{date}_{n:03}"] for n in range(1, 10)]
+        assert found[:2] == ["test", "test"]
+        assert len(set(found[2:])) == 1
+        assert found[2] != "test"
+
+
+def test_a_buffer_parts_the_places_of_whole_scenes_too(batch):
+    for number in range(4):
+        batch.draw(f"s{number}", 24, seed=number, transform=at(24 * number, 0))
+    dataset = batch.cut("--split_by", "scene", "--buffer", 10, "--train_ratio", 0.75)
+    parts = [SPLITS.index(split) for split in dataset.splits.values()]
+    ground = metric([dataset.ground[name] for name in dataset.splits])
+    assert set(parts) == {0, 1, 2}
+    assert not len(pairs_within(ground, parts, 10))
