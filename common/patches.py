@@ -12,8 +12,9 @@ import numpy as np
 import rasterio
 from tqdm import tqdm
 
-from common import UNLABELLED
+from common import SPLITS, UNLABELLED
 from common.alpha import MOST_TRANSLUCENT, flagged_bands, translucent_share
+from common.balance import ABSENT
 from common.errors import DatasetError
 from common.ground import footprint, in_one_plane, on_earth, to_metric_crs
 from common.interruption import until_stopped
@@ -47,6 +48,12 @@ def patch_root(dataset_root: str | Path) -> Path:
     return root / "Patch" if (root / "Patch").is_dir() else root
 
 
+def present_splits(dataset_root: str | Path) -> list[str]:
+    """The splits that have image patches."""
+    root = patch_root(dataset_root)
+    return [split for split in SPLITS if list_tiffs(root / split / "images")]
+
+
 def list_pairs(dataset_root: str | Path, split: str, required: bool = True):
     """The patch pairs of a split, by name.
 
@@ -59,8 +66,11 @@ def list_pairs(dataset_root: str | Path, split: str, required: bool = True):
     folder = patch_root(dataset_root) / split
     images, labels = list_tiffs(folder / "images"), list_tiffs(folder / "labels")
     if not images and (required or labels):
+        others = " and ".join(present_splits(dataset_root))
+        absent = f": there is no {ABSENT[split][0]} split, only {others}"
         raise DatasetError(
             f"No images found in {folder / 'images'} (looked for .tif, .tiff)"
+            f"{absent if others else ''}"
         )
     for missing, there, kind in (
         (images.keys() - labels.keys(), images, "label"),

@@ -129,10 +129,6 @@ def assemble(
         for kind in ("images", "labels"):
             name = f"{record['name']}.tif"
             (staging / kind / name).rename(staging / split / kind / name)
-    if dropped and not any(record["split"] == "train" for record in records):
-        raise DatasetError(
-            f"No training patch is left ({first_reason(skipped)}); lower --buffer"
-        )
     report = describe(config, plans, records, skipped)
     cells = to_one_crs(shapes, systems, plans[0].crs).drop(list(dropped))
     write_cells(staging / "cells.gpkg", cells, report)

@@ -11,6 +11,7 @@ from common.mask_options import Mask, MaskOptions
 from common.options import check_limits, nodata_setting, setting, split_list
 
 LARGEST_PATCH = 16384  # pixels of a side
+RATIOS = (0.75, 0.15, 0.10)  # of training, validation and test, where none is given
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,33 @@ class ExtractionOptions:
         most=1,
     )
     # splits are drawn when all cells are cut, so a resumed run may draw them otherwise
-    train_ratio: float = setting(
-        0.75, "share of the training split", "split", above=0, most=1, may_change=True
+    train_ratio: float | None = setting(
+        None,
+        "share of the training split, 0 to 1; ratios that are not given share what the given ones "
+        "leave, in proportion to their defaults",
+        "split",
+        shown=f"{RATIOS[0]:.2f}",
+        least=0,
+        most=1,
+        may_change=True,
     )
-    val_ratio: float = setting(
-        0.15, "share of the validation split", "split", least=0, most=1, may_change=True
+    val_ratio: float | None = setting(
+        None,
+        "share of the validation split",
+        "split",
+        shown=f"{RATIOS[1]:.2f}",
+        least=0,
+        most=1,
+        may_change=True,
     )
-    test_ratio: float = setting(
-        0.10, "share of the test split", "split", least=0, most=1, may_change=True
+    test_ratio: float | None = setting(
+        None,
+        "share of the test split",
+        "split",
+        shown=f"{RATIOS[2]:.2f}",
+        least=0,
+        most=1,
+        may_change=True,
     )
     split_by: str = setting(
         "random",
@@ -217,11 +237,12 @@ class ExtractionOptions:
         require(fine, "--split_column", self.split_column, "--grid with it")
         both = self.overwrite and self.resume
         require(not both, "--overwrite", "and --resume", "one of the two")
+        given = [ratio for ratio in self._given_ratios if ratio is not None]
         require(
-            abs(sum(self.ratios) - 1) < 1e-6,
+            sum(given) < 1 + 1e-6 and (len(given) < 3 or sum(given) > 1 - 1e-6),
             "--train_ratio, --val_ratio and --test_ratio",
-            f"sum to {sum(self.ratios):g}",
-            "a sum of 1",
+            f"sum to {sum(given):g}",
+            "a sum of 1" if len(given) == 3 else "1 at most",
         )
         values, names = (split_list(v) for v in (self.label_values, self.class_names))
         require(
@@ -238,8 +259,19 @@ class ExtractionOptions:
         )
 
     @property
-    def ratios(self) -> tuple[float, float, float]:
+    def _given_ratios(self) -> tuple[float | None, ...]:
         return self.train_ratio, self.val_ratio, self.test_ratio
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The shares of training, validation and test; they sum to 1."""
+        pairs = list(zip(self._given_ratios, RATIOS))
+        left = round(1 - sum(given or 0 for given, _ in pairs), 9)
+        open_shares = sum(usual for given, usual in pairs if given is None)
+        return tuple(
+            left * usual / open_shares if given is None else given
+            for given, usual in pairs
+        )
 
 
 # the fields of the last class come first, so that --help begins with the files
@@ -274,7 +306,13 @@ class SampleConfig:
     """Every setting of ``visualize``."""
 
     output: str = setting(help="dataset folder that extract wrote", group="data")
-    split: str = setting("train", "which split to draw from", "data", choices=SPLITS)
+    split: str | None = setting(
+        None,
+        "which split to draw from",
+        "data",
+        shown="the first that has patches",
+        choices=SPLITS,
+    )
     sample_index: int = setting(0, "which patch of the split, from 0", "data")
     show: bool = setting(False, "open a window too", "output")
 

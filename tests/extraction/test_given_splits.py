@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
+import pytest
 from batch_helpers import Batch, Dataset, at, messages, metric, tiles, write_grid
 from helpers import patch_everywhere
 from shapely import box
 from site_helpers import Site, complaint, refusal, run
 
 from common import SPLITS
+from common.errors import OptionError
 from common.ground import pairs_within
 from extraction.given_splits import SPLIT_WORDS
+from extraction.settings import ExtractionConfig
 
 SIDE = 4
 
@@ -195,3 +199,50 @@ def test_a_buffer_parts_the_places_of_whole_scenes_too(batch):
     ground = metric([dataset.ground[name] for name in dataset.splits])
     assert set(parts) == {0, 1, 2}
     assert not len(pairs_within(ground, parts, 10))
+
+
+# --- ratios ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (0.75, 0.15, 0.1)),
+        ({"train_ratio": 0.5}, (0.5, 0.3, 0.2)),
+        ({"test_ratio": 0.2}, (2 / 3, 0.8 / 6, 0.2)),
+        ({"test_ratio": 0}, (0.75 / 0.9, 0.15 / 0.9, 0)),
+        ({"train_ratio": 0.7, "val_ratio": 0.3}, (0.7, 0.3, 0)),
+        ({"train_ratio": 0.6, "val_ratio": 0.2}, (0.6, 0.2, 0.2)),
+        ({"train_ratio": 0, "test_ratio": 1}, (0, 0, 1)),
+        ({"test_ratio": 1}, (0, 0, 1)),
+    ],
+)
+def test_ratios_that_are_not_given_share_what_the_given_ones_leave(given, expected):
+    config = ExtractionConfig(image="a", label="b", output="c", **given)
+    assert config.ratios == pytest.approx(expected, abs=1e-12)
+    assert [ratio == 0 for ratio in config.ratios] == [share == 0 for share in expected]
+
+
+@pytest.mark.parametrize("given", [(0.5, 0.2, 0.2), (0.7, 0.2, 0.2), (0.9, 0.2, None)])
+def test_ratios_that_cannot_be_met_are_refused(given):
+    names = ("train_ratio", "val_ratio", "test_ratio")
+    with pytest.raises(OptionError, match="sum to"):
+        ExtractionConfig(image="a", label="b", output="c", **dict(zip(names, given)))
+
+
+@pytest.mark.parametrize("split_by", ["random", "block", "scene"])
+def test_a_dataset_of_one_split_can_be_looked_at(site, capsys, split_by):
+    ratios = ["--train_ratio", 0, "--test_ratio", 1]
+    patches = site.extract(*ratios, "--split_by", split_by, "--buffer", 20)
+    assert {patch.split for patch in patches.values()} == {"test"}
+    assert len(patches) == 9
+    capsys.readouterr()
+    for command in ("info", "visualize"):
+        assert run(command, "--output", site.out) == 0
+    out, err = capsys.readouterr()
+    assert "no ground is shared between splits" in out
+    assert "sample_test_patch_001.png" in out
+    assert err == ""
+    report = json.loads((site.out / "dataset_info.json").read_text())
+    assert [s["patches"] for s in report["splits"].values()] == [0, 0, 9]
+    assert (site.out / "dataset_splits.png").is_file()
