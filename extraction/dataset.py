@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rasterio.transform import Affine
 
 from common import SPLITS, VERSION
 from common.errors import WORK_IS_KEPT, DatasetError
@@ -25,15 +24,15 @@ from common.files import (
     require_folder,
     write_json,
 )
-from common.ground import footprint, to_metric_crs, to_one_crs
+from common.ground import to_metric_crs, to_one_crs
 from common.nodata import empty_bands
 from common.rasters import Source, open_raster
 from common.repeat import command_line
 from common.text import first_reason
 from common.vectors import write_layer
 from extraction.cutting import cut_scene
-from extraction.given_splits import column_splits
-from extraction.journal import Journal, Skipped, class_counts
+from extraction.given_splits import column_splits, divide_by_area, read_area
+from extraction.journal import Journal, Skipped, class_counts, patch_footprint
 from extraction.scenes import ScenePlan, describe_sources, plan_scenes
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
 from extraction.splits import assign_splits
@@ -72,13 +71,13 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         )
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
-    given = column_splits(plans, config)
+    given, area = column_splits(plans, config), read_area(config.test_area)
     with staging_folder(target, config, describe_sources(plans)) as staging:
         with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)
             for plan in plans:
                 cut_scene(plan, config, staging, journal)
-        report = assemble(staging, plans, journal, skipped, config, given)
+        report = assemble(staging, plans, journal, skipped, config, given, area)
         publish(staging, target)
     return report
 
@@ -90,8 +89,18 @@ def assemble(
     skipped: dict[str, Skipped],
     config: ExtractionConfig | BatchConfig,
     given: Mapping[str, str],
+    area: GeoSeries | None,
 ) -> dict:
-    """Put the patches into splits, and describe them; ``given`` are splits by ``column_splits``.
+    """Put the patches into splits, and describe them.
+
+    Args:
+        staging: The folder of the patches.
+        plans: The scenes.
+        journal: What became of each cell.
+        skipped: Why cells give no patch; receives those that are left out here.
+        config: The options.
+        given: Splits by ``column_splits``.
+        area: Polygons by ``read_area``.
 
     Returns:
         What ``--save_metadata`` writes.
@@ -104,31 +113,21 @@ def assemble(
     found = [(plan, journal.records.get(c.name)) for plan in plans for c in plan.cells]
     found = [(plan, record) for plan, record in found if record]
     if not found:
-        value = plans[0].label_nodata
-        declared = "" if value is None else f" (which declares {value} as nodata)"
-        with open_raster(plans[0].scene.image) as image:
-            bands = [entry["band"] for entry in plans[0].bands]
-            empty = empty_bands(Source(image, bands, nodata=config.nodata))
-        raise DatasetError(
-            f"None of the {len(names)} cells gives a patch ({first_reason(skipped)}); check the "
-            f"nodata of {plans[0].scene.image} and of its label{declared}, or lower --min_valid"
-            f"{empty}"
-        )
-    size = config.patch_size
-    shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
+        raise no_patch(plans, len(names), skipped, config)
+    if area is not None:
+        found, given = divide_by_area(found, area, skipped, config)
+    shapes = [patch_footprint(record, config) for _, record in found]
     systems = [plan.crs for plan, _ in found]
     ground = to_metric_crs(shapes, systems)
     records = [record for _, record in found]
     splits, dropped = assign_splits(records, ground, config, given)
-    records = []
-    for index, ((_, record), split) in enumerate(zip(found, splits)):
-        if index in dropped:
-            skipped[record["name"]] = dropped[index]
-            continue
-        records.append(record | {"split": split})
-        for kind in ("images", "labels"):
-            name = f"{record['name']}.tif"
-            (staging / kind / name).rename(staging / split / kind / name)
+    skipped |= {records[index]["name"]: dropped[index] for index in dropped}
+    records = [
+        record | {"split": split}
+        for index, (record, split) in enumerate(zip(records, splits))
+        if index not in dropped
+    ]
+    move_into_splits(staging, records)
     report = describe(config, plans, records, skipped)
     cells = to_one_crs(shapes, systems, plans[0].crs).drop(list(dropped))
     write_cells(staging / "cells.gpkg", cells, report)
@@ -137,6 +136,32 @@ def assemble(
     for kind in ("images", "labels"):
         shutil.rmtree(staging / kind)
     return report
+
+
+def no_patch(
+    plans: Sequence[ScenePlan],
+    cells: int,
+    skipped: dict[str, Skipped],
+    config: ExtractionConfig | BatchConfig,
+) -> DatasetError:
+    """The error of an extraction whose cells give no patch."""
+    value = plans[0].label_nodata
+    declared = "" if value is None else f" (which declares {value} as nodata)"
+    with open_raster(plans[0].scene.image) as image:
+        bands = [entry["band"] for entry in plans[0].bands]
+        more = empty_bands(Source(image, bands, nodata=config.nodata))
+    return DatasetError(
+        f"None of the {cells} cells gives a patch ({first_reason(skipped)}); check the nodata of "
+        f"{plans[0].scene.image} and of its label{declared}, or lower --min_valid{more}"
+    )
+
+
+def move_into_splits(staging: Path, records: Sequence[dict]) -> None:
+    """Move patches to the folders of their splits."""
+    for record in records:
+        for kind in ("images", "labels"):
+            name = f"{record['name']}.tif"
+            (staging / kind / name).rename(staging / record["split"] / kind / name)
 
 
 def describe(

@@ -173,6 +173,14 @@ class ExtractionOptions:
         shown="all cells are drawn",
         may_change=True,
     )
+    test_area: str | None = setting(
+        None,
+        "vector file of polygons, in any CRS: cells whose centre lies in them are the test split, "
+        "others that touch them are left out",
+        "split",
+        shown="none",
+        may_change=True,
+    )
     block_size: float | None = setting(
         None,
         "side of a block in metres",
@@ -227,23 +235,12 @@ class ExtractionOptions:
 
     def __post_init__(self):
         check_limits(self)
-        stride, grid, block = self.stride, self.grid, self.block_size
+        stride, grid = self.stride, self.grid
         fine = stride is None or grid is None
         require(fine, "--stride with --grid", grid, "one of the two")
-        fine = block is None or self.split_by == "block"
-        require(fine, "--block_size", block, "--split_by block with it")
-        own_grid = self.grid or getattr(self, "use_per_image_grid", False)
-        fine = self.split_column is None or own_grid
-        require(fine, "--split_column", self.split_column, "--grid with it")
         both = self.overwrite and self.resume
         require(not both, "--overwrite", "and --resume", "one of the two")
-        given = [ratio for ratio in self._given_ratios if ratio is not None]
-        require(
-            sum(given) < 1 + 1e-6 and (len(given) < 3 or sum(given) > 1 - 1e-6),
-            "--train_ratio, --val_ratio and --test_ratio",
-            f"sum to {sum(given):g}",
-            "a sum of 1" if len(given) == 3 else "1 at most",
-        )
+        self._check_splits()
         values, names = (split_list(v) for v in (self.label_values, self.class_names))
         require(
             not values or len(set(values)) == len(values) >= 2,
@@ -258,9 +255,31 @@ class ExtractionOptions:
             f"{len(values)} names, as many as --label_values",
         )
 
+    def _check_splits(self) -> None:
+        block, column, area = self.block_size, self.split_column, self.test_area
+        fine = block is None or self.split_by == "block"
+        require(fine, "--block_size", block, "--split_by block with it")
+        own_grid = self.grid or getattr(self, "use_per_image_grid", False)
+        require(column is None or own_grid, "--split_column", column, "--grid with it")
+        fine = area is None or column is None
+        require(fine, "--test_area with --split_column", column, "one of the two")
+        fine = area is None or not self.test_ratio
+        expected = "one of the two: no other cell becomes test"
+        require(fine, "--test_area with --test_ratio", self.test_ratio, expected)
+        given = [ratio for ratio in self._given_ratios if ratio is not None]
+        expected = "a sum of 1" if len(given) == 3 else "1 at most"
+        require(
+            sum(given) < 1 + 1e-6 and (len(given) < 3 or sum(given) > 1 - 1e-6),
+            "--train_ratio, --val_ratio and --test_ratio",
+            f"sum to {sum(given):g}",
+            expected + " of the first two, beside --test_area" * (area is not None),
+        )
+
     @property
     def _given_ratios(self) -> tuple[float | None, ...]:
-        return self.train_ratio, self.val_ratio, self.test_ratio
+        """Of the cells that are drawn, of which none becomes test beside ``--test_area``."""
+        drawn_test = self.test_ratio if self.test_area is None else 0.0
+        return self.train_ratio, self.val_ratio, drawn_test
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -165,20 +165,14 @@ def assign_splits(
             units = np.unique(places[free], return_inverse=True)[1]
             drawn = random_splits(units.max() + 1, config.ratios, config.seed)
         else:
+            needed = np.count_nonzero((counts == 0) & (ratios > 0))
             size = config.block_size or 4 * typical_patch_side(ground)
             groups = scenes if by == "scene" else spatial_block_ids(ground, size)
             units, content = _content([records[i] for i in free], groups[free])
-            needed = np.count_nonzero((counts == 0) & (ratios > 0))
-            if len(content) < needed:
-                raise _too_few(by, len(content), needed, size)
+            _require_enough(by, len(content), needed, size)
             drawn = balance_blocks(content, config.ratios, config.seed)
         parts[free] = [SPLITS.index(drawn[unit]) for unit in units]
-    if by == "block" or config.buffer:
-        pairs = pairs_within(ground, parts, config.buffer)
-        lost = leave_out_drawn(parts, pairs, wanted, fixed)
-    else:
-        lost = set()
-        _warn_of_touching(parts, ground, fixed, by)
+    lost = _leave_out_near(parts, ground, wanted, fixed, config)
     _require_shares(parts, lost, wanted, config)
     reason = (
         f"nearer than {config.buffer:g} m to another split"
@@ -205,6 +199,29 @@ def follow_dates(parts: np.ndarray, fixed: np.ndarray, places: np.ndarray):
     known[places[rows]] = parts[rows]
     found = known[places]
     return np.where(fixed | (found < 0), parts, found), fixed | (found >= 0)
+
+
+def _leave_out_near(
+    parts: np.ndarray,
+    ground: GeoSeries,
+    wanted: Sequence[float],
+    fixed: np.ndarray,
+    config: ExtractionOptions,
+) -> set[int]:
+    """The patches to drop since they share ground with another split, or lie too near to it.
+
+    Without blocks and buffer these are the neighbours of a test area alone, and others are logged.
+    """
+    apart = config.split_by == "block" or config.buffer
+    lost: set[int] = set()
+    if apart or config.test_area:
+        pairs = pairs_within(ground, parts, config.buffer)
+        pairs = pairs if apart else pairs[fixed[pairs].any(axis=1)]
+        lost = leave_out_drawn(parts, pairs, wanted, fixed)
+    if not apart:
+        left = np.delete(np.arange(len(parts)), list(lost))
+        _warn_of_touching(parts[left], ground.iloc[left], fixed[left], config.split_by)
+    return lost
 
 
 def _warn_of_touching(
@@ -342,14 +359,15 @@ def _content(
     return numbers, content
 
 
-def _too_few(split_by: str, found: int, needed: int, size: float) -> DatasetError:
-    """The error of fewer blocks, or scenes, than splits."""
-    if split_by == "scene":
-        return DatasetError(
+def _require_enough(split_by: str, found: int, needed: int, size: float) -> None:
+    """Raise DatasetError where blocks, or scenes, are fewer than splits."""
+    if found < needed and split_by == "scene":
+        raise DatasetError(
             f"--split_by scene: {found} scenes are too few for {needed} splits; give more, or a "
             "ratio of 0 for a split that you do not need"
         )
-    return DatasetError(
-        f"The cells lie in {found} blocks of {size:g} m, too few for the splits; give a smaller "
-        "--block_size"
-    )
+    if found < needed:
+        raise DatasetError(
+            f"The cells lie in {found} blocks of {size:g} m, too few for the splits; give a smaller "
+            "--block_size"
+        )

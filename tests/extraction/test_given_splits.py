@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from batch_helpers import Batch, Dataset, at, messages, metric, tiles, write_grid
 from helpers import patch_everywhere
-from shapely import box
-from site_helpers import Site, complaint, refusal, run
+from shapely import LineString, box
+from site_helpers import CRS, Site, complaint, refusal, run, write_cells
 
 from common import SPLITS
 from common.errors import OptionError
@@ -246,3 +246,97 @@ def test_a_dataset_of_one_split_can_be_looked_at(site, capsys, split_by):
     report = json.loads((site.out / "dataset_info.json").read_text())
     assert [s["patches"] for s in report["splits"].values()] == [0, 0, 9]
     assert (site.out / "dataset_splits.png").is_file()
+
+
+# --- a test area -----------------------------------------------------------------------------
+
+
+def draw_area(site: Site, *shapes, file="area.geojson", **more) -> str:
+    """Polygons, given in pixels of the scene, as a vector file."""
+    return str(write_cells(site.folder / file, shapes, **more))
+
+
+@pytest.mark.parametrize("crs", [CRS, "EPSG:4326", "EPSG:3035"])
+def test_cells_with_their_centre_in_the_area_are_the_test_split(site, crs):
+    site.draw_grid(tiles(10, 2, side=SIDE))  # columns begin at 0, 4, 8...
+    area = draw_area(site, box(-1, -1, 9, 9), box(29, -1, 33, 3), crs=crs)
+    words = ["--test_area", area, "--save_metadata"]
+    found = splits(site, *words)
+    # of the first polygon columns 1 and 2 of both rows, with column 3 touched; the second holds
+    # the centre of column 8 in the first row, and touches 9 there
+    tests = [name for name, split in found.items() if split == "test"]
+    assert tests == ["001", "002", "008", "011", "012"]
+    skipped = site.metadata()["skipped"]
+    assert skipped == dict.fromkeys(
+        ("patch_003", "patch_009", "patch_013"), "touches --test_area"
+    )
+    others = Counter(split for split in found.values() if split != "test")
+    assert others == {"train": 10, "validation": 2}  # as 0.75 to 0.15
+
+
+def test_cells_along_the_border_of_the_area_touch_it(site):
+    site.draw_grid(tiles(10, 1, side=SIDE))
+    area = draw_area(site, box(0, 0, 8, 4))
+    found = splits(site, "--test_area", area, "--val_ratio", 0.4)
+    assert [found["001"], found["002"]] == ["test", "test"]
+    assert "003" not in found and "004" in found
+
+
+@pytest.mark.parametrize("split_by", ["random", "block"])
+def test_the_buffer_counts_from_the_cells_of_the_area(site, split_by):
+    site.draw_grid(tiles(11, 1, side=SIDE))
+    area = draw_area(site, box(0.5, 0.5, 7.5, 3.5))
+    words = ["--test_area", area, "--split_by", split_by, "--val_ratio", 0]
+    if split_by == "block":
+        words += ["--block_size", 10 * SIDE]
+    found = splits(site, *words, "--buffer", 81)  # two cells and a bit
+    assert list(found) == ["001", "002", *(f"{n:03}" for n in range(6, 12))]
+    assert set(found.values()) == {"test", "train"}
+
+
+def test_a_cell_that_overlaps_a_test_cell_is_left_out_where_it_misses_the_area(site):
+    site.draw_grid([box(x, 0, x + 8, 8) for x in range(0, 40, 6)])
+    area = draw_area(site, box(3, 3, 5, 5))
+    words = ["--test_area", area, "--save_metadata", "--val_ratio", 0]
+    found = splits(site, *words)
+    assert found == {"001": "test"} | {f"{n:03}": "train" for n in range(3, 8)}
+    reasons = site.metadata()["skipped"]
+    assert reasons == {"patch_002": "shares ground with another split"}
+
+
+def test_all_dates_of_an_area_are_test_and_the_rest_is_drawn(batch):
+    draw_dates(batch, 3)
+    area = write_grid(batch.folder / "area.geojson", [box(0, 0, 7, 24)])
+    words = ["--test_area", area, "--val_ratio", 0.3]
+    dataset = batch.cut(*words, "--split_by", "scene", "--train_ratio", 0.7)
+    tests = [name[3:] for name, split in dataset.splits.items() if split == "test"]
+    assert Counter(tests) == {f"r00{row}_c000": 3 for row in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "words", "expected"),
+    [
+        (box(200, 0, 210, 9), [], "No cell has its centre in --test_area"),
+        (box(0, 0, 48, 48), [], "All 9 cells lie in --test_area"),
+        (LineString([(0, 0), (9, 9)]), [], "has no polygons"),
+    ],
+)
+def test_an_area_that_holds_no_cell_or_all_is_refused(
+    site, capsys, shape, words, expected
+):
+    line = refusal(capsys, site, "--test_area", draw_area(site, shape), *words)
+    assert expected in line
+    assert "area.geojson" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--test_ratio", 0.2], "--test_area with --test_ratio 0.2: expected one"),
+        (["--split_column", "role"], "--test_area with --split_column role"),
+        (["--train_ratio", 0.7, "--val_ratio", 0.2], "sum to 0.9: expected a sum of 1"),
+    ],
+)
+def test_options_that_contradict_a_test_area_are_refused(site, capsys, words, expected):
+    line = complaint(capsys, *site.words("--test_area", "a.gpkg", *words))
+    assert expected in line
