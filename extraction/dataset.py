@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from common import SPLITS, VERSION
 from common.errors import WORK_IS_KEPT, DatasetError
 from common.files import (
@@ -29,10 +27,10 @@ from common.nodata import empty_bands
 from common.rasters import Source, open_raster
 from common.repeat import command_line
 from common.text import first_reason
-from common.vectors import write_layer
+from extraction.cells_file import write_cells
 from extraction.cutting import cut_scene
 from extraction.given_splits import column_splits, divide_by_area, read_area
-from extraction.journal import Journal, Skipped, class_counts, patch_footprint
+from extraction.journal import Journal, Skipped, patch_footprint
 from extraction.scenes import ScenePlan, describe_sources, plan_scenes
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
 from extraction.splits import assign_splits
@@ -130,7 +128,7 @@ def assemble(
     move_into_splits(staging, records)
     report = describe(config, plans, records, skipped)
     cells = to_one_crs(shapes, systems, plans[0].crs).drop(list(dropped))
-    write_cells(staging / "cells.gpkg", cells, report)
+    write_cells(staging / "cells.gpkg", cells, report, plans)
     if config.save_metadata:
         write_json(staging / "metadata.json", report)
     for kind in ("images", "labels"):
@@ -291,22 +289,3 @@ def publish(staging: Path, target: Path) -> None:
     for name in (JOURNAL, "settings.json"):
         (target / name).unlink(missing_ok=True)
     remove_former()
-
-
-def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
-    """The cells of the patches as a GeoPackage: split, valid share, class shares."""
-    import geopandas
-
-    records = report["patches"]
-    pixels = class_counts(records)
-    names = report["class_names"] or [""] * pixels.shape[1]
-    columns = {
-        key: [r[key] for r in records]
-        for key in ("name", "scene", "split", "valid_share")
-    }
-    shares = np.zeros((len(records), len(names)))
-    shares[:, : pixels.shape[1]] = pixels / pixels.sum(axis=1, keepdims=True)
-    # the number keeps names apart that differ in case only
-    columns |= {f"share {k} {n}".strip(): shares[:, k] for k, n in enumerate(names)}
-    table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)
-    write_layer(table, path, driver="GPKG", layer="cells")

@@ -148,7 +148,7 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     report = {
         "class_names": names,
         **results[kind],
-        "blocks": None if config.fold_by == "random" else len(sums),
+        "blocks": None if kind == "random" else len(sums),
         "final_epochs": epochs,
         "history": final.history.rows,
     }
