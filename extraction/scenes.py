@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -28,7 +29,7 @@ from common.rasters import (
 )
 from common.sources import require_whole
 from common.text import first_reason, number_dates
-from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
+from common.vectors import VECTOR_SUFFIXES, file_of, files_of_vector, is_vector
 from extraction.cells import Cell, Grid, cells_of, id_text
 from extraction.journal import Skipped
 from extraction.settings import (
@@ -62,26 +63,35 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     folder = Path(config.data_dir)
     if not folder.is_dir():
         raise DatasetError(f"No folder {folder}; give that of the scenes as --data_dir")
-    paths = folder.rglob("*") if config.recursive else folder.iterdir()
-    paths = sorted(
-        path for path in paths if path.is_file() and not in_parts(path, folder)
-    )
-    rasters = [p for p in paths if p.suffix.lower() in SCENE_SUFFIXES]
+    paths = list_files(folder, config)
+
+    def ids_of(paths: Iterable[Path], pattern: str) -> dict[str, Path]:
+        return find_ids(paths, pattern, folder, config.recursive)
+
     any_kind = config.image_pattern.partition("|")[0].endswith(".*")
-    images = find_ids(rasters if any_kind else paths, config.image_pattern)
-    labels = find_ids(paths, config.label_pattern)
+    scenes = [p for p in paths if not any_kind or p.suffix.lower() in SCENE_SUFFIXES]
+    if config.label is not None:  # it may lie among the scenes, but is none
+        alone = Path(file_of(config.label)).resolve()
+        scenes = [path for path in scenes if path.resolve() != alone]
+    images = ids_of(scenes, config.image_pattern)
+    labels = dict.fromkeys(images, config.label)
+    if config.label is None:
+        labels = ids_of(paths, config.label_pattern)
     kinds = [images, labels]
     if config.use_per_image_grid:
         vectors = [path for path in paths if path.suffix.lower() in VECTOR_SUFFIXES]
-        kinds.append(grids := find_ids(vectors, config.grid_pattern))
+        kinds.append(grids := ids_of(vectors, config.grid_pattern))
     if each_masked := "<id>" in (config.mask or ""):
         kinds.append(masks := find_masks(config.mask))
     if not images:
+        deeper = "" if config.recursive else "; --recursive looks into its folders too"
         raise DatasetError(
-            f"No file in {folder} matches --image_pattern {config.image_pattern}"
+            f"No file in {folder} matches --image_pattern {config.image_pattern}{deeper}"
         )
     complete = set.intersection(*map(set, kinds))
-    unmatched = sorted({kind[key] for kind in kinds for key in kind.keys() - complete})
+    unmatched = sorted(
+        {str(kind[key]) for kind in kinds for key in kind.keys() - complete}
+    )
     if unmatched:
         named = ", ".join(str(path) for path in unmatched[:5])
         more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
@@ -105,12 +115,43 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     return scenes
 
 
+def list_files(folder: Path, config: BatchConfig) -> list[Path]:
+    """The files of a folder that the patterns may name, without those that ``--exclude`` names.
+
+    Raises:
+        DatasetError: A pattern of ``--exclude`` that names none.
+    """
+    if config.recursive:
+        found = list(folder.rglob("*"))
+    else:  # as deep as the patterns
+        patterns = config.image_pattern, config.label_pattern, config.grid_pattern
+        depths = {
+            Path(text.partition("|")[0]).as_posix().count("/") for text in patterns
+        }
+        found = [p for depth in depths for p in folder.glob("*/" * depth + "*")]
+    paths = {
+        path.relative_to(folder).as_posix(): path
+        for path in found
+        if path.is_file() and not in_parts(path, folder)
+    }
+    for pattern in config.exclude or ():
+        named = re.compile(fnmatch.translate(pattern), re.IGNORECASE)
+        hits = [text for text in paths if named.match(text)]
+        if not hits:
+            raise DatasetError(
+                f"--exclude {pattern} names none of the {len(paths)} files in {folder}; it has to "
+                "match the whole path below that folder, as 'old/*'"
+            )
+        paths = {text: path for text, path in paths.items() if text not in hits}
+    return sorted(paths.values())
+
+
 def find_masks(pattern: str) -> dict[str, Path]:
     """The masks of the scenes by their ids; ``pattern`` is ``--mask`` with an ``<id>``."""
     folder = Path(pattern).parent
     if not folder.is_dir():
         raise DatasetError(f"--mask: no folder {folder}")
-    return find_ids(sorted(folder.iterdir()), Path(pattern).name)
+    return find_ids(sorted(folder.iterdir()), Path(pattern).name, folder)
 
 
 def in_parts(path: Path, folder: Path) -> bool:
@@ -119,19 +160,29 @@ def in_parts(path: Path, folder: Path) -> bool:
     return any(name.lower().endswith(".parts") for name in inner)
 
 
-def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
-    """Files whose name matches a pattern, in any case, by the text in the place of ``<id>``.
+def find_ids(
+    paths: Iterable[Path], pattern: str, folder: Path, recursive: bool = False
+) -> dict[str, Path]:
+    """Files whose path matches a pattern, in any case, by the text in the place of ``<id>``.
 
     Each with what the pattern says of layers (``Grid_<id>.gpkg|layername=x``).
+
+    Args:
+        paths: The files.
+        pattern: Of their paths below ``folder``; neither ``<id>`` nor * stands for a /.
+        folder: Where they lie.
+        recursive: It may match in folders of that folder too.
 
     Raises:
         DatasetError: Two files of one id.
     """
     pattern, bar, layer = pattern.partition("|")
-    regex = re.escape(pattern).replace(r"\*", ".*").replace("<id>", "(?P<id>.+)")
+    regex = re.escape(Path(pattern).as_posix()).replace(r"\*", "[^/]*")
+    regex = "(.*/)?" * recursive + regex.replace("<id>", "(?P<id>[^/]+)")
     found: dict[str, Path] = {}
     for path in paths:
-        match = re.fullmatch(regex, path.name, re.IGNORECASE)
+        text = path.relative_to(folder).as_posix()
+        match = re.fullmatch(regex, text, re.IGNORECASE)
         if not match:
             continue
         key = match["id"].lower()

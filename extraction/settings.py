@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from common import SPLITS
 from common.errors import require
@@ -11,6 +13,7 @@ from common.mask_options import Mask, MaskOptions
 from common.options import check_limits, nodata_setting, setting, split_list
 
 LARGEST_PATCH = 16384  # pixels of a side
+LABEL_PATTERN = "Label_<id>.tif"
 RATIOS = (0.75, 0.15, 0.10)  # of training, validation and test, where none is given
 
 
@@ -44,11 +47,28 @@ class SceneFolder:
         False, "each scene has its own grid, found by --grid_pattern", "data"
     )
     image_pattern: str = setting(
-        "Image_<id>.*", "names of scenes; <id> pairs them, * is anything", "data"
+        "Image_<id>.*",
+        "names of scenes, with folders where they lie in some; <id> pairs them, * is anything but /",
+        "data",
     )
-    label_pattern: str = setting("Label_<id>.tif", "names of labels", "data")
+    label_pattern: str = setting(LABEL_PATTERN, "names of labels", "data")
+    label: str | None = setting(
+        None,
+        "one label for all scenes, as for several dates of one place",
+        "data",
+        shown="those of --label_pattern",
+    )
     grid_pattern: str = setting("Grid_<id>.*", "names of grids", "data")
     recursive: bool = setting(False, "search subfolders too", "data")
+    exclude: Sequence[str] | None = setting(
+        None,
+        "shell patterns of files to leave out, by their whole path below the folder, as 'old/*': * is "
+        "anything, ? a character, [ab] one of them; may be given again",
+        "data",
+        shown="none",
+        nargs="+",
+        action="extend",
+    )
     skip_unmatched: bool = setting(
         False, "leave out files without a partner instead of stopping", "data"
     )
@@ -318,6 +338,10 @@ class BatchConfig(MaskOptions, ExtractionOptions, SceneFolder):
             text = getattr(self, name)
             once = text.partition("|")[0].count("<id>") == text.count("<id>") == 1
             require(once, f"--{name}", text, "one <id> in it")
+            below = not os.path.isabs(text) and ".." not in PurePath(text).parts
+            require(below, f"--{name}", text, "a path below --data_dir")
+        fine = self.label is None or self.label_pattern == LABEL_PATTERN
+        require(fine, "--label with --label_pattern", self.label_pattern, "one of them")
 
 
 @dataclass(frozen=True)
