@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,16 @@ TTA_TRANSFORMS = {
     "d4": [(turns, mirrored) for turns in range(4) for mirrored in (False, True)],
 }
 BINARY_NAMES = ["background", "foreground"]
+# of two classes the one that is no class of its own: code 0, or a name such as "no water"
+_BACKGROUND = re.compile(
+    r"(class )?0|(background|other|others|none|no|non|not|nothing|rest)\b.*",
+    re.IGNORECASE,
+)
+
+
+def is_background(name: str) -> bool:
+    """Whether a class of two is, by its name, what the other one is not."""
+    return _BACKGROUND.fullmatch(name) is not None
 
 
 def default_class_names(num_classes: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 from common.errors import OptionError
@@ -71,8 +71,13 @@ def option_words(options: dict, config_class) -> list[str]:
     return words
 
 
+def stored_settings(config) -> dict:
+    """All options of a run by name, but for those of one run alone."""
+    options = asdict(config)
+    return {name: options[name] for name in options if name not in OF_ONE_RUN}
+
+
 def command_line(script: str, config) -> str:
     """The command that makes a run again, as a shell takes it."""
-    options = {item.name: getattr(config, item.name) for item in fields(config)}
-    options |= dict.fromkeys(set(OF_ONE_RUN) & options.keys(), False)
-    return f"python {script} {shlex.join(option_words(options, type(config)))}"
+    words = option_words(stored_settings(config), type(config))
+    return f"python {script} {shlex.join(words)}"

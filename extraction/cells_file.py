@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.vectors import write_layer
+from common import SPLITS
+from common.styles import categorized_style
+from common.vectors import add_style, write_layer
 from extraction.journal import class_counts
+from extraction.report import SPLIT_COLOURS
 from extraction.scenes import ScenePlan
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ RESERVED = ("fid", "geom", "geometry")  # what a GeoPackage, or geopandas, calls
 def write_cells(
     path: Path, cells: GeoSeries, report: dict, plans: Sequence[ScenePlan]
 ) -> None:
-    """The cells of the patches as a GeoPackage: split, valid share, class shares, the grid's columns."""
+    """The cells of the patches as a GeoPackage, coloured by split: shares, the grid's columns."""
     import geopandas
 
     records = report["patches"]
@@ -40,7 +43,10 @@ def write_cells(
     if held is not None:
         columns |= storable_columns(held, columns)
     table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)
+    path.unlink(missing_ok=True)  # of a run that ended before it was published
     write_layer(table, path, driver="GPKG", layer="cells")
+    colours = [SPLIT_COLOURS[split] for split in SPLITS]
+    add_style(path, "cells", categorized_style("split", SPLITS, colours))
 
 
 def grid_columns(plans: Sequence[ScenePlan], names: Sequence[str]) -> DataFrame | None:

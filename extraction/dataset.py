@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import SPLITS, VERSION
+from common.colours import hex_of_colour
 from common.errors import WORK_IS_KEPT, DatasetError
 from common.files import (
     compare_runs,
@@ -31,7 +32,12 @@ from extraction.cells_file import write_cells
 from extraction.cutting import cut_scene
 from extraction.given_splits import column_splits, divide_by_area, read_area
 from extraction.journal import Journal, Skipped, patch_footprint
-from extraction.scenes import ScenePlan, describe_sources, plan_scenes
+from extraction.scenes import (
+    ScenePlan,
+    describe_sources,
+    masks_text,
+    plan_scenes,
+)
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
 from extraction.splits import assign_splits
 
@@ -70,7 +76,8 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
     given, area = column_splits(plans, config), read_area(config.test_area)
-    with staging_folder(target, config, describe_sources(plans)) as staging:
+    files = describe_sources(plans, config)
+    with staging_folder(target, config, files) as staging:
         with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)
             for plan in plans:
@@ -148,6 +155,13 @@ def no_patch(
     with open_raster(plans[0].scene.image) as image:
         bands = [entry["band"] for entry in plans[0].bands]
         more = empty_bands(Source(image, bands, nodata=config.nodata))
+    if config.mask is not None:
+        more += f"; {masks_text(plans, config)}"
+        mask = plans[0].mask
+        if mask.nodata is not None and not mask.named:
+            more += (
+                f", which declares {mask.nodata:g} as nodata (--keep_values keeps it)"
+            )
     return DatasetError(
         f"None of the {cells} cells gives a patch ({first_reason(skipped)}); check the nodata of "
         f"{plans[0].scene.image} and of its label{declared}, or lower --min_valid{more}"
@@ -176,6 +190,7 @@ def describe(
         "bands": first.bands,
         "label_values": first.label_values,
         "class_names": first.class_names,
+        "class_colors": [c and hex_of_colour(c) for c in first.colours] or None,
         "unlabelled": first.unlabelled,
         "label_nodata": first.label_nodata,
         "scenes": [
@@ -215,7 +230,7 @@ def staging_folder(
             remove_partial_files(
                 staging / f"{name}.json" for name in ("settings", "metadata")
             )
-            former = former_settings(target) or asdict(config)
+            former = former_settings(target) or {"version": VERSION} | asdict(config)
             # with --skip_errors, files may be read now that could not be before
             known = former.get("files", {}) | files
             write_json(staging / "settings.json", former | {"files": known})
@@ -259,9 +274,10 @@ def _require_same_run(
         )
     former = former_settings(target)
     if former:
-        present = fingerprint(config)
+        options = fingerprint(config)
+        present = {"version": VERSION} | options
         read = former.pop("files", {})
-        free = vars(config).keys() - present
+        free = vars(config).keys() - options
         former = {name: former[name] for name in former if name not in free}
         former |= {f"file {name}": text for name, text in read.items()}
         present |= {f"file {name}": files.get(name) for name in read}

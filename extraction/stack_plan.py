@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import OptionError, RasterError, require
-from common.ground import pixel_size
+from common.errors import RasterError, require
+from common.ground import covered_share
+from common.masks import buffer_in_pixels
 from common.rasters import open_raster
 from common.tiffs import TIFF_SUFFIXES
 from extraction.stack_bands import MaskLayer, Product
@@ -114,7 +115,7 @@ def plan_scene(
     else:
         grid = finest_grid(own or layers, config.resolution)
     for layer in layers:
-        if not layer.grid.meets(grid):
+        if not covered_share(grid, layer.grid):
             raise RasterError(
                 f"{layer.band.path} lies elsewhere than the scene; leave it out, or choose another "
                 "--like"
@@ -131,11 +132,7 @@ def plan_scene(
             if product.mask is None:
                 raise RasterError(f"{product.name} {product.no_mask}")
             masks.append(product.mask)
-    if config.mask_buffer and pixel_size(grid) is None:
-        raise OptionError(
-            f"--mask_buffer {config.mask_buffer:g}: expected 0, since pixels of {grid.crs} have "
-            "no size in metres"
-        )
+    buffer_in_pixels(config.mask_buffer, grid)  # an error before the work
     stored = common_type(layers, grid)
     tags = tags_of(products, layers, stored, masks, config)
     return ScenePlan(target, layers, grid, stored, masks, tags)

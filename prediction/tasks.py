@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,16 @@ class Task:
     def partial(self) -> Path:
         """The hidden folder of the unfinished map."""
         return self.output.with_name(f".{self.output.name}-partial")
+
+
+def recorded_run(task: Task, finished: bool = False) -> dict | None:
+    """The ``run`` that a map was made by, or is being made by unless it must be ``finished``."""
+    files = [] if finished else [task.partial / "run.json"]
+    for path in (*files, task.beside("_statistics.json")):
+        with suppress(FileNotFoundError):
+            stored = json.loads(path.read_text())
+            return stored.get("run", stored)
+    return None
 
 
 def list_scenes(given: Sequence[str]) -> list[str]:

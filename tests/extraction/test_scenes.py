@@ -28,7 +28,7 @@ import Patch_extraction
 from common.console import settings_from
 from common.errors import DatasetError
 from extraction.cells import regular_cells
-from extraction.scenes import find_ids, pair_scenes
+from extraction.pairing import find_ids, pair_scenes
 from extraction.settings import BatchConfig
 
 # --- pairing ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import rasterio
 from helpers import interrupt
 from prediction_helpers import TRANSFORM, check_map, noise, run, write_scene
 from rasterio.transform import Affine
+from scipy.ndimage import distance_transform_edt
 
 HEIGHT, WIDTH = 60, 48
 
@@ -53,6 +54,17 @@ def test_what_the_mask_says_is_not_mapped(land, tmp_path, capsys, pixels, rule):
     share = 100 * cloudy(ONE, OTHER).mean()
     line = f"about {share:.1f} % masked, 0.0 % beyond its edge (valid) by {mask}"
     assert capsys.readouterr().err.count(line) == 1
+
+
+def test_clouds_of_the_mask_grow_by_metres(land, tmp_path, pixels):
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    mask = write_clouds(tmp_path / "clouds.tif", ONE)
+    more = "--mask", str(mask), *BY_VALUES, "--mask_buffer", "30", "--patch_size", "32"
+    assert run(land.path, scene, tmp_path / "map.tif", *more) == 0
+    clouds = cloudy(ONE)
+    away = distance_transform_edt(~clouds)
+    assert (away <= 3).sum() > clouds.sum()
+    check_map(land, tmp_path / "map.tif", pixels, away > 3)
 
 
 def test_scenes_have_a_mask_each_or_one(land, tmp_path, pixels, capsys):
@@ -107,3 +119,31 @@ def test_a_mask_needs_a_place(land, tmp_path, pixels, capsys):
         == 1
     )
     assert "has no CRS; assign one" in capsys.readouterr().err
+
+
+def test_scenes_that_one_mask_misses_are_named(land, tmp_path, pixels, capsys):
+    for number in range(3):
+        place = TRANSFORM * Affine.translation(0, HEIGHT * number)
+        write_scene(tmp_path / "in" / f"{number}.tif", pixels, transform=place)
+    mask = write_clouds(tmp_path / "clouds.tif", ONE)
+    options = ("--mask", str(mask), *BY_VALUES)
+    assert run(land.path, tmp_path / "in", tmp_path / "out", *options) == 0
+    error = capsys.readouterr().err
+    assert f"{mask} has no ground in common with 2 of 3 scenes" in error
+    assert error.count("has no ground") == 1 and "1.tif, " in error
+    check_map(land, tmp_path / "out" / "0_prediction.tif", pixels, ~cloudy(ONE))
+    check_map(land, tmp_path / "out" / "2_prediction.tif", pixels, ~cloudy())
+
+
+@pytest.mark.parametrize("name", ["clouds.tif", "<id>.tif"])
+def test_a_mask_of_another_place_is_refused(land, tmp_path, pixels, capsys, name):
+    scene = write_scene(tmp_path / "clouds.tif", pixels)
+    (tmp_path / "masks").mkdir()
+    place = TRANSFORM * Affine.translation(0, HEIGHT)
+    mask = write_scene(tmp_path / "masks" / "clouds.tif", pixels[:1], transform=place)
+    options = ("--mask", str(tmp_path / "masks" / name), *BY_VALUES)
+    for more in ((), ("--check",)):
+        assert run(land.path, scene, tmp_path / "map.tif", *options, *more) == 1
+        line = f"error: The mask {mask} has no ground in common with {scene}; give"
+        assert line in capsys.readouterr().err
+    assert not (tmp_path / "map.tif").exists()
