@@ -50,7 +50,9 @@ def grown(cloud: np.ndarray, pixels: float) -> np.ndarray:
         return cloud
     clear = (~cloud).astype(np.uint8)
     distance = cv2.distanceTransform(clear, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return distance <= pixels * 1.005  # metres of a projection are true to half a percent
+    return (
+        distance <= pixels * 1.005
+    )  # metres of a projection are true to half a percent
 
 
 def has_own_mask(mask: rasterio.DatasetReader) -> bool:
