@@ -23,7 +23,7 @@ from common.files import (
     require_folder,
     write_json,
 )
-from common.ground import to_metric_crs, to_one_crs
+from common.ground import places_apart, to_metric_crs, to_one_crs
 from common.nodata import empty_bands
 from common.rasters import Source, open_raster
 from common.repeat import command_line
@@ -43,6 +43,7 @@ from extraction.splits import assign_splits
 
 if TYPE_CHECKING:
     from geopandas import GeoSeries
+    from shapely import Geometry
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -122,9 +123,8 @@ def assemble(
     if area is not None:
         found, given = divide_by_area(found, area, skipped, config)
     shapes = [patch_footprint(record, config) for _, record in found]
-    systems = [plan.crs for plan, _ in found]
-    ground = to_metric_crs(shapes, systems)
     records = [record for _, record in found]
+    ground, cells = place_cells(shapes, [plan.crs for plan, _ in found], records)
     splits, dropped = assign_splits(records, ground, config, given)
     skipped |= {records[index]["name"]: dropped[index] for index in dropped}
     records = [
@@ -134,13 +134,23 @@ def assemble(
     ]
     move_into_splits(staging, records)
     report = describe(config, plans, records, skipped)
-    cells = to_one_crs(shapes, systems, plans[0].crs).drop(list(dropped))
+    cells = cells.drop(list(dropped))
     write_cells(staging / "cells.gpkg", cells, report, plans)
     if config.save_metadata:
         write_json(staging / "metadata.json", report)
     for kind in ("images", "labels"):
         shutil.rmtree(staging / kind)
     return report
+
+
+def place_cells(
+    shapes: Sequence[Geometry], systems: Sequence, records: Sequence[dict]
+) -> tuple[GeoSeries, GeoSeries]:
+    """Cells in metres, and in the CRS of the first; in pixels where they have no location."""
+    if systems[0] is None:
+        apart = places_apart(shapes, [record["scene"] for record in records])
+        return apart, apart
+    return to_metric_crs(shapes, systems), to_one_crs(shapes, systems, systems[0])
 
 
 def no_patch(
@@ -186,7 +196,7 @@ def describe(
         "version": VERSION,
         "settings": asdict(config),
         "command": command_line(f"Patch_extraction.py {command}", config),
-        "crs": first.crs.to_string(),
+        "crs": first.crs and first.crs.to_string(),
         "bands": first.bands,
         "label_values": first.label_values,
         "class_names": first.class_names,
@@ -194,7 +204,8 @@ def describe(
         "unlabelled": first.unlabelled,
         "label_nodata": first.label_nodata,
         "scenes": [
-            asdict(plan.scene) | {"crs": plan.crs.to_string()} for plan in plans
+            asdict(plan.scene) | {"crs": plan.crs and plan.crs.to_string()}
+            for plan in plans
         ],
         "patches": records,
         "skipped": {name: str(reason) for name, reason in skipped.items()},

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import DatasetError
-from common.rasters import SCENE_SUFFIXES
+from common.rasters import PICTURES, SCENE_SUFFIXES
 from common.text import some_of
 from common.vectors import VECTOR_SUFFIXES, file_of
 from extraction.cells import id_text
@@ -42,12 +42,7 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     def ids_of(paths: Iterable[Path], pattern: str) -> dict[str, Path]:
         return find_ids(paths, pattern, folder, config.recursive)
 
-    any_kind = config.image_pattern.partition("|")[0].endswith(".*")
-    scenes = [p for p in paths if not any_kind or p.suffix.lower() in SCENE_SUFFIXES]
-    if config.label is not None:  # it may lie among the scenes, but is none
-        alone = Path(file_of(config.label)).resolve()
-        scenes = [path for path in scenes if path.resolve() != alone]
-    images = ids_of(scenes, config.image_pattern)
+    images = images_of(paths, config, ids_of)
     labels = dict.fromkeys(images, config.label)
     if config.label is None:
         labels = ids_of(paths, config.label_pattern)
@@ -86,6 +81,22 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     if not scenes:
         raise DatasetError(f"No scene in {folder} has a file for each of the patterns")
     return scenes
+
+
+def images_of(
+    paths: Sequence[Path], config: BatchConfig, ids_of: Callable
+) -> dict[str, Path]:
+    """The scenes among files, by their ids; pictures only where there are no others."""
+    if config.label is not None:  # it may lie among the scenes, but is none
+        alone = Path(file_of(config.label)).resolve()
+        paths = [path for path in paths if path.resolve() != alone]
+    if not config.image_pattern.partition("|")[0].endswith(".*"):
+        return ids_of(paths, config.image_pattern)
+    for kind in (SCENE_SUFFIXES, tuple(PICTURES)):
+        scenes = [path for path in paths if path.suffix.lower() in kind]
+        if images := ids_of(scenes, config.image_pattern):
+            return images
+    return {}
 
 
 def list_files(folder: Path, config: BatchConfig) -> list[Path]:

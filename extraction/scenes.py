@@ -24,6 +24,7 @@ from common.options import is_legend
 from common.rasters import (
     Source,
     files_of_raster,
+    has_no_location,
     open_raster,
     require_georeference,
     select_bands,
@@ -194,7 +195,10 @@ def plan_scene(
         require_whole(scene.image)
         if scene.mask:
             require_whole(scene.mask.path)
-        require_georeference(image)
+        if has_no_location(image):
+            require_no_ground(scene, config)
+        else:
+            require_georeference(image)
         bands = select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):
             raise RasterError(
@@ -222,6 +226,21 @@ def plan_scene(
             ), skipped  # fmt: skip
 
 
+def require_no_ground(scene: SceneFiles, config: ExtractionOptions) -> None:
+    """Raise DatasetError where an option needs the location that a picture does not have."""
+    needs = {
+        "a grid": scene.grid, "--mask": scene.mask, "--test_area": config.test_area,
+        "--split_by block": config.split_by == "block", "--buffer": config.buffer,
+        f"the label {scene.label}": is_drawn(scene.label),
+    }  # fmt: skip
+    wanting = [name for name, given in needs.items() if given]
+    if wanting:
+        raise DatasetError(
+            f"{scene.image} has no location, which {wanting[0]} needs; leave that out, or give the "
+            "picture a CRS (gdal_translate -a_srs)"
+        )
+
+
 def describe_sources(
     plans: Sequence[ScenePlan], config: ExtractionOptions
 ) -> dict[str, str]:
@@ -238,6 +257,12 @@ def describe_sources(
 
 def _require_alike(first: ScenePlan, other: ScenePlan) -> None:
     """Raise DatasetError unless two scenes can be in one dataset."""
+    if (first.crs is None) != (other.crs is None):
+        with_one, without = (first, other) if first.crs else (other, first)
+        raise DatasetError(
+            f"{without.scene.image} has no location, but {with_one.scene.image} has; make a dataset "
+            "of each"
+        )
     if len(first.bands) != len(other.bands):
         raise DatasetError(
             f"{other.scene.image} has {len(other.bands)} bands, but {first.scene.image} "

@@ -236,7 +236,7 @@ def _warn_of_touching(
     elif fixed.all():
         meaning = "scores will be too good; --buffer keeps a distance"
     else:
-        meaning = "scores will be too good; --split_by block keeps neighbours together"
+        meaning = "scores will be too good; --split_by block or scene keeps neighbours together"
     log.warning(
         "%d of %d patches touch or overlap a patch of another split, so %s",
         *(len(np.unique(touching)), len(parts), meaning),
