@@ -173,7 +173,7 @@ def assign_splits(
             drawn = balance_blocks(content, config.ratios, config.seed)
         parts[free] = [SPLITS.index(drawn[unit]) for unit in units]
     lost = _leave_out_near(parts, ground, wanted, fixed, config)
-    _require_shares(parts, lost, wanted, config)
+    _require_shares(parts, lost, fixed, config)
     reason = (
         f"nearer than {config.buffer:g} m to another split"
         if config.buffer
@@ -311,10 +311,12 @@ def leave_out(
 def _require_shares(
     parts: np.ndarray,
     lost: set[int],
-    wanted: Sequence[float],
+    fixed: np.ndarray,
     config: ExtractionOptions,
 ) -> None:
-    """Log where splits miss their shares by more than whole patches explain.
+    """Log where splits miss their shares of what is drawn by more than whole patches explain.
+
+    Patches that are ``fixed``, whose split is given, do not count.
 
     Raises:
         DatasetError: A split has lost all of its patches.
@@ -336,7 +338,9 @@ def _require_shares(
                 f"No {SPLITS[split]} patch is left ({len(lost)} of {len(parts)} share ground with "
                 f"another split or lie too near to it); {remedy}"
             )
-    possible = split_counts(int(left.sum()), wanted)
+    rows = np.delete(np.arange(len(parts)), list(lost))
+    left = np.bincount(parts[rows][~fixed[rows]], minlength=len(SPLITS))
+    possible = split_counts(int(left.sum()), config.ratios)
     if np.abs(left - possible).max() > MISSED_SHARE * left.sum():
         found, asked = (", ".join(map(str, c)) for c in (left.tolist(), possible))
         log.warning("splits of %s patches, not of %s: %s", found, asked, remedy)

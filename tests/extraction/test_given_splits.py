@@ -294,6 +294,16 @@ def test_the_buffer_counts_from_the_cells_of_the_area(site, split_by):
     assert set(found.values()) == {"test", "train"}
 
 
+def test_the_cells_of_the_area_are_no_missed_share_of_the_others(site, capsys):
+    site.draw_grid(tiles(11, 1, side=SIDE))
+    area = draw_area(site, box(0.5, 0.5, 19.5, 3.5))
+    words = ["--test_area", area, "--val_ratio", 0, "--buffer", 200]
+    lines = messages(capsys, *site.words(*words, size=8))
+    found = Counter(patch.split for patch in site.patches().values())
+    assert found == {"test": 5, "train": 1}
+    assert not [line for line in lines if line.startswith("splits of")]
+
+
 def test_a_cell_that_overlaps_a_test_cell_is_left_out_where_it_misses_the_area(site):
     site.draw_grid([box(x, 0, x + 8, 8) for x in range(0, 40, 6)])
     area = draw_area(site, box(3, 3, 5, 5))
