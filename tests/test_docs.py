@@ -83,6 +83,8 @@ def option_table(parser: argparse.ArgumentParser, known=()) -> str:
     seen = {(a.dest, a.help) for other in known for a in other._actions}
     rows = ["| option | what it is | default |", "|---|---|---|"]
     for action in parser._actions:
+        if action.help == argparse.SUPPRESS:
+            continue
         if action.dest == "help" or (action.dest, action.help) in seen:
             continue
         text, _, shown = (action.help % vars(action)).rpartition(" (default: ")
