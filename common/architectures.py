@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +116,16 @@ TTA_TRANSFORMS = {
     "d4": [(turns, mirrored) for turns in range(4) for mirrored in (False, True)],
 }
 BINARY_NAMES = ["background", "foreground"]
+# the first of two classes that is no class of its own: code 0, or a name such as "no water"
+BACKGROUND = re.compile(
+    r"(class )?0|(background|other|others|none|no|non|not|nothing|rest)\b.*",
+    re.IGNORECASE,
+)
+
+
+def are_binary(names: Sequence[str]) -> bool:
+    """Whether classes are a foreground and what is not; forest and water are two classes."""
+    return len(names) == 2 and BACKGROUND.fullmatch(names[0]) is not None
 
 
 def default_class_names(num_classes: int) -> list[str]:

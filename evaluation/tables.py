@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from common.scores import HEADLINES
 from common.text import aligned_table
 from evaluation.matrices import score_gap
-from model_training import HEADLINES
 
 AREA_SHARES = ("share", "users_accuracy", "producers_accuracy")
 FEW_BLOCKS = 10  # that a bootstrap draws from: its intervals are then too narrow
@@ -35,9 +35,49 @@ def score_table(result: dict) -> str:
         rows.append([entry["name"], f"{entry['pixels']:,}", *values])
     pixels = sum(entry["pixels"] for entry in entries)
     means = [number(result[f"mean_{key}"]) for key in keys]
-    table = aligned_table([*rows, ["mean", f"{pixels:,}", *means]])
+    rows.append(["mean", f"{pixels:,}", *means])
+    lines = []
+    if boundary := result.get("boundary"):
+        column = [entry["f1"] for entry in boundary["per_class"]]
+        rows[0].append("boundary F1")
+        for row, value in zip(rows[1:], [*column, boundary["mean_f1"]], strict=True):
+            row.append(number(value))
+        lines.append(boundary_line(boundary))
     accuracy, kappa = number(result["overall_accuracy"]), number(result["kappa"])
-    return f"{table}\noverall accuracy {accuracy}, kappa {kappa}"
+    lines.append(f"overall accuracy {accuracy}, kappa {kappa}")
+    return "\n".join([aligned_table(rows), *lines])
+
+
+def boundary_line(boundary: dict) -> str:
+    """What the boundary F1 means."""
+    pixels, metres = boundary["tolerance_pixels"], boundary["tolerance_metres"]
+    known = "" if metres is None else f" ({metres:.3g} m)"
+    return f"boundaries agree within {pixels:g} pixels{known}"
+
+
+def map_text(report: dict) -> str:
+    """The comparison of a map with labels as text."""
+    lines = [score_table(report)]
+    headlines = [
+        f"{key.replace('_', ' ')} {with_interval(report[key], report['intervals'][key])}"
+        for key in ("overall_accuracy", "mean_iou", "mean_f1")
+    ]
+    lines.append(", ".join(headlines))
+    blocks = report["blocks"]
+    few = ", too few to trust" if blocks < FEW_BLOCKS else ""
+    lines.append(
+        f"the intervals come from {blocks} blocks{few}; they describe these labels, not the ground, "
+        "of which only a random sample says more (--sample)"
+    )
+    if "calibration" in report:
+        error = number(report["calibration"]["expected_calibration_error"])
+        lines.append(f"expected calibration error {error}")
+    lines.append(f"labelled pixels {report['labelled_pixels']:,}")
+    if report["labelled_without_map"]:
+        lines[-1] += (
+            f"; {report['labelled_without_map']:,} more lie where the map has no class"
+        )
+    return "\n".join(lines)
 
 
 def side_by_side(random: dict, blocked: dict, gap: dict | None = None) -> str:

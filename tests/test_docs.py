@@ -25,6 +25,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import Evaluate_map
 import main
 import model_training
 import Patch_extraction
@@ -48,6 +49,7 @@ SCRIPTS = {
     "main.py": main,
     "Patch_extraction.py": Patch_extraction,
     "Predict_large_image.py": Predict_large_image,
+    "Evaluate_map.py": Evaluate_map,
 }
 PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
 END = "<!-- end -->"
@@ -67,6 +69,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         **commands,
         "main": main.build_parser(),
         "predict": Predict_large_image.build_parser(),
+        "evaluate": Evaluate_map.build_parser(),
     }
 
 
@@ -141,6 +144,7 @@ GENERATED = [
             "info",
             "main",
             "predict",
+            "evaluate",
         )
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),

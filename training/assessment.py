@@ -18,7 +18,8 @@ from common.rasters import open_raster
 from evaluation.areas import estimate_areas
 from evaluation.calibration import LogitSample, fit_temperature
 from evaluation.examples import draw_examples
-from evaluation.reports import TestCollector, draw_calibration, plot_training
+from evaluation.figures import draw_calibration
+from evaluation.reports import TestCollector, plot_training
 from model_training import (
     confusion_matrix,
     load_checkpoint,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 
+from common.architectures import are_binary
 from common.errors import DatasetError
 from common.labels import class_names_of
 from common.options import split_list
@@ -16,11 +16,6 @@ from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
 
-# the first of two classes that is no class of its own: code 0, or a name such as "no water"
-BACKGROUND = re.compile(
-    r"(class )?0|(background|other|others|none|no|non|not|nothing|rest)\b.*",
-    re.IGNORECASE,
-)
 FALLBACK = {"mode": "binary", "classes": 2}  # where neither options nor dataset say
 
 
@@ -48,8 +43,7 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
     names = split_list(config.class_names)
     if names and len(names) != number:
         raise DatasetError(f"--class_names has {len(names)} names, but {where}")
-    binary = number == 2 and BACKGROUND.fullmatch(stored[0])
-    mode = config.mode or ("binary" if binary else "multiclass")
+    mode = config.mode or ("binary" if are_binary(stored) else "multiclass")
     if not (config.mode and config.classes):
         log.info("%s classes: %s", mode, _listed(stored))
     return replace(config, mode=mode, classes=number)

@@ -23,9 +23,9 @@ from common.rasters import open_raster
 from evaluation.areas import estimate_areas
 from evaluation.calibration import (
     Calibration,
-    expected_calibration_error,
     fit_temperature,
 )
+from evaluation.reliability import expected_calibration_error
 from model_training import (
     confusion_matrix,
     load_checkpoint,

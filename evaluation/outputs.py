@@ -1,0 +1,85 @@
+"""The files of an evaluation: a folder of JSON, tables and pictures, or a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import SegmentationError
+from common.files import (
+    exclusive_lock,
+    remove_partial_files,
+    require_folder,
+    write_json,
+)
+from common.rasters import gdal_options
+from evaluation.settings import EvaluationConfig
+
+REPORT = "evaluation.json"
+PICTURES = CONFUSION, RELIABILITY, ERRORS = (
+    "confusion_matrix.png",
+    "reliability.png",
+    "errors.png",
+)
+
+
+def require_new(files: list[Path], overwrite: bool) -> None:
+    """Raise SegmentationError where a file is there that nobody allowed to replace."""
+    there = [file for file in files if file.exists()]
+    if there and not overwrite:
+        raise SegmentationError(
+            f"{there[0]} is there already; give --overwrite to replace it, or another --output"
+        )
+
+
+@contextmanager
+def output_folder(config: EvaluationConfig, names: tuple[str, ...]) -> Iterator[Path]:
+    """The folder to write files to, locked and without those of an earlier evaluation.
+
+    Raises:
+        SegmentationError: They are there and may not be replaced, or it cannot be written to.
+    """
+    folder = Path(config.output_path)
+    if folder.exists() and not folder.is_dir():
+        raise SegmentationError(f"--output {folder} is a file; name a folder")
+    files = [folder / name for name in names]
+    require_folder("--output", folder)
+    require_new(files, config.overwrite)
+    with exclusive_lock("--output", folder, folder):
+        remove_partial_files(files)
+        yield folder
+
+
+def write_report(folder: Path, names: tuple[str, ...], report: dict, draw) -> None:
+    """Write the report and its pictures, which ``draw`` makes, in place of earlier ones."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    draw(folder)
+    write_json(folder / REPORT, report)
+
+
+def evaluate_map(config: EvaluationConfig) -> str:
+    """Compare a map with labels and write what comes of it; the scores as text."""
+    import rasterio
+
+    from evaluation.figures import draw_confusion, draw_errors, draw_reliability
+    from evaluation.maps import compare
+    from evaluation.tables import map_text
+
+    names = (REPORT, *PICTURES)
+    with rasterio.Env(**gdal_options()), output_folder(config, names) as folder:
+        report, found = compare(config)
+
+        def draw(folder: Path) -> None:
+            draw_confusion(folder / CONFUSION, report, "map")
+            if "calibration" in report:
+                curves = {"map": report["calibration"]}
+                draw_reliability(folder / RELIABILITY, curves, "Reliability of the map")
+            small = found.thumbnails
+            draw_errors(
+                folder / ERRORS, small["map"], small["label"], found.names, found.binary
+            )
+
+        write_report(folder, names, report, draw)
+    return map_text(report)
