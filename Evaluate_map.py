@@ -1,4 +1,4 @@
-"""Judge a class map by labels: scores, boundaries, calibration, intervals.
+"""Judge a class map by labels, or a model by a dataset: scores, boundaries, calibration.
 
     python Evaluate_map.py --map map.tif --label scene_label.tif
 
@@ -22,9 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def evaluate(config: EvaluationConfig) -> int:
-    from evaluation.outputs import evaluate_map
+    from evaluation.outputs import evaluate_map, evaluate_model
 
-    print(evaluate_map(config))
+    print({"map": evaluate_map, "model": evaluate_model}[config.kind](config))
     print(f"\nReport and pictures: {config.output_path}")
     return 0
 

@@ -50,13 +50,13 @@ def draw_reliability(target: Path, curves: Mapping[str, dict], title: str) -> No
     save_figure(figure, target)
 
 
-def draw_calibration(target: Path, calibration: dict) -> None:
-    """Draw the reliability of a test before and after the temperature."""
+def draw_calibration(target: Path, calibration: dict, split: str = "test") -> None:
+    """Draw the reliability of a split before and after the temperature."""
     curves = {"network": calibration["before"]}
     if calibration["temperature"] != 1:
         name = f"temperature {calibration['temperature']:.2f}"
         curves[name] = calibration["after"]
-    draw_reliability(target, curves, "Reliability, test")
+    draw_reliability(target, curves, f"Reliability, {split}")
 
 
 def draw_bars(axes, result: dict, source: str) -> None:

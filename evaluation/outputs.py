@@ -16,7 +16,7 @@ from common.files import (
 from common.rasters import gdal_options
 from evaluation.settings import EvaluationConfig
 
-REPORT = "evaluation.json"
+REPORT, EXAMPLES = "evaluation.json", "examples.png"
 PICTURES = CONFUSION, RELIABILITY, ERRORS = (
     "confusion_matrix.png",
     "reliability.png",
@@ -83,3 +83,27 @@ def evaluate_map(config: EvaluationConfig) -> str:
 
         write_report(folder, names, report, draw)
     return map_text(report)
+
+
+def evaluate_model(config: EvaluationConfig) -> str:
+    """Examine a model on a split of a dataset and write what comes of it; the scores as text."""
+    import rasterio
+
+    from evaluation.examples import draw_examples
+    from evaluation.figures import draw_calibration, draw_confusion
+    from evaluation.models import examine
+    from evaluation.tables import calibration_line, score_table
+
+    names = (REPORT, CONFUSION, RELIABILITY, EXAMPLES)
+    with rasterio.Env(**gdal_options()), output_folder(config, names) as folder:
+        report, collector, patches = examine(config)
+        result, split = report[config.split], config.split
+
+        def draw(folder: Path) -> None:
+            draw_confusion(folder / CONFUSION, result, split)
+            draw_calibration(folder / RELIABILITY, report["calibration"], split)
+            more = patches.ignore_index, split
+            draw_examples(folder / EXAMPLES, collector.examples, patches.names, *more)
+
+        write_report(folder, names, report, draw)
+    return f"{score_table(result)}\n{calibration_line(report['calibration'])}"

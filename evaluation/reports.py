@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from common.files import atomic_write
 from common.patches import PatchPair
 from common.pictures import save_figure
+from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import Calibration
 from evaluation.examples import Examples, patch_accuracy, worth_showing
 from evaluation.figures import draw_bars, draw_matrix
@@ -57,6 +58,17 @@ class TestCollector:
             "before": before,
             "after": after,
         }
+
+
+def watch_boundaries(boundaries: BoundaryScores) -> Callable[[Tensor, Tensor], None]:
+    """What counts the boundaries of batches, from logits (N, K, H, W) and masks (N, H, W)."""
+
+    def watch(logits: Tensor, masks: Tensor) -> None:
+        guesses = predict_classes(logits).cpu().numpy()
+        for guess, mask in zip(guesses, masks.cpu().numpy()):
+            boundaries.add(guess, mask)
+
+    return watch
 
 
 def write_log(target: Path, rows: Sequence[dict]) -> None:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from common import SPLITS
 from common.errors import OptionError, require
 from common.options import check_limits, setting
 
 SCARCE = "--block_size or --boundary_tolerance"  # what takes memory
+BOUNDARY_TOLERANCE = 2  # pixels
 MOST_TOLERANT = 64  # pixels
+
+# what each kind of evaluation needs, and what else it takes beside --output and --overwrite
+KINDS = {
+    "map": (
+        ("map", "label"),
+        ("label_column", "label_values", "boundary_tolerance", "block_size", "seed"),
+    ),
+    "model": (("model", "dataset_root"), ("split", "boundary_tolerance", "device")),
+}
+USAGE = "give --map with --label, or --model with --dataset_root"
 
 
 @dataclass(frozen=True)
@@ -33,29 +45,54 @@ class EvaluationConfig:
         None, "values of --label that are classes, in class order, as in extraction", "files",
         shown="its own",
     )  # fmt: skip
+    model: str | None = setting(
+        None, "checkpoint (.pth) to examine on the patches of --dataset_root", "files", shown="none"
+    )  # fmt: skip
+    dataset_root: str | None = setting(
+        None, "dataset that --model is examined on", "files", shown="none"
+    )  # fmt: skip
+    split: str = setting("test", "which of its splits", "files", choices=SPLITS)
     output: str | None = setting(
-        None, "folder to write to", "files", shown="MAP_evaluation beside the map"
+        None, "folder to write to", "files",
+        shown="MAP_evaluation beside the map, or MODEL_evaluation",
     )  # fmt: skip
     overwrite: bool = setting(False, "replace files that exist", "files")
     boundary_tolerance: str = setting(
-        "2", "distance within which boundaries agree: pixels, or metres as 20m", "measures"
+        str(BOUNDARY_TOLERANCE), "distance within which boundaries agree: pixels, or metres as 20m", "measures"
     )  # fmt: skip
     block_size: float | None = setting(
         None, "side in metres of the blocks that the intervals are drawn from", "measures",
         shown="a tenth of the map", above=0,
     )  # fmt: skip
     seed: int = setting(42, "of all random draws", "measures", least=0)
+    device: str | None = setting(
+        None, "of --model: cpu, cuda, cuda:1..., mps", "performance",
+        shown="cuda where there is one, else cpu",
+    )  # fmt: skip
 
     def __post_init__(self):
         check_limits(self)
         tolerance(self.boundary_tolerance)
-        if self.map is None or self.label is None:
-            raise OptionError("--map and --label: expected both")
+        needed, taken = KINDS[self.kind]
+        for name in needed:
+            if getattr(self, name) is None:
+                raise OptionError(f"--{name} is missing: {USAGE}")
+        known = {*needed, *taken, "output", "overwrite"}
+        for item in fields(self):
+            given = getattr(self, item.name) != item.default
+            if given and item.name not in known:
+                raise OptionError(f"--{item.name} changes nothing here: {USAGE}")
+
+    @property
+    def kind(self) -> str:
+        """What is evaluated: one of ``KINDS``."""
+        return "model" if self.model or self.dataset_root else "map"
 
     @property
     def output_path(self) -> str:
         """``--output``, or what it is without it."""
-        return self.output or str(Path(self.map).with_suffix("")) + "_evaluation"
+        source = self.map if self.kind == "map" else self.model
+        return self.output or str(Path(source).with_suffix("")) + "_evaluation"
 
 
 def tolerance(text: str) -> tuple[float, str]:
