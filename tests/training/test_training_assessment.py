@@ -24,6 +24,7 @@ import Evaluate_map
 from common.patches import list_pairs, read_patch
 from common.rasters import open_raster
 from evaluation.areas import estimate_areas
+from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import (
     Calibration,
     fit_temperature,
@@ -33,6 +34,7 @@ from model_training import (
     confusion_matrix,
     load_checkpoint,
     normalize,
+    predict_classes,
 )
 
 
@@ -94,6 +96,21 @@ def test_reported_calibration_is_that_of_the_test_patches(mode, request):
     before, after = found["ece_before"], found["ece_after"]
     line = f"error {before:.3f}, {after:.3f} with temperature {temperature:.2f}"
     assert line in run.out
+
+
+def test_the_final_scores_have_boundaries_of_every_split(split_run):
+    report = split_run.report
+    root = report["settings"]["dataset_root"]
+    file = split_run.save_dir / "model_final_model.pth"
+    names = report["class_names"]
+    for split in ("validation", "test"):
+        counter = BoundaryScores(len(names), 2)
+        for logits, mask in logits_of(file, list_pairs(root, split)):
+            counter.add(predict_classes(logits)[0].numpy(), mask[0].numpy())
+        found, expected = report[split]["boundary"], counter.report(names, 10)
+        assert found["mean_f1"] == pytest.approx(expected["mean_f1"], abs=0.01)
+        assert found["tolerance_metres"] == pytest.approx(20, rel=0.01)
+    assert "boundaries agree within 2 pixels (20 m)" in split_run.out
 
 
 def test_another_examination_of_the_final_model_gives_the_same_report(
