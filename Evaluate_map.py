@@ -1,4 +1,4 @@
-"""Judge a class map by labels, or a model by a dataset: scores, boundaries, calibration.
+"""Judge a class map by labels or by a random sample, or a model by a dataset.
 
     python Evaluate_map.py --map map.tif --label scene_label.tif
 
@@ -22,10 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def evaluate(config: EvaluationConfig) -> int:
-    from evaluation.outputs import evaluate_map, evaluate_model
+    from evaluation.outputs import draw_map_sample, evaluate_map, evaluate_model
 
-    print({"map": evaluate_map, "model": evaluate_model}[config.kind](config))
-    print(f"\nReport and pictures: {config.output_path}")
+    kinds = {"map": evaluate_map, "model": evaluate_model, "sample": draw_map_sample}
+    print(kinds[config.kind](config))
+    what = "Points to label" if config.kind == "sample" else "Report and pictures"
+    print(f"\n{what}: {config.output_path}")
     return 0
 
 

@@ -146,3 +146,39 @@ def draw_errors(
     colours = class_colours(len(names))
     legend = [(names[number], colours[number]) for number in present]
     save_figure(draw_panels(panels, legend), target)
+
+
+def draw_areas(target: Path, report: dict) -> None:
+    """Draw the area of each class as it is mapped and as it is estimated, with its interval."""
+    from matplotlib.figure import Figure
+
+    entries = report["per_class"]
+    in_hectares = all(entry.get("mapped_ha") is not None for entry in entries)
+    mapped, area = (
+        ("mapped_ha", "area_ha") if in_hectares else ("mapped_share", "share")
+    )
+    places = np.arange(len(entries))
+    figure = Figure(figsize=(max(6, 1.1 * len(entries)), 5), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(
+        places,
+        [entry[mapped] for entry in entries],
+        0.6,
+        label="mapped",
+        color="C0",
+        alpha=0.5,
+    )
+    label = "estimated, with 95 % interval"
+    for place, estimate in zip(places, (entry[area] for entry in entries)):
+        if estimate["value"] is None:
+            continue
+        low, high = estimate["interval_95"] or (estimate["value"],) * 2
+        axes.plot([place, place], [low, high], color="black")
+        axes.plot(place, estimate["value"], "o", color="black", label=label)
+        label = None
+    names = [entry["name"] for entry in entries]
+    axes.set_xticks(places, names, rotation=30, ha="right", parse_math=False)
+    axes.set(title="Areas", ylabel="hectares" if in_hectares else "share of the map")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+    save_figure(figure, target)

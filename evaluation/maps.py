@@ -215,7 +215,7 @@ def read_numbers(label: Label, window: Window) -> np.ndarray:
 def _values_of(read, raster, what: str) -> set[int]:
     """The values that a raster or its labels hold."""
     found: set[int] = set()
-    for window, _ in _progress(list(row_strips(*raster.shape, 1, 0)), what):
+    for window, _ in progress(list(row_strips(*raster.shape, 1, 0)), what):
         found |= set(np.unique(read(window)).tolist()) - {MISSING}
         if len(found) > MOST_CLASSES:
             raise DatasetError(
@@ -225,7 +225,8 @@ def _values_of(read, raster, what: str) -> set[int]:
     return found
 
 
-def _progress(items: list, what: str) -> Iterator:
+def progress(items: list, what: str) -> Iterator:
+    """The items of a loop, with a bar where it lasts."""
     return until_stopped(
         tqdm(items, what, unit="strip", leave=False, disable=None, delay=2)
     )
@@ -284,7 +285,7 @@ def count_pixels(
     pictures = {"map": [], "label": []}
     source = Source(raster)
     strips = list(row_strips(height, width, step, boundaries.halo))
-    for window, rows in _progress(strips, "comparing"):
+    for window, rows in progress(strips, "comparing"):
         guess = read_guess(source, window, classes[0])
         truth = read_truth(label, window, *classes[1:])
         boundaries.add(guess, truth, rows)

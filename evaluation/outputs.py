@@ -17,6 +17,7 @@ from common.rasters import gdal_options
 from evaluation.settings import EvaluationConfig
 
 REPORT, EXAMPLES = "evaluation.json", "examples.png"
+ESTIMATES, TABLE, AREAS = "estimates.json", "estimates.csv", "estimated_areas.png"
 PICTURES = CONFUSION, RELIABILITY, ERRORS = (
     "confusion_matrix.png",
     "reliability.png",
@@ -52,11 +53,44 @@ def output_folder(config: EvaluationConfig, names: tuple[str, ...]) -> Iterator[
 
 
 def write_report(folder: Path, names: tuple[str, ...], report: dict, draw) -> None:
-    """Write the report and its pictures, which ``draw`` makes, in place of earlier ones."""
+    """Write the report, the first of the names, and what ``draw`` makes, in place of earlier ones."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
     draw(folder)
-    write_json(folder / REPORT, report)
+    write_json(folder / names[0], report)
+
+
+def draw_map_sample(config: EvaluationConfig) -> str:
+    """Draw a sample of a map to be labelled; what was drawn as text."""
+    import rasterio
+
+    from evaluation.sampling import make_sample
+
+    target = Path(config.output_path)
+    require_folder("--output", target.parent)
+    require_new([target], config.overwrite)
+    with rasterio.Env(**gdal_options()):
+        return make_sample(config)
+
+
+def estimate_from_sample(config: EvaluationConfig) -> str:
+    """Estimate accuracies and areas of a map from a labelled sample; they as text."""
+    import rasterio
+
+    from evaluation.figures import draw_areas
+    from evaluation.points import estimate_map, write_table
+    from evaluation.tables import sample_text
+
+    names = (ESTIMATES, TABLE, AREAS)
+    with rasterio.Env(**gdal_options()), output_folder(config, names) as folder:
+        report = estimate_map(config)
+
+        def draw(folder: Path) -> None:
+            draw_areas(folder / AREAS, report)
+            write_table(folder / TABLE, report)
+
+        write_report(folder, names, report, draw)
+    return sample_text(report)
 
 
 def evaluate_map(config: EvaluationConfig) -> str:
@@ -65,8 +99,11 @@ def evaluate_map(config: EvaluationConfig) -> str:
 
     from evaluation.figures import draw_confusion, draw_errors, draw_reliability
     from evaluation.maps import compare
+    from evaluation.points import is_sample
     from evaluation.tables import map_text
 
+    if is_sample(config.label):
+        return estimate_from_sample(config)
     names = (REPORT, *PICTURES)
     with rasterio.Env(**gdal_options()), output_folder(config, names) as folder:
         report, found = compare(config)

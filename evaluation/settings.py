@@ -20,9 +20,10 @@ KINDS = {
         ("map", "label"),
         ("label_column", "label_values", "boundary_tolerance", "block_size", "seed"),
     ),
+    "sample": (("map", "sample"), ("allocate", "min_per_class", "seed", "model")),
     "model": (("model", "dataset_root"), ("split", "boundary_tolerance", "device")),
 }
-USAGE = "give --map with --label, or --model with --dataset_root"
+USAGE = "give --map with --label or --sample, or --model with --dataset_root"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ class EvaluationConfig:
         "any CRS",
         "files", shown="none",
     )  # fmt: skip
+    sample: int | None = setting(
+        None, "draw so many points of the map at random, to be labelled by hand", "sample",
+        shown="none", least=1,
+    )  # fmt: skip
+    allocate: str = setting(
+        "proportional", "points of each class: proportional to its pixels, equal, or neyman, which "
+        "also counts how right the test of the model says it is",
+        "sample", choices=("proportional", "equal", "neyman"),
+    )  # fmt: skip
+    min_per_class: int = setting(
+        30, "points of each class at least, taken from the classes with most points", "sample", least=0
+    )  # fmt: skip
     label_column: str | None = setting(
         None, "column of a vector --label that holds the class", "files", shown="none"
     )  # fmt: skip
@@ -46,15 +59,16 @@ class EvaluationConfig:
         shown="its own",
     )  # fmt: skip
     model: str | None = setting(
-        None, "checkpoint (.pth) to examine on the patches of --dataset_root", "files", shown="none"
+        None, "checkpoint (.pth) to examine on the patches of --dataset_root; for --allocate neyman the one "
+        "that made the map", "files", shown="none; for neyman what the map's statistics name"
     )  # fmt: skip
     dataset_root: str | None = setting(
         None, "dataset that --model is examined on", "files", shown="none"
     )  # fmt: skip
     split: str = setting("test", "which of its splits", "files", choices=SPLITS)
     output: str | None = setting(
-        None, "folder to write to", "files",
-        shown="MAP_evaluation beside the map, or MODEL_evaluation",
+        None, "folder to write to; with --sample a GeoPackage (.gpkg)", "files",
+        shown="MAP_evaluation beside the map, or MODEL_evaluation; MAP_sample.gpkg",
     )  # fmt: skip
     overwrite: bool = setting(False, "replace files that exist", "files")
     boundary_tolerance: str = setting(
@@ -77,6 +91,11 @@ class EvaluationConfig:
         for name in needed:
             if getattr(self, name) is None:
                 raise OptionError(f"--{name} is missing: {USAGE}")
+        if self.kind == "sample":
+            ends = Path(self.output_path).suffix == ".gpkg"
+            require(ends, "--output", self.output, "a .gpkg with --sample")
+            fine = self.model is None or self.allocate == "neyman"
+            require(fine, "--model", self.model, "--allocate neyman with it")
         known = {*needed, *taken, "output", "overwrite"}
         for item in fields(self):
             given = getattr(self, item.name) != item.default
@@ -86,13 +105,16 @@ class EvaluationConfig:
     @property
     def kind(self) -> str:
         """What is evaluated: one of ``KINDS``."""
+        if self.sample is not None:
+            return "sample"
         return "model" if self.model or self.dataset_root else "map"
 
     @property
     def output_path(self) -> str:
         """``--output``, or what it is without it."""
-        source = self.map if self.kind == "map" else self.model
-        return self.output or str(Path(source).with_suffix("")) + "_evaluation"
+        source = self.model if self.kind == "model" else self.map
+        ending = "_sample.gpkg" if self.kind == "sample" else "_evaluation"
+        return self.output or str(Path(source).with_suffix("")) + ending
 
 
 def tolerance(text: str) -> tuple[float, str]:

@@ -7,6 +7,10 @@ from common.text import aligned_table
 from evaluation.matrices import score_gap
 
 AREA_SHARES = ("share", "users_accuracy", "producers_accuracy")
+AREAS_TITLE = (
+    "Areas, model-based, from labels chosen by hand: those of a random sample can be published "
+    "(Evaluate_map.py --sample)"
+)
 FEW_BLOCKS = 10  # that a bootstrap draws from: its intervals are then too narrow
 
 
@@ -108,8 +112,11 @@ def side_by_side(random: dict, blocked: dict, gap: dict | None = None) -> str:
     return f"{table}\noptimism of iou {with_interval(difference, interval)}: {verdict}"
 
 
-def area_table(areas: dict) -> str:
-    """Estimated areas and accuracies with their 95 % intervals as aligned text."""
+def area_table(areas: dict, units: str = "test patches") -> str:
+    """Estimated areas and accuracies with their 95 % intervals as aligned text.
+
+    ``units`` are what says how an estimate varies.
+    """
 
     def cell(estimate: dict, form: str = ".3f") -> str:
         return with_interval(estimate["value"], estimate["interval_95"], form)
@@ -128,9 +135,27 @@ def area_table(areas: dict) -> str:
     shown = [entry[key] for entry in areas["per_class"] for key in AREA_SHARES]
     lines = [aligned_table(rows), f"overall accuracy {cell(overall)}"]
     if any(e["value"] is not None and not e["interval_95"] for e in [*shown, overall]):
+        lines.append(f"without an interval: fewer than two {units} say how it varies")
+    return "\n".join(lines)
+
+
+def sample_text(report: dict) -> str:
+    """What a random sample says of a map, as text."""
+    lines = [area_table(report, "points of a stratum")]
+    lines.append(
+        f"from {report['points']:,} points drawn at random; strata: {report['strata']}"
+    )
+    shown = [entry[key] for entry in report["per_class"] for key in AREA_SHARES]
+    if any(one["standard_error"] == 0 for one in [*shown, report["overall_accuracy"]]):
         lines.append(
-            "without an interval: fewer than two test patches say how it varies"
+            "an interval without width: no point disagrees, which says little where points are few"
         )
+    if left := report["points_without_reference"]:
+        lines.append(f"{left:,} points have no reference and are left out")
+    if outside := report["points_outside_map"]:
+        lines.append(f"{outside:,} points lie where the map has no class")
+    if few := report["strata_with_few_points"]:
+        lines.append(f"fewer than two points have a reference in {', '.join(few)}")
     return "\n".join(lines)
 
 
@@ -174,7 +199,7 @@ def report_text(report: dict) -> str:
     if "calibration" in report:
         lines.append(calibration_line(report["calibration"]))
     if "areas" in report:
-        lines += ["", "Areas, corrected for the errors of the map, with 95 % intervals"]
+        lines += ["", AREAS_TITLE]
         lines.append(area_table(report["areas"]))
     if report.get("summary"):
         lines.append(summary_table(report))
