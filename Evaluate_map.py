@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from common.console import add_debug, add_settings, make_parser, run_command
+from common.console import add_common, add_settings, make_parser, run_command
 from evaluation.settings import SCARCE, EvaluationConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Evaluate_map.py", __doc__)
     add_settings(parser, EvaluationConfig)
-    add_debug(parser.add_argument_group("about"))
+    add_common(parser.add_argument_group("about"))
     return parser
 
 

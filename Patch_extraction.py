@@ -19,7 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.console import add_debug, add_settings, make_parser, run_command
+from common.console import add_common, add_settings, make_parser, run_command
 from extraction.settings import BatchConfig, ExtractionConfig, InfoConfig, SampleConfig
 from extraction.stack_settings import StackConfig
 
@@ -32,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )  # fmt: skip
         add_settings(command, config_class)
-        add_debug(command.add_argument_group("about"))
-        command.set_defaults(run=run, config_class=config_class, parser=command)
+        add_common(command.add_argument_group("about"))
+        command.set_defaults(run=run, parser=command)
     return parser
 
 

@@ -15,7 +15,7 @@ import argparse
 import sys
 from functools import partial
 
-from common.console import add_debug, add_settings, make_parser, run_command
+from common.console import add_common, add_settings, make_parser, run_command
 from common.machine import is_main_process
 from prediction.settings import SCARCE, PredictionConfig
 
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="check all files and options, predict a batch, report the problems found and what "
         "the run will take, and end",
     )
-    add_debug(about)
+    add_common(about)
     return parser
 
 

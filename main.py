@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from common.architectures import get_available_models
-from common.console import add_debug, add_settings, make_parser, run_command
+from common.console import add_common, add_settings, make_parser, run_command
 from common.machine import is_main_process
 from training.settings import TrainingConfig
 
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="check all files and options, measure a batch, report the problems found or what the "
         "run will take, and end",
     )
-    add_debug(about)
+    add_common(about)
     return parser
 
 

@@ -31,7 +31,9 @@ from common.architectures import (
     is_weights_file,
     parse_loss,
 )
+from common.colours import Colour, colour_of_hex, complete_colours
 from common.earlier_models import (
+    check_class_colours,
     check_options,
     complete_description,
     stored_class_names,
@@ -488,6 +490,11 @@ class Checkpoint:
             self.config.num_classes
         )
 
+    @property
+    def class_colours(self) -> list[Colour]:
+        stored = self.metadata.get("class_colors") or []
+        return complete_colours(list(map(colour_of_hex, stored)), self.class_names)
+
 
 def save_checkpoint(
     target: Path,
@@ -605,6 +612,7 @@ def load_checkpoint(
         normalization = _read_normalization(path, metadata, config)
         temperature = stored_temperature(path, metadata)
         metadata["class_names"] = stored_class_names(path, metadata, config)
+        check_class_colours(path, metadata, config)
         model = build_model(config)
     except OptionError as error:  # about what the file says
         raise CheckpointError(f"{path}: {error}") from error

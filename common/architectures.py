@@ -116,16 +116,21 @@ TTA_TRANSFORMS = {
     "d4": [(turns, mirrored) for turns in range(4) for mirrored in (False, True)],
 }
 BINARY_NAMES = ["background", "foreground"]
-# the first of two classes that is no class of its own: code 0, or a name such as "no water"
-BACKGROUND = re.compile(
+# of two classes the one that is no class of its own: code 0, or a name such as "no water"
+_BACKGROUND = re.compile(
     r"(class )?0|(background|other|others|none|no|non|not|nothing|rest)\b.*",
     re.IGNORECASE,
 )
 
 
+def is_background(name: str) -> bool:
+    """Whether a class of two is, by its name, what the other one is not."""
+    return _BACKGROUND.fullmatch(name) is not None
+
+
 def are_binary(names: Sequence[str]) -> bool:
     """Whether classes are a foreground and what is not; forest and water are two classes."""
-    return len(names) == 2 and BACKGROUND.fullmatch(names[0]) is not None
+    return len(names) == 2 and is_background(names[0])
 
 
 def default_class_names(num_classes: int) -> list[str]:

@@ -14,6 +14,7 @@ from typing import get_args, get_type_hints
 from common.errors import OptionError, SegmentationError, error_message
 from common.interruption import exit_status, interruptible
 from common.machine import is_main_process
+from common.repeat import option_words, read_settings
 
 # what they log is in our own errors too
 QUIET_LIBRARIES = (
@@ -43,13 +44,17 @@ def add_settings(parser, config_class) -> None:
             (t for t in get_args(hints[item.name]) if t is not type(None)), None
         )
         kind = kind or hints[item.name]
-        if kind is bool:
-            more["action"] = "store_true"
-        else:
-            more["type"] = whole_number if kind is int else kind
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
+        if kind is bool:
+            more["action"] = "store_true"
+            off = {"action": "store_false", "default": argparse.SUPPRESS}
+            off |= {"dest": item.name, "help": argparse.SUPPRESS}
+            groups[group].add_argument(f"--no-{item.name}", **off)
+        else:
+            more["type"] = whole_number if kind is int else kind
         groups[group].add_argument(*flags, dest=item.name, help=text, **more)
+    parser.set_defaults(config_class=config_class)
 
 
 def whole_number(text: str) -> int:
@@ -153,15 +158,40 @@ def show_messages() -> None:
     warnings.showwarning = show_warning
 
 
+class SettingsParser(argparse.ArgumentParser):
+    """A parser that reads options from the file of ``--settings`` too; the command line wins."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        config_class = self.get_default("config_class")
+        if config_class is not None:
+            finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            finder.add_argument("--settings")
+            found, rest = finder.parse_known_args(words)
+            if found.settings is not None:
+                try:
+                    options = read_settings(found.settings, config_class)
+                    words = [*option_words(options, config_class), *rest]
+                except OptionError as error:
+                    self.error(str(error))
+        return super().parse_known_args(words, namespace)
+
+
 def make_parser(script: str, description: str) -> argparse.ArgumentParser:
     """A parser without options, described by the first line of a script's docstring."""
-    return argparse.ArgumentParser(
+    return SettingsParser(
         prog=script, description=description.split("\n")[0], allow_abbrev=False
     )
 
 
-def add_debug(group) -> None:
-    """Give a parser, or a group of it, the option --debug, which ``run_command`` reads."""
+def add_common(group) -> None:
+    """Give a parser, or a group of it, --settings and --debug, which ``run_command`` reads."""
+    group.add_argument(
+        "--settings",
+        metavar="FILE",
+        help="options from a JSON file: the metrics, metadata or statistics of a run, or options "
+        "by name; those given beside it win, and --no-NAME switches off",
+    )
     group.add_argument(
         "--debug", action="store_true", help="show the traceback of any error"
     )

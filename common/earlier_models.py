@@ -14,6 +14,7 @@ from common.architectures import (
     default_class_names,
     get_available_models,
 )
+from common.colours import colour_of_hex
 from common.errors import CheckpointError, unknown_name
 
 DESCRIPTION = ("model_name", "encoder_name", "in_channels", "num_classes")
@@ -141,3 +142,16 @@ def stored_class_names(path, metadata: dict, config: ModelConfig) -> list[str]:
             "again"
         )
     return list(names)
+
+
+def check_class_colours(path, metadata: dict, config: ModelConfig) -> None:
+    """Raise CheckpointError where a file gives colours of classes that are none, or too few."""
+    colours = metadata.get("class_colors")
+    if colours is None:
+        return
+    fine = isinstance(colours, list) and len(colours) == config.label_classes
+    if not fine or not all(isinstance(c, str) and colour_of_hex(c) for c in colours):
+        raise CheckpointError(
+            f"{path} holds the class colours {colours!r:.80}; expected {config.label_classes} as "
+            "#rrggbb: train it again"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -165,18 +166,42 @@ def write_json(target: str | Path, content: dict | list) -> None:
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+# how GDAL and rasterio begin paths into archives, one within another too
+INTO_ARCHIVE = re.compile(
+    r"/vsi(?:zip|tar|gzip|7z|rar)/|(?:zip|tar|gzip)(?:\+file)?://"
+)
+
+
+def file_behind(path: str) -> str:
+    """The archive that a path leads into; any other path, or one into no archive here, itself."""
+    inner = path
+    while match := INTO_ARCHIVE.match(inner):
+        inner = inner[match.end() :]
+    if inner == path or os.path.isfile(path):
+        return path
+    inner = re.sub("[{}]", "", inner)  # /vsizip/{a.zip}/b.tif
+    if "://" in path:  # zip://a.zip!b.tif
+        inner = inner.replace("!", "/")
+    there = (one for one in (Path(inner), *Path(inner).parents) if one.is_file())
+    return str(next(there, path))
+
+
 def describe_file(path: str) -> dict:
-    """What distinguishes a file from another of its name; a path that only GDAL reads has none."""
-    if not os.path.isfile(path):
+    """What distinguishes a file from another of its name, a path into an archive by the archive.
+
+    A path that only GDAL reads has nothing.
+    """
+    file = file_behind(path)
+    if not os.path.isfile(file):
         return {"name": path}
-    status = os.stat(path)
+    status = os.stat(file)
     return {"name": path, "bytes": status.st_size, "modified": status.st_mtime}
 
 
 def describe_files(sources: Iterable[str]) -> dict[str, str]:
     """What distinguishes files from others of their names, each as text; see ``describe_file``."""
     described = {}
-    for source in dict.fromkeys(sources):
+    for source in dict.fromkeys(map(file_behind, sources)):
         known = describe_file(source)
         if len(known) > 1:
             moment = datetime.fromtimestamp(known["modified"]).isoformat(" ")

@@ -142,6 +142,49 @@ def pixel_size(dataset: rasterio.DatasetReader) -> float | None:
     return size if size and np.isfinite(size) else None
 
 
+OUTLINE_POINTS = 21  # of each side of a raster: its sides are bent in another CRS
+
+
+def covered_share(raster, other) -> float:
+    """The share of a raster's ground that another covers, 0 where they have none in common.
+
+    Each is anything with a CRS, a transform, a width and a height. Where one of the outlines has no
+    place in the CRS of the other raster, the other outline says it.
+    """
+    import shapely
+
+    shares = [0.0]
+    for one, base in ((raster, other), (other, raster)):
+        points = _outline_in(one, base)
+        if points is None:
+            continue
+        outline = shapely.MultiPoint(points).convex_hull
+        whole = shapely.box(0, 0, base.width, base.height)
+        total = (outline if base is other else whole).area
+        shares.append(outline.intersection(whole).area / total if total else 0.0)
+    return max(shares)
+
+
+def _outline_in(raster, base) -> np.ndarray | None:
+    """Points on the outline of a raster in the pixels of another, (P, 2); None without a place."""
+    from pyproj import Transformer
+    from pyproj.exceptions import ProjError
+
+    way = np.linspace(0, 1, OUTLINE_POINTS)
+    x = np.concatenate([way, np.ones_like(way), way, np.zeros_like(way)])
+    y = np.concatenate([np.zeros_like(way), way, np.ones_like(way), way])
+    ground = raster.transform * (x * raster.width, y * raster.height)
+    if raster.crs != base.crs:
+        try:
+            known = _horizontal(raster.crs), _horizontal(base.crs)
+            ground = Transformer.from_crs(*known, always_xy=True).transform(*ground)
+        except ProjError:
+            return None
+    if not np.isfinite(ground).all():
+        return None
+    return np.transpose(~base.transform * tuple(ground))
+
+
 def footprint(transform: Affine, height: int, width: int) -> Geometry:
     """The ground of a patch as a polygon."""
     import shapely

@@ -20,6 +20,11 @@ class MaskRule:
     fill_values: tuple[int, ...] = ()
     fill_bits: tuple[int, ...] = ()
 
+    @property
+    def named(self) -> tuple[int, ...]:
+        """The values that count as the rule says, though the mask declares them as nodata."""
+        return self.values if self.keep is None else self.keep
+
     def __str__(self) -> str:
         if self.keep is not None:
             return f"all values but {', '.join(map(str, self.keep))}"
@@ -80,6 +85,11 @@ class MaskOptions:
         if self.mask is None:
             return None
         return Mask(self.mask.replace("<id>", scene_id), self.mask_rule)
+
+    @property
+    def own_masks(self) -> bool:
+        """Whether each scene has a mask of its own."""
+        return "<id>" in (self.mask or "")
 
     @property
     def mask_rule(self) -> MaskRule:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 import rasterio
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from common.errors import RasterError
+from common.ground import covered_share
 from common.mask_options import MaskRule
+from common.text import some_of
 
 VALID, CLOUD, FILL = 0, 1, 2  # what a pixel of a mask means; a buffer grows only clouds
+WHOLE = 0.999  # a share of a scene that is all of it: half a pixel of a coarse mask may be missing
 
 
 def classify(values: np.ndarray, rule: MaskRule) -> np.ndarray:
@@ -47,13 +53,31 @@ def grown(cloud: np.ndarray, pixels: float) -> np.ndarray:
     return distance <= pixels * (1 + 1e-6)
 
 
+def has_own_mask(mask: rasterio.DatasetReader) -> bool:
+    """Whether a raster has a mask band, in it or in a file beside it, or an alpha band."""
+    flags = {flag for band in mask.mask_flag_enums for flag in band}
+    return MaskFlags.per_dataset in flags or ColorInterp.alpha in mask.colorinterp
+
+
+def extent_vrt(mask: rasterio.DatasetReader) -> str:
+    """A VRT, as XML, of a raster's pixels and nothing in them."""
+    size = {"rasterXSize": str(mask.width), "rasterYSize": str(mask.height)}
+    root = Element("VRTDataset", size)
+    SubElement(root, "SRS").text = mask.crs.to_wkt()
+    place = ",".join(map(repr, mask.transform.to_gdal()))
+    SubElement(root, "GeoTransform").text = place
+    SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
+    return tostring(root, "unicode")
+
+
 @dataclass
 class MaskReader:
     """A mask read onto the pixels of a scene, nearest neighbour.
 
-    What the mask declares as nodata is invalid, unless ``--keep_values`` names it; pixels beyond its edge are valid. The shares of
-    both are counted over what was read. It is open from the start, and closed at the end of a
-    ``with`` block, or when it goes.
+    What the mask declares as nodata is invalid, unless the rule names the value, and so is what a
+    mask or an alpha band of its own masks; pixels beyond its edge are valid. The shares of both are
+    counted over what was read. It is open from the start, and closed at the end of a ``with`` block,
+    or when it goes.
 
     Raises:
         RasterError: It cannot be read, has no CRS, or lacks a band.
@@ -78,20 +102,29 @@ class MaskReader:
         if problem:
             self.source.close()
             raise RasterError(f"The mask {self.path} {problem}")
-        width, height = self.size
-        # an alpha band says what lies beyond; the mask's nodata is looked up apart
-        self.warped = WarpedVRT(
-            self.source, crs=self.crs, transform=self.transform, width=width, height=height,
-            resampling=Resampling.nearest, src_nodata=None, nodata=None, add_alpha=True,
-            tolerance=0.125,
-        )  # fmt: skip
+        self.warped = self.edge = self._warped(self.source)
+        self.opened = [self.warped, self.source]
+        if has_own_mask(self.source):  # which hides where the edge is
+            extent = rasterio.open(extent_vrt(self.source))
+            self.edge = self._warped(extent)
+            self.opened = [self.edge, extent, *self.opened]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.warped.close()
-        self.source.close()
+        for dataset in self.opened:
+            dataset.close()
+
+    def _warped(self, source: rasterio.DatasetReader) -> WarpedVRT:
+        """A raster on the scene's pixels, with what says where it has none."""
+        width, height = self.size
+        # nodata is looked up apart
+        return WarpedVRT(
+            source, crs=self.crs, transform=self.transform, width=width, height=height,
+            resampling=Resampling.nearest, src_nodata=None, nodata=None,
+            add_alpha=ColorInterp.alpha not in source.colorinterp, tolerance=0.125,
+        )  # fmt: skip
 
     def _problem(self) -> str | None:
         source = self.source
@@ -103,6 +136,20 @@ class MaskReader:
         if self.rule.bits and not kinds <= {"i", "u"}:
             return "does not hold whole numbers, which have bits; give --mask_values"
         return None
+
+    @property
+    def width(self) -> int:
+        """Of the scene, as its ``crs`` and ``transform``."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.size[1]
+
+    @cached_property
+    def covered(self) -> float:
+        """The share of the scene that lies within the mask's edge."""
+        return covered_share(self, self.source)
 
     def read(
         self,
@@ -141,26 +188,88 @@ class MaskReader:
         """What the pixels of a window mean, and which lie within the mask."""
         where = {"window": window, "out_shape": out_shape}
         try:
-            inside = self.warped.read(self.warped.count, **where) > 0
+            inside = self.edge.read_masks(1, **where) > 0
             meaning = np.full(inside.shape, VALID, np.uint8)
             for band in self.bands:
                 values = self.warped.read(band, **where)
                 found = classify(values, self.rule)
                 nodata = self.source.nodatavals[band - 1]
-                if nodata is not None:
+                if nodata is not None and nodata not in self.rule.named:
                     same = np.isnan(values) if math.isnan(nodata) else values == nodata
-                    # a value that is said to be valid is
-                    found[same & ~np.isin(values, self.rule.keep or ())] = FILL
+                    found[same] = FILL
                 meaning = np.maximum(meaning, found)
+            if self.edge is not self.warped:
+                meaning[self.warped.read_masks(1, **where) == 0] = FILL
         except rasterio.errors.RasterioIOError as error:
             raise RasterError(f"Cannot read the mask {self.path}: {error}") from error
         meaning[~inside] = VALID
         return meaning, inside
 
-    def report(self) -> str:
-        """Which share is masked, which lies beyond the mask's edge."""
-        total = max(self.counts["pixels"], 1)
-        masked, beyond = (
-            100 * self.counts[name] / total for name in ("masked", "beyond")
+    def summary(self) -> MaskSummary:
+        """What was found so far, which outlives the open file."""
+        declared = (self.source.nodatavals[band - 1] for band in self.bands)
+        nodata = next((value for value in declared if value is not None), None)
+        named = nodata in self.rule.named
+        return MaskSummary(dict(self.counts), self.covered, nodata, named)
+
+
+@dataclass(frozen=True)
+class MaskSummary:
+    """What a mask says of a scene, by the pixels that were read."""
+
+    counts: dict[str, int]
+    covered: float  # share of the scene within the mask's edge
+    nodata: float | None  # that the mask declares
+    named: bool  # whether the rule names that value, which it then is no more
+
+
+def report_text(name: str, found: Sequence[MaskSummary]) -> str:
+    """Which share of the pixels a mask makes invalid, and which lies beyond its edge.
+
+    Args:
+        name: The mask, or the pattern of several.
+        found: What it says of each scene.
+    """
+    counts = sum((Counter(one.counts) for one in found), Counter())
+    total = max(counts["pixels"], 1)
+    masked, beyond = (100 * counts[key] / total for key in ("masked", "beyond"))
+    text = f"{masked:.1f} % masked, {beyond:.1f} % beyond its edge (valid) by {name}"
+    named = [one.nodata for one in found if one.named]
+    if named:
+        text += (
+            f"; its nodata value {named[0]:g} is named, so it counts as the option says"
         )
-        return f"{masked:.1f} % masked, {beyond:.1f} % beyond its edge (valid)"
+    return text
+
+
+def coverage_lines(path: str, covered: dict[str, float]) -> list[str]:
+    """Lines on the scenes that a mask misses, and on those that reach beyond its edge.
+
+    Args:
+        path: The mask.
+        covered: ``MaskReader.covered`` of each scene, by its name.
+
+    Raises:
+        RasterError: It has no ground in common with any of them.
+    """
+    missed = [scene for scene, share in covered.items() if not share]
+    if covered and len(missed) == len(covered):
+        raise RasterError(
+            f"The mask {path} has no ground in common with {some_of(missed)}; give the mask of "
+            "this place, or correct its CRS (gdal_edit.py -a_srs)"
+        )
+    if len(covered) == 1:  # the shares say it
+        return []
+    partly = [scene for scene, share in covered.items() if 0 < share < WHOLE]
+    lines = []
+    if missed:
+        lines.append(
+            f"warning: {path} has no ground in common with {len(missed)} of {len(covered)} scenes, "
+            f"which it leaves valid: {some_of(missed)}"
+        )
+    if partly:
+        lines.append(
+            f"{path} ends within {len(partly)} of {len(covered)} scenes, which are valid beyond its "
+            f"edge: {some_of(partly)}"
+        )
+    return lines

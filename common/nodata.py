@@ -9,6 +9,7 @@ import numpy as np
 
 from common.alpha import sample_windows
 from common.errors import RasterError
+from common.masks import report_text
 from common.text import ranges_text, share_text
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def empty_bands(source: Source) -> str:
 def mask_shares(source: Source) -> str | None:
     """The line on how much ``--mask`` makes invalid in what was read so far; None without one."""
     mask = source.mask
-    return mask and f"{source.dataset.name}: about {mask.report()} by {mask.path}"
+    shares = mask and report_text(mask.path, [mask.summary()])
+    return shares and f"{source.dataset.name}: about {shares}"
 
 
 def _fill_advice(source: Source, read: Sequence[tuple]) -> str | None:

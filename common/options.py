@@ -33,6 +33,18 @@ def nodata_setting(group: str):
     )
 
 
+def class_colors_setting(group: str, shown: str, **more):
+    """``--class_colors`` of extraction and training."""
+    return setting(
+        None,
+        "colours in class order, separated by commas, in hex (ff0000) or by their names in CSS; or "
+        "a legend file, .qml or .clr, by the values of the label",
+        group,
+        shown=shown,
+        **more,
+    )
+
+
 def check_limits(config) -> None:
     """Raise OptionError where a number of a settings dataclass is outside of its limits.
 
@@ -77,3 +89,14 @@ def whole_values(text: str | None) -> list[int] | None:
     fine = len(set(values)) == len(values)
     require(fine, "--label_values", text, "different values")
     return values or None
+
+
+def is_legend(text: str) -> bool:
+    """Whether ``--class_colors`` names a legend file, and lists no colours."""
+    return text.lower().endswith((".qml", ".clr"))
+
+
+def require_colour_count(text: str | None, count: int) -> None:
+    """Raise OptionError unless ``--class_colors`` lists as many colours as there are classes."""
+    fine = not text or is_legend(text) or len(split_list(text)) == count
+    require(fine, "--class_colors", text, f"{count} colours, one for each class")

@@ -1,4 +1,4 @@
-"""Pictures: colours of classes, panels with a legend, PNG files."""
+"""Pictures: maps in the colours of their classes, panels with a legend, PNG files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rasterio.enums import ColorInterp
 
+from common.colours import Colour
 from common.files import atomic_write
 from common.patches import PatchPair, patch_bands, read_patch
 from common.rasters import open_raster
@@ -64,34 +65,10 @@ def stretch(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return picture
 
 
-_COLOURS = [
-    (31, 119, 180), (214, 57, 40), (232, 197, 71), (34, 120, 60), (155, 204, 101),
-    (148, 90, 170), (240, 140, 50), (90, 200, 210), (140, 86, 75), (230, 120, 190),
-    (110, 110, 110), (20, 50, 110), (250, 220, 180), (120, 20, 50), (170, 220, 250),
-    (80, 80, 20),
-]  # fmt: skip
-
-
-def class_colours(num_classes: int) -> list[tuple[int, int, int]]:
-    """One RGB colour per class, 0..255; the two classes of a binary map are grey and red."""
-    if num_classes <= 2:
-        return [(225, 225, 225), (200, 40, 40)]
-    import colorsys
-
-    golden = 0.618034
-    more = (
-        colorsys.hsv_to_rgb(
-            (i * golden) % 1, 0.55 + 0.4 * (i % 2), 0.6 + 0.15 * (i % 3)
-        )
-        for i in range(max(0, num_classes - len(_COLOURS)))
-    )
-    return [*_COLOURS, *(tuple(round(255 * v) for v in c) for c in more)][:num_classes]
-
-
-def colour_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Class ids (H, W) as an RGB picture (H, W, 3) uint8; anything else is white."""
-    palette = np.full((num_classes + 1, 3), 255, np.uint8)
-    palette[:num_classes] = class_colours(num_classes)[:num_classes]
+def colour_map(labels: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
+    """Class ids (H, W) in their colours, as RGB (H, W, 3) uint8; anything else is white."""
+    num_classes = len(colours)
+    palette = np.array([*colours, (255, 255, 255)], np.uint8)
     labels = labels.astype(np.int64)
     known = (labels >= 0) & (labels < num_classes)
     return palette[np.where(known, labels, num_classes)]

@@ -20,7 +20,8 @@ from common.ground import pixel_areas
 from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
 from common.rasters import Source, open_raster
-from common.vectors import append_features
+from common.styles import Colour, categorized_style
+from common.vectors import add_style, append_features
 
 STRIP = 256  # rows of a map that are turned into polygons at a time
 
@@ -319,6 +320,7 @@ def write_polygons(
     names: Sequence[str],
     min_area: float = 0.0,
     rows: int = STRIP,
+    colours: Sequence[Colour] = (),
 ) -> int:
     """Write a class map as a GeoPackage with a polygon per connected area of one class.
 
@@ -339,6 +341,7 @@ def write_polygons(
         names: Of all classes.
         min_area: Smallest area in square metres.
         rows: Of a strip.
+        colours: Of all classes, for the style that QGIS shows; none without.
 
     Returns:
         The number of polygons.
@@ -365,14 +368,17 @@ def write_polygons(
         strips = labelled_strips(dataset, len(names), rows, "areas")
         belongs, areas = find_areas(strips, min_area)
         strips = labelled_strips(dataset, len(names), rows, "polygons")
-        file, total = Path(folder) / "map.gpkg", 0
+        file, total, layer = Path(folder) / "map.gpkg", 0, Path(target).stem
         none = np.zeros(0, int), np.zeros(0, object)  # makes the layer of an empty map
         for numbers, polygons in chain(
             [none], polygons_of_strips(strips, belongs, areas)
         ):
             table = feature_table(numbers, polygons, areas, names, dataset.transform)
             with naming(target, file):
-                append_features(file, Path(target).stem, table, dataset.crs)
+                append_features(file, layer, table, dataset.crs)
             total += len(numbers)
+        if colours:
+            with naming(target, file):
+                add_style(file, layer, categorized_style("class_name", names, colours))
         file.replace(part)
     return total

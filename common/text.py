@@ -19,6 +19,12 @@ def first_reason(skipped: dict) -> str:
     return f"{name}: {reason}"
 
 
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def ranges_text(numbers: Iterable[int]) -> str:
     """Rising numbers as --bands takes them: 1-3,5."""
     runs: list[list[int]] = []

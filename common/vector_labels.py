@@ -1,4 +1,4 @@
-"""Polygons as class labels: which polygon a pixel belongs to, classes by a column."""
+"""Polygons, lines and points as class labels: which one a pixel belongs to, classes by a column."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from common import MISSING
-from common.errors import DatasetError, OptionError, unknown_name
-from common.options import split_list, whole_values
+from common.errors import DatasetError, OptionError, require, unknown_name
+from common.label_options import LabelOptions
+from common.label_values import ClassValues, whole_numbers
+from common.point_tables import buffer_points, has_areas, is_point_table, read_points
 from common.shapefiles import ASSUMED
-from common.vectors import in_pixels, polygonal, read_vector
+from common.vectors import in_pixels, is_vector, polygonal, read_vector
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame, GeoSeries
@@ -23,40 +25,88 @@ if TYPE_CHECKING:
 ReadLabel = Callable[[Window], np.ndarray]  # window -> (H, W) values, MISSING if none
 
 
+class Groups(NamedTuple):
+    """Which values of a label are which class."""
+
+    values: list[tuple[int, ...]]  # of each class, in class order
+    other: bool = False  # the class after these is all other values
+
+    def __len__(self) -> int:
+        return len(self.values) + self.other
+
+    def numbers(self, label: np.ndarray) -> np.ndarray:
+        """The class of each value, int64; ``MISSING`` where it is none."""
+        pairs = sorted((v, n) for n, group in enumerate(self.values) for v in group)
+        values, numbers = np.array(pairs, np.int64).T
+        index = np.searchsorted(values, label).clip(max=len(values) - 1)
+        rest = np.where(
+            label == MISSING, MISSING, len(self.values) if self.other else MISSING
+        )
+        return np.where(values[index] == label, numbers[index], rest)
+
+
 class PolygonClasses(NamedTuple):
     """Polygons on the pixels of an image, and how their values become classes: see ``Label``."""
 
     read: ReadLabel
-    values: list[int] | None
+    groups: Groups | None
     texts: list[str] | None  # of the column, in class order
     advice: Callable[[], list[str | None]]
 
 
-def read_polygons(
-    source: str, image, column: str | None, asked: str | None
-) -> PolygonClasses:
-    """Polygons as classes of the pixels whose centre they contain; the last one wins.
+def is_drawn(source: str) -> bool:
+    """Whether a label is a vector file or a CSV table of points, by its suffix."""
+    return is_vector(source) or is_point_table(source)
+
+
+def read_drawn(source: str, image, options: LabelOptions) -> GeoDataFrame:
+    """Polygons, or points and lines with the ground around them.
+
+    Raises:
+        SegmentationError: They cannot be used, or the options do not fit them.
+    """
+    crs, metres = options.label_crs, options.label_buffer
+    if is_point_table(source):
+        table = read_points(source, crs)
+    else:
+        table = read_vector(source)
+        fine = crs is None
+        require(fine, "--label_crs", crs, f"a CSV label with it, which {source} is not")
+    if has_areas(table):
+        fine = f"points or lines with it, but {source} has polygons alone"
+        require(not metres, "--label_buffer", metres, fine)
+    elif not options.label_column:
+        columns = table.columns.drop(table.geometry.name)
+        raise OptionError(
+            f"{source} has points or lines, which say nothing of the ground beside them; name the "
+            f"column of their class with --label_column ({', '.join(map(str, columns[:12]))})"
+        )
+    return buffer_points(table, metres, image) if metres else table
+
+
+def read_polygons(source: str, image, options: LabelOptions) -> PolygonClasses:
+    """Polygons as classes of the pixels whose centre they contain, lines and points of those that
+    they touch; the last one wins.
 
     Args:
         source: The file.
         image: The scene.
-        column: ``--label_column``.
-        asked: ``--label_values``.
+        options: Which column and values are which class.
 
     Raises:
         SegmentationError: They cannot be used.
     """
     from rasterio.features import rasterize
 
-    table = read_vector(source)
-    values, texts, fill, codes = None, None, 0, np.ones(len(table), np.int64)
+    column, table = options.label_column, read_drawn(source, image, options)
+    groups, texts, fill, codes = None, None, 0, np.ones(len(table), np.int64)
     if column:
         fill = MISSING
-        codes, values, texts = _column_codes(table, column, asked, source)
-    elif asked:
+        codes, groups, texts = _column_codes(table, column, options, source)
+    elif options.label_values:
         raise OptionError(
-            f"--label_values {asked}: expected --label_column with it, since {source} is a vector "
-            "file"
+            f"--label_values {options.label_values}: expected --label_column with it, since "
+            f"{source} is a vector file"
         )
     outlines = in_pixels(table, image, source)
     usable = ~(outlines.isna() | outlines.is_empty)
@@ -84,14 +134,13 @@ def read_polygons(
             _encoding_advice(table, column, source),
             _spelling_advice(table, column, source),
         ]
-        kinds = codes[1:]
-        if values is not None:
-            kinds = np.where(np.isin(kinds, values), kinds, MISSING)
+        kinds = codes[1:] if groups is None else groups.numbers(codes[1:])
         near = index.intersection((0, 0, image.width, image.height))
         hidden, areas = hidden_areas(outlines, kinds, np.sort(near), image.shape)
-        return [*lines, _overlap_advice(hidden, areas, kinds, texts, source)]
+        words = texts or options.asked_names
+        return [*lines, _overlap_advice(hidden, areas, kinds, words, source)]
 
-    return PolygonClasses(read, values, texts, advice)
+    return PolygonClasses(read, groups, texts, advice)
 
 
 def _column_advice(table: GeoDataFrame, source: str) -> str | None:
@@ -209,12 +258,14 @@ def _overlap_advice(
     )
 
 
-def _column_codes(table: GeoDataFrame, name: str, asked: str | None, source: str):
+def _column_codes(
+    table: GeoDataFrame, name: str, options: LabelOptions, source: str
+) -> tuple[np.ndarray, Groups | None, list[str] | None]:
     """The classes of polygons by a column.
 
     Returns:
-        A code per polygon, ``MISSING`` where there is none; the codes that are classes, in class
-        order (None: they are classes already); and their texts, None of a column of numbers.
+        A code per polygon, ``MISSING`` where there is none; which codes are which class (None: they
+        are classes already); and their texts, None of a column of numbers.
     """
     import pandas
 
@@ -229,16 +280,28 @@ def _column_codes(table: GeoDataFrame, name: str, asked: str | None, source: str
                 f"{source} has fractions or infinities in {name}; classes are whole numbers or texts"
             )
         codes = np.where(column.isna(), MISSING, known).astype(np.int64)
-        return codes, whole_values(asked), None
+        return codes, groups_of(options), None
     texts = [None if pandas.isna(text) else str(text) for text in column]
-    present = sorted({text for text in texts if text})
-    order = split_list(asked) or present
-    absent = [text for text in order if text not in texts]
+    present = sorted({text for text in texts if text and text.strip()})
+    order = options.asked_classes or [ClassValues((text,)) for text in present]
+    absent = [text for one in order for text in one.values if text not in present]
     if absent:
         raise unknown_name("--label_values", absent[0], present)
-    numbers = {text: number for number, text in enumerate(order)}
-    codes = np.array([numbers.get(text, MISSING) for text in texts])
-    return codes, list(range(len(order))), order
+    numbers = {text: number for number, one in enumerate(order) for text in one.values}
+    rest = dict.fromkeys(present, len(order)) if options.other else {}
+    codes = np.array([(rest | numbers).get(text, MISSING) for text in texts])
+    titles = [*(one.title for one in order), *[options.other] * bool(options.other)]
+    return codes, Groups([(number,) for number in range(len(titles))]), titles
+
+
+def groups_of(options: LabelOptions) -> Groups | None:
+    """Which whole numbers are which class by ``--label_values``; None without.
+
+    Raises:
+        OptionError: They are no whole numbers.
+    """
+    asked = options.asked_classes
+    return Groups(whole_numbers(asked), bool(options.other)) if asked else None
 
 
 def no_overlap(source: str, crs, image) -> DatasetError:

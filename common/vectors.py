@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,18 @@ if TYPE_CHECKING:
 VECTOR_SUFFIXES = (
     ".shp", ".gpkg", ".geojson", ".json", ".fgb", ".kml", ".gml", ".parquet", ".zip",
 )  # fmt: skip
+
+# where QGIS keeps styles in a GeoPackage, registered as a table without geometries
+STYLE_TABLE = (
+    """CREATE TABLE layer_styles (
+        "id" INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, "f_table_catalog" TEXT(256),
+        "f_table_schema" TEXT(256), "f_table_name" TEXT(256), "f_geometry_column" TEXT(256),
+        "styleName" TEXT(30), "styleQML" TEXT, "styleSLD" TEXT, "useAsDefault" BOOLEAN,
+        "description" TEXT, "owner" TEXT(30), "ui" TEXT(30),
+        "update_time" DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))""",
+    """INSERT INTO gpkg_contents (table_name, data_type, identifier, srs_id)
+        VALUES ('layer_styles', 'attributes', 'layer_styles', 0)""",
+)
 
 
 def file_and_layer(source: str) -> tuple[str, str | None]:
@@ -196,7 +210,35 @@ def write_layer(frame: GeoDataFrame, file: Path, **options) -> None:
             warnings.filterwarnings("ignore", "'crs' was not provided")
             frame.to_file(file, engine="pyogrio", **options)
     except (DataSourceError, DataLayerError) as error:
-        raise SegmentationError(  # GDAL may quote pages of SQL
-            f"{file} was not written completely ({gdal_message(error):.120}); is the disk full? "
-            "free some, or write elsewhere"
-        ) from error
+        raise _incomplete(file, gdal_message(error)) from error
+
+
+def add_style(file: Path, layer: str, style: str) -> None:
+    """Store the QGIS style of a layer in its GeoPackage, as its default.
+
+    The table ``layer_styles`` is the one that QGIS makes, to which it adds styles later.
+
+    Raises:
+        SegmentationError: It cannot be written.
+    """
+    try:
+        with closing(sqlite3.connect(file)) as base, base:
+            for statement in STYLE_TABLE:
+                base.execute(statement)
+            base.execute(
+                "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, "
+                "f_geometry_column, styleName, styleQML, useAsDefault, description, owner) "
+                "SELECT '', '', table_name, column_name, table_name, ?, 1, '', '' "
+                "FROM gpkg_geometry_columns WHERE table_name = ?",
+                (style, layer),
+            )
+    except sqlite3.Error as error:
+        raise _incomplete(file, str(error)) from error
+
+
+def _incomplete(file: Path, reason: str) -> SegmentationError:
+    """The error of a file that could not be written; GDAL may quote pages of SQL."""
+    return SegmentationError(
+        f"{file} was not written completely ({reason:.120}); is the disk full? "
+        "free some, or write elsewhere"
+    )

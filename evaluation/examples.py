@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from common import UNLABELLED
+from common.colours import GREY, RED, Colour
 from common.patches import PatchPair
 from common.pictures import (
-    class_colours,
     colour_map,
     draw_panels,
     read_patch_picture,
@@ -72,6 +72,7 @@ def draw_examples(
     target: Path,
     examples: Examples,
     names: Sequence[str],
+    colours: Sequence[Colour],
     ignore_index: int = UNLABELLED,
     source: str = "test",
 ) -> None:
@@ -83,6 +84,7 @@ def draw_examples(
         target: The PNG to write.
         examples: What to draw, from worst to best.
         names: K class names.
+        colours: Those of the classes.
         ignore_index: Label value of unlabelled pixels, which are white.
         source: Where the patches are from.
     """
@@ -91,13 +93,13 @@ def draw_examples(
         picture, valid, mask, _ = read_patch_picture(pair, ignore_index)
         labelled = (mask >= 0) & (mask < len(names))
         prediction = np.where(valid, prediction, -1)
-        wrong = np.where(labelled, prediction != mask, -1)  # two classes: grey and red
+        wrong = np.where(labelled, prediction != mask, -1)
         present |= {*np.unique(mask[labelled]), *np.unique(prediction[valid])}
         panels += [
             {"title": shorten(pair.name), "picture": picture},
-            {"title": "truth", "picture": colour_map(mask, len(names))},
-            {"title": "prediction", "picture": colour_map(prediction, len(names))},
-            {"title": f"{1 - score:.1%} wrong (red)", "picture": colour_map(wrong, 2)},
+            {"title": "truth", "picture": colour_map(mask, colours)},
+            {"title": "prediction", "picture": colour_map(prediction, colours)},
+            {"title": f"{1 - score:.1%} wrong (red)", "picture": colour_map(wrong, [GREY, RED])},
         ]  # fmt: skip
     if not panels:
         return
@@ -105,7 +107,6 @@ def draw_examples(
     title = f"{source}: the {each} worst (above) and the {each} best of {seen} patches"
     if seen <= 2 * each:
         title = f"{source}: all patches, from the worst to the best"
-    colours = class_colours(len(names))
     legend = [(names[k], colours[k]) for k in sorted(present)]
     figure = draw_panels(panels, legend, title, columns=4)
     save_figure(figure, target)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.pictures import class_colours, colour_map, draw_panels, save_figure
+from common.colours import GREY, RED, Colour
+from common.pictures import colour_map, draw_panels, save_figure
 
 
 def plot_reliability(
@@ -106,9 +107,8 @@ def draw_confusion(target: Path, result: dict, source: str) -> None:
     save_figure(figure, target)
 
 
-# colours that no class of a binary map has
-RIGHT, WRONG = (225, 225, 225), (200, 40, 40)
-MISSED, FALSE_ALARM = (31, 119, 180), (240, 140, 50)
+# of a binary map's errors: no class of one has them
+MISSED, FALSE_ALARM = (165, 45, 255), (240, 165, 60)
 
 
 def draw_errors(
@@ -116,6 +116,7 @@ def draw_errors(
     guess: np.ndarray,
     truth: np.ndarray,
     names: Sequence[str],
+    colours: Sequence[Colour],
     binary: bool,
 ) -> None:
     """Draw a map, its labels and the errors side by side.
@@ -125,25 +126,25 @@ def draw_errors(
         guess: (h, w) classes of the map; negative is none, which is white.
         truth: Likewise, of the labels.
         names: K class names.
+        colours: Those of the classes.
         binary: Misses and false alarms of the second class have colours of their own.
     """
     known = (guess >= 0) & (truth >= 0)
     errors = np.where(known & (guess == truth), 0, -1)
-    kinds, title = [RIGHT, WRONG], "errors (red)"
+    kinds, title = [GREY, RED], "errors (red)"
     if binary:
-        kinds = [RIGHT, MISSED, FALSE_ALARM]
-        title = "missed (blue), false alarms (orange)"
+        kinds = [GREY, MISSED, FALSE_ALARM]
+        title = "missed (violet), false alarms (orange)"
         errors[known & (truth > guess)], errors[known & (truth < guess)] = 1, 2
     else:
         errors[known & (guess != truth)] = 1
     palette = np.array([*kinds, (255, 255, 255)], np.uint8)
     panels = [
-        {"title": "map", "picture": colour_map(guess, len(names))},
-        {"title": "labels", "picture": colour_map(truth, len(names))},
+        {"title": "map", "picture": colour_map(guess, colours)},
+        {"title": "labels", "picture": colour_map(truth, colours)},
         {"title": title, "picture": palette[errors]},
     ]
     present = sorted({*np.unique(guess[guess >= 0]), *np.unique(truth[truth >= 0])})
-    colours = class_colours(len(names))
     legend = [(names[number], colours[number]) for number in present]
     save_figure(draw_panels(panels, legend), target)
 

@@ -1,4 +1,4 @@
-"""A map compared with labels, strip by strip: memory does not grow with the map."""
+"""A map compared with labels: counts, scores, intervals by blocks."""
 
 from __future__ import annotations
 
@@ -12,34 +12,42 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.windows import Window
-from tqdm import tqdm
 
-from common import MISSING, UNLABELLED
 from common.architectures import are_binary
+from common.colours import Colour, complete_colours
 from common.errors import DatasetError, RasterError, require
 from common.ground import pixel_size
-from common.interruption import until_stopped
-from common.labels import Label, open_label, read_label, require_one_band
-from common.rasters import Source, open_raster, require_georeference, same_pixel_grid
+from common.labels import Label, open_label, require_one_band
+from common.legends import asked_colours
+from common.rasters import (
+    Source,
+    image_bands,
+    open_raster,
+    require_georeference,
+    same_pixel_grid,
+)
 from common.scores import scores
-from common.vectors import is_vector
 from evaluation.boundaries import BoundaryScores
 from evaluation.classes import (
-    MOST_CLASSES,
     Classes,
     Pairing,
-    numbers_of,
     pair_classes,
     pairing_lines,
-    stored_classes,
 )
 from evaluation.matrices import block_bootstrap
+from evaluation.reading import (
+    classes_of_label,
+    classes_of_map,
+    progress,
+    read_guess,
+    read_truth,
+    row_strips,
+)
 from evaluation.reliability import Reliability
 from evaluation.settings import EvaluationConfig, tolerance_in_pixels
 
 log = logging.getLogger("semanticseg4eo")
 
-STRIP_PIXELS = 2**22  # that are compared at once
 BLOCKS = 10  # along the longer side of a map, by default
 MOST_BLOCKS = 10_000
 PICTURE_SIDE = 1000  # of the map in the picture of errors
@@ -50,31 +58,13 @@ class Comparison:
     """What a map and its labels have in common."""
 
     names: list[str]
+    colours: list[Colour]
     binary: bool
     matrices: np.ndarray  # (G, K, K) of each block, rows are truth
     boundaries: BoundaryScores
     reliability: Reliability | None
     thumbnails: dict[str, np.ndarray]  # "map" and "label", (h, w) int16; negative: none
     unmapped: int = 0  # labelled pixels without a class in the map
-
-
-def row_strips(height: int, width: int, multiple: int, halo: int) -> Iterator[tuple]:
-    """Rows of a raster from top to bottom, with those around them.
-
-    Args:
-        height: Of the raster, and ``width``.
-        width: See ``height``.
-        multiple: The rows of a strip are a multiple of this, but for the last.
-        halo: Rows to read above and below, where there are some.
-
-    Yields:
-        The window to read, and which of its rows are those of the strip.
-    """
-    rows = max(1, STRIP_PIXELS // (width * multiple)) * multiple
-    for top in range(0, height, rows):
-        bottom = min(height, top + rows)
-        first, last = max(0, top - halo), min(height, bottom + halo)
-        yield Window(0, first, width, last - first), slice(top - first, bottom - first)
 
 
 def compare(config: EvaluationConfig) -> tuple[dict, Comparison]:
@@ -88,9 +78,7 @@ def compare(config: EvaluationConfig) -> tuple[dict, Comparison]:
     """
     with (
         open_raster(config.map) as raster,
-        open_label(
-            config.label, raster, config.label_column, config.label_values
-        ) as label,
+        open_label(config.label, raster, config) as label,
     ):
         require_one_band(raster)
         require_georeference(raster)
@@ -105,8 +93,11 @@ def compare(config: EvaluationConfig) -> tuple[dict, Comparison]:
         side = block_side(config.block_size, raster, metres)
         tolerance = tolerance_in_pixels(config.boundary_tolerance, metres)
         classes = mapped, labelled, pairing
+        colours = colours_of(raster, classes, config.class_colors, label.codes)
         with open_confidence(config.map, raster) as confidence:
-            found = count_pixels(raster, label, classes, side, tolerance, confidence)
+            found = count_pixels(
+                raster, label, classes, colours, side, tolerance, confidence
+            )
     if not found.matrices.any():
         raise DatasetError(
             f"No pixel of {config.map} with a class is labelled in {config.label}; check the CRS of "
@@ -143,6 +134,31 @@ def measures(found: Comparison, metres: float | None, seed: int) -> dict:
     return report
 
 
+def colours_of(
+    raster, classes: tuple[Classes, Classes, Pairing], asked: str | None, codes
+) -> list[Colour]:
+    """A colour for each class: by ``--class_colors`` of the labels, else those of the map.
+
+    Args:
+        raster: The map.
+        classes: Those of the map, of the labels, and which are the same.
+        asked: The option.
+        codes: What the classes of the labels are in their file.
+    """
+    mapped, labelled, pairing = classes
+    try:
+        table = raster.colormap(image_bands(raster)[0])
+    except ValueError:  # it has none
+        table = {}
+    known = [table[value][:3] if value in table else None for value in mapped.values]
+    known += [None] * (len(pairing.names) - len(known))
+    if asked:
+        given = asked_colours(asked, labelled.names, codes)
+        for place, colour in zip(pairing.of_label, given):
+            known[place] = colour or known[place]
+    return complete_colours(known, pairing.names)
+
+
 def block_side(asked: float | None, raster, metres: float | None) -> int:
     """The side in pixels of the blocks of ``--block_size``."""
     longest = max(raster.shape)
@@ -160,76 +176,6 @@ def block_side(asked: float | None, raster, metres: float | None) -> int:
     most = f"a larger value, since it makes {blocks} blocks, more than {MOST_BLOCKS}"
     require(blocks <= MOST_BLOCKS, "--block_size", asked, most)
     return side
-
-
-def classes_of_map(raster: rasterio.DatasetReader) -> Classes:
-    """The classes of a map: those that it describes, else the values that it holds."""
-    known = stored_classes(raster)
-    if known:
-        return known
-    source = Source(raster)
-    log.info("%s names no classes: they are its values", raster.name)
-    return Classes.numbered(
-        _values_of(
-            lambda window: read_label(source, MISSING, window),
-            raster,
-            "reading the map",
-        )
-    )
-
-
-def classes_of_label(label: Label, raster) -> tuple[Classes, list[int] | None]:
-    """The classes of labels by the numbers that ``read_numbers`` gives, and their codes.
-
-    Args:
-        label: On the pixels of a map.
-        raster: The map.
-    """
-    if label.values is not None:
-        numbers, names = list(range(len(label.values))), label.names
-        if names is None:
-            names = [str(value) for value in label.values]
-        return Classes(numbers, list(names), label.names is not None), label.values
-    stored = None
-    if not is_vector(label.source):
-        with open_raster(label.source) as file:
-            stored = stored_classes(file)
-    if stored is None:
-        stored = Classes.numbered(
-            _values_of(
-                lambda window: read_numbers(label, window), raster, "reading labels"
-            )
-        )
-    return stored, None
-
-
-def read_numbers(label: Label, window: Window) -> np.ndarray:
-    """The labels of a window, (H, W) int64: places in ``label.values``, or values; else MISSING."""
-    if label.values is None:
-        values = label.read(window)
-        return np.where(values == UNLABELLED, MISSING, values)
-    classes = label.classes(window).astype(np.int64)
-    return np.where(classes == label.unlabelled, MISSING, classes)
-
-
-def _values_of(read, raster, what: str) -> set[int]:
-    """The values that a raster or its labels hold."""
-    found: set[int] = set()
-    for window, _ in progress(list(row_strips(*raster.shape, 1, 0)), what):
-        found |= set(np.unique(read(window)).tolist()) - {MISSING}
-        if len(found) > MOST_CLASSES:
-            raise DatasetError(
-                f"{raster.name} and its labels: one of them holds more than {MOST_CLASSES} values; "
-                "are both rasters of classes? name those of the labels in --label_values"
-            )
-    return found
-
-
-def progress(items: list, what: str) -> Iterator:
-    """The items of a loop, with a bar where it lasts."""
-    return until_stopped(
-        tqdm(items, what, unit="strip", leave=False, disable=None, delay=2)
-    )
 
 
 @contextmanager
@@ -255,6 +201,7 @@ def count_pixels(
     raster: rasterio.DatasetReader,
     label: Label,
     classes: tuple[Classes, Classes, Pairing],
+    colours: list[Colour],
     side: int,
     tolerance: float,
     confidence: Source | None,
@@ -265,6 +212,7 @@ def count_pixels(
         raster: The map.
         label: On its pixels.
         classes: Those of the map, of the labels, and which are the same.
+        colours: Theirs.
         side: Of the blocks, in pixels.
         tolerance: Of boundaries, in pixels.
         confidence: That of the map.
@@ -276,6 +224,7 @@ def count_pixels(
     boundaries = BoundaryScores(count, tolerance)
     found = Comparison(
         names,
+        colours,
         are_binary(names),
         np.zeros((down * across, count, count), np.int64),
         boundaries,
@@ -300,37 +249,6 @@ def count_pixels(
             pictures[name].append(thumbnail(array, step))
     found.thumbnails = {name: np.concatenate(parts) for name, parts in pictures.items()}
     return found
-
-
-def read_guess(source: Source, window: Window, mapped: Classes) -> np.ndarray:
-    """The classes of a map in a window, (H, W) int16; -1 where it has none."""
-    pixels, valid = source.read(window)
-    if pixels.dtype.kind == "f":
-        pixels = read_label(source, MISSING, window)[None]
-    guess = numbers_of(pixels[0], mapped.values)
-    guess[~valid] = -1
-    if (strange := valid & (guess < 0)).any():
-        values = ", ".join(map(str, np.unique(pixels[0][strange])[:8]))
-        raise DatasetError(
-            f"{source.dataset.name} holds {values}, which its attribute table or class names do not "
-            "list; is it a map of classes?"
-        )
-    return guess
-
-
-def read_truth(label: Label, window: Window, labelled: Classes, pairing: Pairing):
-    """The classes of labels in a window as those of ``pairing.names``, (H, W) int16; -1 of none."""
-    numbers = read_numbers(label, window)
-    places = (
-        numbers_of(numbers, labelled.values) if labelled.values else numbers * 0 - 1
-    )
-    if (strange := (places < 0) & (numbers != MISSING)).any():
-        values = ", ".join(map(str, np.unique(numbers[strange])[:8]))
-        raise DatasetError(
-            f"{label.source} holds {values}, which its attribute table or class names do not list; "
-            "name the values that are classes in --label_values"
-        )
-    return np.array([*pairing.of_label, -1], np.int16)[places]
 
 
 def _count_blocks(matrices, guess, truth, top: int, side: int, across: int) -> None:

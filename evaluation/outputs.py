@@ -14,6 +14,7 @@ from common.files import (
     write_json,
 )
 from common.rasters import gdal_options
+from common.repeat import command_line, stored_settings
 from evaluation.settings import EvaluationConfig
 
 REPORT, EXAMPLES = "evaluation.json", "examples.png"
@@ -52,12 +53,18 @@ def output_folder(config: EvaluationConfig, names: tuple[str, ...]) -> Iterator[
         yield folder
 
 
-def write_report(folder: Path, names: tuple[str, ...], report: dict, draw) -> None:
+def write_report(
+    config: EvaluationConfig, folder: Path, names: tuple[str, ...], report: dict, draw
+) -> None:
     """Write the report, the first of the names, and what ``draw`` makes, in place of earlier ones."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
     draw(folder)
-    write_json(folder / names[0], report)
+    again = {
+        "settings": stored_settings(config),
+        "command": command_line("Evaluate_map.py", config),
+    }
+    write_json(folder / names[0], report | again)
 
 
 def draw_map_sample(config: EvaluationConfig) -> str:
@@ -89,7 +96,7 @@ def estimate_from_sample(config: EvaluationConfig) -> str:
             draw_areas(folder / AREAS, report)
             write_table(folder / TABLE, report)
 
-        write_report(folder, names, report, draw)
+        write_report(config, folder, names, report, draw)
     return sample_text(report)
 
 
@@ -114,11 +121,10 @@ def evaluate_map(config: EvaluationConfig) -> str:
                 curves = {"map": report["calibration"]}
                 draw_reliability(folder / RELIABILITY, curves, "Reliability of the map")
             small = found.thumbnails
-            draw_errors(
-                folder / ERRORS, small["map"], small["label"], found.names, found.binary
-            )
+            kinds = found.names, found.colours, found.binary
+            draw_errors(folder / ERRORS, small["map"], small["label"], *kinds)
 
-        write_report(folder, names, report, draw)
+        write_report(config, folder, names, report, draw)
     return map_text(report)
 
 
@@ -139,8 +145,9 @@ def evaluate_model(config: EvaluationConfig) -> str:
         def draw(folder: Path) -> None:
             draw_confusion(folder / CONFUSION, result, split)
             draw_calibration(folder / RELIABILITY, report["calibration"], split)
+            kinds = patches.names, patches.checkpoint.class_colours
             more = patches.ignore_index, split
-            draw_examples(folder / EXAMPLES, collector.examples, patches.names, *more)
+            draw_examples(folder / EXAMPLES, collector.examples, *kinds, *more)
 
-        write_report(folder, names, report, draw)
+        write_report(config, folder, names, report, draw)
     return f"{score_table(result)}\n{calibration_line(report['calibration'])}"

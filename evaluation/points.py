@@ -22,7 +22,7 @@ from common.rasters import Source, open_raster, require_georeference
 from common.vectors import file_and_layer, in_pixels, is_vector, read_vector
 from evaluation.classes import Classes
 from evaluation.estimation import LEAST, StratifiedSample, error_matrix, estimate
-from evaluation.maps import classes_of_map, read_guess
+from evaluation.reading import classes_of_map, read_guess
 from evaluation.sampling import count_classes
 from evaluation.settings import EvaluationConfig
 

@@ -22,7 +22,7 @@ from common.rasters import Source, open_raster, require_georeference
 from common.text import aligned_table
 from common.vectors import write_layer
 from evaluation.classes import Classes
-from evaluation.maps import classes_of_map, progress, read_guess, row_strips
+from evaluation.reading import classes_of_map, progress, read_guess, row_strips
 from evaluation.settings import EvaluationConfig
 
 log = logging.getLogger("semanticseg4eo")

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from common import SPLITS
 from common.errors import OptionError, require
+from common.label_options import LabelOptions
 from common.options import check_limits, setting
 
 SCARCE = "--block_size or --boundary_tolerance"  # what takes memory
 BOUNDARY_TOLERANCE = 2  # pixels
 MOST_TOLERANT = 64  # pixels
 
+LABEL_OPTIONS = [item.name for item in fields(LabelOptions)]
 # what each kind of evaluation needs, and what else it takes beside --output and --overwrite
 KINDS = {
     "map": (
         ("map", "label"),
-        ("label_column", "label_values", "boundary_tolerance", "block_size", "seed"),
+        (*LABEL_OPTIONS, "boundary_tolerance", "block_size", "seed"),
     ),
     "sample": (("map", "sample"), ("allocate", "min_per_class", "seed", "model")),
     "model": (("model", "dataset_root"), ("split", "boundary_tolerance", "device")),
@@ -26,9 +28,9 @@ KINDS = {
 USAGE = "give --map with --label or --sample, or --model with --dataset_root"
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """The settings of an evaluation."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The settings of an evaluation, but for those of labels."""
 
     map: str | None = setting(
         None, "class map to evaluate: of Predict_large_image.py, or any raster of classes",
@@ -50,13 +52,6 @@ class EvaluationConfig:
     )  # fmt: skip
     min_per_class: int = setting(
         30, "points of each class at least, taken from the classes with most points", "sample", least=0
-    )  # fmt: skip
-    label_column: str | None = setting(
-        None, "column of a vector --label that holds the class", "files", shown="none"
-    )  # fmt: skip
-    label_values: str | None = setting(
-        None, "values of --label that are classes, in class order, as in extraction", "files",
-        shown="its own",
     )  # fmt: skip
     model: str | None = setting(
         None, "checkpoint (.pth) to examine on the patches of --dataset_root; for --allocate neyman the one "
@@ -115,6 +110,12 @@ class EvaluationConfig:
         source = self.model if self.kind == "model" else self.map
         ending = "_sample.gpkg" if self.kind == "sample" else "_evaluation"
         return self.output or str(Path(source).with_suffix("")) + ending
+
+
+# the fields of the last class come first, so that --help begins with the files
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(LabelOptions, EvaluationOptions):
+    """Every setting of ``Evaluate_map.py``."""
 
 
 def tolerance(text: str) -> tuple[float, str]:

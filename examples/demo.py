@@ -587,6 +587,7 @@ def extract_train_predict(scene: Scene, output: Path, args: argparse.Namespace) 
         test_ratio=0.15,
         seed=args.seed,
         class_names=",".join(CLASS_COLORS),
+        class_colors=",".join(CLASS_COLORS.values()),
         save_metadata=True,
     )
     run_script(

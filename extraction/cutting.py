@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +13,16 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from tqdm import tqdm
 
+from common.colours import Colour
 from common.errors import DatasetError, RasterError
-from common.labels import Label, class_name_tags, open_label
+from common.labels import Label, class_tags, open_label
 from common.machine import available_cores, bounded_map, fits_in_memory, free_memory
 from common.nodata import is_no_measurement
 from common.rasters import Source, as_dtype, band_scaling, open_raster
 from common.tiffs import create_tiff, write_errors
 from extraction.cells import Cell, cell_mask, reading_order
 from extraction.journal import Journal, Skipped
-from extraction.scenes import ScenePlan, label_options
+from extraction.scenes import ScenePlan
 from extraction.settings import ExtractionOptions
 
 
@@ -148,11 +150,13 @@ def declared_nodata(image: Source):
 class PatchWriter:
     """What all patches of a scene have in common, and how they are written."""
 
-    def __init__(self, image: Source, label: Label):
+    def __init__(
+        self, image: Source, label: Label, colours: Sequence[Colour | None] = ()
+    ):
         scene, bands = image.dataset, image.bands
         self.crs, self.transform = scene.crs, scene.transform
         self.nodata, self.label_nodata = declared_nodata(image), label.unlabelled
-        self.class_names = label.names
+        self.class_tags = class_tags(label.names, label.codes, colours)
         self.descriptions = tuple(scene.descriptions[band - 1] for band in bands)
         self.scaling = band_scaling(scene, bands)
         # an alpha band that was selected is data
@@ -192,8 +196,7 @@ class PatchWriter:
             write_errors(label_path),
             self._create(label_path, patch, label, self.label_nodata) as file,
         ):
-            if self.class_names:
-                file.update_tags(**class_name_tags(self.class_names))
+            file.update_tags(**self.class_tags)
             file.write(label)
 
     def _create(self, path: Path, patch: Patch, pixels: np.ndarray, nodata):
@@ -263,11 +266,11 @@ def cut_scene(
         return
     with (
         open_raster(plan.scene.image) as dataset,
-        open_label(plan.scene.label, dataset, *label_options(config)) as label,
+        open_label(plan.scene.label, dataset, config) as label,
     ):
         bands = [entry["band"] for entry in plan.bands]
         image = Source(dataset, bands, nodata=config.nodata, mask=plan.scene.mask)
-        writer = PatchWriter(image, label)
+        writer = PatchWriter(image, label, plan.colours)
         cells = reading_order(cells, image)
 
         def read(cell: Cell) -> Patch | Skipped:

@@ -15,6 +15,7 @@ import numpy as np
 from rasterio.transform import Affine
 
 from common import SPLITS, VERSION
+from common.colours import hex_of_colour
 from common.errors import WORK_IS_KEPT, DatasetError
 from common.files import (
     compare_runs,
@@ -28,11 +29,19 @@ from common.files import (
 from common.ground import footprint, to_metric_crs, to_one_crs
 from common.nodata import empty_bands
 from common.rasters import Source, open_raster
+from common.repeat import command_line
+from common.styles import categorized_style
 from common.text import first_reason
-from common.vectors import write_layer
+from common.vectors import add_style, write_layer
 from extraction.cutting import cut_scene
 from extraction.journal import Journal, Skipped, class_counts
-from extraction.scenes import ScenePlan, describe_sources, plan_scenes
+from extraction.report import SPLIT_COLOURS
+from extraction.scenes import (
+    ScenePlan,
+    describe_sources,
+    masks_text,
+    plan_scenes,
+)
 from extraction.settings import BatchConfig, ExtractionConfig, ExtractionOptions
 from extraction.splits import assign_splits
 
@@ -70,7 +79,8 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         )
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
-    with staging_folder(target, config, describe_sources(plans)) as staging:
+    files = describe_sources(plans, config)
+    with staging_folder(target, config, files) as staging:
         with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)
             for plan in plans:
@@ -100,16 +110,7 @@ def assemble(
     found = [(plan, journal.records.get(c.name)) for plan in plans for c in plan.cells]
     found = [(plan, record) for plan, record in found if record]
     if not found:
-        value = plans[0].label_nodata
-        declared = "" if value is None else f" (which declares {value} as nodata)"
-        with open_raster(plans[0].scene.image) as image:
-            bands = [entry["band"] for entry in plans[0].bands]
-            empty = empty_bands(Source(image, bands, nodata=config.nodata))
-        raise DatasetError(
-            f"None of the {len(names)} cells gives a patch ({first_reason(skipped)}); check the "
-            f"nodata of {plans[0].scene.image} and of its label{declared}, or lower --min_valid"
-            f"{empty}"
-        )
+        raise no_patch(plans, len(names), skipped, config)
     size = config.patch_size
     shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
     systems = [plan.crs for plan, _ in found]
@@ -138,18 +139,46 @@ def assemble(
     return report
 
 
+def no_patch(
+    plans: Sequence[ScenePlan],
+    cells: int,
+    skipped: dict[str, Skipped],
+    config: ExtractionConfig | BatchConfig,
+) -> DatasetError:
+    """The error of an extraction whose cells give no patch."""
+    value = plans[0].label_nodata
+    declared = "" if value is None else f" (which declares {value} as nodata)"
+    with open_raster(plans[0].scene.image) as image:
+        bands = [entry["band"] for entry in plans[0].bands]
+        more = empty_bands(Source(image, bands, nodata=config.nodata))
+    if config.mask is not None:
+        more += f"; {masks_text(plans, config)}"
+        mask = plans[0].mask
+        if mask.nodata is not None and not mask.named:
+            more += (
+                f", which declares {mask.nodata:g} as nodata (--keep_values keeps it)"
+            )
+    return DatasetError(
+        f"None of the {cells} cells gives a patch ({first_reason(skipped)}); check the nodata of "
+        f"{plans[0].scene.image} and of its label{declared}, or lower --min_valid{more}"
+    )
+
+
 def describe(
     config, plans: Sequence[ScenePlan], records: list[dict], skipped: dict
 ) -> dict:
     """Where all patches come from, as plain values for JSON."""
     first = plans[0]
+    command = "batch" if isinstance(config, BatchConfig) else "extract"
     return {
         "version": VERSION,
         "settings": asdict(config),
+        "command": command_line(f"Patch_extraction.py {command}", config),
         "crs": first.crs.to_string(),
         "bands": first.bands,
         "label_values": first.label_values,
         "class_names": first.class_names,
+        "class_colors": [c and hex_of_colour(c) for c in first.colours] or None,
         "unlabelled": first.unlabelled,
         "label_nodata": first.label_nodata,
         "scenes": [
@@ -189,7 +218,7 @@ def staging_folder(
             remove_partial_files(
                 staging / f"{name}.json" for name in ("settings", "metadata")
             )
-            former = former_settings(target) or asdict(config)
+            former = former_settings(target) or {"version": VERSION} | asdict(config)
             # with --skip_errors, files may be read now that could not be before
             known = former.get("files", {}) | files
             write_json(staging / "settings.json", former | {"files": known})
@@ -233,9 +262,10 @@ def _require_same_run(
         )
     former = former_settings(target)
     if former:
-        present = fingerprint(config)
+        options = fingerprint(config)
+        present = {"version": VERSION} | options
         read = former.pop("files", {})
-        free = vars(config).keys() - present
+        free = vars(config).keys() - options
         former = {name: former[name] for name in former if name not in free}
         former |= {f"file {name}": text for name, text in read.items()}
         present |= {f"file {name}": files.get(name) for name in read}
@@ -266,7 +296,7 @@ def publish(staging: Path, target: Path) -> None:
 
 
 def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
-    """The cells of the patches as a GeoPackage: split, valid share, class shares."""
+    """The cells of the patches as a GeoPackage, coloured by split, with valid and class shares."""
     import geopandas
 
     records = report["patches"]
@@ -281,4 +311,7 @@ def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
     # the number keeps names apart that differ in case only
     columns |= {f"share {k} {n}".strip(): shares[:, k] for k, n in enumerate(names)}
     table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)
+    path.unlink(missing_ok=True)  # of a run that ended before it was published
     write_layer(table, path, driver="GPKG", layer="cells")
+    colours = [SPLIT_COLOURS[split] for split in SPLITS]
+    add_style(path, "cells", categorized_style("split", SPLITS, colours))

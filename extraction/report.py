@@ -15,13 +15,19 @@ from tqdm import tqdm
 
 from common import SPLITS
 from common.balance import absent_classes
+from common.colours import complete_colours
 from common.errors import SegmentationError, require
 from common.ground import footprint, pairs_within, to_metric_crs
 from common.interruption import until_stopped
-from common.labels import MISSING, class_names_of, read_classes, require_one_band
+from common.labels import (
+    MISSING,
+    class_colours_of,
+    class_names_of,
+    read_classes,
+    require_one_band,
+)
 from common.patches import list_pairs
 from common.pictures import (
-    class_colours,
     colour_map,
     draw_panels,
     read_patch_picture,
@@ -30,7 +36,7 @@ from common.pictures import (
 from common.rasters import open_raster
 from common.text import aligned_table, share_text
 from common.tiffs import tiff_header
-from common.vectors import is_vector
+from common.vector_labels import is_drawn
 from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
 
@@ -38,6 +44,8 @@ if TYPE_CHECKING:
     from shapely import Geometry
 
 log = logging.getLogger("semanticseg4eo")
+
+SPLIT_COLOURS = dict(zip(SPLITS, [(157, 184, 210), (240, 160, 48), (200, 40, 60)]))
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ def _reason_of_one_class(report: dict, number: int, labelled: SplitSummary) -> s
         return (
             "the cells hold no other class that --label_values or --label_column name"
         )
-    if is_vector(label):
+    if is_drawn(label):
         return f"the polygons of {label} cover all of the cells, or none"
     if nodata is not None:
         pair = ",".join(map(str, sorted({nodata, number})))
@@ -257,12 +265,13 @@ def draw_splits(places: Sequence[PatchLocation], target: Path) -> None:
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     axes = figure.add_subplot()
     keys = []
-    for split, colour in zip(SPLITS, ("#9db8d2", "#f0a030", "#c8283c")):
+    for split in SPLITS:
         corners = [
             np.array(shape.exterior.coords)
             for shape, place in zip(ground, places)
             if place.split == split
         ]
+        colour = np.divide(SPLIT_COLOURS[split], 255)
         style = {"facecolor": colour, "edgecolor": "white"}
         axes.add_collection(PolyCollection(corners, linewidth=0.4, **style))
         keys.append(Key(label=f"{split} ({len(corners):,})", **style))
@@ -324,18 +333,18 @@ def draw_sample(config: SampleConfig) -> Path:
     pair = pairs[index]
     picture, valid, _, shown = read_patch_picture(pair, MISSING)
     with open_raster(pair.label) as file:
-        names = class_names_of(file)
+        names, known = class_names_of(file), class_colours_of(file)
         mask = np.where(valid, read_classes(file), MISSING)
     present = np.unique(mask[mask >= 0])
     count = len(names) if names else max(2, int(present.max(initial=0)) + 1)
     names = names or [f"class {number}" for number in range(count)]
-    label = colour_map(mask, count)
+    colours = complete_colours(known, names)
+    label = colour_map(mask, colours)
     overlay = np.where(
         (mask >= 0)[..., None],
         (0.55 * picture + 0.45 * label).astype(np.uint8),
         picture,
     )
-    colours = class_colours(count)
     target = Path(config.output) / f"sample_{config.split}_{pair.name}.png"
     panels = [
         {"title": f"image (bands {', '.join(map(str, shown))})", "picture": picture},

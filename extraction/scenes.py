@@ -6,17 +6,22 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
 from tqdm import tqdm
 
+from common.colours import Colour, has_equal, table_colours
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
 from common.files import describe_files
 from common.interruption import until_stopped
+from common.label_values import file_of_values
 from common.labels import open_label
-from common.nodata import mask_shares, nodata_advice
+from common.legends import asked_colours, missing_advice, read_colours
+from common.masks import MaskSummary, coverage_lines, report_text
+from common.nodata import nodata_advice
+from common.options import is_legend
 from common.rasters import (
     SCENE_SUFFIXES,
     Source,
@@ -26,8 +31,9 @@ from common.rasters import (
     select_bands,
 )
 from common.sources import require_whole
-from common.text import first_reason, number_dates
-from common.vectors import VECTOR_SUFFIXES, files_of_vector, is_vector
+from common.text import first_reason, number_dates, some_of
+from common.vector_labels import is_drawn
+from common.vectors import VECTOR_SUFFIXES, files_of_vector
 from extraction.cells import Cell, Grid, cells_of, id_text
 from extraction.journal import Skipped
 from extraction.settings import (
@@ -70,7 +76,7 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     if config.use_per_image_grid:
         vectors = [path for path in paths if path.suffix.lower() in VECTOR_SUFFIXES]
         kinds.append(grids := find_ids(vectors, config.grid_pattern))
-    if each_masked := "<id>" in (config.mask or ""):
+    if config.own_masks:
         kinds.append(masks := find_masks(config.mask))
     if not images:
         raise DatasetError(
@@ -79,21 +85,20 @@ def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
     complete = set.intersection(*map(set, kinds))
     unmatched = sorted({kind[key] for kind in kinds for key in kind.keys() - complete})
     if unmatched:
-        named = ", ".join(str(path) for path in unmatched[:5])
-        more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
+        named = some_of([str(path) for path in unmatched], 5)
         if not config.skip_unmatched:
             raise DatasetError(
-                f"Files without a partner: {named}{more}; add the missing ones, or give "
+                f"Files without a partner: {named}; add the missing ones, or give "
                 "--skip_unmatched"
             )
-        log.warning("left out, without a partner: %s%s", named, more)
+        log.warning("left out, without a partner: %s", named)
     scenes = []
     for key, image in images.items():
         if key in complete:
             grid = str(grids[key]) if config.use_per_image_grid else config.grid
             files = str(image), str(labels[key]), grid
             mask = config.mask_of("")
-            if each_masked:
+            if config.own_masks:
                 mask = replace(mask, path=str(masks[key]))
             scenes.append(SceneFiles(*files, id_text(key), mask))
     if not scenes:
@@ -145,11 +150,15 @@ class ScenePlan:
     crs: object
     bands: list[dict]
     cells: list[Cell]
-    label_values: list[int] | None
+    label_values: list[int | list[int]] | None
     class_names: list[str] | None
     unlabelled: int
     label_nodata: int | None = None  # declared, though it looks like a class
     advice: tuple[str | None, ...] = ()  # what the user should know of label and scene
+    mask: MaskSummary | None = None  # what ``--mask`` says of a sample of the pixels
+    codes: Sequence[int | str] | None = None  # values or texts that became classes
+    table: dict[int, Colour] = field(default_factory=dict)  # colours of the label
+    colours: Sequence[Colour | None] = ()  # of classes, where somebody gave them
 
 
 def plan_scenes(
@@ -165,6 +174,8 @@ def plan_scenes(
         SegmentationError: A scene cannot be used, unless ``--skip_errors`` leaves it out.
     """
     plans: list[ScenePlan] = []
+    if config.class_colors:
+        read_colours(config.class_colors)  # a wrong one is an error before the work
     scenes = list_scenes(config)
     several = isinstance(config, BatchConfig) and config.grid is not None
     grid = Grid(config.grid, config.id_column) if several else None
@@ -189,13 +200,80 @@ def plan_scenes(
         if advised := [line for line in lines if line]:
             others = f" (and {len(advised) - 1} others likewise)"
             log.warning("%s%s", advised[0], others * (len(advised) > 1))
+    if config.mask is not None:
+        report_masks(plans, config)
     names = Counter(cell.name for plan in plans for cell in plan.cells)
     name, count = names.most_common(1)[0]
     if count > 1:
         raise DatasetError(
             f"Two cells would have the name {name}; rename scenes or ids"
         )
-    return plans
+    colours = known_colours(config.class_colors, plans)
+    return [replace(plan, colours=colours) for plan in plans]
+
+
+def known_colours(asked: str | None, plans: Sequence[ScenePlan]) -> list[Colour | None]:
+    """The colours of the classes by ``--class_colors``, else by the first label that has any.
+
+    Returns:
+        In class order, None where nobody says; empty where nobody says any.
+
+    Raises:
+        OptionError: See ``asked_colours``.
+    """
+    first = plans[0]
+    names, codes = first.class_names, first.codes
+    if asked:
+        found = asked_colours(asked, names, codes)
+        if line := missing_advice(asked, found, names):
+            log.warning(line)
+        return found
+    codes = codes or (range(len(names)) if names else None)
+    tables = [(p.scene.label, table_colours(p.table, codes)) for p in plans]
+    tables = [(label, colours) for label, colours in tables if colours]
+    if not tables:
+        return []
+    label, found = tables[0]
+    if codes and has_equal(found):
+        text = "the colour table of %s has one colour for several classes: not used"
+        log.warning(text, label)
+        return []
+    other = [name for name, colours in tables if colours != found]
+    if other:
+        text = "the colour table of %s differs from that of %s, which counts%s"
+        more = f" (and {len(other) - 1} others likewise)" * (len(other) > 1)
+        log.warning(text, other[0], label, more)
+    return found
+
+
+def report_masks(
+    plans: Sequence[ScenePlan], config: ExtractionConfig | BatchConfig
+) -> None:
+    """Log how much ``--mask`` makes invalid, and the scenes that one mask does not cover.
+
+    Raises:
+        RasterError: It has no ground in common with any of the scenes.
+    """
+    covered = {plan.scene.image: plan.mask.covered for plan in plans}
+    lines = coverage_lines(name_of_mask(plans, config), covered)
+    name = plans[0].scene.image if len(plans) == 1 else f"{len(plans)} scenes"
+    for line in (*lines, f"{name}: {masks_text(plans, config)}"):
+        log.warning(line)
+
+
+def name_of_mask(
+    plans: Sequence[ScenePlan], config: ExtractionConfig | BatchConfig
+) -> str:
+    """The file of ``--mask``; its pattern where several scenes have a mask each."""
+    return plans[0].scene.mask.path if len(plans) == 1 else config.mask
+
+
+def masks_text(
+    plans: Sequence[ScenePlan], config: ExtractionConfig | BatchConfig
+) -> str:
+    """How much of the scenes ``--mask`` makes invalid."""
+    found = [plan.mask for plan in plans]
+    return f"about {report_text(name_of_mask(plans, config), found)}"
 
 
 def plan_scene(
@@ -221,33 +299,33 @@ def plan_scene(
             {"band": band, "description": image.descriptions[band - 1]}
             for band in bands
         ]
-        with open_label(scene.label, image, *label_options(config)) as label:
+        with open_label(scene.label, image, config) as label:
             if label.warped:
                 text = "%s is warped onto the image's pixels (nearest)"
                 log.info(text, label.source)
             source = Source(image, bands, nodata=config.nodata, mask=scene.mask)
-            of_scene = *nodata_advice(source), mask_shares(source)
-            advice = (*label.advice(), *of_scene)
+            advice = (*label.advice(), *nodata_advice(source))
+            mask = source.mask
+            if mask and config.own_masks:
+                coverage_lines(mask.path, {scene.image: mask.covered})
             return ScenePlan(
-                scene, image.crs, described, cells, label.values, label.names, label.unlabelled,
-                label.nodata, advice,
+                scene, image.crs, described, cells, label.stored_values, label.names, label.unlabelled,
+                label.nodata, advice, mask and mask.summary(), label.codes, label.table,
             ), skipped  # fmt: skip
 
 
-def describe_sources(plans: Sequence[ScenePlan]) -> dict[str, str]:
+def describe_sources(
+    plans: Sequence[ScenePlan], config: ExtractionOptions
+) -> dict[str, str]:
     """What distinguishes all files that are read, by their names."""
-    files: list[str] = []
+    files = [config.class_colors] if is_legend(config.class_colors or "") else []
+    files += filter(None, [file_of_values(config.label_values)])
     for scene in (plan.scene for plan in plans):
-        of_label = files_of_vector if is_vector(scene.label) else files_of_raster
+        of_label = files_of_vector if is_drawn(scene.label) else files_of_raster
         files += files_of_raster(scene.image) + of_label(scene.label)
         files += files_of_vector(scene.grid) if scene.grid else []
         files += files_of_raster(scene.mask.path) if scene.mask else []
     return describe_files(files)
-
-
-def label_options(config: ExtractionOptions) -> tuple:
-    """The options of the label, for ``open_label``."""
-    return config.label_column, config.label_values, config.class_names
 
 
 def _require_alike(first: ScenePlan, other: ScenePlan) -> None:

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from common import SPLITS
 from common.errors import require
+from common.label_options import LabelOptions
 from common.mask_options import Mask, MaskOptions
-from common.options import check_limits, nodata_setting, setting, split_list
+from common.options import (
+    check_limits,
+    nodata_setting,
+    setting,
+)
 
 LARGEST_PATCH = 16384  # pixels of a side
 
@@ -79,25 +84,6 @@ class ExtractionOptions:
         "grid column that names the patches",
         "data",
         shown="id or the like when there is one, else the row number",
-    )
-    label_values: str | None = setting(
-        None,
-        "label values (or texts of --label_column) that are classes, in class order, as 1,2,5: "
-        "written as 0, 1, 2...; all others become unlabelled",
-        "labels",
-        shown="the label holds 0, 1, 2...",
-    )
-    label_column: str | None = setting(
-        None,
-        "column of a vector label that holds the class; outside its polygons is unlabelled",
-        "labels",
-        shown="every polygon is class 1, everything else class 0",
-    )
-    class_names: str | None = setting(
-        None,
-        "names in class order, separated by commas; they go with the patches to the map",
-        "labels",
-        shown="none, or the texts of --label_column",
     )
     patch_size: int = setting(
         224,
@@ -211,19 +197,6 @@ class ExtractionOptions:
             f"sum to {sum(self.ratios):g}",
             "a sum of 1",
         )
-        values, names = (split_list(v) for v in (self.label_values, self.class_names))
-        require(
-            not values or len(set(values)) == len(values) >= 2,
-            "--label_values",
-            self.label_values,
-            "at least two different values",
-        )
-        require(
-            not (values and names) or len(values) == len(names),
-            "--class_names",
-            self.class_names,
-            f"{len(values)} names, as many as --label_values",
-        )
 
     @property
     def ratios(self) -> tuple[float, float, float]:
@@ -232,12 +205,12 @@ class ExtractionOptions:
 
 # the fields of the last class come first, so that --help begins with the files
 @dataclass(frozen=True, kw_only=True)
-class ExtractionConfig(MaskOptions, ExtractionOptions, OneScene):
+class ExtractionConfig(MaskOptions, LabelOptions, ExtractionOptions, OneScene):
     """Every setting of ``extract``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchConfig(MaskOptions, ExtractionOptions, SceneFolder):
+class BatchConfig(MaskOptions, LabelOptions, ExtractionOptions, SceneFolder):
     """Every setting of ``batch``."""
 
     def __post_init__(self):

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from common.errors import RasterError, SegmentationError, require
-from common.files import atomic_write, exclusive_lock, require_folder
+from common.errors import RasterError, SegmentationError, gdal_message, require
+from common.files import atomic_write, exclusive_lock, naming, require_folder
 from common.ground import pixel_size
-from common.interruption import stop_if_requested, until_stopped
-from common.masks import MaskReader
+from common.interruption import stop_requested, until_stopped
+from common.masks import MaskReader, coverage_lines, report_text
+from common.rasters import GDAL_CACHE
 from common.sources import require_whole
-from common.tiffs import create_tiff, require_complete_tiff
-from extraction.stack_grid import resampling_to
+from common.tiffs import create_tiff, require_complete_tiff, write_errors
+from extraction.stack_bands import MaskLayer
+from extraction.stack_grid import Grid, resampling_to
 from extraction.stack_inputs import read_inputs
 from extraction.stack_plan import ScenePlan, list_scenes, plan_scene
 from extraction.stack_settings import StackConfig
 from extraction.stack_vrt import write_vrt
 
+log = logging.getLogger("semanticseg4eo")
+
 MASK_ROWS = 512
+COPIED_AT_ONCE = GDAL_CACHE / 4  # bytes
+WATCH = 0.2  # seconds between two looks at a copy under way
 
 
 def stack(config: StackConfig) -> list[str]:
@@ -53,11 +65,35 @@ def stack(config: StackConfig) -> list[str]:
                     f"{path} exists; replace it with --overwrite, or choose another --output"
                 )
     require_folder("--output", plans[0].target.parent)
+    if config.mask is not None:
+        report_coverage(plans, config)
     lines = []
     for plan in until_stopped(plans):
         shares = write_scene(plan, config)
         lines += describe(plan, shares)
     return lines
+
+
+def report_coverage(plans: Sequence[ScenePlan], config: StackConfig) -> None:
+    """Log the scenes that ``--mask`` does not cover.
+
+    Raises:
+        RasterError: It cannot be read, or has no ground in common with any of them.
+    """
+    covered = {}
+    for plan in plans:
+        with read_mask(plan.masks[0], plan.grid) as reader:
+            covered[str(plan.target)] = reader.covered
+    for line in coverage_lines(config.mask, covered):
+        log.warning(line)
+
+
+def read_mask(mask: MaskLayer, grid: Grid) -> MaskReader:
+    """A mask on the pixels of a scene."""
+    size = grid.width, grid.height
+    return MaskReader(
+        mask.path, mask.rule, grid.crs, grid.transform, size, mask.numbers
+    )
 
 
 def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
@@ -78,6 +114,8 @@ def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
                     copy_scene(aside / "scene.vrt", part, plan.stored[0])
             else:
                 with atomic_write(target) as part:
+                    write_vrt(part, parts, parts.name, *things)
+                    require_readable(part)
                     write_vrt(part, parts, plan.parts.name, *things)
                     shutil.rmtree(plan.parts, ignore_errors=True)
                     if any(parts.iterdir()):
@@ -86,6 +124,24 @@ def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
             shutil.rmtree(aside, ignore_errors=True)
     require_whole(target)
     return shares
+
+
+def require_readable(vrt: Path) -> None:
+    """Read a pixel of each band of a VRT and of its mask: a block of each file.
+
+    Raises:
+        RasterError: GDAL does not open it, or cannot read a band.
+    """
+    try:
+        with rasterio.open(vrt, driver="VRT") as scene:
+            middle = Window(scene.width // 2, scene.height // 2, 1, 1)
+            scene.read(window=middle)
+            scene.read_masks(1, window=middle)
+    except rasterio.errors.RasterioIOError as error:
+        raise RasterError(
+            f"{vrt} could not be read, so it is not kept: {gdal_message(error)}; check the files of "
+            "--input, or name other --bands"
+        ) from error
 
 
 def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
@@ -99,15 +155,7 @@ def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
     if min(grid.width, grid.height) >= MASK_ROWS:
         profile |= {"tiled": True, "blockxsize": MASK_ROWS, "blockysize": MASK_ROWS}
     with ExitStack() as opened:
-        readers = [
-            opened.enter_context(
-                MaskReader(
-                    mask.path, mask.rule, grid.crs, grid.transform, (grid.width, grid.height),
-                    mask.numbers,
-                )
-            )
-            for mask in plan.masks
-        ]  # fmt: skip
+        readers = [opened.enter_context(read_mask(mask, grid)) for mask in plan.masks]
         file = opened.enter_context(create_tiff(path, **profile))
         tops = range(0, grid.height, MASK_ROWS)
         for top in until_stopped(tqdm(tops, "mask", leave=False, disable=None)):
@@ -118,7 +166,7 @@ def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
                 valid &= reader.read(window, buffer)
             file.write(valid.astype(np.uint8) * 255, 1, window=window)
     return [
-        f"mask {Path(mask.path).name}: {reader.report()}"
+        report_text(Path(mask.path).name, [reader.summary()])
         + (f"; {mask.remark}" if mask.remark else "")
         for mask, reader in zip(plan.masks, readers)
     ]
@@ -130,35 +178,91 @@ def copy_scene(vrt: Path, target: Path, dtype: str) -> None:
     By way of a plain one beside the VRT, since each overview would read all of the VRT again: three
     times as fast for ten bands of JPEG 2000.
     """
-    plain = vrt.with_suffix(".tif")
-    shared = {"COMPRESS": "DEFLATE", "BIGTIFF": "IF_SAFER"}
-    floats = dtype.startswith("float")
-    tiles = {
-        "TILED": "YES",
-        "BLOCKXSIZE": MASK_ROWS,
-        "BLOCKYSIZE": MASK_ROWS,
-        "ZLEVEL": 1,
-    }
-    copy = rasterio.shutil.copy
-    try:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            copy(
-                vrt,
-                plain,
-                driver="GTiff",
-                PREDICTOR=3 if floats else 2,
-                **tiles,
-                **shared,
-            )
-            require_complete_tiff(plain)
-            stop_if_requested()  # GDAL's own copies cannot be stopped
-            copy(
-                plain, target, driver="COG", OVERVIEW_RESAMPLING="AVERAGE",
-                PREDICTOR="FLOATING_POINT" if floats else "STANDARD", **shared,
-            )  # fmt: skip
-    except rasterio.errors.RasterioIOError as error:
-        raise RasterError(f"Cannot write {target}: {error}") from error
+    plain, floats = vrt.with_suffix(".tif"), dtype.startswith("float")
+    with naming(target, plain):
+        write_plain(vrt, plain, predictor=3 if floats else 2)
+        copy_until_stopped(
+            plain, target, driver="COG", OVERVIEW_RESAMPLING="AVERAGE", COMPRESS="DEFLATE",
+            PREDICTOR="FLOATING_POINT" if floats else "STANDARD", BIGTIFF="IF_SAFER",
+        )  # fmt: skip
     require_complete_tiff(target)
+
+
+def write_plain(vrt: Path, target: Path, predictor: int) -> None:
+    """Copy pixels, mask and metadata of a VRT to a GeoTIFF, some blocks at a time.
+
+    Raises:
+        RasterError: A block cannot be read, or not all was written.
+    """
+    with ExitStack() as opened:
+        opened.enter_context(write_errors(target))
+        opened.enter_context(rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False))
+        scene = opened.enter_context(rasterio.open(vrt))
+        profile = scene.profile | {
+            "tiled": True, "blockxsize": MASK_ROWS, "blockysize": MASK_ROWS,
+            "interleave": "band", "compress": "deflate", "zlevel": 1, "predictor": predictor,
+            "bigtiff": "if_safer", "photometric": "minisblack",  # four bands of bytes are not RGBA
+        }  # fmt: skip
+        profile.pop("driver")
+        file = opened.enter_context(create_tiff(target, **profile))
+        copy_tags(scene, file)
+        windows = windows_of(scene)
+        if MaskFlags.per_dataset in scene.mask_flag_enums[0]:
+            # first: to begin a mask disturbs the threads that compress pixels (GDAL 3.10)
+            for window in until_stopped(windows):
+                file.write_mask(scene.read_masks(1, window=window), window=window)
+        for window in until_stopped(tqdm(windows, "copy", leave=False, disable=None)):
+            try:
+                pixels = scene.read(window=window)
+            except rasterio.errors.RasterioIOError as error:
+                raise RasterError(
+                    f"{target} cannot be written, since a block of --input cannot be read: "
+                    f"{gdal_message(error)}"
+                ) from error
+            file.write(pixels, window=window)
+
+
+def windows_of(scene: rasterio.DatasetReader) -> list[Window]:
+    """The windows that a scene is copied by: whole blocks, all bands of which fit into the cache.
+
+    So the blocks of its files, whether of one band or of all, are decoded once.
+    """
+    side = MASK_ROWS * math.ceil(scene.block_shapes[0][0] / MASK_ROWS)
+    pixel = sum(np.dtype(dtype).itemsize for dtype in scene.dtypes)
+    across = side * max(1, int(COPIED_AT_ONCE / (side**2 * pixel)))
+    places = product(range(0, scene.height, side), range(0, scene.width, across))
+    return [
+        Window(x, y, min(across, scene.width - x), min(side, scene.height - y))
+        for y, x in places
+    ]
+
+
+def copy_tags(scene: rasterio.DatasetReader, file: rasterio.io.DatasetWriter) -> None:
+    """Copy what a raster says of itself and of its bands."""
+    file.update_tags(**scene.tags())
+    file.descriptions = scene.descriptions
+    file.scales, file.offsets = scene.scales, scene.offsets
+    for band in scene.indexes:
+        file.update_tags(band, **scene.tags(band))
+
+
+def copy_until_stopped(source: Path, target: Path, **options: str) -> None:
+    """Have GDAL copy a raster of our own, which is lost where a stop is requested.
+
+    GDAL's copies cannot be stopped, but end when their source does.
+
+    Raises:
+        RasterError: It was not written.
+    """
+    with write_errors(target), ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(rasterio.shutil.copy, source, target, **options)
+        while not (stop_requested() or wait([copying], WATCH).done):
+            pass
+        if stop_requested():
+            os.truncate(source, 0)
+            wait([copying])
+            raise KeyboardInterrupt
+        copying.result()
 
 
 def describe(plan: ScenePlan, shares: Sequence[str]) -> list[str]:

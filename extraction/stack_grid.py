@@ -10,10 +10,10 @@ import numpy as np
 import rasterio
 from rasterio.crs import CRS
 from rasterio.transform import Affine, array_bounds
-from rasterio.warp import calculate_default_transform, transform_bounds
+from rasterio.warp import calculate_default_transform
 
 from common.errors import OptionError, RasterError
-from common.rasters import open_raster, require_georeference
+from common.rasters import as_dtype, open_raster, require_georeference
 from common.sources import require_whole
 from extraction.stack_bands import Band
 
@@ -69,16 +69,6 @@ class Grid:
             and ours[2] >= theirs[2] - slack and ours[3] >= theirs[3] - slack
         )  # fmt: skip
 
-    def meets(self, other: Grid) -> bool:
-        """Whether the bounds of another grid have ground in common with those of this one."""
-        ours, theirs = self.bounds, other.bounds
-        if self.crs != other.crs:
-            ours = transform_bounds(self.crs, other.crs, *ours)
-        return (
-            ours[0] < theirs[2] and theirs[0] < ours[2]
-            and ours[1] < theirs[3] and theirs[1] < ours[3]
-        )  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -106,7 +96,7 @@ def open_layer(name: str, band: Band) -> Layer:
     """Look into the file of a band.
 
     Raises:
-        RasterError: It cannot be read, has no CRS, or holds other numbers than an offset needs.
+        RasterError: It cannot be read, has no CRS, or holds numbers that an offset does not fit.
     """
     with open_raster(band.path) as file:
         require_whole(band.path)
@@ -118,13 +108,20 @@ def open_layer(name: str, band: Band) -> Layer:
             file.nodatavals[band.number - 1] if band.nodata is None else band.nodata
         )
         block = file.block_shapes[band.number - 1]
-        dtype = file.dtypes[band.number - 1]
-        if band.offset and np.dtype(dtype).kind not in "iu":
+        dtype = np.dtype(file.dtypes[band.number - 1])
+        if as_dtype(nodata, dtype) is None:  # then no pixel holds it
+            nodata = None
+        if band.offset and dtype.kind not in "iu":
             raise RasterError(
                 f"An offset ({band.offset}) is for whole numbers, but {name} of {band.path} holds "
                 f"{dtype}; leave --offset or the file out"
             )
-        return Layer(name, band, grid_of(file), dtype, nodata, block)
+        if band.offset and abs(band.offset) >= (most := np.iinfo(dtype).max):
+            raise RasterError(
+                f"An offset of {band.offset} leaves no pixel of {name} of {band.path} as it is: "
+                f"{dtype} ends at {most}; leave --offset or the file out"
+            )
+        return Layer(name, band, grid_of(file), dtype.name, nodata, block)
 
 
 def finest_grid(layers: Sequence[Layer], resolution: float | None) -> Grid:

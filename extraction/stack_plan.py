@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import OptionError, RasterError, require
-from common.ground import pixel_size
+from common.ground import covered_share, pixel_size
 from common.rasters import open_raster
 from common.tiffs import TIFF_SUFFIXES
 from extraction.stack_bands import MaskLayer, Product
@@ -114,7 +114,7 @@ def plan_scene(
     else:
         grid = finest_grid(own or layers, config.resolution)
     for layer in layers:
-        if not layer.grid.meets(grid):
+        if not covered_share(grid, layer.grid):
             raise RasterError(
                 f"{layer.band.path} lies elsewhere than the scene; leave it out, or choose another "
                 "--like"

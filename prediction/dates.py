@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import rasterio
@@ -23,11 +24,11 @@ def require_one_grid(scenes: Sequence[rasterio.DatasetReader]) -> None:
         require_georeference(first)
     for other in scenes[1:]:
         if not same_pixel_grid(first, other):
-            left, bottom, right, top = first.bounds
+            moved = f"{Path(other.name).stem}_like.tif"
             raise RasterError(
                 f"--combine: {other.name} is not on the pixel grid of {first.name}; bring it there "
-                f"with gdalwarp -t_srs {first.crs} -te {left} {bottom} {right} {top} "
-                f"-ts {first.width} {first.height}"
+                f"with Patch_extraction.py stack --input {other.name} --like {first.name} "
+                f"--output {moved}"
             )
 
 

@@ -21,7 +21,7 @@ from common.text import number_dates
 from model_training import Checkpoint, load_checkpoint
 from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
 from prediction.settings import PredictionConfig
-from prediction.tasks import list_models
+from prediction.tasks import list_models, models_text
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -54,6 +54,8 @@ def load_models(config: PredictionConfig) -> Models:
     """
     device = local_device(config.device)
     files = list_models(config.model)
+    if text := models_text(config.model, files):
+        log.info(text)
     # on the CPU, where float32 is not rounded (TF32), which would hide whether fusing is exact
     checkpoints = [load_checkpoint(file, "cpu", config.described) for file in files]
     with torch_errors(device, "the number of models, or take --device cpu"):

@@ -16,10 +16,12 @@ import torch
 from affine import Affine
 
 from common import VERSION
+from common.colours import Colour
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file, describe_files, fingerprint
 from common.mask_options import Mask
+from common.masks import MaskReader, coverage_lines
 from common.nodata import mask_shares, nodata_advice
 from common.rasters import (
     Source,
@@ -83,6 +85,11 @@ class SceneJob:
         return self.models.first.class_names
 
     @property
+    def colours(self) -> list[Colour]:
+        """Those of the classes; of an ensemble, the first model's."""
+        return self.models.first.class_colours
+
+    @property
     def rasters(self) -> list[Path]:
         """The rasters that are written, the map first."""
         return [self.task.beside(layer.ending) for layer in self.layers.values()]
@@ -126,7 +133,7 @@ class SceneJob:
             "dates": [describe_scene(*date) for date in self.further],
             "area": describe_area(self.config.area),
             "masks": [describe_mask(mask) for mask in self.masks if mask],
-            "models": [describe_file(file) for file in self.models.files],
+            "models": describe_models(self.models),
             "device": self.models.device.type,
             "options": fingerprint(self.config),
         }
@@ -143,6 +150,11 @@ class SceneJob:
             "NORMALIZATION": self.models.first.normalization.rule,
             "PRECISION": self.run["precision"],
         }
+
+
+def describe_models(models: Models) -> list[dict]:
+    """The checkpoints in ``run``."""
+    return [describe_file(file) for file in models.files]
 
 
 def describe_scene(scene: rasterio.DatasetReader, bands: Sequence[int]) -> dict:
@@ -182,7 +194,7 @@ def prepare_scene(
 
     Raises:
         RasterError: A scene is cut off, does not fit the model, would be written over, lies outside
-            the area or on another pixel grid than the first.
+            the area or its mask, or on another pixel grid than the first.
     """
     for file in task.scenes:
         require_whole(file)
@@ -206,6 +218,9 @@ def prepare_scene(
     )
     for mask in filter(None, job.masks):
         require_whole(mask.path)
+    for source in job.sources if config.own_masks else ():
+        name = source.dataset.name
+        coverage_lines(source.mask.path, {name: source.mask.covered})
     outputs = {path.resolve() for path in job.rasters}
     for one in scenes:
         if overwritten := outputs & {Path(file).resolve() for file in one.files}:
@@ -215,6 +230,29 @@ def prepare_scene(
     if scene.crs is None and task.polygons:  # nobody could tell where they lie
         require_georeference(scene)
     return job
+
+
+def report_coverage(tasks: Sequence[Task], config: PredictionConfig) -> None:
+    """Log the scenes that the one ``--mask`` of all does not cover.
+
+    Raises:
+        RasterError: It cannot be read, or has no ground in common with any of them.
+    """
+    if config.mask is None or config.own_masks:
+        return
+    mask, covered = config.mask_of(""), {}
+    for name in dict.fromkeys(scene for task in tasks for scene in task.scenes):
+        with ExitStack() as opened:
+            try:
+                scene = opened.enter_context(open_raster(name))
+                require_georeference(scene)
+            except RasterError:
+                continue  # reported when it is mapped
+            place = scene.crs, scene.transform, (scene.width, scene.height)
+            reader = opened.enter_context(MaskReader(mask.path, mask.rule, *place))
+            covered[name] = reader.covered
+    for line in coverage_lines(mask.path, covered):
+        log.warning(line)
 
 
 def warn_of_scenes(job: SceneJob) -> None:

@@ -30,6 +30,18 @@ class Layer:
         """What its file name has after the stem of the map's."""
         return ".tif" if self.name == "classes" else f"_{self.name}.tif"
 
+    @property
+    def style_ending(self) -> str | None:
+        """Likewise of its QGIS style; probabilities, a band per class, have none."""
+        if self.name == "probabilities":
+            return None
+        return f"{self.ending.removesuffix('.tif')}.qml"
+
+
+def style_endings(layers: dict[str, Layer]) -> list[str]:
+    """What the file names of all styles have after the stem of the map's."""
+    return [ending for one in layers.values() if (ending := one.style_ending)]
+
 
 def list_layers(
     config: PredictionConfig, names: Sequence[str], models: int

@@ -10,11 +10,12 @@ from common.files import compare_runs, exclusive_lock
 from common.machine import is_main_process
 from prediction.ensemble import batch_size_of
 from prediction.jobs import SceneJob, count_pieces, warn_of_scenes
+from prediction.layers import list_layers, style_endings
 from prediction.precision import choose_precision
-from prediction.products import product_key, product_paths, require_own_products
+from prediction.products import product_key, product_paths, require_own
 from prediction.rowstore import RowStore, require_room
 from prediction.settings import PredictionConfig
-from prediction.tasks import FURTHER_LAYERS, Task
+from prediction.tasks import Task
 from prediction.tiling import split_columns
 
 
@@ -36,11 +37,9 @@ def require_new(tasks: Sequence[Task], config: PredictionConfig) -> None:
                 f"{task.output} is unfinished; continue it with --resume, or start again with "
                 "--overwrite"
             )
-        layers = [
-            name for name in FURTHER_LAYERS if getattr(config, f"save_{name}", False)
-        ]
-        layers += ["dates"] * bool(config.combine)
-        endings = [".tif", *(f"_{name}.tif" for name in layers), "_statistics.json"]
+        layers = list_layers(config, (), 1)
+        endings = [layer.ending for layer in layers.values()]
+        endings += ["_statistics.json", *style_endings(layers)]
         files = [task.beside(ending) for ending in endings]
         for path in files + product_paths(task, config):
             if path.is_file():
@@ -97,7 +96,10 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
         file = task.beside("_statistics.json")
         found = [path for path in job.rasters if path.is_file()]
         if not found:
-            require_own_products(job, {})
+            # without statistics no run of ours has made the styles that are there
+            styles = [] if file.is_file() else style_endings(job.layers)
+            require_own([task.beside(ending) for ending in styles], {})
+            require_own(product_paths(task, job.config), {})
             return None
         if not file.is_file():
             raise SegmentationError(
@@ -112,7 +114,7 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
             f"--resume: of the finished map {task.output} some files are missing; start again "
             "with --overwrite"
         )
-    require_own_products(job, run.get("products", {}))
+    require_own(product_paths(task, job.config), run.get("products", {}))
     return run, finished
 
 

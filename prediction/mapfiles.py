@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
@@ -15,7 +14,6 @@ from rasterio.windows import Window
 from common.files import atomic_write, naming
 from common.labels import class_name_tags
 from common.pictures import (
-    class_colours,
     colour_map,
     draw_panels,
     rgb_bands,
@@ -23,6 +21,7 @@ from common.pictures import (
     stretch,
 )
 from common.rasters import Source, open_raster
+from common.styles import add_class_table, paletted_style, ramp_style
 from common.tiffs import create_tiff, require_complete_tiff, write_errors
 from prediction.jobs import SceneJob
 from prediction.layers import Layer
@@ -95,10 +94,13 @@ def open_outputs(job: SceneJob, folder: Path) -> Iterator[dict]:
     """The output files of a scene to write to, by layer; unfinished ones lie in ``folder``.
 
     All appear under their names when all are complete. GeoTIFF has no field for the names of
-    classes that other programs read, so they are also in GDAL's ``.aux.xml``.
+    classes that other programs read, so they are also in GDAL's ``.aux.xml``, with their colours.
     """
     task, layers, names = job.task, job.layers, job.names
     with ExitStack() as finished:
+        for path, style in list_styles(job).items():
+            part = finished.enter_context(atomic_write(path, folder))
+            part.write_text(style, encoding="utf-8")
         parts = {
             name: finished.enter_context(
                 atomic_write(task.beside(layer.ending), folder)
@@ -116,17 +118,37 @@ def open_outputs(job: SceneJob, folder: Path) -> Iterator[dict]:
                 file.update_tags(**job.tags, **class_name_tags(names))
                 file.descriptions = layer.bands
                 file.scales = [layer.scale] * len(layer.bands)
-            colours = enumerate(class_colours(len(names)))
-            files["classes"].write_colormap(
-                1, {number: (*rgb, 255) for number, rgb in colours}
-            )
+            # for programs that know neither styles nor attribute tables
+            opaque = {k: (*colour, 255) for k, colour in enumerate(job.colours)}
+            files["classes"].write_colormap(1, opaque)
             yield files
         if job.config.format == "cog":
             for name, layer in layers.items():
                 make_cog(plain[name], parts[name], layer)
         beside = Path(f"{parts['classes']}.aux.xml")
         with naming(f"{task.output}.aux.xml", beside):
-            add_categories(beside, names)
+            add_class_table(beside, names, job.colours)
+
+
+def list_styles(job: SceneJob) -> dict[Path, str]:
+    """The QGIS styles of a scene's rasters, by file: names and colours of classes, else a ramp."""
+    ramps = {"dates": (1, len(job.dates))}
+    styles = {}
+    for name, layer in job.layers.items():
+        if layer.style_ending is None:
+            continue
+        if name == "classes":
+            style = paletted_style(job.names, job.colours)
+        else:
+            style = ramp_style(*ramps.get(name, (0, 1)))
+        styles[job.task.beside(layer.style_ending)] = style
+    return styles
+
+
+def missing_styles(job: SceneJob) -> dict[Path, str]:
+    """The styles of a finished map that are not there."""
+    styles = list_styles(job)
+    return {path: styles[path] for path in styles if not path.is_file()}
 
 
 def make_cog(plain: Path, target: Path, layer: Layer) -> None:
@@ -140,18 +162,6 @@ def make_cog(plain: Path, target: Path, layer: Layer) -> None:
     with write_errors(target):
         rasterio.shutil.copy(plain, target, driver="COG", **options)
     require_complete_tiff(target)
-
-
-def add_categories(path: Path, names: Sequence[str]) -> None:
-    """Add the class names of band 1 to GDAL's auxiliary metadata, a new file or an old one."""
-    root = ElementTree.Element("PAMDataset")
-    if path.exists():  # GDAL has put there what a GeoTIFF cannot hold
-        root = ElementTree.parse(path).getroot()
-    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
-    categories = ElementTree.SubElement(band, "CategoryNames")
-    for name in names:
-        ElementTree.SubElement(categories, "Category").text = name
-    ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
 def draw_quicklook(job: SceneJob) -> Path:
@@ -168,7 +178,7 @@ def draw_quicklook(job: SceneJob) -> Path:
         classes, _ = Source(raster).overview()
     panels = [
         {"title": f"scene (bands {', '.join(map(str, shown))})", "picture": picture},
-        {"title": "map", "picture": colour_map(classes[0], len(names))},
+        {"title": "map", "picture": colour_map(classes[0], job.colours)},
     ]
     if confidence:
         with open_raster(task.beside("_confidence.tif")) as raster:
@@ -176,7 +186,6 @@ def draw_quicklook(job: SceneJob) -> Path:
         values = np.where(valid, values[0], np.nan)
         panels.append({"title": "confidence", "picture": values, "limits": (0, 1)})
     target = task.beside("_quicklook.png")
-    colours = class_colours(len(names))
-    figure = draw_panels(panels, list(zip(names, colours)), task.output.name)
+    figure = draw_panels(panels, list(zip(names, job.colours)), task.output.name)
     save_figure(figure, target)
     return target

@@ -1,18 +1,21 @@
-"""``mosaic.vrt``: the maps of many scenes as one raster, without a copy of their pixels."""
+"""``mosaic.vrt``: the maps of many scenes as one raster, without a copy of their pixels; its style."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 import rasterio
+from rasterio.enums import ColorInterp
 
 from common.files import atomic_write
+from common.labels import class_names_of
 from common.rasters import open_raster
-from prediction.tasks import Task
+from common.styles import paletted_style, write_style
+from prediction.tasks import Task, recorded_run
 from prediction.tiling import Extent
 
 log = logging.getLogger("semanticseg4eo")
@@ -46,7 +49,9 @@ def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
             return
         extents = extents_on_grid(first, maps)
         if extents is None:
-            target.unlink(missing_ok=True)  # of maps that have been replaced
+            if target.exists():  # of maps that have been replaced
+                target.unlink()
+                target.with_suffix(".qml").unlink(missing_ok=True)
             epsg = first.crs.to_epsg() if first.crs else None
             log.info(
                 "%s: not written, the maps lie on different pixel grids; one raster of them: "
@@ -56,9 +61,77 @@ def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
             return
         root = describe_mosaic(first, maps, extents, names)
     indent(root)
+    present = tostring(root, encoding="utf-8")
+    former = target.read_bytes() if target.exists() else None
     with atomic_write(target) as part:
-        ElementTree(root).write(part, encoding="utf-8")
+        part.write_bytes(present)
     log.info("%s joins %d maps", target, len(maps))
+    warn_of_other_runs(target, tasks)
+    style = target.with_suffix(".qml")
+    if not style.exists() or former not in (None, present):
+        draw_mosaic(style, maps, names)
+    elif former is None:
+        log.warning("warning: %s is no style of %s and stays as it is", style, NAME)
+
+
+def draw_mosaic(target: Path, maps: Sequence[Path], names: Sequence[str]) -> None:
+    """Write the style of a mosaic, unless its maps have different classes or colours."""
+    found = {legend_of(path) for path in maps}
+    known, colours = next(iter(found))
+    if len(found) == 1 and list(known) == list(names):
+        write_style(target, paletted_style(names, colours))
+        return
+    target.unlink(missing_ok=True)
+    log.warning(
+        "warning: the maps of %s have different classes or colours, so it has no style; map all "
+        "of them with one model",
+        target.with_name(NAME),
+    )
+
+
+def legend_of(path: Path) -> tuple[tuple, tuple]:
+    """The names and the colours of the classes of a map; none of another raster."""
+    with open_raster(path) as one:
+        names = class_names_of(one)
+        if not names or one.colorinterp[0] != ColorInterp.palette:
+            return (), ()
+        table = one.colormap(1)
+        return tuple(names), tuple(table[number][:3] for number in range(len(names)))
+
+
+def warn_of_other_runs(target: Path, tasks: Sequence[Task]) -> None:
+    """Warn, in one line, where joined maps were made with different windows or models."""
+    runs = [(task.output.name, recorded_run(task, finished=True)) for task in tasks]
+    made = [
+        (name, run.get("options", {}).get("patch_size"), run.get("models", []))
+        for name, run in runs
+        if run
+    ]
+    unlike = []
+    for name, size, models in made:
+        first, usual_size, usual_models = made[0]
+        what = [f"windows of {size} pixels, not {usual_size}"] * (size != usual_size)
+        if identities(models) != identities(usual_models):
+            files, usual = (
+                ", ".join(model["name"] for model in one)
+                for one in (models, usual_models)
+            )
+            what.append(
+                f"model {files}, " + (f"not {usual}" if files != usual else "changed")
+            )
+        if what:
+            unlike.append(f"{name}: {'; '.join(what)}")
+    if unlike:
+        log.warning(
+            "warning: of the maps in %s %d were made otherwise than %s (%s); --overwrite makes all "
+            "anew, with one --model and --patch_size",
+            target, len(unlike), first, unlike[0],
+        )  # fmt: skip
+
+
+def identities(models: Sequence[dict]) -> list[dict]:
+    """What distinguishes model files, wherever they lie."""
+    return [{key: one[key] for key in one if key != "name"} for one in models]
 
 
 def extents_on_grid(

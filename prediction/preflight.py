@@ -23,6 +23,7 @@ from prediction.jobs import (
     open_rows,
     open_scenes,
     prepare_scene,
+    report_coverage,
     row_limit,
     warn_of_scenes,
 )
@@ -65,6 +66,7 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
     every = problems.attempt(touching_area, every, config) or []
     tasks = tasks_of_part(every, config.part)
     problems.attempt(require_folders, tasks)
+    problems.attempt(report_coverage, every, config)
     for task in tasks:
         problems.attempt(require_new, [task], config, files=[task.output])
     if not (models and every):

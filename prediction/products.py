@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +40,14 @@ def product_paths(task: Task, config: PredictionConfig) -> list[Path]:
     return polygons + [task.beside("_quicklook.png")] * config.quicklook
 
 
-def require_own_products(job: SceneJob, known: dict) -> None:
-    """Raise SegmentationError where a product is there that no run of this map has made.
+def require_own(paths: Sequence[Path], known: dict) -> None:
+    """Raise SegmentationError where a file is there that no run of this map has made.
 
     Args:
-        job: The scene.
+        paths: Of the files beside the map that a run is to make.
         known: ``run["products"]``: those that were made, or may be replaced.
     """
-    for path in product_paths(job.task, job.config):
+    for path in paths:
         if path.is_file() and product_key(path) not in known:
             raise SegmentationError(
                 f"--resume: {path} is there already, of another run; give --overwrite to replace "
@@ -64,7 +64,13 @@ def missing_products(job: SceneJob, known: dict) -> list[Product]:
     if task.polygons:
 
         def polygons() -> None:
-            write_polygons(task.output, task.polygons, names, config.min_area)
+            write_polygons(
+                task.output,
+                task.polygons,
+                names,
+                config.min_area,
+                colours=job.colours,
+            )
 
         options = made_from | {"min_area": config.min_area}
         products.append(Product(task.polygons, options, polygons))

@@ -27,6 +27,8 @@ from common.ground import pixel_areas
 from common.machine import SerialWorker, is_main_process, tune_malloc
 from common.nodata import empty_bands
 from common.rasters import open_raster
+from common.repeat import command_line, stored_settings
+from common.styles import write_style
 from prediction.area import find_area
 from prediction.blending import blended_rows
 from prediction.dates import mean_of_dates
@@ -37,10 +39,11 @@ from prediction.jobs import (
     count_workers,
     open_scenes,
     prepare_scene,
+    report_coverage,
 )
 from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
-from prediction.mapfiles import MapWriter, open_outputs
+from prediction.mapfiles import MapWriter, missing_styles, open_outputs
 from prediction.mosaic import join_maps
 from prediction.products import make_products, missing_products
 from prediction.reader import READ_AT_A_TIME, SceneReader, read_row_blocks
@@ -80,6 +83,7 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
         return 0
     require_folders(tasks)
     require_new(tasks, config)
+    report_coverage(every, config)
     if len(tasks) == 1:
         require_readable(tasks[0].scene)  # before the model is loaded
     tune_malloc()
@@ -159,11 +163,16 @@ def complete_map(job: SceneJob, group: ProcessGroup) -> dict:
     """Make what is missing beside a finished map; its statistics."""
     task = job.task
     report = json.loads(task.beside("_statistics.json").read_text())
-    missing = missing_products(job, report["run"].get("products", {}))
+    known = report["run"].get("products", {})
+    missing = missing_products(job, known) or missing_styles(job)
     # the folder is left of a run that was killed while it removed it
     if group.is_main_process and (missing or task.partial.exists()):
         with unfinished_map(task, group):
             RowStore.remove(task.partial)
+            styles = missing_styles(job)
+            remove_partial_files(styles)
+            for path, style in styles.items():
+                write_style(path, style)
             return make_products(job, report)
     return report
 
@@ -206,9 +215,24 @@ def write_report(job: SceneJob, statistics: Statistics) -> dict:
     report |= {"dates": task.scenes} if task.further else {}
     report |= {"area": job.config.area} if job.config.area else {}
     report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
+    report |= repetition(job)
     write_json(task.beside("_statistics.json"), report)
     RowStore.remove(task.partial)
     return make_products(job, report)
+
+
+def repetition(job: SceneJob) -> dict:
+    """The options and the command that make the map of this scene again, whatever made it."""
+    task, polygons = job.task, job.task.polygons
+    alone = replace(
+        job.config,
+        input=task.scenes,
+        output=str(task.output),
+        polygons=str(polygons) if polygons else None,
+        part=None,
+    )
+    command = command_line("Predict_large_image.py", alone)
+    return {"settings": stored_settings(alone), "command": command}
 
 
 def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:

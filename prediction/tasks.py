@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from prediction.settings import PredictionConfig, split_part
 
 MOST_DATES = 255  # which a byte counts
 LONGEST_NAME = 255  # bytes of a file's name that file systems allow
+FINAL = "model_final_model.pth"
 FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities", "dates")
 
 
@@ -41,6 +44,16 @@ class Task:
     def partial(self) -> Path:
         """The hidden folder of the unfinished map."""
         return self.output.with_name(f".{self.output.name}-partial")
+
+
+def recorded_run(task: Task, finished: bool = False) -> dict | None:
+    """The ``run`` that a map was made by, or is being made by unless it must be ``finished``."""
+    files = [] if finished else [task.partial / "run.json"]
+    for path in (*files, task.beside("_statistics.json")):
+        with suppress(FileNotFoundError):
+            stored = json.loads(path.read_text())
+            return stored.get("run", stored)
+    return None
 
 
 def list_scenes(given: Sequence[str]) -> list[str]:
@@ -160,11 +173,11 @@ def require_folders(tasks: Sequence[Task]) -> None:
 def list_models(given: Sequence[str]) -> list[str]:
     """The checkpoints that ``--model`` names.
 
-    A folder stands for the final models of the folds in it, else for its own final model, else for
-    all its checkpoints.
+    The folder of a run stands for the final models of its folds (those by block after
+    ``--fold_by both``), else for its own final model.
 
     Raises:
-        CheckpointError: A folder without checkpoints.
+        CheckpointError: A folder with neither.
     """
     files: list[str] = []
     for text in given:
@@ -173,16 +186,29 @@ def list_models(given: Sequence[str]) -> list[str]:
             files.append(text)
             continue
         found = (
-            sorted(folder.glob("fold_*/model_final_model.pth"), key=_fold_number)
-            or sorted(folder.glob("model_final_model.pth"))
-            or sorted(p for p in folder.glob("*.pth") if p.name != "model_last.pth")
+            sorted(folder.glob(f"fold_*/{FINAL}"), key=_fold_number)
+            or sorted(folder.glob(f"block/fold_*/{FINAL}"), key=_fold_number)
+            or sorted(folder.glob(FINAL))
         )
         if not found:
             raise CheckpointError(
-                f"No checkpoints (.pth) in {folder}, nor in folders fold_N of it"
+                f"No {FINAL} in {folder}, nor in folders fold_N of it; give a finished run, or "
+                "name the checkpoint"
             )
         files += map(str, found)
     return files
+
+
+def models_text(given: Sequence[str], files: Sequence[str]) -> str | None:
+    """The line that names the checkpoints that folders stand for; None where no folder is given."""
+    folders = [text for text in given if Path(text).is_dir()]
+    if not folders:
+        return None
+    taken = [f for f in files if f not in given]
+    more = f", ... {taken[-1]}" if len(taken) > 3 else ""
+    first = ", ".join(taken[: 2 if more else 3])
+    number = f"{len(taken)} models, averaged" if len(taken) > 1 else "the final model"
+    return f"{', '.join(folders)}: {number} ({first}{more})"
 
 
 def _fold_number(path: Path) -> tuple[int, str]:

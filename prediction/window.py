@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -14,14 +13,21 @@ from torch import Tensor
 from common.devices import shared_threads
 from common.distributed import torch_errors
 from common.errors import SegmentationError
+from common.files import fingerprint
 from common.machine import bounded_map
 from prediction.ensemble import Models
-from prediction.jobs import SceneJob, count_workers, open_scenes, prepare_scene
+from prediction.jobs import (
+    SceneJob,
+    count_workers,
+    describe_models,
+    open_scenes,
+    prepare_scene,
+)
 from prediction.layers import classify
 from prediction.precision import probe_windows
 from prediction.predictor import Predictor
 from prediction.settings import SCARCE, SIDE_MULTIPLE, PredictionConfig
-from prediction.tasks import Task
+from prediction.tasks import Task, recorded_run
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -41,8 +47,8 @@ def choose_windows(
 ) -> list[PredictionConfig]:
     """The settings of each task, with a ``patch_size``.
 
-    One that is given is kept, and so is that of a run that ``--resume`` continues. All others are
-    found by one trial.
+    One that is given is kept, and so is that of a run that ``--resume`` continues. All others get
+    that of the maps which other jobs have made, else what one trial finds.
 
     Args:
         tasks: Scenes to map.
@@ -54,20 +60,38 @@ def choose_windows(
     Raises:
         OptionError: ``--overlap`` is not smaller than the window.
     """
+    given = config.patch_size
     sizes = [recorded_size(task) if config.resume else None for task in tasks]
     if None in sizes:
-        found = try_windows(every, config, models)
+        beside_others = (config.part or config.resume) and not given
+        found = size_of_others(every, config, models) if beside_others else None
+        found = found or try_windows(every, config, models)
         sizes = [size or found for size in sizes]
-    given = config.patch_size
     return [replace(config, patch_size=given or size) for size in sizes]
 
 
 def recorded_size(task: Task) -> int | None:
     """The window of the run that ``--resume`` continues, if there is one."""
-    for path in (task.partial / "run.json", task.beside("_statistics.json")):
-        with suppress(FileNotFoundError):
-            stored = json.loads(path.read_text())
-            return stored.get("run", stored).get("options", {}).get("patch_size")
+    run = recorded_run(task) or {}
+    return run.get("options", {}).get("patch_size")
+
+
+def size_of_others(
+    tasks: Sequence[Task], config: PredictionConfig, models: Models
+) -> int | None:
+    """The window of the first map that the same models and options made, or are making."""
+
+    def but_for_window(options: dict) -> dict:
+        return {key: value for key, value in options.items() if key != "patch_size"}
+
+    described, options = describe_models(models), but_for_window(fingerprint(config))
+    for task in tasks:
+        run = recorded_run(task) or {}
+        known = run.get("options", {})
+        if run.get("models") == described and but_for_window(known) == options:
+            size = known["patch_size"]
+            log.info("windows of %d x %d pixels, as in %s", size, size, task.output)
+            return size
     return None
 
 

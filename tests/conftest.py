@@ -22,6 +22,13 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 pytest.register_assert_rewrite("helpers", "faults")
 
+# where Python may write no bytecode, each process that a test starts would compile PyTorch anew;
+# the workers of xdist inherit the folder
+_BYTECODE = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = _BYTECODE.name
+
 from helpers import write_dataset
 
 _EMPTY_CACHE = tempfile.TemporaryDirectory()

@@ -3,7 +3,7 @@
     python tests/test_docs.py
 
 writes the tables anew: the options from the parsers, the minimum versions from requirements.txt, the
-public names from ``model_training.__all__``.
+public names from ``model_training.__all__``, the distances of the palette.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from colour_distance import DEUTERANOPIA, smallest
+
 import Evaluate_map
 import main
 import model_training
 import Patch_extraction
 import Predict_large_image
+from common.colours import PALETTE
+from common.console import settings_from
+from evaluation.settings import EvaluationConfig
+from prediction.settings import PredictionConfig
+from training.settings import TrainingConfig
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,8 +48,9 @@ NAMES = [
     "development",
     "training",
     "data",
+    "measurements",
 ]
-OPTIONS, INSTALL, MODELS, TROUBLES, DEVELOPMENT, TRAINING, DATA = (
+OPTIONS, INSTALL, MODELS, TROUBLES, DEVELOPMENT, TRAINING, DATA, MEASUREMENTS = (
     ROOT / "docs" / f"{name}.md" for name in NAMES
 )
 SCRIPTS = {
@@ -51,10 +59,15 @@ SCRIPTS = {
     "Predict_large_image.py": Predict_large_image,
     "Evaluate_map.py": Evaluate_map,
 }
+SETTINGS = {
+    "main.py": TrainingConfig,
+    "Predict_large_image.py": PredictionConfig,
+    "Evaluate_map.py": EvaluationConfig,
+}
 PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
 END = "<!-- end -->"
 # of other programs
-FOREIGN_FLAGS = {"--torch-backend", "--help", "--shm-size", "--array"}
+FOREIGN_FLAGS = {"--torch-backend", "--help", "--shm-size", "--array", "--no-NAME"}
 TOOLS = {"pip", "uv", "ruff", "source", "activate", "py", "python3", "cd"}
 
 
@@ -132,6 +145,17 @@ def options_of(name: str) -> str:
     return option_table(parsers()[name], known)
 
 
+def palette_table() -> str:
+    """How far apart the nearest two of the first colours are."""
+    rows = [
+        f"| {count} | {smallest(PALETTE[:count]):.1f} "
+        f"| {smallest(PALETTE[:count], DEUTERANOPIA):.1f} |"
+        for count in (2, 4, 6, 8, 10, 12, 16, 19, 24, len(PALETTE))
+    ]
+    head = "| classes | nearest two | with deuteranopia |"
+    return "\n".join([head, "|---|---|---|", *rows])
+
+
 # every table that the code gives: page, the mark above it, what makes it
 GENERATED = [
     *(
@@ -149,6 +173,7 @@ GENERATED = [
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),
     (MODELS, "<!-- names -->", names_table),
+    (MEASUREMENTS, "<!-- palette -->", palette_table),
 ]
 
 
@@ -268,8 +293,9 @@ def prose(page: Path) -> str:
 
 
 def inline() -> list[str]:
-    """What stands in backquotes outside of blocks, in all pages."""
-    return [code for page in PAGES for code in re.findall(r"`([^`\n]+)`", prose(page))]
+    """What stands in backquotes outside of blocks, in all pages; a line may end within."""
+    codes = [re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", prose(page)) for page in PAGES]
+    return [" ".join(code.split()) for page in codes for code in page]
 
 
 def commands() -> list[list[str]]:
@@ -279,6 +305,12 @@ def commands() -> list[list[str]]:
         line.replace("\\", "/") for line in "\n".join(blocks("powershell")).splitlines()
     ]
     lines += [code for code in inline() if re.match(r"\S*python |torchrun ", code)]
+    short = rf"({'|'.join(Patch_extraction.COMMANDS)}) --"  # the script is named before
+    lines += [
+        f"python Patch_extraction.py {code}"
+        for code in inline()
+        if re.match(short, code)
+    ]
     parts = [part for line in lines for part in line.split(" && ")]
     return [words for words in map(shlex.split, parts) if words]
 
@@ -307,14 +339,50 @@ def test_every_program_of_a_command_is_known():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_command_is_understood_by_its_script(script, capsys):
+def test_every_command_is_understood_by_its_script(script, capsys, monkeypatch):
+    stored = {
+        "main.py": {"dataset_root": "d", "model": "unet"},
+        "Predict_large_image.py": {"model": ["m"], "input": ["a"], "output": "b"},
+        "Patch_extraction.py": {"image": "a", "label": "b", "output": "c"},
+    }
+    read = "common.console.read_settings"
+    monkeypatch.setattr(read, lambda path, config_class: stored[script])
+    monkeypatch.setattr("common.label_values._lines_of", lambda file: ["a", "b"])
     calls = [words for file, *words in python_calls() if file == script]
     assert len(calls) >= 4
     for words in calls:
+        words = [word.replace("$SLURM_ARRAY_TASK_ID", "3") for word in words]
         try:
-            SCRIPTS[script].build_parser().parse_args(words)
+            arguments = SCRIPTS[script].build_parser().parse_args(words)
         except SystemExit as end:  # lists end the parsing
             assert end.code == 0, words
+            continue
+        settings = SETTINGS.get(script) or arguments.config_class
+        settings_from(settings, arguments)  # no options that exclude each other
+
+
+def test_the_commands_of_stacking_and_masks_are_among_them():
+    calls = [words for file, *words in python_calls() if file == "Patch_extraction.py"]
+    page = "".join(page.read_text() for page in PAGES)
+    assert sum(words[0] == "stack" for words in calls) == len(
+        re.findall(r"(?:^python Patch_extraction\.py |`)stack\s--", page, re.MULTILINE)
+    )
+
+
+def test_options_that_the_text_gives_together_fit_one_script():
+    for code in inline():
+        if not re.match(r"--\w+ .*--\w", code):
+            continue
+        fitting = []
+        for name, parser in parsers().items():
+            for action in parser._actions:
+                action.required = False
+            flags = {flag for a in parser._actions for flag in a.option_strings}
+            words = shlex.split(code)
+            if flags >= {word for word in words if word.startswith("--")}:
+                parser.parse_args(words)
+                fitting.append(name)
+        assert fitting, code
 
 
 class Parsed(Exception):

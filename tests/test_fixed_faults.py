@@ -185,7 +185,9 @@ def test_a_huge_cell_elsewhere_stops_no_scene(tmp_path):
     report = json.loads((tmp_path / "out" / "Patch" / "metadata.json").read_text())
     assert len(report["patches"]) == 3 and len(report["skipped"]) == 1
     assert list(report["skipped"].values()) == ["outside the image"]
-    table = geopandas.read_file(tmp_path / "out" / "Patch" / "cells.gpkg")
+    table = geopandas.read_file(
+        tmp_path / "out" / "Patch" / "cells.gpkg", layer="cells"
+    )
     assert len(table) == 3
 
 

@@ -70,7 +70,8 @@ def export(
         path = run.save_dir / "model_metrics.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         # what ``--only_fold`` has noted stays until all folds are gathered
-        kept = {key: known[key] for key in ("val_strategy", "settings") if key in known}
+        noted = "val_strategy", "settings", "command"
+        kept = {key: known[key] for key in noted if key in known}
         write_json(path, report | kept)
     plot_training(run.save_dir / "model_training_plot.png", report)
     return report
@@ -140,7 +141,9 @@ def evaluate_test(run: TrainingRun, test: SampleIndex | None) -> dict:
         report["areas"] = areas
     draw_calibration(run.save_dir / "model_reliability.png", report["calibration"])
     pictures = run.save_dir / "model_test_examples.png"
-    draw_examples(pictures, collector.examples, run.names, run.config.ignore_index)
+    draw_examples(
+        pictures, collector.examples, run.names, run.colours, run.config.ignore_index
+    )
     return report
 
 

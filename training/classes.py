@@ -6,10 +6,10 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from common.architectures import are_binary
+from common.architectures import is_background
 from common.errors import DatasetError
-from common.labels import class_names_of
-from common.options import split_list
+from common.label_values import parse_names
+from common.labels import class_codes_of, class_names_of
 from common.patches import list_pairs
 from common.rasters import open_raster
 from training.settings import TrainingConfig
@@ -29,7 +29,7 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
         DatasetError: An option contradicts the dataset.
         OptionError: The options do not fit each other.
     """
-    stored = stored_classes(config.dataset_root)
+    stored, codes = stored_classes(config.dataset_root)
     if stored is None:
         return settle_without_dataset(config)
     where = f"the labels in {config.dataset_root} hold {_listed(stored)}"
@@ -40,10 +40,12 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
         raise DatasetError(
             f"--mode binary, but {where}; leave --mode out, or extract two classes"
         )
-    names = split_list(config.class_names)
+    names = parse_names(config.class_names, "--class_names")
     if names and len(names) != number:
         raise DatasetError(f"--class_names has {len(names)} names, but {where}")
-    mode = config.mode or ("binary" if are_binary(stored) else "multiclass")
+    background = (codes or [""])[0] == 0 or is_background(stored[0])
+    binary = number == 2 and background
+    mode = config.mode or ("binary" if binary else "multiclass")
     if not (config.mode and config.classes):
         log.info("%s classes: %s", mode, _listed(stored))
     return replace(config, mode=mode, classes=number)
@@ -51,20 +53,25 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
 
 def settle_without_dataset(config: TrainingConfig) -> TrainingConfig:
     """The settings with ``mode`` and ``classes`` from other options, else a binary run."""
-    named = len(split_list(config.class_names))
+    named = len(parse_names(config.class_names, "--class_names"))
     number = config.classes or named or FALLBACK["classes"]
     mode = config.mode or (FALLBACK["mode"] if number == 2 else "multiclass")
     return replace(config, mode=mode, classes=number)
 
 
-def stored_classes(dataset_root: str | Path) -> list[str] | None:
-    """The class names that a dataset's labels store, by the first patch of its training split.
+def stored_classes(
+    dataset_root: str | Path,
+) -> tuple[list[str] | None, list[int | str] | None]:
+    """What the labels of a dataset store of its classes, by the first patch of its training split.
+
+    Returns:
+        Their names and the codes that they had in the label; None where none are stored.
 
     Raises:
         SegmentationError: There is no such patch, or it cannot be read.
     """
     with open_raster(list_pairs(dataset_root, "train")[0].label) as file:
-        return class_names_of(file)
+        return class_names_of(file), class_codes_of(file)
 
 
 def _listed(names: list[str]) -> str:

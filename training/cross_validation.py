@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from evaluation.reports import plot_training
 from model_training import scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
 from training.dataset import (
+    colours_for,
     index_split,
     log_weak_spots,
     names_for,
@@ -24,7 +24,7 @@ from training.dataset import (
 )
 from training.epochs import fit
 from training.folds import Fold, plan_all_folds
-from training.outputs import clear_former_run, writing_alone
+from training.outputs import clear_former_run
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
 from training.settings import TrainingConfig
@@ -54,11 +54,7 @@ def train_folds(
     for number, fold in enumerate(folds, start=1):
         log.info("fold %d of %d", number, len(folds))
         place = save_dir / f"fold_{number}"
-        alone = writing_alone(place) if group.is_main_process else nullcontext()
-        with alone:
-            report, held_out = train_fold(
-                config, pooled, fold, place, names, device, group
-            )
+        report, held_out = train_fold(config, pooled, fold, place, names, device, group)
         reports.append(report)
         matrices[fold.held_out] = group.broadcast(held_out.found)
         samples.append(held_out.sample)
@@ -107,8 +103,9 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     both = len(plans) == 2
 
     # what cannot be built is an error before the former run is gone
-    colours = rgb_channels(config, pooled)
-    build_initial_model(config.model_config(pooled.shape[0]), config.weights, colours)
+    colours_for(config, pooled)
+    channels = rgb_channels(config, pooled)
+    build_initial_model(config.model_config(pooled.shape[0]), config.weights, channels)
     group.broadcast(clear_former_run, config)
     if group.is_main_process:
         log_weak_spots(config, pooled, None, test, group)

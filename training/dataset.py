@@ -11,8 +11,11 @@ import numpy as np
 from common import SPLITS
 from common.architectures import default_class_names
 from common.balance import absent_classes
+from common.colours import Colour, complete_colours, has_equal
 from common.distributed import ProcessGroup
 from common.errors import DatasetError
+from common.label_values import parse_names
+from common.legends import asked_colours, missing_advice
 from common.patches import list_pairs, partly_nodata_advice
 from common.tiffs import tiff_header
 from training.loaders import EpochBatchSampler
@@ -96,12 +99,14 @@ def log_weak_spots(
 ) -> None:
     """Log what a run can do but should not be trusted with, a line each.
 
-    That is pixels that are nodata in some bands alone, classes without a pixel in a split, few
-    steps per epoch, and few pixels to fit the temperature on. K-fold has all its patches in
-    ``train``.
+    That is pixels that are nodata in some bands alone, classes without a pixel in a split or without
+    a colour among others, few steps per epoch, and few pixels to fit the temperature on. K-fold has
+    all its patches in ``train``.
     """
     names = names_for(config, train)
     if text := partly_nodata_advice(train.pairs):
+        log.info(text)
+    if text := colour_advice(config, train):
         log.info(text)
     for index, split in zip((train, validation, test), SPLITS):
         if index and (
@@ -148,8 +153,37 @@ def require_several_classes(index: SampleIndex) -> None:
 def names_for(config: TrainingConfig, index: SampleIndex) -> list[str]:
     """Class names: given, else stored with the labels, else numbers."""
     if config.class_names:
-        return [name.strip() for name in config.class_names.split(",")]
+        return parse_names(config.class_names, "--class_names")
     stored = index.class_names
     if stored and len(stored) == config.label_classes:
         return stored
     return default_class_names(1 if config.mode == "binary" else config.classes)
+
+
+def colours_for(config: TrainingConfig, index: SampleIndex) -> list[Colour]:
+    """Class colours: given, else stored with the labels, else of the palette."""
+    return complete_colours(_known_colours(config, index), names_for(config, index))
+
+
+def _known_colours(config: TrainingConfig, index: SampleIndex) -> list[Colour | None]:
+    """Those that the user or the labels say, in class order; None where nobody does."""
+    count = config.label_classes
+    if not config.class_colors:
+        return (index.class_colours or [])[:count]
+    codes = (index.class_codes or range(count))[:count]
+    # values that training has and the extraction did not
+    codes = [*codes, *[None] * (count - len(codes))]
+    return asked_colours(config.class_colors, names_for(config, index), codes)
+
+
+def colour_advice(config: TrainingConfig, index: SampleIndex) -> str | None:
+    """Which classes get colours of the palette though others are given."""
+    known = _known_colours(config, index)
+    if config.class_colors:
+        return missing_advice(config.class_colors, known, names_for(config, index))
+    if has_equal(known):
+        return (
+            "the colour table of the labels has one colour for several classes: not used; give "
+            "--class_colors"
+        )
+    return None

@@ -11,8 +11,10 @@ from common.devices import local_device
 from common.distributed import ProcessGroup, init_distributed, torch_errors
 from common.errors import DatasetError
 from common.files import write_json
+from common.legends import read_colours
 from common.machine import tune_malloc
 from common.patches import list_pairs
+from common.repeat import command_line
 from model_training import check_architecture
 from training.assessment import export
 from training.classes import settle_classes
@@ -55,7 +57,11 @@ def run_experiment(config: TrainingConfig) -> dict:
         check(config)
     require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
-    report = {"val_strategy": config.val_strategy, "settings": asdict(config)}
+    report = {
+        "val_strategy": config.val_strategy,
+        "settings": asdict(config),
+        "command": command_line("main.py", config),
+    }
     run_dir = Path(config.run_dir)
     if found := folds_trained_alone(config):
         names = ", ".join(file.parent.name for file in found)
@@ -68,7 +74,7 @@ def run_experiment(config: TrainingConfig) -> dict:
         stack.enter_context(torch_errors(device, SCARCE))
         group = stack.enter_context(init_distributed(gpu))
         if group.is_main_process:
-            stack.enter_context(writing_alone(run_dir))
+            stack.enter_context(writing_alone(config))
         report |= run_kind(config, device, group)
         if group.is_main_process:
             write_json(run_dir / "model_metrics.json", report)
@@ -91,8 +97,14 @@ def require_test(config: TrainingConfig) -> None:
         )
 
 
+def require_colours(config: TrainingConfig) -> None:
+    """Raise OptionError where colours of classes cannot be read."""
+    if config.class_colors:
+        read_colours(config.class_colors)
+
+
 # what can be checked before any patch is read
-PREFLIGHT_CHECKS = (require_model, require_output, require_test)
+PREFLIGHT_CHECKS = (require_model, require_output, require_test, require_colours)
 
 
 def train_split(config: TrainingConfig, device, group: ProcessGroup) -> dict:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from common.errors import SegmentationError, require
-from common.files import exclusive_lock, remove_partial_files, require_folder
+from common.files import (
+    compare_runs,
+    exclusive_lock,
+    fingerprint,
+    remove_partial_files,
+    require_folder,
+)
 from training.settings import TrainingConfig
+
+START_ANEW = "start again with --overwrite"
 
 # what a run writes; what an earlier one left is removed, since its folds would look like new ones
 RUN_FILES = (
@@ -44,7 +52,7 @@ def folds_trained_alone(config: TrainingConfig) -> list[Path]:
 
 
 def require_new(config: TrainingConfig) -> None:
-    """Raise SegmentationError where another run would be lost."""
+    """Raise SegmentationError where another run would be lost, or gathered with other settings."""
     run_dir = Path(config.run_dir)
     if config.only_fold is not None:
         save_dir = Path(config.save_dir)
@@ -54,8 +62,13 @@ def require_new(config: TrainingConfig) -> None:
                 f"{config.save_dir} holds a run of all folds ({found[0]}); --only_fold needs "
                 "another --save_dir"
             )
+    gathered, present = folds_trained_alone(config), fingerprint(config)
+    for report in gathered:
+        settings = json.loads(report.read_text())["settings"]
+        former = {name: settings.get(name) for name in present}
+        compare_runs(former, present, report.parent, START_ANEW)
     found = former_files(run_dir)
-    if not found or config.resume or config.overwrite or folds_trained_alone(config):
+    if not found or config.resume or config.overwrite or gathered:
         return
     if (run_dir / "model_metrics.json") in found:
         raise SegmentationError(
@@ -76,24 +89,51 @@ def clear_former_run(config: TrainingConfig) -> None:
     run_dir = Path(config.run_dir)
     if config.resume:
         return
+    kept = folders_of_jobs(config)
     for kind in ("random/", "block/", ""):
         for folder in run_dir.glob(f"{kind}fold_*"):
-            with exclusive_lock("--save_dir", folder, folder):
-                pass  # none that a job with --only_fold trains now
-    remove_partial_files(run_files(run_dir))
+            if folder not in kept:
+                with exclusive_lock("--save_dir", folder, folder):
+                    pass  # none that a job with --only_fold trains now
     for file in former_files(run_dir):
         file.unlink()
     for kind in ("random/", "block/", ""):
         for folder in [*run_dir.glob(f"{kind}fold_*"), run_dir / kind]:
-            if folder != run_dir and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            if folder != run_dir:
+                remove_empty(folder)
+
+
+def folders_of_jobs(config: TrainingConfig) -> list[Path]:
+    """Where jobs with ``--only_fold`` would train the folds of a run of all; none for others."""
+    if config.val_strategy != "kfold" or config.only_fold is not None:
+        return []
+    numbers = range(1, config.n_splits + 1)
+    return [Path(config.save_dir, f"fold_{number}") for number in numbers]
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder in which nothing lies, if it is there."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 @contextmanager
-def writing_alone(folder: Path) -> Iterator[None]:
-    """Lock a folder of a run, and remove what a killed one has left of its files."""
-    with exclusive_lock("--save_dir", folder, folder):
-        remove_partial_files(folder / name for name in RUN_FILES)
+def writing_alone(config: TrainingConfig) -> Iterator[None]:
+    """Lock the folders of a run, and remove what a killed one has left of its files.
+
+    A run of all folds locks those of all its folds from the beginning, so that no job with
+    ``--only_fold`` replaces one; jobs of different folds lock nothing in common.
+
+    Raises:
+        SegmentationError: Another run has locked one.
+    """
+    run_dir, folds = Path(config.run_dir), folders_of_jobs(config)
+    with ExitStack() as stack:
+        for folder in folds:
+            stack.callback(remove_empty, folder)
+        for folder in (run_dir, *folds):
+            stack.enter_context(exclusive_lock("--save_dir", folder, folder))
+        remove_partial_files(run_files(run_dir))
         yield
 
 

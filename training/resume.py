@@ -11,11 +11,10 @@ from common.errors import CheckpointError
 from common.files import compare_runs, fingerprint
 from model_training import load_safely
 from training.loop import Stepper
+from training.outputs import START_ANEW
 from training.run import TrainingRun
 
 log = logging.getLogger("semanticseg4eo")
-
-START_ANEW = "start again with --overwrite"
 
 
 @dataclass

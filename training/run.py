@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.architectures import ModelConfig
+from common.colours import Colour, hex_of_colour
 from common.devices import allow_tf32, require_deterministic_cublas
 from common.distributed import ProcessGroup, synchronize_batch_norm
 from model_training import (
@@ -20,6 +21,7 @@ from model_training import (
     dataset_normalization,
     save_checkpoint,
 )
+from training.dataset import colours_for
 from training.loaders import make_loader
 from training.loop import Stepper, make_scheduler, training_precision
 from training.samples import PatchDataset, SampleIndex, band_quartiles
@@ -61,6 +63,7 @@ class TrainingRun:
     precision: str = "fp32"
     model_config: ModelConfig = None
     normalization: Normalization = None
+    colours: list[Colour] = field(default_factory=list)  # of the classes
     quartiles: list[list[float]] | None = None  # of each band's training pixels
     loss: Callable = None
     history: History = field(default_factory=History)
@@ -97,6 +100,8 @@ class TrainingRun:
             "input_size": list(self.train.shape[1:]),
             "pretrained": bool(self.config.weights),
             "class_names": self.names,
+            "class_codes": self.train.class_codes,
+            "class_colors": [hex_of_colour(colour) for colour in self.colours],
             "band_descriptions": list(self.train.descriptions),
             "pixel_size": self.train.pixel_size,
             "band_scales": scales,
@@ -125,8 +130,12 @@ class TrainingRun:
 
 
 def build(run: TrainingRun) -> None:
-    """Build a run's model, normalization and loss from its settings and training patches."""
+    """Build a run's model, normalization and loss from its settings and training patches.
+
+    The colours of its classes are found too.
+    """
     config, index = run.config, run.train
+    run.colours = colours_for(config, index)
     if config.normalization == "dataset":
         run.normalization = dataset_normalization(index.samples)
     else:
@@ -138,8 +147,8 @@ def build(run: TrainingRun) -> None:
     if run.device.type == "cuda":
         allow_tf32("fp32")  # float32 is not rounded, as in the prediction
     run.model_config = config.model_config(index.shape[0])
-    colours = rgb_channels(config, index)
-    run.model = build_initial_model(run.model_config, config.weights, colours)
+    channels = rgb_channels(config, index)
+    run.model = build_initial_model(run.model_config, config.weights, channels)
     synchronize_batch_norm(run.model, run.device, run.group)
     run.model.to(run.device, memory_format=torch.channels_last)
     run.precision = training_precision(config.amp, run.device)

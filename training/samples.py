@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from common.colours import Colour
 from common.errors import DatasetError, SegmentationError
 from common.interruption import until_stopped
-from common.labels import class_names_of
+from common.labels import class_codes_of, class_colours_of, class_names_of
 from common.machine import free_memory
 from common.patches import PatchPair, patch_bands, patch_pixel_size, read_patch
 from common.rasters import band_scaling, open_raster
@@ -93,6 +94,8 @@ class SampleIndex:
     share: float = 1.0  # of the valid pixels that the samples hold
     pixel_size: float | None = None  # metres, see ``common_tags``
     scaling: tuple[list[float], list[float]] | None = None  # likewise
+    class_codes: list[int | str] | None = None  # what the classes' values were
+    class_colours: list[Colour | None] | None = None
 
     def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
@@ -225,8 +228,12 @@ def read_like(
     described = band_descriptions(pair.image)
     if first is None:
         with open_raster(pair.label) as file:
-            names = class_names_of(file)
-        first = SampleIndex([], np.empty(0), [], image.shape, described, names, [])
+            names, codes = class_names_of(file), class_codes_of(file)
+            colours = class_colours_of(file)
+        first = SampleIndex(
+            [], np.empty(0), [], image.shape, described, names, [],
+            class_codes=codes, class_colours=colours,
+        )  # fmt: skip
     if image.shape != first.shape:
         raise DatasetError(
             f"{pair.image} has (bands, height, width) {image.shape}, but other patches have "

@@ -14,7 +14,14 @@ from common.architectures import (
     parse_loss,
 )
 from common.errors import require
-from common.options import check_limits, number_or_auto, setting, split_list
+from common.label_values import parse_names
+from common.options import (
+    check_limits,
+    class_colors_setting,
+    number_or_auto,
+    require_colour_count,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,11 @@ class TrainingConfig:
         "names in class order, separated by commas",
         "data",
         shown="those stored by the extraction, else class 0, class 1...",
+    )
+    class_colors: str | None = class_colors_setting(
+        "data",
+        "those stored by the extraction, else of a palette",
+        may_change=True,
     )
     ignore_index: int = setting(UNLABELLED, "label value that means unlabelled", "data")
     in_channels: int | None = setting(
@@ -251,9 +263,11 @@ class TrainingConfig:
             "2 with --mode binary; --mode multiclass takes more",
         )
         number = 2 if self.mode == "binary" else self.classes
-        named = split_list(self.class_names)
+        named = parse_names(self.class_names, "--class_names")
         fine = not (named and number) or len(named) == number
         require(fine, "--class_names", self.class_names, f"{number} names")
+        if number:
+            require_colour_count(self.class_colors, number)
         fine = not number or not 0 <= self.ignore_index < number
         expected = f"a value outside the classes 0..{(number or 0) - 1}"
         require(fine, "--ignore_index", self.ignore_index, expected)

@@ -19,7 +19,10 @@ from common.errors import SegmentationError
 from common.files import (
     atomic_write,
     compare_runs,
+    describe_file,
+    describe_files,
     exclusive_lock,
+    file_behind,
     fingerprint,
     umask,
     write_json,
@@ -191,3 +194,33 @@ def test_a_run_with_other_settings_is_refused_by_the_first_difference():
         compare_runs(former, present, "out", "start again")
     with pytest.raises(SegmentationError, match=r"another more \(1, now None\)"):
         compare_runs(former | {"more": 1}, former, "out", "start again")
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("/vsizip/{0}/a.zip/in/b.tif", "a.zip"),
+        ("/vsizip/{{{0}/a.zip}}/in/b.tif", "a.zip"),
+        ("/vsizip/{0}/a.zip", "a.zip"),
+        ("zip://{0}/a.zip!in/b.tif", "a.zip"),
+        ("/vsitar/{0}/c.tar/in/b.tif", "c.tar"),
+        ("/vsizip//vsitar/{0}/c.tar/a.zip/b.tif", "c.tar"),
+        ("/vsigzip/{0}/d!.gz", "d!.gz"),
+        ("{0}/a.zip", "a.zip"),
+    ],
+)
+def test_a_path_into_an_archive_is_known_by_the_archive(tmp_path, text, name):
+    for file in ("a.zip", "c.tar", "d!.gz"):
+        (tmp_path / file).write_text(file)
+    path, archive = text.format(tmp_path), str(tmp_path / name)
+    assert file_behind(path) == archive
+    assert describe_file(path) == describe_file(archive) | {"name": path}
+    assert list(describe_files([path, path])) == [archive]
+
+
+@pytest.mark.parametrize(
+    "path", ["/vsizip/none.zip/b.tif", "/vsicurl/http://x/a.zip", "http://x/a", "b.tif"]
+)
+def test_a_path_without_a_file_here_has_nothing_to_know_it_by(path):
+    assert file_behind(path) == path
+    assert describe_file(path) == {"name": path} and describe_files([path]) == {}

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import geopandas
 import numpy as np
 import pytest
 import rasterio
 import shapely
+from affine import Affine
 from helpers import write_geotiff
 from pyproj import Geod
+from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 import Patch_extraction
 from common.errors import DatasetError
-from common.ground import footprint, pairs_within, pixel_areas, to_metric_crs
+from common.ground import (
+    covered_share,
+    footprint,
+    pairs_within,
+    pixel_areas,
+    to_metric_crs,
+)
 
 fault = pytest.mark.fault
 
@@ -159,7 +169,47 @@ def test_a_scene_in_a_local_crs_is_cut_and_described(tmp_path, capsys, split_by)
     words += [tmp_path / "label.tif", "--output", tmp_path / "out", "--patch_size", 16]
     words += ["--split_by", split_by]
     assert Patch_extraction.main(list(map(str, words))) == 0
-    cells = geopandas.read_file(tmp_path / "out" / "Patch" / "cells.gpkg")
+    cells = geopandas.read_file(
+        tmp_path / "out" / "Patch" / "cells.gpkg", layer="cells"
+    )
     assert set(cells.area) == {32.0**2}
     assert Patch_extraction.main(["info", "--output", str(tmp_path / "out")]) == 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+def raster(crs: str, transform, width: int = 10, height: int = 10) -> SimpleNamespace:
+    """What a raster says of its place."""
+    crs = CRS.from_user_input(crs)
+    return SimpleNamespace(crs=crs, transform=transform, width=width, height=height)
+
+
+TILE = raster("EPSG:32632", from_origin(700_000, 4_900_000, 1000, 1000))
+
+
+@pytest.mark.parametrize(
+    "crs, transform, size, share",
+    [
+        ("EPSG:32632", TILE.transform, 10, 1),
+        ("EPSG:32632", TILE.transform * Affine.translation(5, 0), 10, 0.5),
+        ("EPSG:32632", TILE.transform * Affine.translation(10, 0), 10, 0),  # beside it
+        ("EPSG:32632", TILE.transform * Affine.scale(1, -1), 10, 0),  # above, south up
+        ("EPSG:32632", TILE.transform * Affine.rotation(30), 40, 0.72),
+        ("EPSG:4326", from_origin(-180, 90, 1, 1), (360, 180), 1),
+        ("EPSG:4326", from_origin(11.4, 44.3, 0.1, 0.1), 3, 1),
+        ("EPSG:3857", from_origin(1_270_000, 5_600_000, 9e4, 9e4), 2, 1),
+        # numbers of the projection said to be degrees
+        ("EPSG:4326", TILE.transform, 10, 0),
+        ("EPSG:32633", TILE.transform, 10, 0),
+    ],
+)
+def test_the_share_of_a_raster_that_another_covers(crs, transform, size, share):
+    size = size if isinstance(size, tuple) else (size, size)
+    other = raster(crs, transform, *size)
+    assert covered_share(TILE, other) == pytest.approx(share, abs=0.01)
+    if share == 0:
+        assert covered_share(TILE, other) == covered_share(other, TILE) == 0
+
+
+def test_a_raster_of_the_world_has_ground_in_common_with_one_that_cannot_show_it():
+    world = raster("EPSG:4326", from_origin(-180, 90, 1, 1), 360, 180)
+    assert 0 < covered_share(world, TILE) < 1e-3

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from common.errors import OptionError, RasterError
 from common.mask_options import MaskOptions, MaskRule
-from common.masks import CLOUD, FILL, VALID, MaskReader, classify, grown
+from common.masks import CLOUD, FILL, VALID, MaskReader, classify, grown, report_text
 
 UTM = CRS.from_epsg(32632)
 SCENE = from_origin(700_000, 4_900_000, 10, 10)
@@ -148,11 +149,78 @@ def test_options_that_cannot_be_right_are_refused(given, words):
         MaskOptions(**given)
 
 
-def test_a_value_that_is_said_to_be_valid_is_so_though_it_is_nodata(tmp_path):
+@pytest.mark.parametrize("nodata", [0, 1])
+def test_a_value_that_a_rule_names_is_no_nodata(tmp_path, nodata):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:2] = 1
+    path = write_mask(tmp_path / "mask.tif", pixels, nodata=nodata)
+    rules = {0: MaskRule(keep=(0,)), 1: MaskRule(values=(1,))}
+    with MaskReader(path, rules[nodata], UTM, SCENE, (8, 8)) as reader:
+        assert np.array_equal(reader.read(Window(0, 0, 8, 8)), pixels == 0)
+        said = report_text("mask.tif", [reader.summary()])
+    assert f"mask.tif; its nodata value {nodata} is named, so it counts" in said
+
+
+def test_nodata_that_a_rule_does_not_name_is_invalid(tmp_path):
     pixels = np.zeros((8, 8), np.uint8)
     pixels[:2] = 1
     path = write_mask(tmp_path / "mask.tif", pixels, nodata=0)
-    valid, _ = valid_pixels(path, MaskRule(keep=(0,)))
-    assert np.array_equal(valid, pixels == 0)
-    valid, _ = valid_pixels(path, MaskRule(values=(1,)))
-    assert not valid.any()
+    with MaskReader(path, MaskRule(values=(1,)), UTM, SCENE, (8, 8)) as reader:
+        assert not reader.read(Window(0, 0, 8, 8)).any()
+        assert "named" not in report_text("m", [reader.summary()])
+
+
+def test_clouds_that_the_mask_declares_as_nodata_grow(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:2] = 1
+    path = write_mask(tmp_path / "mask.tif", pixels, nodata=1)
+    valid, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=1.0)
+    assert not valid[:3].any() and valid[3:].all()
+
+
+def mask_within(path: Path, kind: str, **more) -> str:
+    """A mask of 4 x 4 zeros but for two values 1, of which one pixel is masked by itself."""
+    values, own = np.zeros((4, 4), np.uint8), np.full((4, 4), 255, np.uint8)
+    values[0, 3] = values[1, 1] = 1
+    own[1, 1] = own[2, 0] = 0
+    count = 2 if kind == "alpha" else 1
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=kind == "internal"):
+        write_mask(path, values, count=count, **more)
+        with rasterio.open(path, "r+") as file:
+            if kind == "alpha":
+                file.write(own, 2)
+                file.colorinterp = ColorInterp.gray, ColorInterp.alpha
+            else:
+                file.write_mask(own)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["internal", "beside", "alpha"])
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_what_the_mask_of_a_mask_hides_is_invalid(tmp_path, kind, nodata):
+    path = mask_within(tmp_path / "m.tif", kind, nodata=nodata)
+    assert (tmp_path / "m.tif.msk").exists() == (kind == "beside")
+    for rule in (MaskRule(values=(1,)), MaskRule(keep=(0,)), MaskRule(bits=(0,))):
+        valid, counts = valid_pixels(path, rule)
+        assert np.argwhere(~valid).tolist() == [[0, 3], [1, 1], [2, 0]]
+        assert counts == {"pixels": 64, "masked": 3, "beyond": 48}
+
+
+def test_what_the_mask_of_a_mask_hides_does_not_grow(tmp_path):
+    path = mask_within(tmp_path / "m.tif", "internal")
+    valid, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=1.0)
+    assert not valid[0, 2] and not valid[1, 3]
+    assert valid[1, 0] and valid[1, 2] and valid[3, 0]
+
+
+def test_a_mask_with_an_alpha_band_in_another_crs_has_its_edge(tmp_path):
+    place = {"crs": "EPSG:4326", "transform": from_origin(11.0, 45.0, 0.5, 0.5)}
+    clear = np.zeros((2, 2), np.uint8)
+    path = tmp_path / "m.tif"
+    write_mask(path, clear, count=2, **place)
+    with rasterio.open(path, "r+") as file:
+        file.write(np.array([[255, 255], [255, 0]], np.uint8), 2)
+        file.colorinterp = ColorInterp.gray, ColorInterp.alpha
+    # the scene lies in the lower right pixel
+    valid, counts = valid_pixels(str(path), MaskRule(values=(1,)))
+    assert not valid.any() and counts["beyond"] == 0

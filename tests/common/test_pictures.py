@@ -1,4 +1,4 @@
-"""Colours, stretches, panels with a legend."""
+"""Maps in colour, stretches, panels with a legend."""
 
 from __future__ import annotations
 
@@ -8,29 +8,15 @@ from raster_helpers import (
     ramp,
 )
 
+from common.colours import class_colours
 from common.pictures import (
-    class_colours,
     colour_map,
     draw_panels,
     save_figure,
     stretch,
 )
 
-# --- colours and pictures --------------------------------------------------------------------
-
-
-def test_every_class_has_a_colour_of_its_own_that_is_not_white():
-    for count in range(2, 301):
-        colours = class_colours(count)
-        assert len(colours) == len(set(colours)) == count
-        assert (255, 255, 255) not in colours
-        assert all(isinstance(v, int) and 0 <= v <= 255 for c in colours for v in c)
-
-
-def test_a_class_keeps_its_colour_whatever_the_number_of_classes():
-    most = class_colours(300)
-    for count in range(3, 300):
-        assert class_colours(count) == most[:count]
+# --- pictures --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int64"])
@@ -41,10 +27,10 @@ def test_a_colour_map_shows_classes_in_their_colours_and_the_rest_white(
     labels = np.array([[0, 1, 5], [100, 255 if dtype == "uint8" else 999, 0]], dtype)
     if dtype != "uint8":
         labels[1, 2] = -1
-    picture = colour_map(labels, num_classes)
+    colours = class_colours([f"class {number}" for number in range(num_classes)])
+    picture = colour_map(labels, colours)
     assert picture.shape == (2, 3, 3)
     assert picture.dtype == np.uint8
-    colours = class_colours(num_classes)[:num_classes]
     for shown, label in zip(picture.reshape(-1, 3).tolist(), labels.flat):
         known = 0 <= label < num_classes
         assert tuple(shown) == (colours[label] if known else (255, 255, 255))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from helpers import write_geotiff
 from raster_helpers import write_vrt
 
 from common.errors import RasterError
-from common.rasters import Source, open_raster
+from common.files import describe_files
+from common.rasters import Source, files_of_raster, open_raster
 from common.sources import require_whole
 
 
@@ -54,3 +57,17 @@ def test_a_vrt_that_was_moved_without_its_sources_is_an_error(nested, tmp_path):
         require_whole(moved)
     shutil.copy(tmp_path / "inner.vrt", moved.parent)
     require_whole(moved)
+
+
+def test_the_archive_that_an_inner_vrt_refers_to_is_one_of_its_files(tmp_path):
+    file = write_geotiff(tmp_path / "a.tif", np.ones((1, 8, 8), np.uint8))
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.write(file, "in/a.tif")
+    write_vrt(tmp_path / "inner.vrt", [(f"/vsizip/{archive}/in/a.tif", None)])
+    path = write_vrt(tmp_path / "outer.vrt", [(tmp_path / "inner.vrt", None)])
+    known = describe_files(files_of_raster(path))
+    names = ("outer.vrt", "inner.vrt", "a.zip")
+    assert list(known) == [str(tmp_path / name) for name in names]
+    os.utime(archive, (1, 1))
+    assert describe_files(files_of_raster(path)) != known

@@ -7,8 +7,9 @@ import pytest
 import torch
 from helpers import SENTINEL, patch_everywhere
 
+from common.colours import GREY, RED, class_colours
 from common.patches import PatchPair, list_pairs, read_patch
-from common.pictures import class_colours, draw_panels
+from common.pictures import draw_panels
 from evaluation.examples import Examples, draw_examples, patch_accuracy, worth_showing
 
 
@@ -70,7 +71,7 @@ def pictures(target, make_dataset, monkeypatch, patches, classes):
 
     patch_everywhere(monkeypatch, "common.pictures.draw_panels", spy)
     names = [f"class {k}" for k in range(classes)]
-    draw_examples(target, examples, names)
+    draw_examples(target, examples, names, class_colours(names))
     return drawn
 
 
@@ -91,8 +92,7 @@ def test_drawn_examples_show_right_wrong_and_unlabelled(
     assert titles[::4] == [f"patch_{number:03}" for number in numbers]
     assert titles[3::4] == [f"{n / 28:.1%} wrong (red)" for n in numbers]
     worst = panels[3]["picture"]
-    grey, red = class_colours(2)
-    assert (worst[:7] == red).all() and (worst[7:28] == grey).all()
+    assert (worst[:7] == RED).all() and (worst[7:28] == GREY).all()
     assert (worst[28:] == 255).all()  # unlabelled
     truth = panels[1]["picture"]
     assert (truth[28:] == 255).all() and (truth[:28] != 255).any(axis=-1).all()
@@ -106,5 +106,5 @@ def test_few_patches_are_drawn_once_each(tmp_path, make_dataset, monkeypatch):
 
 
 def test_no_example_draws_nothing(tmp_path):
-    draw_examples(tmp_path / "examples.png", Examples(), ["a", "b"])
+    draw_examples(tmp_path / "examples.png", Examples(), ["a", "b"], [GREY, RED])
     assert not list(tmp_path.iterdir())

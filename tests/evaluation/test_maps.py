@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from helpers import CRS, ORIGIN, PIXEL, cell, patch_everywhere, write_raster
 from map_helpers import NAMES, centre, evaluate, random_pair, run, write_map
@@ -27,7 +31,7 @@ def drawn(monkeypatch):
 
 
 def test_scores_are_those_of_scikit_learn_whatever_the_strips(tmp_path, monkeypatch):
-    patch_everywhere(monkeypatch, "evaluation.maps.STRIP_PIXELS", 300)
+    patch_everywhere(monkeypatch, "evaluation.reading.STRIP_PIXELS", 300)
     guess, truth = random_pair()
     guess[:3], truth[:, :5] = 255, 255
     made = write_map(tmp_path / "map.tif", guess)
@@ -54,7 +58,7 @@ def test_a_boundary_counts_the_same_in_strips_and_in_one(tmp_path, monkeypatch):
     words = ("--map", write_map(tmp_path / "map.tif", guess), "--label",
              write_raster(tmp_path / "label.tif", truth, 255))  # fmt: skip
     whole = evaluate(tmp_path, *words)["boundary"]
-    patch_everywhere(monkeypatch, "evaluation.maps.STRIP_PIXELS", 60)
+    patch_everywhere(monkeypatch, "evaluation.reading.STRIP_PIXELS", 60)
     assert evaluate(tmp_path, *words)["boundary"] == whole
     assert whole["tolerance_pixels"] == 2
     assert whole["tolerance_metres"] == pytest.approx(20, rel=0.01)
@@ -185,6 +189,71 @@ def test_points_count_the_pixel_that_they_lie_in(tmp_path):
     assert report["labelled_pixels"] == 4
     right = (guess == truth)[rows, columns].mean()
     assert report["overall_accuracy"] == right
+
+
+def test_points_of_a_csv_with_ground_around_them(tmp_path):
+    guess = np.full((40, 40), 1, np.uint8)
+    guess[:, 20:] = 2
+    made = write_map(tmp_path / "map.tif", guess)
+    lines = [f"{x},{y},{kind}" for (x, y), kind in
+             ((centre(10, 8), "forest"), (centre(30, 32), "water"))]  # fmt: skip
+    (tmp_path / "points.csv").write_text("\n".join(["x,y,kind", *lines]) + "\n")
+    report = evaluate(tmp_path, "--map", made, "--label", tmp_path / "points.csv",
+                      "--label_column", "kind", "--label_crs", CRS, "--label_buffer", 15)  # fmt: skip
+    assert report["labelled_pixels"] == 18  # nine around each
+    assert report["overall_accuracy"] == 0.5
+
+
+def test_label_values_are_merged_and_named_as_in_the_extraction(tmp_path):
+    guess, truth = random_pair()
+    detailed = np.array([11, 25, 31], np.uint8)[truth]
+    detailed[::2][truth[::2] == 0] = 12
+    label = write_raster(tmp_path / "label.tif", detailed, 255)
+    made = write_map(tmp_path / "map.tif", guess)
+    report = evaluate(tmp_path, "--map", made, "--label", label,
+                      "--label_values", "31=town,11+12=water", "--other", "forest")  # fmt: skip
+    assert report["classes_met_by"] == "name"
+    assert report["overall_accuracy"] == (guess == truth).mean()
+
+
+def test_classes_that_are_called_by_their_codes_meet_by_these(tmp_path):
+    guess, truth = random_pair()
+    label = write_raster(
+        tmp_path / "label.tif", np.array([9, 5, 1], np.uint8)[truth], 255
+    )
+    made = write_map(tmp_path / "map.tif", guess, ["9", "5", "1"])
+    for more in ((), ("--label_values", "5,9,1")):
+        report = evaluate(tmp_path, "--map", made, "--label", label, *more)
+        assert report["overall_accuracy"] == (guess == truth).mean()
+
+
+def test_pictures_have_the_colours_of_the_map_or_those_asked_for(tmp_path, drawn):
+    guess, truth = random_pair()
+    made = write_map(tmp_path / "map.tif", guess)
+    with rasterio.open(made, "r+") as file:
+        file.write_colormap(
+            1, {0: (0, 0, 99, 255), 1: (0, 99, 0, 255), 2: (99, 0, 0, 255)}
+        )
+    label = write_raster(tmp_path / "label.tif", truth, 255)
+    for more, colour in (
+        ((), (0, 0, 99)),
+        (("--class_colors", "010203,00ff00,ff0000"), (1, 2, 3)),
+    ):
+        evaluate(tmp_path, "--map", made, "--label", label, *more)
+        picture = drawn["errors.png"].axes[0].images[0].get_array()
+        assert set(map(tuple, picture[guess == 0])) == {colour}
+
+
+def test_the_report_holds_the_command_that_makes_it_again(tmp_path):
+    guess, truth = random_pair()
+    made = write_map(tmp_path / "map.tif", guess)
+    label = write_raster(tmp_path / "label.tif", truth, 255)
+    first = evaluate(tmp_path, "--map", made, "--label", label, "--block_size", 80)
+    script, *words = shlex.split(first["command"])[1:]
+    assert script == "Evaluate_map.py"
+    assert run(*words, "--overwrite")[0] == 0
+    again = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert again == first
 
 
 def test_labels_on_another_grid_are_put_on_the_pixels_of_the_map(tmp_path):

@@ -120,7 +120,7 @@ def test_a_sample_holds_pixels_of_each_class_with_their_weights(scene, tmp_path)
 
 def test_a_sample_is_reproducible_whatever_the_strips(scene, tmp_path, monkeypatch):
     first, *_ = sample(scene, tmp_path / "a.gpkg", "--sample", 150)
-    patch_everywhere(monkeypatch, "evaluation.maps.STRIP_PIXELS", 300)
+    patch_everywhere(monkeypatch, "evaluation.reading.STRIP_PIXELS", 300)
     again, *_ = sample(scene, tmp_path / "b.gpkg", "--sample", 150)
     other, *_ = sample(scene, tmp_path / "c.gpkg", "--sample", 150, "--seed", 1)
     assert again.equals(first)
@@ -261,7 +261,9 @@ def test_references_are_names_or_numbers_in_any_case(scene, tmp_path, values):
     fill(scene, table, tmp_path / "other.gpkg", values)
     expected, *_ = estimates(scene, tmp_path / "names.gpkg", tmp_path / "a")
     found, *_ = estimates(scene, tmp_path / "other.gpkg", tmp_path / "b")
-    assert found | {"sample": ""} == expected | {"sample": ""}
+    for report in (found, expected):
+        del report["sample"], report["settings"], report["command"]
+    assert found == expected
 
 
 def test_points_without_a_reference_are_counted_and_left_out(scene, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -42,10 +43,12 @@ from site_helpers import (
 
 import extraction.cells
 import extraction.cutting
+from common import VERSION
 from common.errors import DatasetError
 from common.patches import PatchPair, list_pairs, read_patch
 from common.rasters import open_raster, select_bands
 from extraction.cells import Grid
+from extraction.dataset import STAGING
 from training.dataset import require_patches
 
 fault = pytest.mark.fault
@@ -328,6 +331,26 @@ def test_a_file_that_has_changed_since_refuses_the_resume(
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"another file {site.folder / changed} (" in line and "--overwrite" in line
     os.utime(site.folder / changed, (1, moment))
+    assert len(site.extract("--resume")) == 9
+
+
+@fault(6)
+@pytest.mark.parametrize("version", ["1.1", None])
+def test_patches_of_another_version_refuse_the_resume(
+    site, monkeypatch, capsys, version
+):
+    stop_after(monkeypatch, site, 4)
+    stored = site.out / STAGING / "settings.json"
+    content = json.loads(stored.read_text())
+    assert content.pop("version") == VERSION
+    # before 2.0 no version was stored
+    earlier = content | ({"version": version} if version else {})
+    stored.write_text(json.dumps(earlier))
+    assert run(*site.words("--resume")) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"another version ({version}, now {VERSION})" in line
+    assert "--overwrite" in line
+    stored.write_text(json.dumps({"version": VERSION} | content))
     assert len(site.extract("--resume")) == 9
 
 

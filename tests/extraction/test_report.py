@@ -22,8 +22,9 @@ from site_helpers import (
 )
 
 from common import SPLITS, pictures
+from common.colours import class_colours
 from common.labels import class_name_tags
-from common.pictures import class_colours, stretch
+from common.pictures import stretch
 from extraction.report import SplitSummary, absent_lines, share_cell
 
 # --- info ------------------------------------------------------------------------------------
@@ -303,14 +304,16 @@ def test_the_picture_shows_true_colour_the_classes_and_both(make_dataset, shown)
     label = np.where(image[0] == 0, 255, label[0])
     picture = stretch(image[[2, 1, 0]], image[0] != 0)
     assert np.array_equal(shown["image (bands 3, 2, 1)"], picture)
-    colours = np.array([*class_colours(3), (255, 255, 255)])
+    names = ["water", "trees", "town"]
+    of_classes = class_colours(names)
+    colours = np.array([*of_classes, (255, 255, 255)])
     expected = colours[np.where(label == 255, 3, label)]
     assert np.array_equal(shown["label"], expected)
     unlabelled = label == 255
     assert np.array_equal(shown["overlay"][unlabelled], picture[unlabelled])
     mixed = 0.55 * picture + 0.45 * expected
     assert np.abs(shown["overlay"] - mixed)[~unlabelled].max() <= 1
-    assert shown["legend"] == list(zip(["water", "trees", "town"], class_colours(3)))
+    assert shown["legend"] == list(zip(names, of_classes))
     assert shown["title"] == "train 0: patch_000"
 
 
@@ -318,7 +321,7 @@ def test_the_legend_lists_the_classes_that_are_there(site, shown):
     site.draw_label(np.where(classes(2) == 0, 1, 4).astype("uint8"))
     site.extract()
     assert run("visualize", "--output", site.out) == 0
-    colours = class_colours(5)
+    colours = class_colours([f"class {number}" for number in range(5)])
     assert shown["legend"] == [("class 1", colours[1]), ("class 4", colours[4])]
 
 

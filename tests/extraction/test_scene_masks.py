@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
-from batch_helpers import at, noise, write
+from batch_helpers import at, messages, noise, write
 from helpers import write_geotiff
 from rasterio.transform import Affine
 from site_helpers import PATCH, SIZE, TRANSFORM, refusal, run, scene
@@ -124,3 +124,80 @@ def test_a_mask_that_changed_since_refuses_the_resume(site, coarse, monkeypatch)
     with rasterio.open(coarse, "r+") as file:
         file.write(np.zeros((SIZE // 4, SIZE // 4), np.uint8), 1)
     assert run(*site.words("--resume", *given)) == 1
+
+
+def draw_row(batch, count: int) -> None:
+    """Scenes a, b, c... of 16 x 16 pixels, one below the other."""
+    for number, name in enumerate("abcdefg"[:count]):
+        batch.draw(name, 16, seed=number, transform=at(0, 16 * number))
+
+
+def clear_mask(folder, rows: int, place, **more):
+    """A mask without a cloud."""
+    return write(folder / "clear.tif", np.zeros((1, rows, 16), np.uint8), place, **more)
+
+
+def test_scenes_that_one_mask_misses_or_covers_in_part_are_named(batch, capsys):
+    draw_row(batch, 7)
+    mask = clear_mask(batch.folder, 24, at(0, 0))
+    lines = messages(capsys, *batch.words("--mask", mask, "--mask_values", "1"))
+    missed, partly, shares = (line for line in lines if str(mask) in line)
+    assert "no ground in common with 5 of 7 scenes, which it leaves valid: " in missed
+    assert missed.endswith("Image_e.tif and 2 more") and "Image_c.tif" in missed
+    assert "ends within 1 of 7 scenes" in partly and partly.endswith("Image_b.tif")
+    wanted = "7 scenes: about 0.0 % masked, 78.6 % beyond its edge (valid)"
+    assert shares.startswith(wanted)
+
+
+def test_a_mask_that_covers_all_scenes_says_its_shares_once(batch, capsys):
+    draw_row(batch, 3)
+    mask = clear_mask(batch.folder, 48, at(0, 0))
+    lines = messages(capsys, *batch.words("--mask", mask, "--mask_values", "1"))
+    (shares,) = (line for line in lines if str(mask) in line)
+    assert "3 scenes: about 0.0 % masked, 0.0 % beyond" in shares
+
+
+@pytest.mark.parametrize(
+    "more", [{"transform": at(0, 900)}, {"crs": "EPSG:4326"}, {"crs": "EPSG:32633"}]
+)
+def test_a_mask_of_another_place_is_refused(site, batch, capsys, more):
+    path = site.folder / "other.tif"
+    mask = write_geotiff(path, np.zeros((1, SIZE, SIZE), np.uint8),
+                         **{"transform": TRANSFORM} | more)  # fmt: skip
+    line = refusal(capsys, site, "--mask", mask, "--mask_values", "1")
+    assert f"{mask} has no ground in common with {site.image}; give" in line
+    draw_row(batch, 4)
+    line = batch.refusal(capsys, "--mask", mask, "--mask_values", "1")
+    assert str(mask) in line and "Image_c.tif and 1 more" in line
+
+
+def test_a_mask_of_its_own_that_misses_its_scene_is_refused(batch, capsys):
+    draw_row(batch, 2)
+    for name in "ab":  # both are of the place of a
+        write(batch.data / f"Clouds_{name}.tif", np.zeros((1, 16, 16), np.uint8))
+    pattern = batch.data / "Clouds_<id>.tif"
+    line = batch.refusal(capsys, "--mask", pattern, "--mask_values", "1")
+    assert "Clouds_b.tif has no ground in common with" in line and "Image_b.tif" in line
+    lines = messages(
+        capsys,
+        *batch.words("--mask", pattern, "--mask_values", "1", "--skip_errors"),
+        status=1,
+    )
+    assert any("Clouds_b.tif has no ground" in line for line in lines)
+
+
+def test_an_extraction_without_a_patch_says_what_its_mask_made_invalid(site, capsys):
+    path = site.folder / "clouds.tif"
+    values = np.zeros((1, SIZE, SIZE), np.uint8)
+    mask = write_geotiff(path, values, transform=TRANSFORM, nodata=0)
+    lines = messages(capsys, *site.words("--mask", mask, "--mask_values", 1), status=1)
+    wanted = (
+        f"about 100.0 % masked, 0.0 % beyond its edge (valid) by {mask}, which declares 0 as "
+        "nodata (--keep_values keeps it)"
+    )
+    assert lines[-1].startswith("error: None of the") and wanted in lines[-1]
+    lines = messages(capsys, *site.words("--mask", mask, "--mask_values", 0), status=1)
+    wanted = f"by {mask}; its nodata value 0 is named, so it counts as the option says"
+    assert lines[-1].startswith("error: None of the") and wanted in lines[-1]
+    site.extract("--mask", mask, "--keep_values", 0)
+    check(site, np.zeros((SIZE, SIZE), bool))

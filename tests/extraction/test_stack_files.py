@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from helpers import write_model
+import tifffile
+from helpers import interrupt, write_model
 from rasterio.transform import Affine, from_origin
 from stack_helpers import (
     CORNER,
@@ -201,6 +204,60 @@ def test_an_offset_of_broken_numbers_is_refused(tmp_path):
     assert "float32" in said and "--offset" in said
 
 
+@pytest.mark.parametrize(
+    "dtype, offset", [("uint8", -1000), ("uint8", 255), ("int16", -32767)]
+)
+@pytest.mark.parametrize("suffix", [".vrt", ".tif"])
+def test_an_offset_beyond_the_numbers_of_a_file_is_refused(
+    tmp_path, dtype, offset, suffix
+):
+    file = write_band(tmp_path / "a.tif", ramp(11, dtype=dtype), 10)
+    target = tmp_path / f"s{suffix}"
+    said = refused("--input", file, "--offset", offset, "--output", target)
+    assert f"An offset of {offset} leaves no pixel of a of {file}" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_the_largest_offset_that_a_file_takes(tmp_path):
+    file = write_band(tmp_path / "a.tif", ramp(11, dtype="uint8"), 10)
+    target = tmp_path / "s.vrt"
+    for offset, expected in ((-120, [1, 1]), (-254, [1, 1]), (254, [255, 255])):
+        words = ["--offset", offset, "--overwrite", "--output", target]
+        stacked("--input", file, *words)
+        with opened(target) as scene:
+            assert scene.read(1)[0, :2].tolist() == expected
+            assert scene.read(1)[-1, -1] == min(255, max(1, 121 + offset))
+
+
+def test_nodata_that_no_pixel_of_its_type_holds_is_none(tmp_path):
+    grid = write_band(tmp_path / "grid.tif", ramp(6), 20)
+    file = write_band(tmp_path / "a.tif", ramp(11, 0, "uint8"), 10, nodata=200)
+    with tifffile.TiffFile(file, mode="r+") as tiff:
+        tiff.pages.first.tags["GDAL_NODATA"].overwrite("0.5")
+    for more in ((), ("--like", grid)):
+        target = tmp_path / f"scene{len(more)}.vrt"
+        stacked("--input", file, "--output", target, *more)
+        with opened(target) as scene:
+            assert scene.nodata in (None, -32768)
+    with opened(tmp_path / "scene0.vrt") as scene:
+        assert (scene.read(1) == ramp(11, 0, "uint8")).all()
+
+
+def test_a_vrt_that_gdal_does_not_read_is_not_published(tmp_path, monkeypatch):
+    near = write_band(tmp_path / "a.tif", ramp(), 10, nodata=0)
+    coarse = write_band(tmp_path / "b.tif", ramp(6), 20, nodata=0)
+    target = tmp_path / "scene.vrt"
+    words = ["--input", near, coarse, "--offset", -1, "--output", target]
+    stacked(*words)
+    former = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.setattr(
+        "extraction.stack_vrt.lookup_table", lambda *_: "1:1,9:9,3:3,255:1"
+    )
+    said = refused(*words, "--overwrite")
+    assert f"error: {target} could not be read, so it is not kept" in said
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == former
+
+
 @pytest.mark.parametrize("suffix", [".vrt", ".tif"])
 @pytest.mark.parametrize(
     "dtype, nodata", [("float32", -9999.0), ("int16", -32768), ("int16", None)]
@@ -267,6 +324,16 @@ def test_a_mask_file_becomes_the_mask(l2a, tmp_path):
     with opened(tmp_path / "scene.vrt") as scene:
         assert ((scene.dataset_mask() == 0) == expected).all()
     assert "1.4 % masked, 75.0 % beyond its edge (valid)" in said
+
+
+def test_a_mask_of_another_place_is_refused(l2a, tmp_path):
+    corner = CORNER[0], CORNER[1] + 5000
+    mask = write_band(tmp_path / "c.tif", np.zeros((6, 6), np.uint8), 10, corner=corner)
+    target = tmp_path / "scene.vrt"
+    said = refused(
+        "--input", l2a, "--mask", mask, "--mask_values", "1", "--output", target
+    )
+    assert f"{mask} has no ground in common with {target}" in said
 
 
 @pytest.mark.parametrize(
@@ -342,6 +409,24 @@ def test_clouds_are_invalid_in_patches(l2a, tmp_path, capsys):
         with opened(path.parents[1] / "images" / path.name) as image:
             assert image.descriptions == names
             assert (Source(image).read()[1] == here).all()
+
+
+def test_a_product_that_was_downloaded_again_refuses_the_resume(
+    l2a, tmp_path, capsys, monkeypatch
+):
+    archive = Path(shutil.make_archive(str(l2a), "zip", l2a.parent, l2a.name))
+    scene, label = tmp_path / "scene.vrt", tmp_path / "label.tif"
+    stacked("--input", archive, "--bands", "B02,B05", "--output", scene)
+    write_band(label, np.ones((48, 48), np.uint8), 10)
+    words = ["extract", "--image", scene, "--label", label, "--output", tmp_path / "d",
+             "--patch_size", "16"]  # fmt: skip
+    words = [str(word) for word in words]
+    with monkeypatch.context() as patching:
+        interrupt(patching, "extraction.cutting.read_cell", 5)
+        assert Patch_extraction.main(words) == 130
+    os.utime(archive, (1, 1))
+    assert Patch_extraction.main([*words, "--resume"]) == 1
+    assert f"another file {archive} (" in capsys.readouterr().err
 
 
 def test_clouds_are_nodata_in_maps(l2a, tmp_path, capsys):

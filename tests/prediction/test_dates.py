@@ -7,6 +7,8 @@ import pytest
 import rasterio
 from prediction_helpers import TRANSFORM, noise, read_json, read_map, run, write_scene
 
+import Patch_extraction
+
 
 def dates(folder, count: int = 3, height: int = 150, width: int = 130):
     """Scenes with clouds (nodata) of their own, and a corner that none of them sees."""
@@ -84,8 +86,24 @@ def test_dates_on_other_grids_are_refused(land, tmp_path, capsys, other):
         assert run(land.path, [first, second], tmp_path / "map.tif", *options) == 1
         error = capsys.readouterr().err
         assert f"{second} is not on the pixel grid of {first}" in error
-        extent = "431240.0 4911920.0 431880.0 4912560.0"
-        assert f"gdalwarp -t_srs EPSG:32631 -te {extent} -ts 64 64" in error
+        assert f"stack --input {second} --like {first} --output b_like.tif" in error
+
+
+def test_the_advice_for_dates_on_other_grids_leads_to_their_map(
+    land, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    moved = TRANSFORM * TRANSFORM.translation(3.5, 0)
+    first = write_scene(tmp_path / "a.tif", noise(64, 64), nodata=0)
+    second = write_scene(tmp_path / "b.tif", noise(64, 60), nodata=0, transform=moved)
+    options = ("--combine", "mean")
+    assert run(land.path, [first, second], tmp_path / "map.tif", *options) == 1
+    advice = capsys.readouterr().err.split("Patch_extraction.py ")[1]
+    assert Patch_extraction.main(advice.split()) == 0
+    both = [first, tmp_path / "b_like.tif"]
+    assert run(land.path, both, tmp_path / "map.tif", *options) == 0
+    counts = read_map(tmp_path / "map_dates.tif")
+    assert (counts[:, :3] == 1).all() and (counts[:, 5:60] == 2).all()
 
 
 def test_a_map_of_dates_resumes_only_with_the_same_dates(land, tmp_path, capsys):

@@ -215,7 +215,8 @@ def test_one_failing_scene_leaves_the_others_mapped(land, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"{cut} is cut off" in error and "1 of 3 scenes" in error
     stems = ("first_prediction", "last_prediction")
-    ends = (".tif", ".tif.aux.xml", "_confidence.tif", "_statistics.json")
+    ends = [".tif", ".tif.aux.xml", "_confidence.tif", "_statistics.json"]
+    ends += [".qml", "_confidence.qml"]
     expected = {stem + end for stem in stems for end in ends}
     assert set(os.listdir(maps)) == expected
 

@@ -122,8 +122,8 @@ def test_every_valid_pixel_is_mapped_once_and_where_it_lies(scene, window):
         with rasterio.open(task.beside("_confidence.tif")) as file:
             confidence = file.read(1)
         assert sorted(p.name for p in Path(folder).iterdir()) == [
-            "map.tif", "map.tif.aux.xml", "map_confidence.tif", "map_statistics.json",
-            "scene.tif",
+            "map.qml", "map.tif", "map.tif.aux.xml", "map_confidence.qml", "map_confidence.tif",
+            "map_statistics.json", "scene.tif",
         ]  # fmt: skip
     np.testing.assert_array_equal(classes != nodata, valid)
     np.testing.assert_array_equal(confidence != -1, valid)
@@ -214,7 +214,8 @@ def contents(output: Path) -> dict[str, bytes]:
         for path in output.parent.glob(f"{output.stem}*")
     }
     report = json.loads(found.pop("_statistics.json"))
-    report = {key: report[key] for key in report if key not in ("output", "run")}
+    named = ("output", "run", "settings", "command")
+    report = {key: report[key] for key in report if key not in named}
     return found | {"report": json.dumps(report).encode()}
 
 

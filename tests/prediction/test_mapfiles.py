@@ -28,7 +28,7 @@ from prediction_helpers import (
 from rasterio.enums import ColorInterp
 
 from common import VERSION
-from common.pictures import class_colours
+from common.colours import class_colours
 from common.tiffs import create_tiff
 from prediction.mapfiles import MapWriter
 from prediction.rowstore import RowStore
@@ -223,7 +223,7 @@ def test_overviews_of_classes_are_classes_and_those_of_confidence_are_means(
     assert run(model.path, scene, tmp_path / "map.tif", *options) == 0
     with rasterio.open(tmp_path / "map.tif") as file:
         assert file.colorinterp == (ColorInterp.palette,)
-        assert file.colormap(1)[4] == (*class_colours(5)[4], 255)
+        assert file.colormap(1)[4] == (*class_colours(list("abcde"))[4], 255)
         assert file.overviews(1) == [2]
         assert set(np.unique(file.read())) == {1, 4}
     for name in ("map.tif", "map_confidence.tif"):
@@ -295,11 +295,11 @@ def test_confidence_and_quicklook_are_written_only_when_asked_for(
 ):
     folder = tmp_path / "out"
     assert run(land.path, scene, folder / "map.tif") == 0
-    plain = {"map.tif", "map.tif.aux.xml", "map_statistics.json"}
+    plain = {"map.tif", "map.tif.aux.xml", "map.qml", "map_statistics.json"}
     assert {path.name for path in folder.iterdir()} == plain
     options = ("--save_confidence", "--quicklook", "--overwrite")
     assert run(land.path, scene, folder / "map.tif", *options) == 0
-    more = {"map_confidence.tif", "map_quicklook.png"}
+    more = {"map_confidence.tif", "map_confidence.qml", "map_quicklook.png"}
     assert {path.name for path in folder.iterdir()} == plain | more
 
 
@@ -311,5 +311,5 @@ def test_a_quicklook_shows_the_map_in_its_colours(land, scene, tmp_path, options
     picture = (imread(tmp_path / "map_quicklook.png")[..., :3] * 255).round()
     assert picture.shape[0] > 300
     assert picture.shape[1] / picture.shape[0] > (2.2 if options else 1.5)
-    for colour in class_colours(4):
+    for colour in class_colours(["water", "forêt", "bare soil", "town"]):
         assert (picture == colour).all(axis=-1).sum() > 500

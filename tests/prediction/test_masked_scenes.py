@@ -107,3 +107,31 @@ def test_a_mask_needs_a_place(land, tmp_path, pixels, capsys):
         == 1
     )
     assert "has no CRS; assign one" in capsys.readouterr().err
+
+
+def test_scenes_that_one_mask_misses_are_named(land, tmp_path, pixels, capsys):
+    for number in range(3):
+        place = TRANSFORM * Affine.translation(0, HEIGHT * number)
+        write_scene(tmp_path / "in" / f"{number}.tif", pixels, transform=place)
+    mask = write_clouds(tmp_path / "clouds.tif", ONE)
+    options = ("--mask", str(mask), *BY_VALUES)
+    assert run(land.path, tmp_path / "in", tmp_path / "out", *options) == 0
+    error = capsys.readouterr().err
+    assert f"{mask} has no ground in common with 2 of 3 scenes" in error
+    assert error.count("has no ground") == 1 and "1.tif, " in error
+    check_map(land, tmp_path / "out" / "0_prediction.tif", pixels, ~cloudy(ONE))
+    check_map(land, tmp_path / "out" / "2_prediction.tif", pixels, ~cloudy())
+
+
+@pytest.mark.parametrize("name", ["clouds.tif", "<id>.tif"])
+def test_a_mask_of_another_place_is_refused(land, tmp_path, pixels, capsys, name):
+    scene = write_scene(tmp_path / "clouds.tif", pixels)
+    (tmp_path / "masks").mkdir()
+    place = TRANSFORM * Affine.translation(0, HEIGHT)
+    mask = write_scene(tmp_path / "masks" / "clouds.tif", pixels[:1], transform=place)
+    options = ("--mask", str(tmp_path / "masks" / name), *BY_VALUES)
+    for more in ((), ("--check",)):
+        assert run(land.path, scene, tmp_path / "map.tif", *options, *more) == 1
+        line = f"error: The mask {mask} has no ground in common with {scene}; give"
+        assert line in capsys.readouterr().err
+    assert not (tmp_path / "map.tif").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
+from shutil import copy2
 
 import numpy as np
 import pytest
@@ -153,6 +155,24 @@ def test_jobs_share_scenes_and_the_last_one_joins_the_maps(
     assert sorted(path.stem[4] for path in output.glob("*.tif")) == ["0", "2", "3"]
     assert run(land.path, scenes, output, "--part", "2/3") == 0
     assert mosaic.exists()
+
+
+def test_maps_of_other_windows_or_models_are_joined_with_a_warning(
+    land, tmp_path, output, capsys
+):
+    scenes, _ = tiles(tmp_path)
+    copy = Path(copy2(land.path, tmp_path / "copy.pth"))
+    for number, model in enumerate([land.path, copy, land.path, land.path], start=1):
+        assert run(model, scenes, output, "--part", f"{number}/4") == 0
+    err = capsys.readouterr().err
+    assert "joins 4 maps" in err and "otherwise" not in err
+    copy.touch()
+    options = ("--part", "4/4", "--overwrite", "--patch_size", "96")
+    assert run(copy, scenes, output, *options) == 0
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "otherwise" in x]
+    assert "mosaic.vrt 1 were made otherwise than tile0_prediction.tif" in line
+    assert "tile3_prediction.tif: windows of 96 pixels, not 64; model " in line
+    assert f"{copy}, not {land.path}" in line
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 501])

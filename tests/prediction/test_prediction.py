@@ -22,7 +22,7 @@ from prediction_helpers import (
 )
 from rasterio.enums import ColorInterp
 
-from common.pictures import class_colours
+from common.colours import class_colours
 
 
 def test_a_map_holds_the_class_of_every_pixel_on_the_pixel_grid_of_the_scene(
@@ -68,7 +68,7 @@ def test_a_map_says_what_its_classes_are(land, scene, tmp_path):
         assert file.tags()["NORMALIZATION"] == "dataset"
         assert file.colorinterp == (ColorInterp.palette,)
         colours = file.colormap(1)
-    for number, colour in enumerate(class_colours(4)):
+    for number, colour in enumerate(class_colours(names)):
         assert colours[number] == (*colour, 255)
     beside = ElementTree.parse(f"{output}.aux.xml").getroot()
     assert [node.text for node in beside.iter("Category")] == names
@@ -116,7 +116,10 @@ def test_three_hundred_classes_make_a_sixteen_bit_map(models, tmp_path):
     with rasterio.open(tmp_path / "map.tif") as file:
         assert (file.dtypes, file.nodata) == (("uint16",), 65535)
         classes, colours = file.read(1), file.colormap(1)
-    assert colours[299] == (*class_colours(300)[299], 255)
+    assert colours[299] == (
+        *class_colours([f"class {k}" for k in range(300)])[299],
+        255,
+    )
     assert (classes[:10] == 65535).all() and classes[10:].max() > 255
     probabilities = model.probabilities(pixels)
     best = np.sort(probabilities, axis=0)

@@ -91,7 +91,7 @@ def test_the_map_has_the_name_that_was_asked_for(land, scene, tmp_path, name):
     folder = tmp_path / "out"
     options = ("--quicklook", "--format", "cog")
     assert run(land.path, scene, folder / name, *options) == 0
-    more = ["map_quicklook.png", "map_statistics.json"]
+    more = ["map.qml", "map_quicklook.png", "map_statistics.json"]
     assert sorted(os.listdir(folder)) == sorted([name, f"{name}.aux.xml", *more])
 
 

@@ -199,7 +199,7 @@ def of_another_library(content: dict) -> dict:
 @table(
     row("predict", "missing", lambda: os.unlink("model.pth"), r"No checkpoint model.pth"),
     row("predict", "a folder without any", lambda: Path("models").mkdir(),
-        r"No checkpoints \(.pth\) in models", "--model models"),
+        r"No model_final_model.pth in models", "--model models"),
     row("predict", "empty file", lambda: empty("model.pth"),
         r"model.pth cannot be opened safely as a checkpoint: .*; .*main.py"),
     row("predict", "cut off", lambda: cut_off("model.pth"),

@@ -180,7 +180,7 @@ def test_a_failed_product_leaves_the_map_and_resume_makes_it_alone(
     assert f"map.tif is complete: --resume makes only {missing}" in error
     assert made.exists() and not missing.exists()
     assert not list(output.parent.glob(".*"))
-    names = {"map.tif", "map.tif.aux.xml", "map_statistics.json", made.name}
+    names = {"map.tif", "map.tif.aux.xml", "map.qml", "map_statistics.json", made.name}
     before = outcome(output.parent)
     assert before.keys() == names
     batches.clear()

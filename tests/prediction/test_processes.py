@@ -61,10 +61,13 @@ def contents(output: Path) -> dict[str, bytes]:
     }
 
 
+NAMED = ("output", "run", "settings", "command")
+
+
 def report(output: Path) -> dict:
     """The statistics without the files' names and what may differ between runs."""
     found = json.loads((output.parent / f"{output.stem}_statistics.json").read_text())
-    return {key: found[key] for key in found if key not in ("output", "run")}
+    return {key: found[key] for key in found if key not in NAMED}
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,7 @@ def test_resuming_where_nothing_is_there_is_an_ordinary_run(
     assert run(spatial, tall_scene, tmp_path / "a" / "map.tif") == 0
     assert run(spatial, tall_scene, tmp_path / "b" / "map.tif", "--resume") == 0
     assert len(batches) == 2 * 12
-    names = ("map.tif", "map.tif.aux.xml")
+    names = ("map.tif", "map.tif.aux.xml", "map.qml")
     for name in names:
         one, other = (tmp_path / folder / name for folder in "ab")
         assert one.read_bytes() == other.read_bytes()

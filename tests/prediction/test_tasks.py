@@ -152,14 +152,33 @@ def test_a_folder_without_folds_stands_for_its_final_model(tmp_path):
     assert list_models([str(tmp_path)]) == [final]
 
 
-def test_a_folder_without_a_final_model_stands_for_all_its_checkpoints(tmp_path):
-    expected = touch(tmp_path / "a.pth", tmp_path / "b.pth")
-    touch(tmp_path / "notes.txt", tmp_path / "model_last.pth")  # of a run that goes on
+def test_a_run_of_folds_at_random_and_by_block_stands_for_those_by_block(tmp_path):
+    final = "model_final_model.pth"
+    expected = touch(*(tmp_path / "block" / f"fold_{n}" / final for n in (1, 2)))
+    touch(tmp_path / "random" / "fold_1" / final, tmp_path / final)
     assert list_models([str(tmp_path), "c.pth"]) == [*expected, "c.pth"]
 
 
-def test_a_folder_without_checkpoints_is_refused(scene, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    assert run(tmp_path / "empty", scene, tmp_path / "map.tif") == 1
-    error = capsys.readouterr().err
-    assert f"No checkpoints (.pth) in {tmp_path / 'empty'}" in error
+def test_a_folder_without_a_final_model_is_refused(scene, tmp_path, capsys):
+    touch(
+        tmp_path / "runs" / "best.pth", tmp_path / "runs" / "fold_1" / "model_last.pth"
+    )
+    for folder in (tmp_path / "runs", tmp_path / "empty"):
+        folder.mkdir(exist_ok=True)
+        assert run(folder, scene, tmp_path / "map.tif") == 1
+        error = capsys.readouterr().err
+        assert f"No model_final_model.pth in {folder}, nor in folders fold_N" in error
+
+
+def test_a_line_names_what_a_folder_stands_for(land, scene, tmp_path, capsys):
+    for number in range(1, 6):
+        place = tmp_path / "runs" / f"fold_{number}"
+        place.mkdir(parents=True)
+        shutil.copy(land.path, place / "model_final_model.pth")
+    assert run(tmp_path / "runs", scene, tmp_path / "map.tif") == 0
+    line = next(x for x in capsys.readouterr().err.splitlines() if "averaged" in x)
+    first, last = (tmp_path / "runs" / f"fold_{n}" for n in (1, 5))
+    assert line.startswith(f"{tmp_path / 'runs'}: 5 models, averaged ({first}")
+    assert line.endswith(f"... {last / 'model_final_model.pth'})")
+    assert run(land.path, scene, tmp_path / "other.tif") == 0
+    assert "final model (" not in capsys.readouterr().err

@@ -237,6 +237,32 @@ def test_all_scenes_get_the_window_of_one_trial(
     assert window_of(output / "more_prediction.tif") == 96
 
 
+def test_jobs_of_an_array_take_the_window_of_maps_that_are_there(
+    trained, wide, small_sizes, tmp_path, monkeypatch, capsys
+):
+    """Though the first scene, on which they would try windows, has changed meanwhile."""
+    later = write_scene(tmp_path / "later.tif", noise(240, 240, seed=1))
+    model, output = trained(32, 32), tmp_path / "maps"
+    assert predict(model, [wide, later], output, "--part", "1/2") == 0
+    early = write_scene(tmp_path / "early.tif", noise(80, 80))  # gets no trial
+    scenes = [early, wide, later]
+    calls = interrupt(monkeypatch, "prediction.window.kept_classes", 99)
+    for part, more in (("1/3", ()), ("3/3", ()), ("1/3", ("--overwrite",))):
+        assert predict(model, scenes, output, "--part", part, *more) == 0
+        text = f"windows of 96 x 96 pixels, as in {output}"
+        assert text in capsys.readouterr().err
+    assert not calls
+    for name in ("early", "later"):
+        assert window_of(output / f"{name}_prediction.tif") == 96
+    # those of other options or models tell nothing
+    for options in (("--bands", "1,2,3"), ()):
+        other = trained(32, 48) if not options else model
+        options = (*options, "--part", "1/3", "--overwrite")
+        assert predict(other, scenes, output, *options) == 0
+        assert window_of(output / "early_prediction.tif") == 32
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("length", [32, 64, 100, 416, 512])
 @pytest.mark.parametrize("size", [32, 33, 45, 64, 65, 127, 224, 256, 511, 512, 600])
 def test_windows_give_each_pixel_of_the_middle_once(length, size):

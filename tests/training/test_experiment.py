@@ -118,7 +118,8 @@ def test_settings_parser_and_checkpoint_agree_field_by_field(any_run):
             assert action.default == item.default
         assert item.name in stored
         assert stored[item.name] == any_run.report["settings"][item.name]
-    assert set(actions) == {"help", "list_models", "list_encoders", "check", "debug"}
+    others = {"help", "list_models", "list_encoders", "check", "settings", "debug"}
+    assert set(actions) == others
 
 
 def test_the_report_stores_the_settings_of_the_command_line(binary_run, binary_data):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers import QUICK, interrupt, run_main, train
 
+from common.errors import SegmentationError
 from common.files import exclusive_lock
 from training import cross_validation
+from training.experiment import run_experiment
 
 MORE = (
     *("--val_strategy", "kfold", "--n_splits", 3),
@@ -24,7 +27,9 @@ def without_times(report) -> object:
     """A report without what differs between two equal runs."""
     if isinstance(report, dict):
         left = {key: without_times(value) for key, value in report.items()}
-        return {k: v for k, v in left.items() if k not in ("seconds", "settings")}
+        return {
+            k: v for k, v in left.items() if k not in ("seconds", "settings", "command")
+        }
     return [without_times(v) for v in report] if isinstance(report, list) else report
 
 
@@ -93,6 +98,61 @@ def test_a_fold_that_another_job_trains_is_not_touched(multiclass_data, tmp_path
             assert status == 1 and "Another run into" in err and "fold_1" in err
         status, _, err = run_main(*words(multiclass_data, tmp_path, "--only_fold", 2))
         assert status == 0, err
+
+
+def test_a_fold_of_a_running_whole_run_is_not_replaced(
+    multiclass_data, tmp_path, monkeypatch
+):
+    """Nor one that it has finished, nor one that is still to come."""
+    tried, fit = [], cross_validation.fit
+
+    def fit_beside_jobs(run):
+        if run.save_dir.name == "fold_2":
+            for number in (1, 2, 3):
+                job = replace(run.config, only_fold=number, overwrite=True)
+                with pytest.raises(SegmentationError, match=f"fold_{number} is under"):
+                    run_experiment(job)
+                tried.append(number)
+        return fit(run)
+
+    monkeypatch.setattr(cross_validation, "fit", fit_beside_jobs)
+    status, _, err = run_main(*words(multiclass_data, tmp_path))
+    assert status == 0, err
+    assert tried == [1, 2, 3]
+    assert not list(tmp_path.rglob(".lock"))
+    assert (tmp_path / "fold_1" / "model_final_model.pth").is_file()
+
+
+def test_jobs_of_several_folds_work_side_by_side(
+    multiclass_data, tmp_path, monkeypatch
+):
+    def fit_beside_another(run):
+        with monkeypatch.context() as patch:
+            patch.setattr(cross_validation, "fit", fit)
+            same = replace(run.config, overwrite=True)
+            with pytest.raises(SegmentationError, match="fold_1 is under way"):
+                run_experiment(same)
+            assert run_experiment(replace(run.config, only_fold=2))["held_out"]
+        return fit(run)
+
+    fit = cross_validation.fit
+    monkeypatch.setattr(cross_validation, "fit", fit_beside_another)
+    status, _, err = run_main(*words(multiclass_data, tmp_path, "--only_fold", 1))
+    assert status == 0, err
+
+
+def test_settings_of_all_finished_folds_are_compared_before_any_training(
+    multiclass_data, tmp_path, monkeypatch
+):
+    given = words(multiclass_data, tmp_path)
+    assert run_main(*given, "--only_fold", 2)[0] == 0
+    assert run_main(*given, "--only_fold", 3, "--seed", 7)[0] == 0
+    calls = interrupt(monkeypatch, "training.cross_validation.fit", 99)
+    for check in ((), ("--check",)):  # the missing fold 1 would be trained first
+        status, _, err = run_main(*given, *check)
+        assert status == 1 and not calls
+        (line,) = [one for one in err.splitlines() if "error" in one]
+        assert f"{tmp_path / 'fold_3'}" in line and "another seed (7, now 42)" in line
 
 
 @pytest.mark.parametrize(

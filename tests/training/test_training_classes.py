@@ -19,7 +19,10 @@ def named(names) -> dict:
 
 
 def settle(monkeypatch, names, **options) -> tuple[str, int]:
-    patch_everywhere(monkeypatch, "training.classes.stored_classes", lambda root: names)
+    stored = (names, options.pop("codes", None))
+    patch_everywhere(
+        monkeypatch, "training.classes.stored_classes", lambda root: stored
+    )
     config = settle_classes(TrainingConfig(dataset_root="d", model="unet", **options))
     assert config.label_classes == config.classes
     return config.mode, config.classes
@@ -53,6 +56,8 @@ def test_mode_and_classes_are_those_of_the_dataset(monkeypatch, names, expected)
         (None, {"class_names": "a,b,c"}, ("multiclass", 3)),
         (None, {"mode": "multiclass"}, ("multiclass", 2)),
         (["forest", "water"], {"mode": "binary"}, ("binary", 2)),
+        (["land", "water"], {"codes": [0, 7]}, ("binary", 2)),
+        (["land", "water"], {"codes": [3, 0]}, ("multiclass", 2)),
         (["other", "water"], {"mode": "multiclass"}, ("multiclass", 2)),
         (LAND, {"mode": "multiclass", "classes": 4}, ("multiclass", 4)),
     ],
