@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 import rasterio
@@ -19,6 +19,7 @@ from common.files import atomic_write, part_prefix
 from common.ground import pixel_areas
 from common.labels import require_one_band
 from common.rasters import Source, open_raster, require_georeference
+from common.styles import DOCTYPE, QGIS
 from common.text import aligned_table
 from common.vectors import write_layer
 from evaluation.classes import Classes
@@ -29,6 +30,13 @@ log = logging.getLogger("semanticseg4eo")
 
 LAYER = "sample"
 HIDDEN = ("stratum", "weight")  # columns that would give the map's class away
+MARKER = {
+    "name": "cross",
+    "color": "230,30,30,255",
+    "outline_color": "230,30,30,255",
+    "outline_width": "0.6",
+    "size": "4",
+}
 # a map's class is never expected to be better, nor worse than what that leaves
 LIKELIEST = 0.95
 
@@ -260,38 +268,26 @@ def add_style(file: Path, columns: Sequence[str]) -> None:
 
 def style_text(columns: Sequence[str]) -> str:
     """The style as QML: red crosses; form and table without the hidden columns."""
-    root = ElementTree.Element(
-        "qgis", styleCategories="Symbology|Forms|AttributeTable|Fields"
-    )
-    renderer = ElementTree.SubElement(root, "renderer-v2", type="singleSymbol")
-    symbols = ElementTree.SubElement(renderer, "symbols")
-    symbol = ElementTree.SubElement(
-        symbols, "symbol", type="marker", name="0", alpha="1"
-    )
-    layer = ElementTree.SubElement(symbol, "layer", {"class": "SimpleMarker"})
-    options = ElementTree.SubElement(layer, "Option", type="Map")
-    look = {"name": "cross", "color": "230,30,30,255", "outline_color": "230,30,30,255",
-            "outline_width": "0.6", "size": "4"}  # fmt: skip
-    for name, value in look.items():
-        ElementTree.SubElement(
-            options, "Option", name=name, value=value, type="QString"
-        )
-    fields = ElementTree.SubElement(root, "fieldConfiguration")
-    shown = ElementTree.SubElement(
-        ElementTree.SubElement(root, "attributetableconfig"), "columns"
-    )
-    editable = ElementTree.SubElement(root, "editable")
+    categories = "Symbology|Forms|AttributeTable|Fields"
+    root = Element("qgis", version=QGIS, styleCategories=categories)
+    renderer = SubElement(root, "renderer-v2", type="singleSymbol")
+    symbols = SubElement(renderer, "symbols")
+    symbol = SubElement(symbols, "symbol", type="marker", name="0", alpha="1")
+    kind = {"class": "SimpleMarker", "enabled": "1", "locked": "0", "pass": "0"}
+    layer = SubElement(symbol, "layer", kind)
+    for name, value in MARKER.items():
+        SubElement(layer, "prop", k=name, v=value)
+    fields = SubElement(root, "fieldConfiguration")
+    shown = SubElement(SubElement(root, "attributetableconfig"), "columns")
+    editable = SubElement(root, "editable")
     for name in columns:
         hidden = name in HIDDEN
-        field = ElementTree.SubElement(fields, "field", name=name)
         widget = "Hidden" if hidden else "TextEdit"
-        edit = ElementTree.SubElement(field, "editWidget", type=widget)
-        ElementTree.SubElement(ElementTree.SubElement(edit, "config"), "Option")
-        ElementTree.SubElement(
-            shown, "column", type="field", name=name, hidden=str(int(hidden))
+        edit = SubElement(
+            SubElement(fields, "field", name=name), "editWidget", type=widget
         )
-        free = str(int(name == "reference"))
-        ElementTree.SubElement(editable, "field", name=name, editable=free)
-    ElementTree.SubElement(root, "previewExpression").text = '"id"'
-    text = ElementTree.tostring(root, encoding="unicode")
-    return f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{text}"
+        SubElement(SubElement(edit, "config"), "Option")
+        SubElement(shown, "column", type="field", name=name, hidden=str(int(hidden)))
+        SubElement(editable, "field", name=name, editable=str(int(name == "reference")))
+    SubElement(root, "previewExpression").text = '"id"'
+    return DOCTYPE + tostring(root, encoding="unicode")

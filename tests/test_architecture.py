@@ -185,11 +185,13 @@ def test_extraction_and_common_work_without_torch():
 
 
 def test_a_map_is_evaluated_without_torch():
-    for module in ("evaluation.maps", "evaluation.figures"):
-        users = {
-            m for m in reached(module, late=True) if libraries(m, late=True) & TORCH
-        }
-        assert not users, module
+    def users(module: str, late: bool) -> set[str]:
+        return {m for m in reached(module, late) if libraries(m, late=True) & TORCH}
+
+    for module in ("evaluation.maps", "evaluation.figures", "evaluation.estimation"):
+        assert not users(module, late=True)
+    for module in ("evaluation.sampling", "evaluation.points", "evaluation.outputs"):
+        assert not users(module, late=False)
 
 
 # --- what an import costs -------------------------------------------------------------------

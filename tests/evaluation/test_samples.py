@@ -181,6 +181,10 @@ def test_neyman_takes_the_accuracies_of_the_model_that_made_the_map(scene, tmp_p
     counts = table["stratum"].value_counts()[NAMES].to_numpy()
     assert counts == pytest.approx(300 * shares / shares.sum(), abs=1)
     assert "0.8 is taken: town" in err
+    (tmp_path / "map_statistics.json").write_text(json.dumps({"model": ["gone.pth"]}))
+    _, _, err = sample(scene, tmp_path / "u.gpkg", *words)
+    assert "gone.pth, which" in err
+    assert "0.8 is taken: water, forest, town" in err
     (tmp_path / "map_statistics.json").unlink()
     assert sample(scene, tmp_path / "t.gpkg", *words, "--model", model)[0][
         "stratum"
