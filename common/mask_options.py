@@ -40,6 +40,7 @@ class Mask:
 
     path: str
     rule: MaskRule
+    buffer: float = 0.0  # metres by which clouds grow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,16 @@ class MaskOptions:
         shown="none",
     )  # fmt: skip
 
+    mask_buffer: float = setting(
+        0.0, "metres by which clouds and shadows of the mask grow", "mask", least=0
+    )
+
     def __post_init__(self):
-        if hasattr(
-            super(), "__post_init__"
-        ):  # settings that these options are a part of
+        if hasattr(super(), "__post_init__"):  # settings that these are a part of
             super().__post_init__()
+        fine = self.masked or not self.mask_buffer
+        wanted = f"{self.MASKING} with it"
+        require(fine, "--mask_buffer", self.mask_buffer, wanted)
         given = [name for name in COMPANIONS if getattr(self, name) is not None]
         for name in given:
             fine = self.mask is not None
@@ -80,11 +86,19 @@ class MaskOptions:
             fine = not bits or all(0 <= bit < 63 for bit in bits)
             require(fine, "--mask_bits", self.mask_bits, "numbers from 0 to 62")
 
+    MASKING = "--mask"  # the options of which one names a mask
+
+    @property
+    def masked(self) -> bool:
+        """Whether an option names a mask."""
+        return self.mask is not None
+
     def mask_of(self, scene_id: str) -> Mask | None:
         """The mask of a scene, by what takes the place of ``<id>``; None without ``--mask``."""
         if self.mask is None:
             return None
-        return Mask(self.mask.replace("<id>", scene_id), self.mask_rule)
+        path = self.mask.replace("<id>", scene_id)
+        return Mask(path, self.mask_rule, self.mask_buffer)
 
     @property
     def own_masks(self) -> bool:

@@ -18,9 +18,9 @@ from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from common.errors import RasterError
-from common.ground import covered_share
-from common.mask_options import MaskRule
+from common.errors import RasterError, require
+from common.ground import covered_share, pixel_size
+from common.mask_options import Mask, MaskRule
 from common.text import some_of
 
 VALID, CLOUD, FILL = 0, 1, 2  # what a pixel of a mask means; a buffer grows only clouds
@@ -50,7 +50,9 @@ def grown(cloud: np.ndarray, pixels: float) -> np.ndarray:
         return cloud
     clear = (~cloud).astype(np.uint8)
     distance = cv2.distanceTransform(clear, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return distance <= pixels * (1 + 1e-6)
+    return (
+        distance <= pixels * 1.005
+    )  # metres of a projection are true to half a percent
 
 
 def has_own_mask(mask: rasterio.DatasetReader) -> bool:
@@ -89,6 +91,7 @@ class MaskReader:
     transform: Affine  # of the scene
     size: tuple[int, int]  # width, height of the scene
     bands: Sequence[int] = (1,)
+    buffer: float = 0.0  # pixels by which clouds grow
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("pixels", "masked", "beyond"), 0)
     )
@@ -154,25 +157,23 @@ class MaskReader:
     def read(
         self,
         window: Window,
-        buffer: float = 0.0,
         out_shape: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """The valid pixels (H, W) bool of a window of the scene.
 
         Args:
             window: Whole pixels within the scene.
-            buffer: Pixels by which clouds grow.
             out_shape: Rows and columns that the window is thinned to, without a buffer.
         """
         if out_shape is not None:
             return self._meaning(window, out_shape)[0] == VALID
-        margin = math.ceil(buffer)
+        margin = math.ceil(self.buffer)
         left = max(0, window.col_off - margin)
         top = max(0, window.row_off - margin)
         right = min(self.size[0], window.col_off + window.width + margin)
         bottom = min(self.size[1], window.row_off + window.height + margin)
         meaning, inside = self._meaning(Window(left, top, right - left, bottom - top))
-        cloud = grown(meaning == CLOUD, buffer)
+        cloud = grown(meaning == CLOUD, self.buffer)
         invalid = cloud | (meaning == FILL)
         rows = slice(window.row_off - top, window.row_off - top + window.height)
         columns = slice(window.col_off - left, window.col_off - left + window.width)
@@ -211,6 +212,25 @@ class MaskReader:
         nodata = next((value for value in declared if value is not None), None)
         named = nodata in self.rule.named
         return MaskSummary(dict(self.counts), self.covered, nodata, named)
+
+
+def buffer_in_pixels(metres: float, grid) -> float:
+    """``--mask_buffer`` in pixels of a raster or grid.
+
+    Raises:
+        OptionError: Nobody knows the size of its pixels.
+    """
+    size = pixel_size(grid) if metres else 1.0
+    none = f"0, since pixels of {grid.crs} have no size in metres"
+    require(size is not None, "--mask_buffer", f"{metres:g}", none)
+    return metres / size
+
+
+def open_mask(mask: Mask, scene: rasterio.DatasetReader) -> MaskReader:
+    """``--mask`` on the pixels of a scene."""
+    size, buffer = (scene.width, scene.height), buffer_in_pixels(mask.buffer, scene)
+    place = scene.crs, scene.transform, size
+    return MaskReader(mask.path, mask.rule, *place, buffer=buffer)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from common.alpha import alpha_bands, flagged_bands
 from common.errors import RasterError, gdal_message
 from common.machine import available_cores, fits_in_memory
 from common.mask_options import Mask
-from common.masks import MaskReader
+from common.masks import open_mask
 from common.nodata import nodata_pixels
 from common.tiffs import TIFF_SUFFIXES
 from common.windows import window_within
@@ -306,10 +306,7 @@ class Source:
         self.mask = None
         if mask is not None:
             require_georeference(dataset)
-            size = dataset.width, dataset.height
-            self.mask = MaskReader(
-                mask.path, mask.rule, dataset.crs, dataset.transform, size
-            )
+            self.mask = open_mask(mask, dataset)
         # pixels of all bands are often stored together: each block is decoded once
         fit = self.one_dtype and {dataset.dtypes[a - 1] for a in self.alphas} <= {
             dataset.dtypes[self.bands[0] - 1]

@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 from common.errors import RasterError, SegmentationError, gdal_message, require
 from common.files import atomic_write, exclusive_lock, naming, require_folder
-from common.ground import pixel_size
 from common.interruption import stop_requested, until_stopped
-from common.masks import MaskReader, coverage_lines, report_text
+from common.masks import MaskReader, buffer_in_pixels, coverage_lines, report_text
 from common.rasters import GDAL_CACHE
 from common.sources import require_whole
 from common.tiffs import create_tiff, require_complete_tiff, write_errors
@@ -88,12 +87,11 @@ def report_coverage(plans: Sequence[ScenePlan], config: StackConfig) -> None:
         log.warning(line)
 
 
-def read_mask(mask: MaskLayer, grid: Grid) -> MaskReader:
-    """A mask on the pixels of a scene."""
-    size = grid.width, grid.height
-    return MaskReader(
-        mask.path, mask.rule, grid.crs, grid.transform, size, mask.numbers
-    )
+def read_mask(mask: MaskLayer, grid: Grid, metres: float = 0.0) -> MaskReader:
+    """A mask on the pixels of a scene, its clouds grown by so many metres."""
+    place = grid.crs, grid.transform, (grid.width, grid.height)
+    buffer = buffer_in_pixels(metres, grid)
+    return MaskReader(mask.path, mask.rule, *place, mask.numbers, buffer)
 
 
 def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
@@ -147,7 +145,6 @@ def require_readable(vrt: Path) -> None:
 def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
     """Write what is valid by all masks, 255 or 0, on the scene's pixels; a line for each mask."""
     grid = plan.grid
-    buffer = config.mask_buffer / pixel_size(grid) if config.mask_buffer else 0.0
     profile = {
         "width": grid.width, "height": grid.height, "count": 1, "dtype": "uint8",
         "crs": grid.crs, "transform": grid.transform, "compress": "deflate",
@@ -155,7 +152,10 @@ def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
     if min(grid.width, grid.height) >= MASK_ROWS:
         profile |= {"tiled": True, "blockxsize": MASK_ROWS, "blockysize": MASK_ROWS}
     with ExitStack() as opened:
-        readers = [opened.enter_context(read_mask(mask, grid)) for mask in plan.masks]
+        readers = [
+            opened.enter_context(read_mask(mask, grid, config.mask_buffer))
+            for mask in plan.masks
+        ]
         file = opened.enter_context(create_tiff(path, **profile))
         tops = range(0, grid.height, MASK_ROWS)
         for top in until_stopped(tqdm(tops, "mask", leave=False, disable=None)):
@@ -163,7 +163,7 @@ def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
             window = Window(0, top, grid.width, rows)
             valid = np.ones((rows, grid.width), bool)
             for reader in readers:
-                valid &= reader.read(window, buffer)
+                valid &= reader.read(window)
             file.write(valid.astype(np.uint8) * 255, 1, window=window)
     return [
         report_text(Path(mask.path).name, [reader.summary()])

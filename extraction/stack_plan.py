@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import OptionError, RasterError, require
-from common.ground import covered_share, pixel_size
+from common.errors import RasterError, require
+from common.ground import covered_share
+from common.masks import buffer_in_pixels
 from common.rasters import open_raster
 from common.tiffs import TIFF_SUFFIXES
 from extraction.stack_bands import MaskLayer, Product
@@ -131,11 +132,7 @@ def plan_scene(
             if product.mask is None:
                 raise RasterError(f"{product.name} {product.no_mask}")
             masks.append(product.mask)
-    if config.mask_buffer and pixel_size(grid) is None:
-        raise OptionError(
-            f"--mask_buffer {config.mask_buffer:g}: expected 0, since pixels of {grid.crs} have "
-            "no size in metres"
-        )
+    buffer_in_pixels(config.mask_buffer, grid)  # an error before the work
     stored = common_type(layers, grid)
     tags = tags_of(products, layers, stored, masks, config)
     return ScenePlan(target, layers, grid, stored, masks, tags)

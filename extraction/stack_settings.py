@@ -47,14 +47,17 @@ class StackFiles:
     cloud_mask: bool = setting(
         False, "mask clouds, shadows and fill by the product's own layer", "mask"
     )
-    mask_buffer: float = setting(
-        0.0, "metres by which clouds and shadows of the mask grow", "mask", least=0
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackConfig(MaskOptions, StackFiles):
     """Every setting of ``stack``."""
+
+    MASKING = "--cloud_mask or --mask"
+
+    @property
+    def masked(self) -> bool:
+        return self.cloud_mask or super().masked
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,9 +66,6 @@ class StackConfig(MaskOptions, StackFiles):
         require(not both, "--like", "and --resolution", "one of the two")
         both = self.cloud_mask and self.mask is not None
         require(not both, "--cloud_mask", "and --mask", "one of the two")
-        fine = self.cloud_mask or self.mask or not self.mask_buffer
-        wanted = "--cloud_mask or --mask with it"
-        require(fine, "--mask_buffer", self.mask_buffer, wanted)
         suffix = PurePath(self.output).suffix.lower()
         fine = not self.join or suffix in (".vrt", ".tif", ".tiff")
         require(fine, "--join", self.output, "--output that ends in .vrt or .tif")

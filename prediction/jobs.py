@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import rasterio
 import torch
 from affine import Affine
@@ -20,8 +21,9 @@ from common.colours import Colour
 from common.devices import free_memory
 from common.errors import RasterError
 from common.files import describe_file, describe_files, fingerprint
+from common.ground import pixel_areas
 from common.mask_options import Mask
-from common.masks import MaskReader, coverage_lines
+from common.masks import coverage_lines, open_mask
 from common.nodata import mask_shares, nodata_advice
 from common.rasters import (
     Source,
@@ -29,6 +31,7 @@ from common.rasters import (
     open_raster,
     require_georeference,
 )
+from common.sieve import centre_pixel, fewest_pixels
 from common.sources import require_whole
 from common.vectors import files_of_vector
 from prediction.area import Area, find_area, whole_scene
@@ -44,6 +47,7 @@ log = logging.getLogger("semanticseg4eo")
 
 OPEN_ROWS = 5e8  # bytes of the rows in work on the CPU, without --max_memory
 STORED_AHEAD = {"cpu": 1, "cuda": 3, "mps": 1}  # finished parts that wait to be stored
+UNEVEN = 0.05  # from which the sizes of a map's pixels are told to differ
 MOST_WORKERS = 4  # windows in work at a time on the CPU: each takes memory
 
 
@@ -107,6 +111,20 @@ class SceneJob:
             Source(*date, nodata=nodata, mask=mask)
             for date, mask in zip(self.dates, masks)
         ]
+
+    @cached_property
+    def pixel_areas(self) -> np.ndarray | None:
+        """Square metres of a pixel in each row of the map, (H,); None if unknown."""
+        areas, extent = pixel_areas(self.scene), self.area.extent
+        return None if areas is None else areas[extent.top : extent.bottom]
+
+    def fewest_pixels(self, name: str) -> int:
+        """Pixels of the smallest area that ``sieve`` or ``min_area`` leaves; 0 without it."""
+        square_metres = getattr(self.config, name)
+        if not square_metres:
+            return 0
+        pixel = centre_pixel(self.scene.name, self.pixel_areas, f"--{name}")
+        return fewest_pixels(square_metres, pixel)
 
     @cached_property
     def layouts(self) -> tuple[WindowLayout, WindowLayout]:
@@ -229,7 +247,15 @@ def prepare_scene(
             )
     if scene.crs is None and task.polygons:  # nobody could tell where they lie
         require_georeference(scene)
+    for option in options_by_centre(config):
+        centre_pixel(scene.name, job.pixel_areas, option)
     return job
+
+
+def options_by_centre(config: PredictionConfig) -> list[str]:
+    """The options in use whose metres are pixels by the one at the centre of the map."""
+    names = ("sieve", "min_area", "simplify")
+    return [f"--{name}" for name in names if getattr(config, name)]
 
 
 def report_coverage(tasks: Sequence[Task], config: PredictionConfig) -> None:
@@ -248,9 +274,7 @@ def report_coverage(tasks: Sequence[Task], config: PredictionConfig) -> None:
                 require_georeference(scene)
             except RasterError:
                 continue  # reported when it is mapped
-            place = scene.crs, scene.transform, (scene.width, scene.height)
-            reader = opened.enter_context(MaskReader(mask.path, mask.rule, *place))
-            covered[name] = reader.covered
+            covered[name] = opened.enter_context(open_mask(mask, scene)).covered
     for line in coverage_lines(mask.path, covered):
         log.warning(line)
 
@@ -265,7 +289,27 @@ def warn_of_scenes(job: SceneJob) -> None:
     for source in job.sources:
         for text in filter(None, (*nodata_advice(source), mask_shares(source))):
             log.warning(text)
+    if options := options_by_centre(job.config):
+        warn_of_uneven_pixels(scene.name, job.pixel_areas, options)
     warn_of_differences(job.sources, job.models)
+
+
+def warn_of_uneven_pixels(name: str, areas: np.ndarray, options: Sequence[str]) -> None:
+    """Log that pixels of a map are far larger or smaller than the one at its centre.
+
+    Args:
+        name: The scene.
+        areas: Square metres of a pixel in each row of the map, (H,).
+        options: Those that count by the one at the centre.
+    """
+    there = areas[areas > 0]  # on the Earth
+    shares = np.array([there.min(), there.max()]) / areas[len(areas) // 2]
+    if np.abs(shares - 1).max() > UNEVEN:
+        log.warning(
+            "warning: pixels of %s have %.0f to %.0f %% of the area of the one at the centre, by "
+            "which %s counts",
+            name, *(100 * shares), " and ".join(options),
+        )  # fmt: skip
 
 
 def count_pieces(job: SceneJob) -> int:

@@ -21,6 +21,7 @@ from common.pictures import (
     stretch,
 )
 from common.rasters import Source, open_raster
+from common.sieve import MapRows, sieved_strips
 from common.styles import add_class_table, paletted_style, ramp_style
 from common.tiffs import create_tiff, require_complete_tiff, write_errors
 from prediction.jobs import SceneJob
@@ -32,12 +33,18 @@ BLOCK = 256  # side of the outputs' tiles in pixels
 
 
 class MapWriter:
-    """Puts finished rows into the output files, in order and as whole rows of blocks."""
+    """Puts finished rows into the output files, in order and as whole rows of blocks.
 
-    def __init__(self, rows: RowStore, files: dict, statistics: Statistics):
+    With ``fewest``, areas of fewer pixels are merged: the classes follow when all rows are there.
+    """
+
+    def __init__(
+        self, rows: RowStore, files: dict, statistics: Statistics, fewest: int = 0
+    ):
         self.rows = rows
         self.files = files
         self.statistics = statistics
+        self.fewest = fewest
         self.row = 0
 
     def mark(self, parts: Sequence[StoredPart]) -> None:
@@ -52,15 +59,43 @@ class MapWriter:
         open_rows = np.flatnonzero(rows.covered[self.row :] < rows.width)
         ready = self.row + int(open_rows[0]) if len(open_rows) else height
         while (bottom := min(self.row + BLOCK, height)) <= ready and self.row < height:
-            window = Window(0, self.row, rows.width, bottom - self.row)
-            for name, file in self.files.items():
+            for name in self.files:
+                if name == "classes" and self.fewest > 1:
+                    continue
                 array = rows.read(name, self.row, bottom)
-                with write_errors(file.name):
-                    file.write(array, window=window)
+                self._write(name, array, self.row)
                 if name == "classes":
-                    for row in range(0, len(array[0]), COUNTED_ROWS):
-                        self.statistics.add(array[0, row : row + COUNTED_ROWS])
+                    self._count(array[0])
             self.row = bottom
+
+    def finish(self) -> None:
+        """Write what is left when all rows are stored."""
+        self.advance()
+        if self.fewest > 1:
+            nodata = self.rows.layers["classes"].nodata
+            stored = MapRows(self._stored_classes, self.rows.height)
+            for top, classes in sieved_strips(stored, self.fewest, BLOCK):
+                before = self.rows.read("classes", top, top + len(classes))
+                classes = np.where(classes < 0, nodata, classes).astype(before.dtype)
+                self._write("classes", classes[None], top)
+                self._count(classes, before[0])
+
+    def _stored_classes(self, top: int, bottom: int) -> np.ndarray:
+        """See ``MapRows``."""
+        classes = self.rows.read("classes", top, bottom)[0].astype(np.int32)
+        classes[classes == self.rows.layers["classes"].nodata] = -1
+        return classes
+
+    def _write(self, name: str, array: np.ndarray, top: int) -> None:
+        file = self.files[name]
+        window = Window(0, top, self.rows.width, array.shape[1])
+        with write_errors(file.name):
+            file.write(array, window=window)
+
+    def _count(self, classes: np.ndarray, before: np.ndarray | None = None) -> None:
+        for row in range(0, len(classes), COUNTED_ROWS):
+            some = slice(row, row + COUNTED_ROWS)
+            self.statistics.add(classes[some], None if before is None else before[some])
 
 
 def map_profile(job: SceneJob, layer: Layer) -> dict:

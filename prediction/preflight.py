@@ -14,6 +14,7 @@ from common.devices import peak_memory, shared_threads
 from common.distributed import torch_errors
 from common.files import exclusive_lock
 from common.machine import bounded_map
+from common.polygons import memory_to_simplify
 from common.text import aligned_table, duration
 from model_training import load_checkpoint
 from prediction.ensemble import Models, batch_size_of, load_models
@@ -27,9 +28,10 @@ from prediction.jobs import (
     row_limit,
     warn_of_scenes,
 )
-from prediction.layers import bytes_of
+from prediction.layers import bytes_of, classify
 from prediction.manifest import load_manifest, require_new
 from prediction.precision import choose_precision, probe_windows
+from prediction.predictor import Predictor
 from prediction.rowstore import require_room
 from prediction.scene import touching_area
 from prediction.settings import SCARCE, PredictionConfig
@@ -54,7 +56,8 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
         "patch_size" pixels a side, "window_seconds"
         (measured on a batch), "memory" in bytes (of the GPU, else of this process), "unfinished"
         (bytes on disk of the largest map in work) and "maps" (of all, without compression), and
-        the "precision".
+        the "precision"; with --simplify the "polygon_bytes" of memory per pixel, and the pixels of
+        the "largest" map.
     """
     problems = Problems()
     models = problems.attempt(load_models, config)
@@ -81,7 +84,8 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
         options = task, windowed, models, measure
         found = problems.attempt(check_scene, *options, files=[task.scene]) or {}
         for key, number in found.items():
-            more = max if key in ("unfinished", "patch_size") else operator.add
+            most = key in ("unfinished", "patch_size", "largest")
+            more = max if most else operator.add
             outlook[key] = more(outlook[key], number) if key in outlook else number
     return problems, outlook
 
@@ -108,6 +112,7 @@ def check_scene(
         return {
             "scenes": 1,
             "pixels": pixels,
+            "largest": pixels,
             "patch_size": config.patch_size,
             "windows": len(job.windows) * len(job.dates),
             "unfinished": unfinished,
@@ -139,11 +144,28 @@ def measure_windows(job: SceneJob) -> dict:
             list(bounded_map(predict, range(workers), workers, ahead=0))
             seconds = time.perf_counter() - started
     memory = peak_memory(device)
-    return {
+    measured = {
         "window_seconds": seconds / (workers * count),
         "memory": memory and memory + rows,
         "precision": precision,
     }
+    if config.simplify:
+        measured["polygon_bytes"] = polygon_bytes(job, predictor, probes)
+    return measured
+
+
+def polygon_bytes(job: SceneJob, predictor: Predictor, probes) -> float:
+    """About the bytes per pixel that ``--simplify`` takes, by the classes of ``probe_windows``."""
+    fewest = max(job.fewest_pixels(name) for name in ("sieve", "min_area"))
+    total = pixels = 0
+    for image, valid in probes:
+        arrays = torch.from_numpy(image), torch.from_numpy(valid)
+        batch = (array[None].to(job.models.device) for array in arrays)
+        classes = classify(predictor(*batch)[0], job.config.threshold)[0]
+        known = np.where(valid, classes.cpu().numpy(), -1).astype(np.int32)
+        total += memory_to_simplify(known, fewest)
+        pixels += int(valid.sum())
+    return total / pixels
 
 
 def outlook_text(outlook: dict) -> str:
@@ -160,6 +182,10 @@ def outlook_text(outlook: dict) -> str:
         rows.append(("time", f"{seconds} at most, in {outlook['precision']}"))
     if outlook.get("memory"):
         rows.append(("memory", f"{outlook['memory'] / 1e9:.1f} GB"))
+    if "polygon_bytes" in outlook:
+        polygons = outlook["polygon_bytes"] * outlook["largest"]
+        text = f"about {polygons / 1e9:.1f} GB of memory while those of a map are simplified"
+        rows.append(("polygons", text))
     maps, unfinished = (f"{outlook[k] / 1e9:.2f}" for k in ("maps", "unfinished"))
     disk = f"{maps} GB at most, and {unfinished} GB while a scene is mapped"
     rows.append(("disk", disk))

@@ -62,18 +62,13 @@ def missing_products(job: SceneJob, known: dict) -> list[Product]:
     made_from = {"map": {key: found.get(key) for key in ("bytes", "modified")}}
     products = []
     if task.polygons:
+        options = {"min_area": config.min_area, "simplify": config.simplify}
 
         def polygons() -> None:
-            write_polygons(
-                task.output,
-                task.polygons,
-                names,
-                config.min_area,
-                colours=job.colours,
-            )
+            files = task.output, task.polygons
+            write_polygons(*files, names, **options, colours=job.colours)
 
-        options = made_from | {"min_area": config.min_area}
-        products.append(Product(task.polygons, options, polygons))
+        products.append(Product(task.polygons, made_from | options, polygons))
     if config.quicklook:
 
         def quicklook() -> None:

@@ -23,7 +23,6 @@ from common.errors import (
     error_message,
 )
 from common.files import exclusive_lock, remove_partial_files, write_json
-from common.ground import pixel_areas
 from common.machine import SerialWorker, is_main_process, tune_malloc
 from common.nodata import empty_bands
 from common.rasters import open_raster
@@ -244,14 +243,14 @@ def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:
             f"{folder} is not there for process {group.rank}; --output must lie in a folder that "
             "all processes share"
         )
-    statistics = Statistics(job.names, areas_of_rows(job), job.area.pixels)
+    statistics = Statistics(job.names, job.pixel_areas, job.area.pixels)
     with ExitStack() as stack:
         rows = RowStore(folder, job.layers, shape, group.rank)
         stack.enter_context(rows.opened)
         maps = None
         if group.is_main_process:
             outputs = stack.enter_context(open_outputs(job, folder))
-            maps = MapWriter(rows, outputs, statistics)
+            maps = MapWriter(rows, outputs, statistics, job.fewest_pixels("sieve"))
             maps.mark(stored)
         parts = [on_scene(job, finished.part) for finished in stored]
         predict_parts(job, share_parts(job, parts, group), rows, maps)
@@ -259,7 +258,7 @@ def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:
         if maps:
             for number in range(1, group.size):
                 maps.mark(read_journal(folder / f"done-{number}.txt"))
-            maps.advance()
+            maps.finish()
     return statistics
 
 
@@ -271,14 +270,6 @@ def open_store(job: SceneJob) -> list[StoredPart]:
         return RowStore.finished_parts(folder)
     RowStore.begin(folder, job.run, job.layers, job.shape)
     return []
-
-
-def areas_of_rows(job: SceneJob) -> np.ndarray | None:
-    """Square metres of a pixel in each row of the map, (H,); None if unknown."""
-    areas = pixel_areas(job.scene)
-    return (
-        None if areas is None else areas[job.area.extent.top : job.area.extent.bottom]
-    )
 
 
 def on_scene(job: SceneJob, part: Extent) -> Extent:

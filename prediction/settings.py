@@ -70,9 +70,17 @@ class PredictionOptions:
         None, "areas of one class as polygons: a .gpkg, a folder when there are several scenes",
         "outputs", shown="none", may_change=True,
     )  # fmt: skip
+    sieve: float | None = setting(
+        None, "smallest area of one class in the map, in square metres; smaller ones join a neighbour",
+        "outputs", above=0, shown="none",
+    )  # fmt: skip
     min_area: float = setting(
         0.0, "smallest polygon in square metres; smaller ones join their largest neighbour",
         "outputs", least=0, may_change=True,
+    )  # fmt: skip
+    simplify: float | None = setting(
+        None, "smooth borders of polygons, which neighbours share, to within about as many metres",
+        "outputs", above=0, shown="none", may_change=True,
     )  # fmt: skip
     model_name: str | None = setting(
         None, "architecture, of a checkpoint that does not name it", "model",
@@ -156,8 +164,10 @@ class PredictionOptions:
             require(fine, "--part", self.part, "K/N, as 3/10, with K from 1 to N")
             one = "no --combine beside it, which makes a single map"
             require(not self.combine, "--part", self.part, one)
-        alone = self.min_area and not self.polygons
-        require(not alone, "--min_area", self.min_area, "--polygons beside it")
+        for name in ("min_area", "simplify"):
+            value = getattr(self, name)
+            alone = value and not self.polygons
+            require(not alone, f"--{name}", value, "--polygons beside it")
 
     @property
     def shared(self) -> int:

@@ -73,12 +73,17 @@ class Statistics:
         self.row = 0
         self.total = total
         self.pixels = np.zeros(len(self.names), np.int64)
+        self.gained = np.zeros(len(self.names), np.int64)  # by a sieve
         self.area = np.zeros(len(self.names))
         self.counts = np.zeros(BINS + len(self.names), np.int64)  # of all parts
 
-    def add(self, classes: np.ndarray) -> None:
-        """Count the next rows of a map, (n, W)."""
+    def add(self, classes: np.ndarray, before: np.ndarray | None = None) -> None:
+        """Count the next rows of a map, (n, W); ``before`` are their classes before a sieve."""
         count = len(self.names)
+        if before is not None:
+            changed = classes != before
+            for sign, some in ((1, classes), (-1, before)):
+                self.gained += sign * np.bincount(some[changed], minlength=count)
         for some in [classes] if self.alike else classes:
             pixels = np.bincount(some.ravel(), minlength=count)[:count]
             self.pixels += pixels
@@ -97,7 +102,8 @@ class Statistics:
             entry["share"] = pixels / mapped if mapped else None
             known = self.areas is not None
             entry["area_ha"] = float(self.area[number]) / 1e4 if known else None
-            mean = float(sums[number]) / pixels if pixels else None
+            predicted = pixels - int(self.gained[number])
+            mean = float(sums[number]) / predicted if predicted else None
             classes.append(entry | {"mean_confidence": mean})
         summary = None
         if mapped:

@@ -46,8 +46,7 @@ HEAVY = TORCH | {"rasterio", "numpy"}
 MOST_LINES = {"model_training": 800} | dict.fromkeys(SCRIPTS, 150)
 # functions above 60 lines, each with its reason
 LONG_FUNCTIONS = {
-    "common.polygons.sieve": "a union-find over flat arrays, with its two helpers inside",
-    "common.polygons.write_polygons": "half of it is the docstring with the rule of --min_area",
+    "common.sieve.sieve": "a union-find over flat arrays, with its two helpers inside",
     "evaluation.areas.estimate_areas": "half of it is the docstring with source and limits",
     "prediction.blending.blended_rows": "half of it is the docstring with its eight arguments",
     "training.cross_validation.cross_validate": "the story of a cross-validation, in order",

@@ -132,6 +132,8 @@ LEGAL_VALUES = {
     "patience": {"0", HUGE},
     "sample_index": {"0"},
     "seed": {"0", HUGE},
+    "sieve": {"1e300", "1e-320"},
+    "simplify": {"1e300", "1e-320"},
     "stride": {HUGE},
     "threshold": {"0", "1e-320"},
     "warmup_epochs": {"0"},
@@ -147,6 +149,7 @@ BESIDE = {
     ("extract", "block_size"): "--split_by block",
     ("batch", "block_size"): "--split_by block",
     ("predict", "min_area"): "--polygons a.gpkg",
+    ("predict", "simplify"): "--polygons a.gpkg",
 }
 AUTOMATIC = (("predict", "batch_size"), ("train", "num_workers"))
 

@@ -36,8 +36,8 @@ def write_mask(
 
 def valid_pixels(path: str, rule: MaskRule, window=None, buffer=0.0, size=(8, 8)):
     """The valid pixels of a scene of 8 x 8, and what was counted."""
-    with MaskReader(path, rule, UTM, SCENE, size) as reader:
-        return reader.read(window or Window(0, 0, *size), buffer), reader.counts
+    with MaskReader(path, rule, UTM, SCENE, size, buffer=buffer) as reader:
+        return reader.read(window or Window(0, 0, *size)), reader.counts
 
 
 @pytest.mark.parametrize(

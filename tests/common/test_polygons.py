@@ -11,18 +11,17 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
+from area_helpers import NODATA, connected, noise, picture, sieved
 from helpers import CRS, ORIGIN, PIXEL, patch_everywhere
 from pandas.testing import assert_frame_equal
 from rasterio import features
 from rasterio.transform import Affine, from_origin
-from scipy import ndimage
 
 from common.errors import RasterError, SegmentationError
 from common.ground import pixel_areas
-from common.polygons import Areas, sieve, write_polygons
+from common.polygons import write_polygons
 from common.vectors import append_features
 
-NODATA = 255
 NAMES = ["water", "forêt", "crop", "bare"]
 GRID = from_origin(*ORIGIN, PIXEL, PIXEL)
 HEIGHTS = [1, 3, 7, 100]
@@ -46,10 +45,10 @@ def write_map(path: Path, classes: np.ndarray, transform=GRID, crs=CRS, nodata=N
 def polygons_of(tmp_path):
     """The table that classes (H, W) become: ``polygons_of(classes, min_area, rows=3)``."""
 
-    def make(classes, min_area=0.0, rows=100, names=NAMES, **profile):
+    def make(classes, min_area=0.0, rows=100, names=NAMES, simplify=None, **profile):
         source, target = tmp_path / "map.tif", tmp_path / "polygons.gpkg"
         write_map(source, classes, **profile)
-        count = write_polygons(source, target, names, min_area, rows)
+        count = write_polygons(source, target, names, min_area, rows, simplify)
         table = geopandas.read_file(target)
         assert count == len(table)
         assert table.geometry.is_valid.all()
@@ -57,20 +56,6 @@ def polygons_of(tmp_path):
         return table
 
     return make
-
-
-def noise(height=24, width=20, classes=3, seed=0, grain=1, nodata=0.15) -> np.ndarray:
-    """Random classes in clumps of ``grain`` pixels, some of them nodata."""
-    rng = np.random.default_rng(seed)
-    cells = rng.integers(0, classes, (-(-height // grain), -(-width // grain)))
-    cells[rng.random(cells.shape) < nodata] = NODATA
-    return np.kron(cells, np.ones((grain, grain), int))[:height, :width]
-
-
-def picture(text: str) -> np.ndarray:
-    """Classes drawn with digits; a dot is nodata."""
-    rows = [[NODATA if c == "." else int(c) for c in row] for row in text.split()]
-    return np.array(rows)
 
 
 def canonical(classes, outlines) -> list[tuple]:
@@ -87,36 +72,6 @@ def whole(classes: np.ndarray, transform=GRID) -> list[tuple]:
     )
     pairs = [(value, shapely.geometry.shape(outline)) for outline, value in found]
     return canonical([v for v, _ in pairs], [p for _, p in pairs])
-
-
-def connected(classes: np.ndarray) -> list[np.ndarray]:
-    """The connected areas of a map as masks, by first pixel."""
-    found = []
-    for value in np.unique(classes[classes != NODATA]):
-        labels, count = ndimage.label(classes == value)
-        found += [labels == number for number in range(1, count + 1)]
-    return sorted(found, key=lambda mask: np.flatnonzero(mask)[0])
-
-
-def sieved(classes: np.ndarray, fewest: int) -> np.ndarray:
-    """The documented rule, one area at a time, the whole map labelled anew after each."""
-    classes = classes.copy()
-    while True:
-        areas = connected(classes)
-        areas.sort(key=np.count_nonzero)  # stable: then by first pixel
-        for area in areas:
-            if area.sum() >= fewest:
-                return classes
-            beside = ndimage.binary_dilation(area) & ~area
-            others = [other for other in areas if (other & beside).any()]
-            if others:
-                break
-        else:
-            return classes
-        value = {id(other): classes[other][0] for other in others}
-        first = {id(other): np.flatnonzero(other)[0] for other in others}
-        best = min(others, key=lambda o: (-o.sum(), value[id(o)], first[id(o)]))
-        classes[area] = value[id(best)]
 
 
 SPIRAL = picture("""
@@ -284,27 +239,75 @@ def test_a_sieve_larger_than_the_map_leaves_one_polygon(polygons_of):
     assert len(polygons_of(noise(nodata=0, classes=4), 1e9, rows=5)) == 1
 
 
-def test_a_smallest_area_is_in_square_metres_also_in_degrees(polygons_of):
-    classes = np.zeros((40, 5), int)
+def test_a_smallest_area_becomes_pixels_by_the_one_at_the_centre_of_the_map(
+    polygons_of,
+):
+    classes = np.zeros((41, 5), int)
     classes[[1, -2], 2] = 1  # pixels at 60 and at 21 degrees north
     grid = from_origin(3, 61, 1, 1)
-    table = polygons_of(classes, 9e9, rows=7, crs="EPSG:4326", transform=grid)
-    assert len(table[table["class"] == 1]) == 1
-    assert table[table["class"] == 1].total_bounds[3] < 30
+    centre = 111_000 * 111_400 * np.cos(np.radians(40.5))  # square metres, nearly
+    for share, left in ((0.95, 3), (1.05, 1)):
+        table = polygons_of(classes, share * centre, 7, crs="EPSG:4326", transform=grid)
+        assert len(table) == left
 
 
-def test_a_long_chain_of_areas_is_sieved():
-    count = 200_000
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(1, 30, count)
-    classes = (np.arange(count) % 2).astype(np.int32)
-    last = np.zeros(count, np.int32)
-    areas = Areas(classes, pixels, pixels * 100.0, last)
-    chained = np.stack([np.arange(count - 1), np.arange(1, count)])
-    heirs, _ = sieve(areas, chained, 1000)
-    sums = np.bincount(heirs, pixels)
-    assert sums.sum() == pixels.sum()
-    assert sums[sums > 0].min() >= 10
+# --- smooth polygons ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "metres, grain, nodata", [(15, 1, 0.1), (7.2, 2, 0.3), (60, 5, 0.1), (1e300, 7, 0)]
+)
+def test_simplified_neighbours_share_their_borders(polygons_of, metres, grain, nodata):
+    classes = noise(40, 30, 3, grain, grain, nodata)
+    plain = polygons_of(classes, rows=7)
+    table = polygons_of(classes, rows=7, simplify=metres)
+    assert shapely.coverage_is_valid(table.geometry.values)
+    # neither gaps nor overlaps, and the ground of the map
+    ground = plain.union_all().normalize()
+    assert table.union_all().normalize().equals(ground)
+    assert table.geometry.area.sum() == pytest.approx(ground.area, rel=1e-12)
+    columns = ["class", "class_name", "area_ha"]
+    assert_frame_equal(table[columns], plain[columns])
+
+
+def test_a_smooth_border_runs_from_area_to_area(polygons_of):
+    classes = np.tril(np.ones((12, 12), int))  # a diagonal in steps of a pixel
+    (plain, _), (smooth, _) = (
+        shapely.get_num_coordinates(polygons_of(classes, simplify=metres).geometry)
+        for metres in (7.0, 7.1)  # a step is a triangle of 50 square metres
+    )
+    assert plain > 20 and smooth < 9
+
+
+@pytest.mark.parametrize("crs, pixel", [("EPSG:4326", 1e-4), ("EPSG:2263", 30)])
+def test_metres_are_metres_also_in_degrees_and_feet(polygons_of, tmp_path, crs, pixel):
+    classes = np.tril(np.ones((12, 12), int))
+    x, y = (-73.9, 40.7) if crs == "EPSG:4326" else (980_000, 190_000)
+    place = {"crs": crs, "transform": from_origin(x, y, pixel, pixel)}
+    polygons_of(classes, **place)
+    with rasterio.open(tmp_path / "map.tif") as file:
+        step = np.sqrt(pixel_areas(file)[6] / 2)
+    counts = [
+        shapely.get_num_coordinates(
+            polygons_of(classes, simplify=step * share, **place).geometry
+        ).max()
+        for share in (0.99, 1.01)
+    ]
+    assert counts[0] > 20 and counts[1] < 9
+
+
+def test_an_area_of_a_pixel_does_not_vanish(polygons_of):
+    classes = np.zeros((9, 9), int)
+    classes[4, 4], classes[0, 0], classes[6, 1:7] = 1, 2, 3
+    table = polygons_of(classes, simplify=1e6)
+    assert sorted(table["class"]) == [0, 1, 2, 3]
+    assert (table.geometry.area > 0).all()
+    areas = (table.area_ha * 100).round().astype(int)
+    assert areas.tolist() == [1, 1, 6, 73]  # of its pixels, as without --simplify
+
+
+def test_a_map_of_nodata_has_nothing_to_simplify(polygons_of):
+    assert len(polygons_of(np.full((9, 8), NODATA), simplify=10)) == 0
 
 
 # --- memory, errors -------------------------------------------------------------------------
@@ -314,7 +317,7 @@ def peak(tmp_path: Path, height: int) -> int:
     """Bytes that the polygons of a map of small areas take at most."""
     source = write_map(tmp_path / "map.tif", noise(height, 512, grain=16))
     tracemalloc.start()
-    write_polygons(source, tmp_path / "polygons.gpkg", NAMES, 50_000, rows=64)
+    write_polygons(source, tmp_path / "polygons.gpkg", NAMES, 50_000, strip=64)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return most
@@ -336,9 +339,10 @@ def test_a_class_without_a_name_is_told(polygons_of, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["map.tif"]
 
 
-def test_a_smallest_area_needs_a_crs(polygons_of):
-    with pytest.raises(RasterError, match="has no CRS .* assign one"):
-        polygons_of(noise(), 400, crs=None)
+def test_smallest_areas_and_smooth_borders_need_a_crs(polygons_of):
+    for option in ("min_area", "simplify"):
+        with pytest.raises(RasterError, match=f"no CRS .* --{option} .* assign one"):
+            polygons_of(noise(), crs=None, **{option: 400})
 
 
 def test_nothing_is_left_behind_when_it_fails_midway(

@@ -10,6 +10,7 @@ import rasterio
 from batch_helpers import at, messages, noise, write
 from helpers import write_geotiff
 from rasterio.transform import Affine
+from scipy.ndimage import distance_transform_edt
 from site_helpers import PATCH, SIZE, TRANSFORM, refusal, run, scene
 
 from common.patches import PatchPair, list_pairs, read_patch
@@ -50,6 +51,11 @@ def test_what_the_mask_says_is_invalid_in_the_patches(site, coarse, capsys, noda
     check(site, clouds())
     line = f"about 4.2 % masked, 0.0 % beyond its edge (valid) by {coarse}"
     assert line in capsys.readouterr().err
+
+
+def test_clouds_of_the_mask_grow_by_metres(site, coarse):
+    site.extract("--mask", coarse, "--mask_values", "9", "--mask_buffer", "20")
+    check(site, distance_transform_edt(~clouds()) <= 2)
 
 
 def test_values_that_are_kept_and_bits(site, coarse):

@@ -10,6 +10,7 @@ import rasterio
 from helpers import interrupt
 from prediction_helpers import TRANSFORM, check_map, noise, run, write_scene
 from rasterio.transform import Affine
+from scipy.ndimage import distance_transform_edt
 
 HEIGHT, WIDTH = 60, 48
 
@@ -53,6 +54,17 @@ def test_what_the_mask_says_is_not_mapped(land, tmp_path, capsys, pixels, rule):
     share = 100 * cloudy(ONE, OTHER).mean()
     line = f"about {share:.1f} % masked, 0.0 % beyond its edge (valid) by {mask}"
     assert capsys.readouterr().err.count(line) == 1
+
+
+def test_clouds_of_the_mask_grow_by_metres(land, tmp_path, pixels):
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    mask = write_clouds(tmp_path / "clouds.tif", ONE)
+    more = "--mask", str(mask), *BY_VALUES, "--mask_buffer", "30", "--patch_size", "32"
+    assert run(land.path, scene, tmp_path / "map.tif", *more) == 0
+    clouds = cloudy(ONE)
+    away = distance_transform_edt(~clouds)
+    assert (away <= 3).sum() > clouds.sum()
+    check_map(land, tmp_path / "map.tif", pixels, away > 3)
 
 
 def test_scenes_have_a_mask_each_or_one(land, tmp_path, pixels, capsys):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
+import geopandas
+import pytest
+import shapely
 from prediction_helpers import (
     DESCRIPTIONS,
     configure,
@@ -16,6 +20,7 @@ from prediction_helpers import (
 
 from common.distributed import ProcessGroup
 from common.files import atomic_write
+from common.polygons import POLYGON_BYTES, VERTEX_BYTES
 from prediction.ensemble import load_models
 from prediction.preflight import check_scenes
 from prediction.scene import map_scene
@@ -54,6 +59,37 @@ def test_what_a_check_says_is_what_a_run_takes(land, scene, tmp_path, batches):
     # classes of a byte and confidences of four
     assert outlook["unfinished"] == max(100 * 90, 64 * 200) * 5
     assert outlook["maps"] == (100 * 90 + 64 * 200) * 5
+
+
+def test_a_check_estimates_the_memory_of_polygons_that_are_simplified(
+    land, tmp_path, capsys
+):
+    scene = write_scene(tmp_path / "scene.tif", noise(100, 90), DESCRIPTIONS)
+    areas, output = tmp_path / "areas.gpkg", tmp_path / "map.tif"
+    needed = []
+    for options in ((), ("--min_area", "900")):
+        more = ("--polygons", str(areas), *options, "--overwrite")
+        assert run(land.path, scene, output, *more) == 0
+        found = geopandas.read_file(areas, layer=areas.stem).geometry
+        vertices = shapely.get_num_coordinates(found).sum()
+        needed.append(POLYGON_BYTES * len(found) + VERTEX_BYTES * vertices)
+        config = configure(
+            model=[str(land.path)], input=[str(scene)], output=str(output), simplify=15.0,
+            patch_size=64, overlap=16, precision="fp32", polygons=str(areas), overwrite=True,
+            **{name.removeprefix("--"): 900.0 for name in options[:1]},
+        )  # fmt: skip
+        problems, outlook = check_scenes(config)
+        assert not problems and outlook["largest"] == 100 * 90
+        estimated = outlook["polygon_bytes"] * outlook["largest"]
+        assert estimated == pytest.approx(needed[-1], rel=0.25)
+    assert needed[0] > 2 * needed[1]
+    sieved = replace(config, min_area=0.0, sieve=900.0)
+    assert check_scenes(sieved)[1]["polygon_bytes"] == outlook["polygon_bytes"]
+    line = "GB of memory while those of a map are simplified"
+    for simplify in ((), ("--simplify", "15")):
+        capsys.readouterr()
+        assert run(land.path, scene, output, *more, *simplify, "--check") == 0
+        assert (line in capsys.readouterr().out) == bool(simplify)
 
 
 def test_a_check_reports_all_problems_at_once(land, scene, tmp_path, capsys):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = str(ROOT / "Predict_large_image.py")
 OPTIONS = [
     *("--patch_size", "64", "--overlap", "16", "--precision", "fp32", "--device", "cpu"),
-    *("--save_confidence", "--save_uncertainty", "--save_probabilities"),
+    *("--save_confidence", "--save_uncertainty", "--save_probabilities", "--sieve", "900"),
 ]  # fmt: skip
 
 

@@ -115,6 +115,7 @@ OTHER_OPTIONS = {
     "batch_size": ("3",),
     "compile": (),
     "format": ("cog",),
+    "sieve": ("900",),
     "save_confidence": (),
     "save_uncertainty": (),
     "save_probabilities": (),
@@ -123,7 +124,7 @@ OTHER_OPTIONS = {
 
 def test_every_option_that_changes_the_result_is_compared():
     # test_area.py, test_dates.py, test_masked_scenes.py
-    of_their_own = {"area", "combine", *("mask", *COMPANIONS)}
+    of_their_own = {"area", "combine", *("mask", "mask_buffer", *COMPANIONS)}
     assert fingerprint(configure()).keys() == OTHER_OPTIONS.keys() | of_their_own
 
 
