@@ -133,6 +133,12 @@ def pair_classes(
             place[key] = len(names)
             names.append(name)
         of_label.append(place[key])
+    if min(of_label, default=0) >= len(mapped.names):
+        raise DatasetError(
+            f"The map's classes ({_listed([str(value) for value in mapped.values])}) and the values of "
+            f"the labels ({_listed(label.names)}) have none in common; give --label_values as in the "
+            "extraction, or with the map's names, as 11=water,12=forest"
+        )
     if len(names) > MOST_CLASSES:
         raise DatasetError(
             f"The map and the labels hold {len(names)} classes, more than {MOST_CLASSES}; are both "
@@ -160,6 +166,10 @@ def pairing_lines(mapped: Classes, label: Classes, pairing: Pairing) -> list[str
             lines.append(
                 f"only {where} can hold {_listed(names)}, which counts as wrong"
             )
+    if pairing.kind == "number" and len(pairing.names) > len(mapped.names):
+        lines.append(
+            "where the extraction had --label_values, the labels need the same here"
+        )
     return lines
 
 

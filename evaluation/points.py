@@ -176,7 +176,7 @@ def read_sample(config: EvaluationConfig, raster, mapped: Classes) -> Labelled:
         raise DatasetError(
             f"{config.label} holds other things than points; give a sample as drawn"
         )
-    weight = table["weight"].to_numpy(float)
+    weight = pandas.to_numeric(table["weight"], errors="coerce").to_numpy(float)
     bad = ~np.isfinite(weight) | (weight <= 0) | table["stratum"].isna().to_numpy()
     if bad.any():
         raise DatasetError(

@@ -11,6 +11,12 @@ AREAS_TITLE = (
     "Areas, model-based, from labels chosen by hand: those of a random sample can be published "
     "(Evaluate_map.py --sample)"
 )
+INTERVALS = {
+    "overall_accuracy": "overall accuracy",
+    "kappa": "kappa",
+    "mean_iou": "mean IoU",
+    "mean_f1": "mean F1",
+}
 FEW_BLOCKS = 10  # that a bootstrap draws from: its intervals are then too narrow
 
 
@@ -62,17 +68,19 @@ def boundary_line(boundary: dict) -> str:
 def map_text(report: dict) -> str:
     """The comparison of a map with labels as text."""
     lines = [score_table(report)]
-    headlines = [
-        f"{key.replace('_', ' ')} {with_interval(report[key], report['intervals'][key])}"
-        for key in ("overall_accuracy", "mean_iou", "mean_f1")
+    known = [
+        f"{name} [{', '.join(format(end, '.3f') for end in report['intervals'][key])}]"
+        for key, name in INTERVALS.items()
+        if report["intervals"][key]
     ]
-    lines.append(", ".join(headlines))
-    blocks = report["blocks"]
-    few = ", too few to trust" if blocks < FEW_BLOCKS else ""
-    lines.append(
-        f"the intervals come from {blocks} blocks{few}; they describe these labels, not the ground, "
-        "of which only a random sample says more (--sample)"
-    )
+    if known:
+        blocks = report["blocks"]
+        few = ", too few to trust" if blocks < FEW_BLOCKS else ""
+        lines.append(f"95 % intervals: {', '.join(known)}")
+        lines.append(
+            f"they come from {blocks} blocks{few}, and describe these labels, not the ground, of "
+            "which only a random sample says more (--sample)"
+        )
     if "calibration" in report:
         error = number(report["calibration"]["expected_calibration_error"])
         lines.append(f"expected calibration error {error}")

@@ -100,6 +100,22 @@ def test_what_only_one_side_has_counts_as_missed_or_false(tmp_path):
     assert report["overall_accuracy"] == right.mean()
 
 
+def test_labels_that_share_no_value_with_the_map_are_refused(tmp_path):
+    guess, truth = random_pair()
+    made = write_map(tmp_path / "map.tif", guess)
+    label = write_raster(tmp_path / "label.tif", truth + 11, 255)
+    status, _, err = run("--map", made, "--label", label)
+    assert status == 1
+    assert "(11, 12, 13) have none in common; give --label_values" in err
+    label = write_raster(tmp_path / "label.tif", truth + 1, 255)
+    _, out, err = run("--map", made, "--label", label)
+    assert "meet by number: 1 = forest, 2 = town" in err
+    assert (
+        "where the extraction had --label_values, the labels need the same here" in err
+    )
+    assert "95 % intervals: overall accuracy [" in out
+
+
 def test_names_that_have_nothing_in_common_are_refused(tmp_path):
     guess, truth = random_pair()
     tags = class_name_tags(["Wasser", "Wald", "Stadt"])
