@@ -7,6 +7,8 @@ import numpy as np
 
 from common.masks import grown
 
+DILATED = 5  # pixels up to which a dilation is faster than distances, at 2 a tenth of their time
+
 
 def class_boundary(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Pixels of a class beside a known pixel of another one, above, below, left or right.
@@ -16,6 +18,16 @@ def class_boundary(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
     other = (known & ~inside).view(np.uint8)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     return inside & cv2.dilate(other, cross, borderValue=0).view(bool)
+
+
+def within(boundary: np.ndarray, tolerance: float) -> np.ndarray:
+    """Pixels whose centre is at most so many pixels from that of a boundary pixel."""
+    reach = int(tolerance)
+    if reach > DILATED:
+        return grown(boundary, tolerance)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disk = (x * x + y * y <= tolerance * tolerance).astype(np.uint8)
+    return cv2.dilate(boundary.view(np.uint8), disk, borderValue=0).view(bool)
 
 
 class BoundaryScores:
@@ -52,7 +64,7 @@ class BoundaryScores:
             drawn = class_boundary((truth == number) & known, known)
             found = class_boundary((guess == number) & known, known)
             hits = [
-                one & grown(other, self.tolerance)
+                one & within(other, self.tolerance)
                 for one, other in ((drawn, found), (found, drawn))
             ]
             parts = (drawn, found, *hits)

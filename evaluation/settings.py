@@ -137,6 +137,8 @@ def tolerance_in_pixels(text: str, pixel_size: float | None) -> float:
             "pixels, since these have no known size",
         )
         value /= pixel_size
+        if abs(value - round(value)) <= 0.005 * value:  # projections stretch pixels
+            value = float(round(value))
     most = f"at most {MOST_TOLERANT} pixels"
     require(value <= MOST_TOLERANT, "--boundary_tolerance", text, most)
     return value

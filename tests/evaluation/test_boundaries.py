@@ -55,11 +55,11 @@ def test_a_class_without_a_boundary_has_no_score_and_one_on_one_side_scores_zero
     assert scores_of(truth, truth)["mean_f1"] is None
 
 
-def test_counts_are_those_of_distances_computed_otherwise():
+@pytest.mark.parametrize("tolerance", [0, 1.5, 2, 5, 5.9, 8])
+def test_counts_are_those_of_distances_computed_otherwise(tolerance):
     rng = np.random.default_rng(1)
-    guess, truth = (rng.integers(0, 4, (2, 60, 50)) // 2).astype(np.int16)
+    guess, truth = (rng.integers(0, 40, (2, 60, 50)) // 39).astype(np.int16)
     truth[:5, :9] = -1
-    tolerance = 1.5
     counter = BoundaryScores(2, tolerance)
     counter.add(guess, truth)
     known = truth >= 0
