@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,13 @@ from common import SPLITS, UNLABELLED
 from common.alpha import MOST_TRANSLUCENT, flagged_bands, translucent_share
 from common.balance import ABSENT
 from common.errors import DatasetError
-from common.ground import footprint, in_one_plane, on_earth, to_metric_crs
+from common.ground import (
+    footprint,
+    in_one_plane,
+    on_earth,
+    pixel_size,
+    to_metric_crs,
+)
 from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
@@ -167,6 +174,16 @@ def partly_nodata_advice(pairs: Sequence[PatchPair]) -> str | None:
         held += partly_nodata(image, valid, source.nodata)
         pixels += valid.size
     return partly_text(str(pairs[0].image.parent), source.nodata, held, pixels)
+
+
+def patch_pixel_size(pairs: Sequence[PatchPair]) -> float | None:
+    """The median size in metres of the pixels of some patches, spread over all; None if unknown."""
+    sizes = []
+    for pair in pairs[:: math.ceil(len(pairs) / 16)]:
+        with open_raster(pair.image) as file:
+            sizes.append(pixel_size(file))
+    known = [size for size in sizes if size]
+    return float(np.median(known)) if known else None
 
 
 def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:

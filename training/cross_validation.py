@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from common.distributed import ProcessGroup
+from common.scores import HEADLINES
 from evaluation.calibration import LogitSample
 from evaluation.matrices import block_bootstrap, fold_summary, score_gap
 from evaluation.reports import plot_training
-from model_training import HEADLINES, scores
+from model_training import scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
 from training.dataset import (
     colours_for,

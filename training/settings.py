@@ -230,7 +230,8 @@ class TrainingConfig:
     area_estimation: bool = setting(
         False,
         "estimate the area of each class from the map of all patches and the errors in the test "
-        "split, with 95 %% intervals",
+        "split, with 95 %% intervals: model-based, from labels chosen by hand; Evaluate_map.py --sample "
+        "gives areas that can be published",
         "output",
         may_change=True,
     )
