@@ -135,7 +135,10 @@ LEGAL_VALUES = {
     "sieve": {"1e300", "1e-320"},
     "simplify": {"1e300", "1e-320"},
     "stride": {HUGE},
+    "test_ratio": {"0", "1e-320"},
     "threshold": {"0", "1e-320"},
+    "train_ratio": {"0", "1e-320"},
+    "val_ratio": {"0", "1e-320"},
     "warmup_epochs": {"0"},
     "weight_decay": {"0", "1e300", "1e-320"},
     ("predict", "patch_size"): {HUGE},  # a window is at most the scene
