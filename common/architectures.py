@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +126,11 @@ _BACKGROUND = re.compile(
 def is_background(name: str) -> bool:
     """Whether a class of two is, by its name, what the other one is not."""
     return _BACKGROUND.fullmatch(name) is not None
+
+
+def are_binary(names: Sequence[str]) -> bool:
+    """Whether classes are a foreground and what is not; forest and water are two classes."""
+    return len(names) == 2 and is_background(names[0])
 
 
 def default_class_names(num_classes: int) -> list[str]:

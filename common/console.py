@@ -32,7 +32,8 @@ def add_settings(parser, config_class) -> None:
     groups: dict[str, object] = {}
     for item in fields(config_class):
         about = item.metadata
-        more = {k: about[k] for k in ("choices", "nargs", "const") if k in about}
+        kinds = ("choices", "nargs", "const", "action")
+        more = {k: about[k] for k in kinds if k in about}
         flags = [f"--{item.name}", *([about["alias"]] if "alias" in about else [])]
         text, group = about["help"], about["group"]
         more["required"] = item.default is MISSING
@@ -40,10 +41,9 @@ def add_settings(parser, config_class) -> None:
             more["default"] = item.default
             if item.default is not False:
                 text += f" (default: {about.get('shown', '%(default)s')})"
-        kind = next(
-            (t for t in get_args(hints[item.name]) if t is not type(None)), None
-        )
-        kind = kind or hints[item.name]
+        kind = hints[item.name]
+        while inner := [t for t in get_args(kind) if t is not type(None)]:
+            kind = inner[0]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         if kind is bool:
@@ -171,6 +171,10 @@ class SettingsParser(argparse.ArgumentParser):
             if found.settings is not None:
                 try:
                     options = read_settings(found.settings, config_class)
+                    given = {word.partition("=")[0] for word in rest}
+                    options = {
+                        n: v for n, v in options.items() if f"--{n}" not in given
+                    }
                     words = [*option_words(options, config_class), *rest]
                 except OptionError as error:
                     self.error(str(error))

@@ -256,6 +256,23 @@ def to_metric_crs(footprints: Sequence[Geometry], systems: Sequence) -> GeoSerie
     return ground
 
 
+def places_apart(footprints: Sequence[Geometry], scenes: Sequence[str]) -> GeoSeries:
+    """Footprints in pictures without a location, in pixels: each picture in a place of its own."""
+    import geopandas
+    import shapely
+
+    shapes = np.array(list(footprints), object)
+    _, numbers = np.unique(scenes, return_inverse=True)
+    step = 2 * np.abs(shapely.total_bounds(shapes)).max() + 1
+    corners = shapely.get_num_coordinates(shapes)
+
+    def moved(points: np.ndarray) -> np.ndarray:
+        right = step * np.repeat(numbers, corners)
+        return np.stack([points[:, 0] + right, -points[:, 1]], axis=1)  # rows run down
+
+    return geopandas.GeoSeries(shapely.transform(shapes, moved))
+
+
 def _unit_vectors(points: np.ndarray) -> np.ndarray:
     """From the middle of the Earth to points in degrees, (N, 3)."""
     east, north = np.radians(np.where(np.isfinite(points), points, np.nan)).T

@@ -18,34 +18,37 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from common import MISSING, UNLABELLED
-from common.alpha import sample_windows
 from common.colours import Colour, colour_of_hex, hex_of_colour
 from common.errors import (
     DatasetError,
-    RasterError,
     require,
+)
+from common.label_checks import (
+    label_nodata_advice,
+    require_overlap,
+    require_same_pixels,
 )
 from common.label_options import LabelOptions
 from common.label_pictures import is_picture, picture_classes, read_picture
 from common.label_values import parse_names
 from common.options import is_legend, split_list
 from common.rasters import (
+    PICTURES,
     SCENE_SUFFIXES,
     Source,
+    has_no_location,
     image_bands,
     open_raster,
     require_georeference,
     same_pixel_grid,
 )
 from common.sources import require_whole
-from common.text import share_text
 from common.vector_labels import (
     Groups,
     PolygonClasses,
     ReadLabel,
     groups_of,
     is_drawn,
-    no_overlap,
     read_polygons,
 )
 
@@ -235,7 +238,7 @@ def open_label(
         SegmentationError: It cannot be used.
     """
     names, limits = options.asked_names, _limits(options)
-    is_raster = Path(source).suffix.lower() in SCENE_SUFFIXES
+    is_raster = Path(source).suffix.lower() in (*SCENE_SUFFIXES, *PICTURES)
     for name in ("label_column", "label_crs", "label_buffer"):
         value = getattr(options, name)
         expected = f"a vector label with it, but {source} is a raster"
@@ -247,11 +250,15 @@ def open_label(
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(source))
         require_whole(source)
-        require_georeference(raster)
+        if has_no_location(image):
+            require_same_pixels(image, raster)
+        else:
+            require_georeference(raster)
         groups, codes, table, named = _raster_classes(raster, options)
         nodata = None if groups else _class_like_nodata(raster)
-        if warped := not same_pixel_grid(image, raster):
-            _require_overlap(image, raster)
+        warped = not (has_no_location(image) or same_pixel_grid(image, raster))
+        if warped:
+            require_overlap(image, raster)
             raster = stack.enter_context(_warped(raster, image, named))
         pixels = Source(raster)
         if named:
@@ -263,7 +270,7 @@ def open_label(
             return read_label(pixels, MISSING, window)
 
         def advice() -> list[str | None]:
-            return [_nodata_advice(source, nodata)]
+            return [label_nodata_advice(source, nodata)]
 
         yield Label(
             source, read, groups, names, nodata, advice, warped, codes, table, limits
@@ -353,42 +360,3 @@ def _class_like_nodata(raster: rasterio.DatasetReader) -> int | None:
     value = raster.nodata
     fine = value is not None and 0 <= value < UNLABELLED and value == int(value)
     return int(value) if fine else None
-
-
-def _nodata_advice(source: str, nodata: int | None) -> str | None:
-    """What a nodata value that may be a class makes unlabelled, and the ways out."""
-    if nodata is None:
-        return None
-    try:
-        with open_raster(source) as raster:
-            band, windows = image_bands(raster)[0], sample_windows(raster)
-            read = [raster.read(band, window=window).ravel() for window in windows]
-    except (RasterError, rasterio.errors.RasterioIOError):
-        return None  # reported where it is read
-    share = float((np.concatenate(read) == nodata).mean())
-    if not share:
-        return None
-    return (
-        f"{source} declares {nodata} as nodata, which makes {share_text(share)} of it unlabelled; if "
-        f"{nodata} is a class, name it in --label_values (as {nodata},{nodata + 1}), or remove the "
-        "declaration (gdal_edit.py -unsetnodata)"
-    )
-
-
-def _require_overlap(image, label) -> None:
-    from rasterio._err import CPLE_BaseError
-    from rasterio.errors import CRSError
-    from rasterio.warp import transform_bounds
-
-    try:
-        theirs = transform_bounds(label.crs, image.crs, *label.bounds)
-    except (CRSError, CPLE_BaseError) as error:
-        raise DatasetError(
-            f"{label.name} cannot be transformed to the CRS of {image.name}: {error}"
-        ) from error
-    # (west, east) and (south, north), whichever way the rows run
-    for axis in (0, 1):
-        low, high = sorted(theirs[axis::2])
-        first, last = sorted(image.bounds[axis::2])
-        if low >= last or high <= first:
-            raise no_overlap(label.name, label.crs, image)

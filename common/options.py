@@ -15,7 +15,7 @@ def setting(default=MISSING, help: str = "", group: str = "options", **more):
         default: Its default; without one the option is required.
         help: What it is, with its unit.
         group: The heading under which ``--help`` lists it.
-        **more: ``choices``, ``nargs``, ``const``, ``alias`` (a second flag), ``shown`` (words for
+        **more: ``choices``, ``nargs``, ``const``, ``action``, ``alias`` (a second flag), ``shown`` (words for
             a default that is found at run time); ``least`` and ``most``, or ``above``, the limits
             of a number, which ``check_limits`` enforces; ``may_change=True`` where a resumed run
             may have another value than the one that it continues (see ``files.fingerprint``).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,10 +13,17 @@ import numpy as np
 import rasterio
 from tqdm import tqdm
 
-from common import UNLABELLED
+from common import SPLITS, UNLABELLED
 from common.alpha import MOST_TRANSLUCENT, flagged_bands, translucent_share
+from common.balance import ABSENT
 from common.errors import DatasetError
-from common.ground import footprint, in_one_plane, on_earth, to_metric_crs
+from common.ground import (
+    footprint,
+    in_one_plane,
+    on_earth,
+    pixel_size,
+    to_metric_crs,
+)
 from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
@@ -47,6 +55,12 @@ def patch_root(dataset_root: str | Path) -> Path:
     return root / "Patch" if (root / "Patch").is_dir() else root
 
 
+def present_splits(dataset_root: str | Path) -> list[str]:
+    """The splits that have image patches."""
+    root = patch_root(dataset_root)
+    return [split for split in SPLITS if list_tiffs(root / split / "images")]
+
+
 def list_pairs(dataset_root: str | Path, split: str, required: bool = True):
     """The patch pairs of a split, by name.
 
@@ -59,8 +73,11 @@ def list_pairs(dataset_root: str | Path, split: str, required: bool = True):
     folder = patch_root(dataset_root) / split
     images, labels = list_tiffs(folder / "images"), list_tiffs(folder / "labels")
     if not images and (required or labels):
+        others = " and ".join(present_splits(dataset_root))
+        absent = f": there is no {ABSENT[split][0]} split, only {others}"
         raise DatasetError(
             f"No images found in {folder / 'images'} (looked for .tif, .tiff)"
+            f"{absent if others else ''}"
         )
     for missing, there, kind in (
         (images.keys() - labels.keys(), images, "label"),
@@ -157,6 +174,16 @@ def partly_nodata_advice(pairs: Sequence[PatchPair]) -> str | None:
         held += partly_nodata(image, valid, source.nodata)
         pixels += valid.size
     return partly_text(str(pairs[0].image.parent), source.nodata, held, pixels)
+
+
+def patch_pixel_size(pairs: Sequence[PatchPair]) -> float | None:
+    """The median size in metres of the pixels of some patches, spread over all; None if unknown."""
+    sizes = []
+    for pair in pairs[:: math.ceil(len(pairs) / 16)]:
+        with open_raster(pair.image) as file:
+            sizes.append(pixel_size(file))
+    known = [size for size in sizes if size]
+    return float(np.median(known)) if known else None
 
 
 def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:

@@ -31,7 +31,7 @@ from common.windows import window_within
 
 log = logging.getLogger("semanticseg4eo")
 
-# GDAL drivers by suffix: a file whose format is not that of its suffix is refused
+# by suffix: a file of another format is refused
 DRIVERS = {
     **dict.fromkeys(TIFF_SUFFIXES, ("GTiff",)),
     ".vrt": ("VRT",),
@@ -39,8 +39,8 @@ DRIVERS = {
     ".img": ("HFA", "ENVI"),
 }
 SCENE_SUFFIXES = tuple(DRIVERS)
-# GDAL keeps up to 5 % of the machine's memory as block cache; a fixed size keeps memory flat.
-# rasterio passes bytes on, where GDAL itself would take a small number as megabytes.
+PICTURES = {".png": ("PNG",), ".jpg": ("JPEG",), ".jpeg": ("JPEG",)}
+# bytes of GDAL's block cache, which else is 5 % of the machine's memory
 GDAL_CACHE = 256 * 2**20
 
 
@@ -118,7 +118,7 @@ def _problem_of(dataset: rasterio.DatasetReader, suffix: str) -> str | None:
     driver = dataset.driver
     if driver == "VRT" and suffix != ".vrt":
         return "is a VRT under another name; rename it to .vrt"
-    if driver not in DRIVERS.get(suffix, (driver,)):
+    if driver not in (DRIVERS | PICTURES).get(suffix, (driver,)):
         return f"is not a {suffix} file: its format is {driver}; rename it"
     if dataset.count == 0:
         return "has no bands; name one of its subdatasets"
@@ -156,6 +156,12 @@ def require_georeference(dataset: rasterio.DatasetReader) -> None:
         raise RasterError(
             f"{dataset.name} has no CRS; assign one (gdal_edit.py -a_srs)"
         )
+
+
+def has_no_location(dataset: rasterio.DatasetReader) -> bool:
+    """Whether a raster is a picture that says nothing of where its pixels lie."""
+    located = dataset.crs or sensor_model(dataset)
+    return not located and Path(dataset.name).suffix.lower() in PICTURES
 
 
 def same_pixel_grid(a, b, tolerance: float = 0.01) -> bool:

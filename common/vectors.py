@@ -154,6 +154,19 @@ def _as_utf8(text):
     return decode_utf8(text.encode("latin-1")) if isinstance(text, str) else text
 
 
+def find_column(table: GeoDataFrame, option: str, name: str) -> str:
+    """The column of a table that an option names, in any case.
+
+    Raises:
+        OptionError: No such column.
+    """
+    columns = [str(column) for column in table.columns if column != "geometry"]
+    alike = [column for column in columns if column.lower() == name.lower()]
+    if not alike:
+        raise unknown_name(option, name, columns)
+    return name if name in alike else alike[0]
+
+
 def in_pixels(table: GeoDataFrame, image: rasterio.DatasetReader, source: str):
     """The geometries of a table as a GeoSeries in the image's pixel coordinates (x, y).
 

@@ -56,22 +56,25 @@ def estimate_areas(
     for name in ("share", "producers_accuracy"):
         values[name][unknown] = np.nan
     estimates = {
-        name: [_estimate(*pair, width) for pair in zip(values[name], variances[name])]
+        name: [
+            interval_estimate(*pair, width)
+            for pair in zip(values[name], variances[name])
+        ]
         for name in values
     }
     (overall,) = estimates.pop("overall_accuracy")
     per_class = []
     for k in range(len(counts)):
-        entry = {"class": k, "mapped_share": _plain(mapped_share[k])}
+        entry = {"class": k, "mapped_share": plain(mapped_share[k])}
         entry |= {name: column[k] for name, column in estimates.items()}
         if pixel_area is not None:
             entry["mapped_ha"] = float(mapped[k] * pixel_area / 1e4)
             total = float(assessed.sum() * pixel_area / 1e4)
-            entry["area_ha"] = _estimate_in(total, entry["share"])
+            entry["area_ha"] = estimate_in(total, entry["share"])
         per_class.append(entry)
     return {
         "overall_accuracy": overall,
-        "assessed_share": _plain(mapped_share[~unknown].sum()),
+        "assessed_share": plain(mapped_share[~unknown].sum()),
         "per_class": per_class,
     }
 
@@ -152,21 +155,22 @@ def _student(count: int) -> float:
     return float(stats.t.ppf(0.975, max(count - 1, 1)))
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+    """A number for JSON: None for NaN."""
     return None if np.isnan(value) else float(value)
 
 
-def _estimate(value: float, variance: float, width: float) -> dict:
+def interval_estimate(value: float, variance: float, width: float) -> dict:
     """An estimated share; NaN is what is undefined."""
-    value = _plain(value)
-    error = None if value is None else _plain(np.sqrt(variance))
+    value = plain(value)
+    error = None if value is None else plain(np.sqrt(variance))
     interval = None
     if error is not None:
         interval = [max(0.0, value - width * error), min(1.0, value + width * error)]
     return {"value": value, "standard_error": error, "interval_95": interval}
 
 
-def _estimate_in(total: float, share: dict) -> dict:
+def estimate_in(total: float, share: dict) -> dict:
     """An estimated share in the unit of the total."""
     value, error, interval = share.values()
     return {

@@ -8,25 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.areas import _plain
+from evaluation.reliability import Reliability
 from model_training import class_probabilities, predict_classes
 
 TEMPERATURES = (0.05, 20.0)  # where the fit looks
 
 
-class Calibration:
+class Calibration(Reliability):
     """Whether pixels are right as often as the model is confident.
 
-    Counts per bin of confidence, so that memory does not grow with the pixels. Confidence is the
-    probability of the chosen class; a binary model chooses the foreground from 0.5 on.
+    Confidence is the probability of the chosen class; a binary model chooses the foreground from
+    0.5 on.
     """
-
-    BINS = 15  # of equal width between 0 and 1
-
-    def __init__(self):
-        self.pixels = np.zeros(self.BINS, np.int64)
-        self.hits = np.zeros(self.BINS, np.int64)
-        self.confidence = np.zeros(self.BINS)  # summed
 
     def add(self, logits, target, temperature: float = 1.0) -> None:
         """Count more pixels.
@@ -42,34 +35,7 @@ class Calibration:
             probabilities = torch.cat([1 - probabilities, probabilities], dim=1)
         confidence, hits = probabilities.amax(1), predict_classes(logits) == target
         labelled = (target >= 0) & (target < probabilities.shape[1])
-        confidence = confidence[labelled].cpu().numpy().astype(np.float64)
-        hits = hits[labelled].cpu().numpy()
-        bins = np.minimum((confidence * self.BINS).astype(np.int64), self.BINS - 1)
-        self.pixels += np.bincount(bins, minlength=self.BINS)
-        self.hits += np.bincount(bins[hits], minlength=self.BINS)
-        self.confidence += np.bincount(bins, confidence, minlength=self.BINS)
-
-    def report(self) -> dict:
-        """Pixels, mean confidence and accuracy per bin, as plain numbers for JSON."""
-        with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
-            confidence = self.confidence / self.pixels
-            accuracy = self.hits / self.pixels
-        return {
-            "expected_calibration_error": expected_calibration_error(self),
-            "pixels": self.pixels.tolist(),
-            "confidence": [_plain(value) for value in confidence],
-            "accuracy": [_plain(value) for value in accuracy],
-        }
-
-
-def expected_calibration_error(calibration: Calibration) -> float | None:
-    """Mean distance of confidence and accuracy over the bins, weighted by their pixels.
-
-    Naeini et al. 2015, Guo et al. 2017. None without a pixel.
-    """
-    total = int(calibration.pixels.sum())
-    gaps = np.abs(calibration.hits - calibration.confidence)
-    return float(gaps.sum()) / total if total else None
+        self.count(confidence[labelled].cpu().numpy(), hits[labelled].cpu().numpy())
 
 
 class LogitSample:

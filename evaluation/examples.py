@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UNLABELLED
-from common.architectures import is_background
-from common.colours import Colour, error_colours
+from common.colours import Colour
 from common.patches import PatchPair
 from common.pictures import (
     colour_map,
@@ -19,6 +18,7 @@ from common.pictures import (
     save_figure,
 )
 from common.text import shorten
+from evaluation.figures import error_map
 
 
 def patch_accuracy(
@@ -44,32 +44,6 @@ def worth_showing(counts: np.ndarray) -> np.ndarray:
     labelled = counts.sum(axis=1)
     usual = np.median(labelled[labelled > 0]) if labelled.any() else 0
     return (labelled > 0) & (labelled >= usual / 2)
-
-
-def error_map(
-    prediction: np.ndarray,
-    mask: np.ndarray,
-    names: Sequence[str],
-    colours: Sequence[Colour],
-) -> tuple[np.ndarray, list[tuple[str, Colour]]]:
-    """Where a prediction (H, W) is right and wrong, as RGB (H, W, 3) uint8, and its legend.
-
-    Of two classes the errors are misses and false alarms of the one that is sought: not the rest,
-    or the second where neither is. No class has their colours; what has no label is white.
-    """
-    right, missed, false_alarm = error_colours(colours)
-    kinds = np.where(prediction == mask, 0, 1)
-    legend = [("right", right), ("wrong", missed)]
-    if len(names) == 2:
-        sought = 0 if is_background(names[1]) and not is_background(names[0]) else 1
-        kinds[(kinds == 1) & (prediction == sought)] = 2
-        legend[1:] = [
-            (f"missed: {names[sought]}", missed),
-            (f"false alarm: {names[sought]}", false_alarm),
-        ]
-    labelled = (mask >= 0) & (mask < len(names))
-    shown = [colour for _, colour in legend]
-    return colour_map(np.where(labelled, kinds, -1), shown), legend
 
 
 class Examples:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from model_training import HEADLINES
+from common.scores import HEADLINES
 
 
 def fold_statistics(values: Sequence[float], least: float = 0.0) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor
 from common.files import atomic_write
 from common.patches import PatchPair
 from common.pictures import save_figure
+from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import Calibration
 from evaluation.examples import Examples, patch_accuracy, worth_showing
+from evaluation.figures import draw_bars, draw_matrix
 from model_training import confusion_matrix, predict_classes
 
 
@@ -56,6 +58,17 @@ class TestCollector:
             "before": before,
             "after": after,
         }
+
+
+def watch_boundaries(boundaries: BoundaryScores) -> Callable[[Tensor, Tensor], None]:
+    """What counts the boundaries of batches, from logits (N, K, H, W) and masks (N, H, W)."""
+
+    def watch(logits: Tensor, masks: Tensor) -> None:
+        guesses = predict_classes(logits).cpu().numpy()
+        for guess, mask in zip(guesses, masks.cpu().numpy()):
+            boundaries.add(guess, mask)
+
+    return watch
 
 
 def write_log(target: Path, rows: Sequence[dict]) -> None:
@@ -108,86 +121,6 @@ def plot_training(target: Path, report: dict) -> None:
             axes.legend(frameon=False)
     if source:
         bars, table = below
-        _draw_bars(bars, report[source], source)
-        _draw_matrix(figure, table, report[source], source)
+        draw_bars(bars, report[source], source)
+        draw_matrix(figure, table, report[source], source)
     save_figure(figure, target)
-
-
-def plot_reliability(
-    axes, curves: Mapping[str, dict], title: str = "Reliability"
-) -> None:
-    """Draw accuracy over confidence, and which share of the pixels has that confidence.
-
-    Bins with less than a ten-thousandth of the pixels are noise and left out.
-
-    Args:
-        axes: Where.
-        curves: Reports of ``Calibration`` by what they are called in the legend.
-        title: Above.
-    """
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfectly calibrated")
-    for number, (name, report) in enumerate(curves.items()):
-        pixels = np.array(report["pixels"])
-        filled = pixels > 1e-4 * pixels.sum()
-        if not filled.any():
-            continue
-        confidence = np.array(report["confidence"], float)[filled]
-        accuracy = np.array(report["accuracy"], float)[filled]
-        error = report["expected_calibration_error"]
-        label, colour = f"{name}: ECE {error:.3f}", f"C{number}"
-        axes.plot(confidence, accuracy, color=colour, marker=".", label=label)
-        edges = np.linspace(0, 1, len(pixels) + 1)
-        axes.stairs(pixels / pixels.sum(), edges, color=colour, alpha=0.25, fill=True)
-    axes.set(xlabel="confidence", ylabel="accuracy; share of pixels (filled)")
-    axes.set(title=title, xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-
-
-def draw_calibration(target: Path, calibration: dict) -> None:
-    """Draw the reliability of a test before and after the temperature."""
-    from matplotlib.figure import Figure
-
-    curves = {"network": calibration["before"]}
-    if calibration["temperature"] != 1:
-        name = f"temperature {calibration['temperature']:.2f}"
-        curves[name] = calibration["after"]
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    plot_reliability(figure.subplots(), curves, "Reliability, test")
-    save_figure(figure, target)
-
-
-def _draw_bars(axes, result: dict, source: str) -> None:
-    entries = result["per_class"]
-    places = np.arange(len(entries))
-    for shift, key, name in ((-0.2, "iou", "IoU"), (0.2, "f1", "F1")):
-        values = [entry[key] or 0 for entry in entries]
-        drawn = axes.bar(places + shift, values, 0.38, label=name)
-        labels = ["-" if e[key] is None else f"{e[key]:.2f}" for e in entries]
-        axes.bar_label(drawn, labels, fontsize=8)
-    names = [entry["name"] for entry in entries]
-    axes.set_xticks(places, names, rotation=30, ha="right", parse_math=False)
-    mean = result["mean_iou"]
-    shown = "-" if mean is None else f"{mean:.3f}"
-    axes.set(title=f"Per class, {source} (mean IoU {shown})", ylim=(0, 1.1))
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False)
-
-
-def _draw_matrix(figure, axes, result: dict, source: str) -> None:
-    counts = np.array(result["confusion_matrix"], float)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [entry["name"] for entry in result["per_class"]]
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set(
-        title=f"Confusion, {source} (share of the true class)",
-        xlabel="predicted",
-        ylabel="true",
-    )
-    if len(names) <= 16:
-        for (row, column), share in np.ndenumerate(shares):
-            style = {"color": "white" if share > 0.5 else "black", "fontsize": 8}
-            axes.text(column, row, f"{share:.2f}", ha="center", va="center", **style)
-    figure.colorbar(drawn, ax=axes, shrink=0.8)

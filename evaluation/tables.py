@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from common.scores import HEADLINES
 from common.text import aligned_table
 from evaluation.matrices import score_gap
-from model_training import HEADLINES
 
 AREA_SHARES = ("share", "users_accuracy", "producers_accuracy")
+AREAS_TITLE = (
+    "Areas, model-based, from labels chosen by hand: those of a random sample can be published "
+    "(Evaluate_map.py --sample)"
+)
+INTERVALS = {
+    "overall_accuracy": "overall accuracy",
+    "kappa": "kappa",
+    "mean_iou": "mean IoU",
+    "mean_f1": "mean F1",
+}
 FEW_BLOCKS = 10  # that a bootstrap draws from: its intervals are then too narrow
 
 
@@ -35,9 +45,51 @@ def score_table(result: dict) -> str:
         rows.append([entry["name"], f"{entry['pixels']:,}", *values])
     pixels = sum(entry["pixels"] for entry in entries)
     means = [number(result[f"mean_{key}"]) for key in keys]
-    table = aligned_table([*rows, ["mean", f"{pixels:,}", *means]])
+    rows.append(["mean", f"{pixels:,}", *means])
+    lines = []
+    if boundary := result.get("boundary"):
+        column = [entry["f1"] for entry in boundary["per_class"]]
+        rows[0].append("boundary F1")
+        for row, value in zip(rows[1:], [*column, boundary["mean_f1"]], strict=True):
+            row.append(number(value))
+        lines.append(boundary_line(boundary))
     accuracy, kappa = number(result["overall_accuracy"]), number(result["kappa"])
-    return f"{table}\noverall accuracy {accuracy}, kappa {kappa}"
+    lines.append(f"overall accuracy {accuracy}, kappa {kappa}")
+    return "\n".join([aligned_table(rows), *lines])
+
+
+def boundary_line(boundary: dict) -> str:
+    """What the boundary F1 means."""
+    pixels, metres = boundary["tolerance_pixels"], boundary["tolerance_metres"]
+    known = "" if metres is None else f" ({metres:.3g} m)"
+    return f"boundaries agree within {pixels:g} pixels{known}"
+
+
+def map_text(report: dict) -> str:
+    """The comparison of a map with labels as text."""
+    lines = [score_table(report)]
+    known = [
+        f"{name} [{', '.join(format(end, '.3f') for end in report['intervals'][key])}]"
+        for key, name in INTERVALS.items()
+        if report["intervals"][key]
+    ]
+    if known:
+        blocks = report["blocks"]
+        few = ", too few to trust" if blocks < FEW_BLOCKS else ""
+        lines.append(f"95 % intervals: {', '.join(known)}")
+        lines.append(
+            f"they come from {blocks} blocks{few}, and describe these labels, not the ground, of "
+            "which only a random sample says more (--sample)"
+        )
+    if "calibration" in report:
+        error = number(report["calibration"]["expected_calibration_error"])
+        lines.append(f"expected calibration error {error}")
+    lines.append(f"labelled pixels {report['labelled_pixels']:,}")
+    if report["labelled_without_map"]:
+        lines[-1] += (
+            f"; {report['labelled_without_map']:,} more lie where the map has no class"
+        )
+    return "\n".join(lines)
 
 
 def side_by_side(random: dict, blocked: dict, gap: dict | None = None) -> str:
@@ -68,8 +120,11 @@ def side_by_side(random: dict, blocked: dict, gap: dict | None = None) -> str:
     return f"{table}\noptimism of iou {with_interval(difference, interval)}: {verdict}"
 
 
-def area_table(areas: dict) -> str:
-    """Estimated areas and accuracies with their 95 % intervals as aligned text."""
+def area_table(areas: dict, units: str = "test patches") -> str:
+    """Estimated areas and accuracies with their 95 % intervals as aligned text.
+
+    ``units`` are what says how an estimate varies.
+    """
 
     def cell(estimate: dict, form: str = ".3f") -> str:
         return with_interval(estimate["value"], estimate["interval_95"], form)
@@ -88,9 +143,27 @@ def area_table(areas: dict) -> str:
     shown = [entry[key] for entry in areas["per_class"] for key in AREA_SHARES]
     lines = [aligned_table(rows), f"overall accuracy {cell(overall)}"]
     if any(e["value"] is not None and not e["interval_95"] for e in [*shown, overall]):
+        lines.append(f"without an interval: fewer than two {units} say how it varies")
+    return "\n".join(lines)
+
+
+def sample_text(report: dict) -> str:
+    """What a random sample says of a map, as text."""
+    lines = [area_table(report, "points of a stratum")]
+    lines.append(
+        f"from {report['points']:,} points drawn at random; strata: {report['strata']}"
+    )
+    shown = [entry[key] for entry in report["per_class"] for key in AREA_SHARES]
+    if any(one["standard_error"] == 0 for one in [*shown, report["overall_accuracy"]]):
         lines.append(
-            "without an interval: fewer than two test patches say how it varies"
+            "an interval without width: no point disagrees, which says little where points are few"
         )
+    if left := report["points_without_reference"]:
+        lines.append(f"{left:,} points have no reference and are left out")
+    if outside := report["points_outside_map"]:
+        lines.append(f"{outside:,} points lie where the map has no class")
+    if few := report["strata_with_few_points"]:
+        lines.append(f"fewer than two points have a reference in {', '.join(few)}")
     return "\n".join(lines)
 
 
@@ -134,7 +207,7 @@ def report_text(report: dict) -> str:
     if "calibration" in report:
         lines.append(calibration_line(report["calibration"]))
     if "areas" in report:
-        lines += ["", "Areas, corrected for the errors of the map, with 95 % intervals"]
+        lines += ["", AREAS_TITLE]
         lines.append(area_table(report["areas"]))
     if report.get("summary"):
         lines.append(summary_table(report))

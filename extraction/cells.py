@@ -15,16 +15,17 @@ import rasterio
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from common.errors import DatasetError, unknown_name
+from common.errors import DatasetError
 from common.rasters import GDAL_CACHE, Source
 from common.text import first_reason
-from common.vectors import in_pixels, polygonal, read_vector
+from common.vectors import find_column, in_pixels, polygonal, read_vector
 from common.windows import pixel_bounds, window_within
 from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions, SceneFiles
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+    from pandas import DataFrame
     from shapely import Geometry
 
 ID_COLUMNS = ("id", "fid", "cell_id", "cellid", "grid_id", "gridid", "patch_id", "name")
@@ -62,8 +63,8 @@ def cell_ids(grid: GeoDataFrame, column: str | None, prefix: int) -> list[str]:
         DatasetError: The column named holds an id twice, or none.
     """
     columns = {name.lower(): name for name in grid.columns if name != "geometry"}
-    if column is not None and column.lower() not in columns:
-        raise unknown_name("--id_column", column, list(columns))
+    if column:
+        columns[column.lower()] = find_column(grid, "--id_column", column)
     for name in [column.lower()] if column else ID_COLUMNS:
         if name not in columns:
             continue
@@ -122,6 +123,11 @@ class Grid:
         if size not in self._ids:
             self._ids[size] = cell_ids(self.table, self.column, size)
         return [f"{prefix}_{self._ids[size][row]}" for row in rows]
+
+    def columns(self, rows: Sequence[int]) -> DataFrame:
+        """What the columns of the file hold of some cells, without the geometries."""
+        table = self.table.iloc[list(rows)].select_dtypes(exclude="geometry")
+        return table.reset_index(drop=True)
 
     def rows_near(self, image: rasterio.DatasetReader) -> np.ndarray:
         """The cells that may touch an image, and some around it, in the order of the file."""
@@ -191,7 +197,8 @@ def cells_of(
             and not listed.
 
     Returns:
-        cells, {name: Skipped} of the others.
+        cells, {name: Skipped} of the others, and what the grid's columns hold of each cell, a row
+        per cell (None without a grid).
 
     Raises:
         DatasetError: The grid cannot be read, a cell is far too large, or none lies on the image.
@@ -199,15 +206,17 @@ def cells_of(
     if scene.grid is None:
         size, stride = config.patch_size, config.stride or config.patch_size
         cells = regular_cells(image.width, image.height, size, stride, scene.name)
-        return cells, {}
+        return cells, {}, None
     grid = shared or Grid(scene.grid, config.id_column)
     rows = shared.rows_near(image) if shared else np.arange(len(grid.table))
     names = grid.names(rows, scene.name)
-    cells, skipped = [], {}
-    for name, outline in zip(names, in_pixels(grid.table.iloc[rows], image, grid.path)):
+    cells, skipped, taken = [], {}, []
+    outlines = in_pixels(grid.table.iloc[rows], image, grid.path)
+    for row, name, outline in zip(rows, names, outlines):
         found = _place(name, outline, image, scene.grid, config.patch_size)
         if isinstance(found, Cell):
             cells.append(found)
+            taken.append(row)
         elif shared is None or found != OUTSIDE:
             skipped[name] = found
     if not cells:
@@ -216,7 +225,7 @@ def cells_of(
             f"No cell of {scene.grid} lies on {image.name} ({reason}); check the CRS "
             f"of both: {grid.table.crs.to_string()} and {image.crs.to_string()}"
         )
-    return cells, skipped
+    return cells, skipped, grid.columns(taken)
 
 
 def reading_order(cells: Sequence[Cell], image: Source) -> list[Cell]:

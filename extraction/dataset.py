@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-from rasterio.transform import Affine
 
 from common import SPLITS, VERSION
 from common.colours import hex_of_colour
@@ -26,16 +23,15 @@ from common.files import (
     require_folder,
     write_json,
 )
-from common.ground import footprint, to_metric_crs, to_one_crs
+from common.ground import places_apart, to_metric_crs, to_one_crs
 from common.nodata import empty_bands
 from common.rasters import Source, open_raster
 from common.repeat import command_line
-from common.styles import categorized_style
 from common.text import first_reason
-from common.vectors import add_style, write_layer
+from extraction.cells_file import write_cells
 from extraction.cutting import cut_scene
-from extraction.journal import Journal, Skipped, class_counts
-from extraction.places import SPLIT_COLOURS
+from extraction.given_splits import column_splits, divide_by_area, read_area
+from extraction.journal import Journal, Skipped, patch_footprint
 from extraction.scenes import (
     ScenePlan,
     describe_sources,
@@ -47,6 +43,7 @@ from extraction.splits import assign_splits
 
 if TYPE_CHECKING:
     from geopandas import GeoSeries
+    from shapely import Geometry
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -79,13 +76,14 @@ def extract(config: ExtractionConfig | BatchConfig) -> dict:
         )
     skipped: dict[str, Skipped] = {}
     plans = plan_scenes(config, skipped)
+    given, area = column_splits(plans, config), read_area(config.test_area)
     files = describe_sources(plans, config)
     with staging_folder(target, config, files) as staging:
         with closing(Journal(staging / JOURNAL)) as journal:
             journal.forget_missing(staging)
             for plan in plans:
                 cut_scene(plan, config, staging, journal)
-        report = assemble(staging, plans, journal, skipped, config)
+        report = assemble(staging, plans, journal, skipped, config, given, area)
         publish(staging, target)
     return report
 
@@ -96,8 +94,19 @@ def assemble(
     journal: Journal,
     skipped: dict[str, Skipped],
     config: ExtractionConfig | BatchConfig,
+    given: Mapping[str, str],
+    area: GeoSeries | None,
 ) -> dict:
     """Put the patches into splits, and describe them.
+
+    Args:
+        staging: The folder of the patches.
+        plans: The scenes.
+        journal: What became of each cell.
+        skipped: Why cells give no patch; receives those that are left out here.
+        config: The options.
+        given: Splits by ``column_splits``.
+        area: Polygons by ``read_area``.
 
     Returns:
         What ``--save_metadata`` writes.
@@ -111,32 +120,37 @@ def assemble(
     found = [(plan, record) for plan, record in found if record]
     if not found:
         raise no_patch(plans, len(names), skipped, config)
-    size = config.patch_size
-    shapes = [footprint(Affine(*r["transform"]), size, size) for _, r in found]
-    systems = [plan.crs for plan, _ in found]
-    ground = to_metric_crs(shapes, systems)
-    splits, dropped = assign_splits([record for _, record in found], ground, config)
-    records = []
-    for index, ((_, record), split) in enumerate(zip(found, splits)):
-        if index in dropped:
-            skipped[record["name"]] = dropped[index]
-            continue
-        records.append(record | {"split": split})
-        for kind in ("images", "labels"):
-            name = f"{record['name']}.tif"
-            (staging / kind / name).rename(staging / split / kind / name)
-    if dropped and not any(record["split"] == "train" for record in records):
-        raise DatasetError(
-            f"No training patch is left ({first_reason(skipped)}); lower --buffer"
-        )
+    if area is not None:
+        found, given = divide_by_area(found, area, skipped, config)
+    shapes = [patch_footprint(record, config) for _, record in found]
+    records = [record for _, record in found]
+    ground, cells = place_cells(shapes, [plan.crs for plan, _ in found], records)
+    splits, dropped = assign_splits(records, ground, config, given)
+    skipped |= {records[index]["name"]: dropped[index] for index in dropped}
+    records = [
+        record | {"split": split}
+        for index, (record, split) in enumerate(zip(records, splits))
+        if index not in dropped
+    ]
+    move_into_splits(staging, records)
     report = describe(config, plans, records, skipped)
-    cells = to_one_crs(shapes, systems, plans[0].crs).drop(list(dropped))
-    write_cells(staging / "cells.gpkg", cells, report)
+    cells = cells.drop(list(dropped))
+    write_cells(staging / "cells.gpkg", cells, report, plans)
     if config.save_metadata:
         write_json(staging / "metadata.json", report)
     for kind in ("images", "labels"):
         shutil.rmtree(staging / kind)
     return report
+
+
+def place_cells(
+    shapes: Sequence[Geometry], systems: Sequence, records: Sequence[dict]
+) -> tuple[GeoSeries, GeoSeries]:
+    """Cells in metres, and in the CRS of the first; in pixels where they have no location."""
+    if systems[0] is None:
+        apart = places_apart(shapes, [record["scene"] for record in records])
+        return apart, apart
+    return to_metric_crs(shapes, systems), to_one_crs(shapes, systems, systems[0])
 
 
 def no_patch(
@@ -164,6 +178,14 @@ def no_patch(
     )
 
 
+def move_into_splits(staging: Path, records: Sequence[dict]) -> None:
+    """Move patches to the folders of their splits."""
+    for record in records:
+        for kind in ("images", "labels"):
+            name = f"{record['name']}.tif"
+            (staging / kind / name).rename(staging / record["split"] / kind / name)
+
+
 def describe(
     config, plans: Sequence[ScenePlan], records: list[dict], skipped: dict
 ) -> dict:
@@ -174,7 +196,7 @@ def describe(
         "version": VERSION,
         "settings": asdict(config),
         "command": command_line(f"Patch_extraction.py {command}", config),
-        "crs": first.crs.to_string(),
+        "crs": first.crs and first.crs.to_string(),
         "bands": first.bands,
         "label_values": first.label_values,
         "class_names": first.class_names,
@@ -182,7 +204,8 @@ def describe(
         "unlabelled": first.unlabelled,
         "label_nodata": first.label_nodata,
         "scenes": [
-            asdict(plan.scene) | {"crs": plan.crs.to_string()} for plan in plans
+            asdict(plan.scene) | {"crs": plan.crs and plan.crs.to_string()}
+            for plan in plans
         ],
         "patches": records,
         "skipped": {name: str(reason) for name, reason in skipped.items()},
@@ -293,25 +316,3 @@ def publish(staging: Path, target: Path) -> None:
     for name in (JOURNAL, "settings.json"):
         (target / name).unlink(missing_ok=True)
     remove_former()
-
-
-def write_cells(path: Path, cells: GeoSeries, report: dict) -> None:
-    """The cells of the patches as a GeoPackage, coloured by split, with valid and class shares."""
-    import geopandas
-
-    records = report["patches"]
-    pixels = class_counts(records)
-    names = report["class_names"] or [""] * pixels.shape[1]
-    columns = {
-        key: [r[key] for r in records]
-        for key in ("name", "scene", "split", "valid_share")
-    }
-    shares = np.zeros((len(records), len(names)))
-    shares[:, : pixels.shape[1]] = pixels / pixels.sum(axis=1, keepdims=True)
-    # the number keeps names apart that differ in case only
-    columns |= {f"share {k} {n}".strip(): shares[:, k] for k, n in enumerate(names)}
-    table = geopandas.GeoDataFrame(columns, geometry=cells.to_numpy(), crs=cells.crs)
-    path.unlink(missing_ok=True)  # of a run that ended before it was published
-    write_layer(table, path, driver="GPKG", layer="cells")
-    colours = [SPLIT_COLOURS[split] for split in SPLITS]
-    add_style(path, "cells", categorized_style("split", SPLITS, colours))

@@ -6,13 +6,19 @@ import json
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from rasterio.transform import Affine
 
 from common.errors import DatasetError
 from common.files import naming
+from common.ground import footprint
 from common.tiffs import tiff_header
+from extraction.settings import ExtractionOptions
+
+if TYPE_CHECKING:
+    from shapely import Geometry
 
 ERROR = "error: "  # begins the text of what could not be read
 
@@ -36,6 +42,12 @@ def class_counts(records: Sequence[dict]) -> np.ndarray:
     """The pixels of each class in patches, (P, K) int64, by their records."""
     rows = zip_longest(*(record["class_pixels"] for record in records), fillvalue=0)
     return np.array(list(rows)).T
+
+
+def patch_footprint(record: dict, config: ExtractionOptions) -> Geometry:
+    """The ground of a patch, in the CRS of its scene, by its record."""
+    size = config.patch_size
+    return footprint(Affine(*record["transform"]), size, size)
 
 
 class Journal:

@@ -25,7 +25,7 @@ from common.labels import (
     read_classes,
     require_one_band,
 )
-from common.patches import list_pairs
+from common.patches import list_pairs, present_splits
 from common.pictures import (
     colour_map,
     draw_panels,
@@ -189,8 +189,9 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
     """
     report = {"dataset_root": config.output, "class_names": None, "splits": {}}
     places: list[PatchLocation] = []
+    some = (present_splits(config.output) or SPLITS)[0]
     for split in SPLITS:
-        pairs = list_pairs(config.output, split, required=split == "train")
+        pairs = list_pairs(config.output, split, required=split == some)
         summary, kinds = SplitSummary(), Counter()
         bar = tqdm(pairs, desc=split, unit="patch", leave=False, disable=None)
         for pair in until_stopped(bar):
@@ -279,13 +280,13 @@ def draw_sample(config: SampleConfig) -> Path:
     Raises:
         OptionError: No such patch.
     """
-    pairs = list_pairs(config.output, config.split)
-    index = config.sample_index
+    split = config.split or (present_splits(config.output) or SPLITS)[0]
+    pairs, index = list_pairs(config.output, split), config.sample_index
     require(
         0 <= index < len(pairs),
         "--sample_index",
         index,
-        f"0 to {len(pairs) - 1}, since {config.split} has {len(pairs)} patches",
+        f"0 to {len(pairs) - 1}, since {split} has {len(pairs)} patches",
     )
     pair = pairs[index]
     picture, valid, _, shown = read_patch_picture(pair, MISSING)
@@ -302,14 +303,14 @@ def draw_sample(config: SampleConfig) -> Path:
         (0.55 * picture + 0.45 * label).astype(np.uint8),
         picture,
     )
-    target = Path(config.output) / f"sample_{config.split}_{pair.name}.png"
+    target = Path(config.output) / f"sample_{split}_{pair.name}.png"
     panels = [
         {"title": f"image (bands {', '.join(map(str, shown))})", "picture": picture},
         {"title": "label", "picture": label},
         {"title": "overlay", "picture": overlay},
     ]
     legend = [(names[number], colours[number]) for number in present if number < count]
-    title = f"{config.split} {index}: {pair.name}"
+    title = f"{split} {index}: {pair.name}"
     save_figure(draw_panels(panels, legend, title), target)
     return target
 

@@ -1,14 +1,13 @@
-"""Scenes with their labels and grids, found and checked before the work begins."""
+"""Scenes with their labels and grids, checked before the work begins."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -23,19 +22,20 @@ from common.masks import MaskSummary, coverage_lines, report_text
 from common.nodata import nodata_advice
 from common.options import is_legend
 from common.rasters import (
-    SCENE_SUFFIXES,
     Source,
     files_of_raster,
+    has_no_location,
     open_raster,
     require_georeference,
     select_bands,
 )
 from common.sources import require_whole
-from common.text import first_reason, number_dates, some_of
+from common.text import first_reason, number_dates
 from common.vector_labels import is_drawn
-from common.vectors import VECTOR_SUFFIXES, files_of_vector
-from extraction.cells import Cell, Grid, cells_of, id_text
+from common.vectors import files_of_vector
+from extraction.cells import Cell, Grid, cells_of
 from extraction.journal import Skipped
+from extraction.pairing import list_scenes
 from extraction.settings import (
     BatchConfig,
     ExtractionConfig,
@@ -43,103 +43,10 @@ from extraction.settings import (
     SceneFiles,
 )
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 log = logging.getLogger("semanticseg4eo")
-
-
-def list_scenes(config: ExtractionConfig | BatchConfig) -> list[SceneFiles]:
-    """The scenes that a command names; see ``pair_scenes``."""
-    if isinstance(config, BatchConfig):
-        return pair_scenes(config)
-    mask = config.mask_of(Path(config.image).stem)
-    return [SceneFiles(config.image, config.label, config.grid, "patch", mask)]
-
-
-def pair_scenes(config: BatchConfig) -> list[SceneFiles]:
-    """The scenes of a folder with their labels and grids, by the ids in their names.
-
-    Raises:
-        DatasetError: No scene, an id twice, or a file without its partner (unless they are to be
-            skipped).
-    """
-    folder = Path(config.data_dir)
-    if not folder.is_dir():
-        raise DatasetError(f"No folder {folder}; give that of the scenes as --data_dir")
-    paths = folder.rglob("*") if config.recursive else folder.iterdir()
-    paths = sorted(
-        path for path in paths if path.is_file() and not in_parts(path, folder)
-    )
-    rasters = [p for p in paths if p.suffix.lower() in SCENE_SUFFIXES]
-    any_kind = config.image_pattern.partition("|")[0].endswith(".*")
-    images = find_ids(rasters if any_kind else paths, config.image_pattern)
-    labels = find_ids(paths, config.label_pattern)
-    kinds = [images, labels]
-    if config.use_per_image_grid:
-        vectors = [path for path in paths if path.suffix.lower() in VECTOR_SUFFIXES]
-        kinds.append(grids := find_ids(vectors, config.grid_pattern))
-    if config.own_masks:
-        kinds.append(masks := find_masks(config.mask))
-    if not images:
-        raise DatasetError(
-            f"No file in {folder} matches --image_pattern {config.image_pattern}"
-        )
-    complete = set.intersection(*map(set, kinds))
-    unmatched = sorted({kind[key] for kind in kinds for key in kind.keys() - complete})
-    if unmatched:
-        named = some_of([str(path) for path in unmatched], 5)
-        if not config.skip_unmatched:
-            raise DatasetError(
-                f"Files without a partner: {named}; add the missing ones, or give "
-                "--skip_unmatched"
-            )
-        log.warning("left out, without a partner: %s", named)
-    scenes = []
-    for key, image in images.items():
-        if key in complete:
-            grid = str(grids[key]) if config.use_per_image_grid else config.grid
-            files = str(image), str(labels[key]), grid
-            mask = config.mask_of("")
-            if config.own_masks:
-                mask = replace(mask, path=str(masks[key]))
-            scenes.append(SceneFiles(*files, id_text(key), mask))
-    if not scenes:
-        raise DatasetError(f"No scene in {folder} has a file for each of the patterns")
-    return scenes
-
-
-def find_masks(pattern: str) -> dict[str, Path]:
-    """The masks of the scenes by their ids; ``pattern`` is ``--mask`` with an ``<id>``."""
-    folder = Path(pattern).parent
-    if not folder.is_dir():
-        raise DatasetError(f"--mask: no folder {folder}")
-    return find_ids(sorted(folder.iterdir()), Path(pattern).name)
-
-
-def in_parts(path: Path, folder: Path) -> bool:
-    """Whether a file is a helper file of a VRT that ``stack`` wrote."""
-    inner = path.relative_to(folder).parts[:-1]
-    return any(name.lower().endswith(".parts") for name in inner)
-
-
-def find_ids(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
-    """Files whose name matches a pattern, in any case, by the text in the place of ``<id>``.
-
-    Each with what the pattern says of layers (``Grid_<id>.gpkg|layername=x``).
-
-    Raises:
-        DatasetError: Two files of one id.
-    """
-    pattern, bar, layer = pattern.partition("|")
-    regex = re.escape(pattern).replace(r"\*", ".*").replace("<id>", "(?P<id>.+)")
-    found: dict[str, Path] = {}
-    for path in paths:
-        match = re.fullmatch(regex, path.name, re.IGNORECASE)
-        if not match:
-            continue
-        key = match["id"].lower()
-        if key in found:
-            raise DatasetError(f"{found[key]} and {path} have the same id")
-        found[key] = Path(f"{path}{bar}{layer}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -159,6 +66,7 @@ class ScenePlan:
     codes: Sequence[int | str] | None = None  # values or texts that became classes
     table: dict[int, Colour] = field(default_factory=dict)  # colours of the label
     colours: Sequence[Colour | None] = ()  # of classes, where somebody gave them
+    columns: DataFrame | None = None  # what the grid holds of each cell, a row per cell
 
 
 def plan_scenes(
@@ -287,14 +195,17 @@ def plan_scene(
         require_whole(scene.image)
         if scene.mask:
             require_whole(scene.mask.path)
-        require_georeference(image)
+        if has_no_location(image):
+            require_no_ground(scene, config)
+        else:
+            require_georeference(image)
         bands = select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):
             raise RasterError(
                 f"--image_channels {config.image_channels}, but {image.name} has {len(bands)} "
                 "bands; select them with --bands"
             )
-        cells, skipped = cells_of(scene, config, image, grid)
+        cells, skipped, columns = cells_of(scene, config, image, grid)
         described = [
             {"band": band, "description": image.descriptions[band - 1]}
             for band in bands
@@ -311,7 +222,23 @@ def plan_scene(
             return ScenePlan(
                 scene, image.crs, described, cells, label.stored_values, label.names, label.unlabelled,
                 label.nodata, advice, mask and mask.summary(), label.codes, label.table,
+                columns=columns,
             ), skipped  # fmt: skip
+
+
+def require_no_ground(scene: SceneFiles, config: ExtractionOptions) -> None:
+    """Raise DatasetError where an option needs the location that a picture does not have."""
+    needs = {
+        "a grid": scene.grid, "--mask": scene.mask, "--test_area": config.test_area,
+        "--split_by block": config.split_by == "block", "--buffer": config.buffer,
+        f"the label {scene.label}": is_drawn(scene.label),
+    }  # fmt: skip
+    wanting = [name for name, given in needs.items() if given]
+    if wanting:
+        raise DatasetError(
+            f"{scene.image} has no location, which {wanting[0]} needs; leave that out, or give the "
+            "picture a CRS (gdal_translate -a_srs)"
+        )
 
 
 def describe_sources(
@@ -330,6 +257,12 @@ def describe_sources(
 
 def _require_alike(first: ScenePlan, other: ScenePlan) -> None:
     """Raise DatasetError unless two scenes can be in one dataset."""
+    if (first.crs is None) != (other.crs is None):
+        with_one, without = (first, other) if first.crs else (other, first)
+        raise DatasetError(
+            f"{without.scene.image} has no location, but {with_one.scene.image} has; make a dataset "
+            "of each"
+        )
     if len(first.bands) != len(other.bands):
         raise DatasetError(
             f"{other.scene.image} has {len(other.bands)} bands, but {first.scene.image} "

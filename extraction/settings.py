@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from common import SPLITS
 from common.errors import require
@@ -16,6 +18,8 @@ from common.options import (
 )
 
 LARGEST_PATCH = 16384  # pixels of a side
+LABEL_PATTERN = "Label_<id>.tif"
+RATIOS = (0.75, 0.15, 0.10)  # of training, validation and test, where none is given
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,28 @@ class SceneFolder:
         False, "each scene has its own grid, found by --grid_pattern", "data"
     )
     image_pattern: str = setting(
-        "Image_<id>.*", "names of scenes; <id> pairs them, * is anything", "data"
+        "Image_<id>.*",
+        "names of scenes, with folders where they lie in some; <id> pairs them, * is anything but /",
+        "data",
     )
-    label_pattern: str = setting("Label_<id>.tif", "names of labels", "data")
+    label_pattern: str = setting(LABEL_PATTERN, "names of labels", "data")
+    label: str | None = setting(
+        None,
+        "one label for all scenes, as for several dates of one place",
+        "data",
+        shown="those of --label_pattern",
+    )
     grid_pattern: str = setting("Grid_<id>.*", "names of grids", "data")
     recursive: bool = setting(False, "search subfolders too", "data")
+    exclude: Sequence[str] | None = setting(
+        None,
+        "shell patterns of files to leave out, by their whole path below the folder, as 'old/*': * is "
+        "anything, ? a character, [ab] one of them; may be given again",
+        "data",
+        shown="none",
+        nargs="+",
+        action="extend",
+    )
     skip_unmatched: bool = setting(
         False, "leave out files without a partner instead of stopping", "data"
     )
@@ -114,20 +135,56 @@ class ExtractionOptions:
         most=1,
     )
     # splits are drawn when all cells are cut, so a resumed run may draw them otherwise
-    train_ratio: float = setting(
-        0.75, "share of the training split", "split", above=0, most=1, may_change=True
+    train_ratio: float | None = setting(
+        None,
+        "share of the training split, 0 to 1; ratios that are not given share what the given ones "
+        "leave, in proportion to their defaults",
+        "split",
+        shown=f"{RATIOS[0]:.2f}",
+        least=0,
+        most=1,
+        may_change=True,
     )
-    val_ratio: float = setting(
-        0.15, "share of the validation split", "split", least=0, most=1, may_change=True
+    val_ratio: float | None = setting(
+        None,
+        "share of the validation split",
+        "split",
+        shown=f"{RATIOS[1]:.2f}",
+        least=0,
+        most=1,
+        may_change=True,
     )
-    test_ratio: float = setting(
-        0.10, "share of the test split", "split", least=0, most=1, may_change=True
+    test_ratio: float | None = setting(
+        None,
+        "share of the test split",
+        "split",
+        shown=f"{RATIOS[2]:.2f}",
+        least=0,
+        most=1,
+        may_change=True,
     )
     split_by: str = setting(
         "random",
-        "draw cell by cell, or in square blocks, which keeps neighbours together",
+        "draw cell by cell, in square blocks, which keeps neighbours together, or whole scenes, as "
+        "for maps of new dates",
         "split",
-        choices=("random", "block"),
+        choices=("random", "block", "scene"),
+        may_change=True,
+    )
+    split_column: str | None = setting(
+        None,
+        "grid column that names the split of a cell: train, validation, test or a short form; "
+        "cells without one are drawn",
+        "split",
+        shown="all cells are drawn",
+        may_change=True,
+    )
+    test_area: str | None = setting(
+        None,
+        "vector file of polygons, in any CRS: cells whose centre lies in them are the test split, "
+        "others that touch them are left out",
+        "split",
+        shown="none",
         may_change=True,
     )
     block_size: float | None = setting(
@@ -184,23 +241,49 @@ class ExtractionOptions:
 
     def __post_init__(self):
         check_limits(self)
-        stride, grid, block = self.stride, self.grid, self.block_size
+        stride, grid = self.stride, self.grid
         fine = stride is None or grid is None
         require(fine, "--stride with --grid", grid, "one of the two")
-        fine = block is None or self.split_by == "block"
-        require(fine, "--block_size", block, "--split_by block with it")
         both = self.overwrite and self.resume
         require(not both, "--overwrite", "and --resume", "one of the two")
+        self._check_splits()
+
+    def _check_splits(self) -> None:
+        block, column, area = self.block_size, self.split_column, self.test_area
+        fine = block is None or self.split_by == "block"
+        require(fine, "--block_size", block, "--split_by block with it")
+        own_grid = self.grid or getattr(self, "use_per_image_grid", False)
+        require(column is None or own_grid, "--split_column", column, "--grid with it")
+        fine = area is None or column is None
+        require(fine, "--test_area with --split_column", column, "one of the two")
+        fine = area is None or not self.test_ratio
+        expected = "one of the two: no other cell becomes test"
+        require(fine, "--test_area with --test_ratio", self.test_ratio, expected)
+        given = [ratio for ratio in self._given_ratios if ratio is not None]
+        expected = "a sum of 1" if len(given) == 3 else "1 at most"
         require(
-            abs(sum(self.ratios) - 1) < 1e-6,
+            sum(given) < 1 + 1e-6 and (len(given) < 3 or sum(given) > 1 - 1e-6),
             "--train_ratio, --val_ratio and --test_ratio",
-            f"sum to {sum(self.ratios):g}",
-            "a sum of 1",
+            f"sum to {sum(given):g}",
+            expected + " of the first two, beside --test_area" * (area is not None),
         )
 
     @property
-    def ratios(self) -> tuple[float, float, float]:
-        return self.train_ratio, self.val_ratio, self.test_ratio
+    def _given_ratios(self) -> tuple[float | None, ...]:
+        """Of the cells that are drawn, of which none becomes test beside ``--test_area``."""
+        drawn_test = self.test_ratio if self.test_area is None else 0.0
+        return self.train_ratio, self.val_ratio, drawn_test
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The shares of training, validation and test; they sum to 1."""
+        pairs = list(zip(self._given_ratios, RATIOS))
+        left = round(1 - sum(given or 0 for given, _ in pairs), 9)
+        open_shares = sum(usual for given, usual in pairs if given is None)
+        return tuple(
+            left * usual / open_shares if given is None else given
+            for given, usual in pairs
+        )
 
 
 # the fields of the last class come first, so that --help begins with the files
@@ -228,6 +311,10 @@ class BatchConfig(MaskOptions, LabelOptions, ExtractionOptions, SceneFolder):
             text = getattr(self, name)
             once = text.partition("|")[0].count("<id>") == text.count("<id>") == 1
             require(once, f"--{name}", text, "one <id> in it")
+            below = not os.path.isabs(text) and ".." not in PurePath(text).parts
+            require(below, f"--{name}", text, "a path below --data_dir")
+        fine = self.label is None or self.label_pattern == LABEL_PATTERN
+        require(fine, "--label with --label_pattern", self.label_pattern, "one of them")
 
 
 @dataclass(frozen=True)
@@ -235,7 +322,13 @@ class SampleConfig:
     """Every setting of ``visualize``."""
 
     output: str = setting(help="dataset folder that extract wrote", group="data")
-    split: str = setting("train", "which split to draw from", "data", choices=SPLITS)
+    split: str | None = setting(
+        None,
+        "which split to draw from",
+        "data",
+        shown="the first that has patches",
+        choices=SPLITS,
+    )
     sample_index: int = setting(0, "which patch of the split, from 0", "data")
     show: bool = setting(False, "open a window too", "output")
 

@@ -1,10 +1,10 @@
-"""The split of each patch: at random or by blocks, repeat coverage kept together."""
+"""The split of each patch: at random, by blocks or by scenes, given ones among them."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -130,14 +130,18 @@ def link_repeat_coverage(footprints: GeoSeries, scenes: Sequence[int]) -> np.nda
 
 
 def assign_splits(
-    records: Sequence[dict], ground: GeoSeries, config: ExtractionOptions
+    records: Sequence[dict],
+    ground: GeoSeries,
+    config: ExtractionOptions,
+    given: Mapping[str, str],
 ):
     """Put patches into splits.
 
     Args:
-        records: Of the patches; "scene" and "class_pixels" are used.
+        records: Of the patches; "name", "scene" and "class_pixels" are used.
         ground: Their footprints, in metres.
         config: How.
+        given: The splits of patches, by name, that are not drawn.
 
     Returns:
         A split per patch, and {index: Skipped} of the patches to be dropped.
@@ -145,36 +149,117 @@ def assign_splits(
     Raises:
         DatasetError: There are too few blocks, or a split loses all of its patches.
     """
-    if config.split_by == "random":
-        scenes = {record["scene"]: number for number, record in enumerate(records)}
-        places = link_repeat_coverage(
-            ground, [scenes[record["scene"]] for record in records]
-        )
-        drawn = random_splits(places.max() + 1, config.ratios, config.seed)
-        splits = [drawn[place] for place in places]
-    else:
-        splits = _block_splits(records, ground, config)
-    parts = np.array([SPLITS.index(split) for split in splits])
-    if config.split_by == "block" or config.buffer:
-        pairs = pairs_within(ground, parts, config.buffer)
-        lost = leave_out(parts, pairs, config.ratios)
-    else:
-        lost = set()
-        touching = pairs_within(ground, parts, 1e-3 * typical_patch_side(ground))
-        if len(touching):
-            log.warning(
-                "%d of %d patches touch or overlap a patch of another split, so scores will be too "
-                "good; --split_by block keeps neighbours together",
-                len(np.unique(touching)),
-                len(records),
-            )
-    _require_shares(parts, lost, config)
+    parts = np.array([SPLITS.index(given.get(r["name"], "train")) for r in records])
+    fixed = np.array([record["name"] in given for record in records])
+    names = [record["scene"] for record in records]
+    scenes = np.unique(names, return_inverse=True)[1]
+    by = config.split_by
+    if by == "random" or (by == "block" and fixed.any()):
+        places = link_repeat_coverage(ground, scenes)
+        parts, fixed = follow_dates(parts, fixed, places)
+    counts, ratios = np.bincount(parts[fixed], minlength=3), np.array(config.ratios)
+    wanted = ratios + (counts - ratios * counts.sum()) / len(records)
+    free = np.flatnonzero(~fixed)
+    if len(free):
+        if by == "random":
+            units = np.unique(places[free], return_inverse=True)[1]
+            drawn = random_splits(units.max() + 1, config.ratios, config.seed)
+        else:
+            needed = np.count_nonzero((counts == 0) & (ratios > 0))
+            size = config.block_size or 4 * typical_patch_side(ground)
+            groups = scenes if by == "scene" else spatial_block_ids(ground, size)
+            units, content = _content([records[i] for i in free], groups[free])
+            _require_enough(by, len(content), needed, size)
+            drawn = balance_blocks(content, config.ratios, config.seed)
+        parts[free] = [SPLITS.index(drawn[unit]) for unit in units]
+    lost = _leave_out_near(parts, ground, wanted, fixed, config)
+    _require_shares(parts, lost, fixed, config)
     reason = (
         f"nearer than {config.buffer:g} m to another split"
         if config.buffer
         else "shares ground with another split"
     )
+    splits = [SPLITS[part] for part in parts]
     return splits, dict.fromkeys(lost, Skipped(reason))
+
+
+def follow_dates(parts: np.ndarray, fixed: np.ndarray, places: np.ndarray):
+    """Patches whose place has a given split on another date get it too.
+
+    Args:
+        parts: The number of the split of each patch.
+        fixed: Whether it is given.
+        places: A number per patch, by ``link_repeat_coverage``.
+
+    Returns:
+        ``parts`` and ``fixed`` with them.
+    """
+    known = np.full(places.max() + 1, -1)
+    rows = np.flatnonzero(fixed)[::-1]  # of several splits of a place the first counts
+    known[places[rows]] = parts[rows]
+    found = known[places]
+    return np.where(fixed | (found < 0), parts, found), fixed | (found >= 0)
+
+
+def _leave_out_near(
+    parts: np.ndarray,
+    ground: GeoSeries,
+    wanted: Sequence[float],
+    fixed: np.ndarray,
+    config: ExtractionOptions,
+) -> set[int]:
+    """The patches to drop since they share ground with another split, or lie too near to it.
+
+    Without blocks and buffer these are the neighbours of a test area alone, and others are logged.
+    """
+    apart = config.split_by == "block" or config.buffer
+    lost: set[int] = set()
+    if apart or config.test_area:
+        pairs = pairs_within(ground, parts, config.buffer)
+        pairs = pairs if apart else pairs[fixed[pairs].any(axis=1)]
+        lost = leave_out_drawn(parts, pairs, wanted, fixed)
+    if not apart:
+        left = np.delete(np.arange(len(parts)), list(lost))
+        _warn_of_touching(parts[left], ground.iloc[left], fixed[left], config.split_by)
+    return lost
+
+
+def _warn_of_touching(
+    parts: np.ndarray, ground: GeoSeries, fixed: np.ndarray, split_by: str
+) -> None:
+    """Log how many patches touch another split, where such patches are not dropped."""
+    touching = pairs_within(ground, parts, 1e-3 * typical_patch_side(ground))
+    if not len(touching):
+        return
+    if split_by == "scene":
+        meaning = "scores hold for new scenes of these places, not for new places"
+    elif fixed.all():
+        meaning = "scores will be too good; --buffer keeps a distance"
+    else:
+        meaning = "scores will be too good; --split_by block or scene keeps neighbours together"
+    log.warning(
+        "%d of %d patches touch or overlap a patch of another split, so %s",
+        *(len(np.unique(touching)), len(parts), meaning),
+    )
+
+
+def leave_out_drawn(
+    parts: np.ndarray, pairs: np.ndarray, wanted: Sequence[float], fixed: np.ndarray
+) -> set[int]:
+    """The patches to drop by ``leave_out``, drawn ones wherever one is in a pair with a given one.
+
+    Args:
+        parts: See ``leave_out``.
+        pairs: Likewise.
+        wanted: The share of each split.
+        fixed: Whether the split of a patch is given.
+    """
+    mixed = pairs[fixed[pairs].sum(axis=1) == 1]
+    drawn = np.unique(mixed[~fixed[mixed]])
+    left = np.delete(np.arange(len(parts)), drawn)
+    rest = pairs[~np.isin(pairs, drawn).any(axis=1)]
+    more = leave_out(parts[left], np.searchsorted(left, rest), wanted)
+    return {*drawn.tolist(), *left[list(more)].tolist()}
 
 
 def leave_out(
@@ -223,18 +308,27 @@ def leave_out(
     return dropped
 
 
-def _require_shares(parts: np.ndarray, lost: set[int], config: ExtractionOptions):
-    """Log where splits miss their shares by more than whole patches explain.
+def _require_shares(
+    parts: np.ndarray,
+    lost: set[int],
+    fixed: np.ndarray,
+    config: ExtractionOptions,
+) -> None:
+    """Log where splits miss their shares of what is drawn by more than whole patches explain.
+
+    Patches that are ``fixed``, whose split is given, do not count.
 
     Raises:
         DatasetError: A split has lost all of its patches.
     """
-    blocks = config.split_by == "block"
+    blocks, scenes = (config.split_by == kind for kind in ("block", "scene"))
     if lost:
         ways = ["lower --buffer"] * bool(config.buffer)
         remedy = " or ".join(ways + ["raise --block_size"] * blocks)
     elif blocks:
         remedy = "lower --block_size"
+    elif scenes:
+        remedy = "whole scenes go to one split"
     else:
         remedy = "all dates of a place go to one split"
     left = np.bincount(np.delete(parts, list(lost)), minlength=len(SPLITS))
@@ -244,24 +338,40 @@ def _require_shares(parts: np.ndarray, lost: set[int], config: ExtractionOptions
                 f"No {SPLITS[split]} patch is left ({len(lost)} of {len(parts)} share ground with "
                 f"another split or lie too near to it); {remedy}"
             )
+    rows = np.delete(np.arange(len(parts)), list(lost))
+    left = np.bincount(parts[rows][~fixed[rows]], minlength=len(SPLITS))
     possible = split_counts(int(left.sum()), config.ratios)
     if np.abs(left - possible).max() > MISSED_SHARE * left.sum():
         found, asked = (", ".join(map(str, c)) for c in (left.tolist(), possible))
         log.warning("splits of %s patches, not of %s: %s", found, asked, remedy)
 
 
-def _block_splits(records, ground: GeoSeries, config: ExtractionOptions) -> list[str]:
-    """Splits by square blocks; a patch belongs where its centre lies."""
-    size = config.block_size or 4 * typical_patch_side(ground)
-    numbers = spatial_block_ids(ground, size)
+def _content(
+    records: Sequence[dict], groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the blocks, or scenes, of some patches hold.
+
+    Returns:
+        The number, 0, 1..., of the group of each patch; and (groups, 1 + classes) patches and
+        pixels, as ``balance_blocks`` takes them.
+    """
+    numbers = np.unique(groups, return_inverse=True)[1]
     pixels = class_counts(records)
     content = np.zeros((numbers.max() + 1, 1 + pixels.shape[1]))
     np.add.at(content[:, 0], numbers, 1)
     np.add.at(content[:, 1:], numbers, pixels)
-    if len(content) < np.count_nonzero(config.ratios):
+    return numbers, content
+
+
+def _require_enough(split_by: str, found: int, needed: int, size: float) -> None:
+    """Raise DatasetError where blocks, or scenes, are fewer than splits."""
+    if found < needed and split_by == "scene":
         raise DatasetError(
-            f"The cells lie in {len(content)} blocks of {size:g} m, too few for the splits; give a "
-            "smaller --block_size"
+            f"--split_by scene: {found} scenes are too few for {needed} splits; give more, or a "
+            "ratio of 0 for a split that you do not need"
         )
-    drawn = balance_blocks(content, config.ratios, config.seed)
-    return [drawn[number] for number in numbers]
+    if found < needed:
+        raise DatasetError(
+            f"The cells lie in {found} blocks of {size:g} m, too few for the splits; give a smaller "
+            "--block_size"
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.errors import CheckpointError, RasterError, require
 from common.files import require_folder
-from common.rasters import SCENE_SUFFIXES, open_raster
+from common.rasters import PICTURES, SCENE_SUFFIXES, open_raster
 from common.sources import require_whole
 from common.tiffs import TIFF_SUFFIXES
 from prediction.settings import PredictionConfig, split_part
@@ -67,18 +67,21 @@ def list_scenes(given: Sequence[str]) -> list[str]:
         if not Path(text).is_dir():
             scenes.append(text)
             continue
-        found = sorted(
-            str(path)
+        files = sorted(
+            path
             for path in Path(text).iterdir()
-            if path.suffix.lower() in SCENE_SUFFIXES
-            and path.is_file()
-            and not path.name.startswith(".")
+            if path.is_file() and not path.name.startswith(".")
         )
-        if not found:
-            raise RasterError(
-                f"No scenes in {text} (looked for {', '.join(SCENE_SUFFIXES)})"
-            )
-        scenes += found
+        kinds = (
+            SCENE_SUFFIXES,
+            tuple(PICTURES),
+        )  # a picture beside scenes is one of them
+        found = ([str(f) for f in files if f.suffix.lower() in kind] for kind in kinds)
+        scenes_there = next(filter(None, found), None)
+        if scenes_there is None:
+            looked_for = ", ".join((*SCENE_SUFFIXES, *PICTURES))
+            raise RasterError(f"No scenes in {text} (looked for {looked_for})")
+        scenes += scenes_there
     return scenes
 
 

@@ -34,9 +34,10 @@ ARROWS = {
     "extraction": {"common"},
     "main": SHARED | {"training"},
     "Predict_large_image": SHARED | {"prediction"},
+    "Evaluate_map": SHARED,
     "Patch_extraction": {"common", "extraction"},
 }
-SCRIPTS = ("main", "Patch_extraction", "Predict_large_image")
+SCRIPTS = ("main", "Patch_extraction", "Predict_large_image", "Evaluate_map")
 PACKAGES = [part for part in ARROWS if (ROOT / part).is_dir()]
 TORCH = {"torch", "torchvision", "timm", "segmentation_models_pytorch"}
 TORCH_IN_COMMON = {"common.devices", "common.distributed"}
@@ -180,6 +181,16 @@ def test_extraction_and_common_work_without_torch():
     assert users == TORCH_IN_COMMON
     for module in (m for m in own if part_of(m) == "extraction"):
         assert not reached(module, late=True) & TORCH_IN_COMMON, module
+
+
+def test_a_map_is_evaluated_without_torch():
+    def users(module: str, late: bool) -> set[str]:
+        return {m for m in reached(module, late) if libraries(m, late=True) & TORCH}
+
+    for module in ("evaluation.maps", "evaluation.figures", "evaluation.estimation"):
+        assert not users(module, late=True)
+    for module in ("evaluation.sampling", "evaluation.points", "evaluation.outputs"):
+        assert not users(module, late=False)
 
 
 # --- what an import costs -------------------------------------------------------------------

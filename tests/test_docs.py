@@ -27,12 +27,14 @@ sys.path.insert(0, str(ROOT))
 
 from colour_distance import DEUTERANOPIA, smallest
 
+import Evaluate_map
 import main
 import model_training
 import Patch_extraction
 import Predict_large_image
 from common.colours import PALETTE
 from common.console import settings_from
+from evaluation.settings import EvaluationConfig
 from prediction.settings import PredictionConfig
 from training.settings import TrainingConfig
 
@@ -55,8 +57,13 @@ SCRIPTS = {
     "main.py": main,
     "Patch_extraction.py": Patch_extraction,
     "Predict_large_image.py": Predict_large_image,
+    "Evaluate_map.py": Evaluate_map,
 }
-SETTINGS = {"main.py": TrainingConfig, "Predict_large_image.py": PredictionConfig}
+SETTINGS = {
+    "main.py": TrainingConfig,
+    "Predict_large_image.py": PredictionConfig,
+    "Evaluate_map.py": EvaluationConfig,
+}
 PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
 END = "<!-- end -->"
 # of other programs
@@ -75,6 +82,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         **commands,
         "main": main.build_parser(),
         "predict": Predict_large_image.build_parser(),
+        "evaluate": Evaluate_map.build_parser(),
     }
 
 
@@ -83,6 +91,8 @@ def option_table(parser: argparse.ArgumentParser, known=()) -> str:
     seen = {(a.dest, a.help) for other in known for a in other._actions}
     rows = ["| option | what it is | default |", "|---|---|---|"]
     for action in parser._actions:
+        if action.help == argparse.SUPPRESS:
+            continue
         if action.dest == "help" or (action.dest, action.help) in seen:
             continue
         text, _, shown = (action.help % vars(action)).rpartition(" (default: ")
@@ -160,6 +170,7 @@ GENERATED = [
             "info",
             "main",
             "predict",
+            "evaluate",
         )
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),

@@ -1,4 +1,4 @@
-"""The three scripts as programs: what stands at their door loads no heavy library.
+"""The four scripts as programs: what stands at their door loads no heavy library.
 
 Each runs in one fresh process, through all that ends before the work begins.
 """
@@ -26,6 +26,11 @@ DOORS = {
         (["--help"], 0),
         (["--patch_size", "many"], 2),
         (["--model", "m", "--input", "a", "--output", "b.tif", "--overlap", "-1"], 2),
+    ],
+    "Evaluate_map": [
+        (["--help"], 0),
+        (["--map", "a.tif"], 2),
+        (["--map", "a.tif", "--label", "b.tif", "--boundary_tolerance", "x"], 2),
     ],
     "Patch_extraction": [
         (["--help"], 0),

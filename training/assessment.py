@@ -16,9 +16,12 @@ from common.ground import pixel_areas
 from common.patches import PatchPair, read_patch
 from common.rasters import open_raster
 from evaluation.areas import estimate_areas
+from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import LogitSample, fit_temperature
 from evaluation.examples import draw_examples
-from evaluation.reports import TestCollector, draw_calibration, plot_training
+from evaluation.figures import draw_calibration
+from evaluation.reports import TestCollector, plot_training, watch_boundaries
+from evaluation.settings import BOUNDARY_TOLERANCE
 from model_training import (
     confusion_matrix,
     load_checkpoint,
@@ -77,20 +80,31 @@ def export(
 def evaluate_split(
     run: TrainingRun, index: SampleIndex, watch: Callable | None = None
 ) -> dict:
-    """Loss and scores of a run's model on some patches, in float32, by this process alone.
+    """Loss, scores and boundary scores of a run's model on some patches.
 
-    ``watch`` is that of ``evaluate``.
+    In float32, by this process alone. ``watch`` is that of ``evaluate``.
     """
+    boundaries = BoundaryScores(run.model_config.label_classes, BOUNDARY_TOLERANCE)
+    watches = [watch_boundaries(boundaries), *([watch] if watch else [])]
+
+    def watch_all(logits: Tensor, masks: Tensor) -> None:
+        for one in watches:
+            one(logits, masks)
+
     loss, matrix = evaluate(
         run.model,
         run.loader(index, group=ProcessGroup()),
         run.loss,
         run.device,
         run.model_config.label_classes,
-        watch,
+        watch_all,
     )
     loss = loss if matrix.any() else None  # of no labelled pixel
-    return {"loss": loss} | scores(matrix, run.names, run.config.mode == "binary")
+    return {
+        "loss": loss,
+        **scores(matrix, run.names, run.config.mode == "binary"),
+        "boundary": boundaries.report(run.names, index.pixel_size),
+    }
 
 
 def calibrate(run: TrainingRun, samples: Sequence[LogitSample]) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from common.distributed import ProcessGroup
+from common.scores import HEADLINES
 from evaluation.calibration import LogitSample
 from evaluation.matrices import block_bootstrap, fold_summary, score_gap
 from evaluation.reports import plot_training
-from model_training import HEADLINES, scores
+from model_training import scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
 from training.dataset import (
     colours_for,
@@ -145,7 +146,7 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     report = {
         "class_names": names,
         **results[kind],
-        "blocks": None if config.fold_by == "random" else len(sums),
+        "blocks": None if kind == "random" else len(sums),
         "final_epochs": epochs,
         "history": final.history.rows,
     }

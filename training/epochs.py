@@ -14,9 +14,10 @@ from tqdm import tqdm
 from common.devices import deterministic
 from common.distributed import distribute
 from common.files import atomic_write
+from common.scores import HEADLINES
 from common.text import duration
 from evaluation.reports import plot_training, write_log
-from model_training import HEADLINES, combined_score, scores
+from model_training import combined_score, scores
 from training.loop import (
     evaluate,
     freeze_encoder,

@@ -1,4 +1,4 @@
-"""Folds of whole groups of patches: at random, by blocks or by columns."""
+"""Folds of whole groups of patches: at random, by blocks, by columns or by values."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from common.ground import (
     typical_patch_side,
 )
 from common.patches import patch_footprints
+from training.fold_groups import report_shared_ground, value_groups
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
 
@@ -233,14 +234,14 @@ def plan_folds(
     footprints: GeoSeries | None,
     blocks: np.ndarray | None,
 ) -> list[Fold]:
-    """Folds by "random", "block" or "column", each with validation patches of its own.
+    """Folds of one kind, each with validation patches of its own.
 
     Args:
         config: How many folds, the buffer and the seed.
-        fold_by: By what.
+        fold_by: "random", "block", "column", or "value" for those of ``value_groups``.
         pooled: All patches.
         footprints: Where they lie, in metres; None, for "random" alone, where that is unknown.
-        blocks: (P,) the block of each; not needed at random.
+        blocks: (P,) the block, or the value, of each; not needed at random.
 
     Raises:
         DatasetError: Too few groups, or nothing left to train on.
@@ -250,18 +251,28 @@ def plan_folds(
     if footprints is not None:
         places = same_places(footprints)
     groups = units = places
-    if fold_by != "random":
+    if fold_by == "value":
+        groups = units = blocks
+    elif fold_by != "random":
         groups = units = whole_places(blocks, places)
     if fold_by == "column":
         strips = spatial_groups(footprints, fold_by, None, n_splits)
         groups = whole_places(strips, places)
+    # values are kept apart by a buffer alone: all dates of a place share its ground
+    apart = fold_by in ("block", "column") or bool(fold_by == "value" and config.buffer)
+    label = config.fold_values if fold_by == "value" else fold_by
     folds = []
     for others, held_out in make_folds(groups, counts, n_splits, config.seed):
         kept = others
-        if fold_by != "random":
+        if apart:
             kept = drop_near(others, held_out, footprints, config.buffer)
-        train, validation = inner_split(kept, units, counts, config.seed)
-        if fold_by != "random":
+        one_value = fold_by == "value" and len(np.unique(units[kept])) == 1
+        if one_value:
+            text = "fold %d trains and validates on one %s"
+            log.info(text, len(folds) + 1, label)
+        inner = places if one_value else units
+        train, validation = inner_split(kept, inner, counts, config.seed)
+        if apart:
             train = drop_near(train, validation, footprints, config.buffer)
         if not counts[train].any():
             raise DatasetError(
@@ -272,7 +283,7 @@ def plan_folds(
         dropped = len(others) - len(train) - len(validation)
         log.info(
             "%s fold %d: %d patches held out, %d for training, %d for validation, %d dropped",
-            *(fold_by, len(folds), len(held_out), len(train), len(validation), dropped),
+            *(label, len(folds), len(held_out), len(train), len(validation), dropped),
         )
     return folds
 
@@ -280,7 +291,7 @@ def plan_folds(
 def plan_all_folds(
     config: TrainingConfig, pooled: SampleIndex
 ) -> tuple[dict[str, list[Fold]], np.ndarray]:
-    """The folds of ``--fold_by`` by kind, two kinds for ``both``, and the block of each patch.
+    """The folds by kind, two kinds for ``--fold_by both``, and the block or value of each patch.
 
     Raises:
         DatasetError: See ``plan_folds``.
@@ -290,6 +301,12 @@ def plan_all_folds(
             f"{len(pooled.pairs)} patches cannot make {config.n_splits} folds; lower --n_splits"
         )
     footprints = known_footprints(config, pooled)
+    if config.fold_values is not None:
+        blocks = value_groups(config, pooled.pairs)
+        report_shared_ground(config, blocks, footprints)
+        return {
+            "value": plan_folds(config, "value", pooled, footprints, blocks)
+        }, blocks
     if config.fold_by != "random":
         blocks = spatial_groups(footprints, "block", config.block_size, config.n_splits)
         blocks = whole_places(blocks, same_places(footprints))
@@ -308,7 +325,7 @@ def plan_all_folds(
 
 
 def known_footprints(config: TrainingConfig, pooled: SampleIndex) -> GeoSeries | None:
-    """Where patches lie; None for folds at random where that is unknown.
+    """Where patches lie; None for folds at random, or by values, where that is unknown.
 
     Raises:
         DatasetError: It is unknown for other folds.
@@ -316,7 +333,7 @@ def known_footprints(config: TrainingConfig, pooled: SampleIndex) -> GeoSeries |
     try:
         return patch_footprints(pooled.pairs)
     except DatasetError:
-        if config.fold_by != "random":
+        if config.fold_by not in ("random", "scene") or config.buffer:
             raise
         log.info("patches without a known place: each counts as a place of its own")
         return None

@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from common.colours import Colour
 from common.errors import DatasetError, SegmentationError
-from common.ground import pixel_size
 from common.interruption import until_stopped
 from common.labels import class_codes_of, class_colours_of, class_names_of
 from common.machine import free_memory
-from common.patches import PatchPair, patch_bands, read_patch
+from common.patches import PatchPair, patch_bands, patch_pixel_size, read_patch
 from common.rasters import band_scaling, open_raster
 from common.text import number_dates
 from training.augmentation import Radiometry, random_d4, random_radiometry
@@ -197,15 +196,13 @@ def common_tags(pairs: Sequence[PatchPair]) -> dict:
         "pixel_size": their median in metres, None where none is known; "scaling": the scales and
         offsets that they declare, None where they do not, or differ.
     """
-    sizes, scalings = [], []
+    scalings = []
     for pair in pairs[:: math.ceil(len(pairs) / 16)]:
         with open_raster(pair.image) as file:
-            sizes.append(pixel_size(file))
             scalings.append(band_scaling(file, patch_bands(file)))
-    known = [size for size in sizes if size]
     alike = all(scaling == scalings[0] for scaling in scalings)
     return {
-        "pixel_size": float(np.median(known)) if known else None,
+        "pixel_size": patch_pixel_size(pairs),
         "scaling": scalings[0] if alike else None,
     }
 

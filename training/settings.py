@@ -177,10 +177,17 @@ class TrainingConfig:
     n_splits: int = setting(5, "folds of kfold", "training", least=2)
     fold_by: str = setting(
         "random",
-        "draw the folds of kfold patch by patch, in square blocks, or as one upright strip of the "
-        "area each; both trains random and block, and reports by how much random is too good",
+        "draw the folds of kfold patch by patch, in square blocks, as one upright strip of the area "
+        "each, or in whole scenes, as for maps of new dates; both trains random and block, and "
+        "reports by how much random is too good",
         "training",
-        choices=("random", "block", "column", "both"),
+        choices=("random", "block", "column", "scene", "both"),
+    )
+    fold_column: str | None = setting(
+        None,
+        "column of Patch/cells.gpkg, as one of the grid: patches of equal value stay in one fold",
+        "training",
+        shown="none",
     )
     only_fold: int | None = setting(
         None,
@@ -200,7 +207,7 @@ class TrainingConfig:
     )
     buffer: float = setting(
         0.0,
-        "metres; patches nearer than that to a fold of blocks or strips do not train for it",
+        "metres; patches nearer than that to a fold of whole groups do not train for it",
         "training",
         least=0,
     )
@@ -223,7 +230,8 @@ class TrainingConfig:
     area_estimation: bool = setting(
         False,
         "estimate the area of each class from the map of all patches and the errors in the test "
-        "split, with 95 %% intervals",
+        "split, with 95 %% intervals: model-based, from labels chosen by hand; Evaluate_map.py --sample "
+        "gives areas that can be published",
         "output",
         may_change=True,
     )
@@ -274,7 +282,8 @@ class TrainingConfig:
         require(fine, "--num_workers", self.num_workers, "0 to 1024, or auto")
 
     def _check_folds(self) -> None:
-        size, spatial = self.block_size, self.fold_by != "random"
+        size, column = self.block_size, self.fold_column
+        spatial = self.fold_by in ("block", "column", "both")
         only, folds = self.only_fold, self.val_strategy == "kfold"
         require(
             only is None or folds, "--only_fold", only, "--val_strategy kfold with it"
@@ -283,11 +292,17 @@ class TrainingConfig:
         require(fine, "--only_fold with --fold_by", self.fold_by, "another")
         fine = only is None or only <= self.n_splits
         require(fine, "--only_fold", only, f"1 to {self.n_splits}, as --n_splits says")
-        fine = not spatial or self.val_strategy == "kfold"
+        fine = self.fold_by == "random" or folds
         require(fine, "--fold_by", self.fold_by, "--val_strategy kfold with it")
+        fine = column is None or folds
+        require(fine, "--fold_column", column, "--val_strategy kfold with it")
+        fine = column is None or self.fold_by == "random"
+        require(fine, "--fold_column with --fold_by", self.fold_by, "one of the two")
         needed = "--val_strategy kfold and --fold_by block, column or both with it"
         require(size is None or spatial, "--block_size", size, needed)
-        require(not self.buffer or spatial, "--buffer", self.buffer, needed)
+        fine = not self.buffer or spatial or self.fold_values is not None
+        needed = needed.replace("both", "both, scene, or --fold_column")
+        require(fine, "--buffer", self.buffer, needed)
 
     def _check_training(self) -> None:
         for name in ("warmup_epochs", "freeze_encoder_epochs"):
@@ -343,6 +358,11 @@ class TrainingConfig:
     def label_classes(self) -> int:
         """Classes that labels hold; ``training.classes`` settles it where no option does."""
         return 2 if self.mode == "binary" else self.classes
+
+    @property
+    def fold_values(self) -> str | None:
+        """The column of ``cells.gpkg`` whose equal values stay in one fold, where there is one."""
+        return "scene" if self.fold_by == "scene" else self.fold_column
 
     @property
     def run_dir(self) -> str:

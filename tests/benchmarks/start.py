@@ -24,6 +24,7 @@ COMMANDS = {
     "Patch_extraction.py": ["Patch_extraction.py", "--help"],
     "Patch_extraction.py extract": ["Patch_extraction.py", "extract", "--help"],
     "Predict_large_image.py": ["Predict_large_image.py", "--help"],
+    "Evaluate_map.py": ["Evaluate_map.py", "--help"],
 }
 
 

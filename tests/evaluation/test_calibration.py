@@ -17,10 +17,10 @@ from sklearn.calibration import calibration_curve
 from evaluation.calibration import (
     TEMPERATURES,
     Calibration,
-    expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
 )
+from evaluation.reliability import expected_calibration_error
 from model_training import class_probabilities, predict_classes
 
 

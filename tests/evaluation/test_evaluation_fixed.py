@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from common.scores import HEADLINES
 from evaluation.areas import estimate_areas
 from evaluation.matrices import block_bootstrap, fold_statistics, fold_summary
 from evaluation.tables import area_table, report_text, with_interval
-from model_training import HEADLINES
 
 fault = pytest.mark.fault
 

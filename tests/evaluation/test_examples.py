@@ -13,10 +13,10 @@ from common.pictures import draw_panels
 from evaluation.examples import (
     Examples,
     draw_examples,
-    error_map,
     patch_accuracy,
     worth_showing,
 )
+from evaluation.figures import error_map
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.scores import HEADLINES
 from evaluation.matrices import (
     block_bootstrap,
     fold_statistics,
@@ -13,7 +14,6 @@ from evaluation.matrices import (
     score_gap,
 )
 from model_training import (
-    HEADLINES,
     scores,
 )
 

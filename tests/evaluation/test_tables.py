@@ -8,12 +8,10 @@ import torch
 from evaluation_helpers import logits_and_truth
 from matplotlib.figure import Figure
 
-from evaluation.calibration import (
-    Calibration,
-)
-from evaluation.reports import plot_reliability
+from common.scores import HEADLINES, scores
+from evaluation.calibration import Calibration
+from evaluation.figures import plot_reliability
 from evaluation.tables import score_table, side_by_side
-from model_training import HEADLINES, scores
 
 
 @pytest.fixture(autouse=True)

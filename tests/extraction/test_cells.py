@@ -26,7 +26,7 @@ from site_helpers import (
 from common.errors import DatasetError, OptionError
 from extraction.cells import cell_mask, cell_names, cells_of
 from extraction.cutting import resize_label
-from extraction.scenes import list_scenes
+from extraction.pairing import list_scenes
 from extraction.settings import ExtractionConfig
 
 # --- names of the patches --------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_a_legend_counts_by_the_values_of_the_label_and_reports_what_it_lacks(
     capsys.readouterr()
     site.extract("--label_values", "30,10,20", "--class_colors", legend, "--overwrite")
     assert stored(site) == [SAND, BLUE, None]
-    line = f"{legend} has no colour for class 2: taken from the palette"
+    line = f"{legend} has no colour for 20: taken from the palette"
     assert line in capsys.readouterr().err
 
 

@@ -28,7 +28,7 @@ import Patch_extraction
 from common.console import settings_from
 from common.errors import DatasetError
 from extraction.cells import regular_cells
-from extraction.scenes import find_ids, pair_scenes
+from extraction.pairing import find_ids, pair_scenes
 from extraction.settings import BatchConfig
 
 # --- pairing ---------------------------------------------------------------------------------
@@ -42,22 +42,22 @@ def test_an_id_is_what_stands_for_it_in_the_pattern_in_any_case():
         "xImage_c.tif",
         "Image_d.tiff",
     ]
-    found = find_ids([Path(n) for n in names], "Image_<id>.tif")
+    found = find_ids([Path(n) for n in names], "Image_<id>.tif", Path())
     assert found == {"a": Path("Image_A.tif"), "b_2": Path("IMAGE_b_2.TIF")}
 
 
 def test_a_star_stands_for_anything_and_signs_for_themselves():
     names = ["S2_x_(1).tif", "S2_y_(1).jp2", "S2_z_1.tif"]
-    found = find_ids([Path(n) for n in names], "S2_<id>_(1).*")
+    found = find_ids([Path(n) for n in names], "S2_<id>_(1).*", Path())
     assert list(found) == ["x", "y"]
-    starred = find_ids([Path(n) for n in names], "*_<id>_*")
+    starred = find_ids([Path(n) for n in names], "*_<id>_*", Path())
     assert list(starred) == ["x", "y", "z"]
 
 
 def test_two_files_of_one_id_are_refused_by_name():
     paths = [Path("a/Image_7.tif"), Path("b/image_7.TIF")]
     with pytest.raises(DatasetError, match=r"a/Image_7\.tif and b/image_7\.TIF"):
-        find_ids(paths, "Image_<id>.tif")
+        find_ids(paths, "Image_<id>.tif", Path(), recursive=True)
 
 
 def test_scenes_are_paired_by_id_and_sorted(tmp_path):

@@ -28,7 +28,7 @@ import Predict_large_image
 from common.pictures import rgb_bands
 from common.rasters import Source
 from common.text import number_dates
-from extraction.scenes import pair_scenes
+from extraction.pairing import pair_scenes
 from extraction.settings import BatchConfig
 
 

@@ -24,7 +24,7 @@ from training_helpers import SIDE
 
 import main
 from common.patches import list_pairs, patch_footprints
-from model_training import HEADLINES
+from common.scores import HEADLINES
 from training import epochs
 from training.folds import (
     plan_folds,

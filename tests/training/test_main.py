@@ -150,9 +150,15 @@ def no_valid_pixel(root: Path):
         write_raster(file, image, nodata=0, origin=origin_of(file))
 
 
+def no_training(root: Path):
+    for file in root.rglob("train/*/*.tif"):
+        file.unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "options", "words"),
     [
+        (no_training, (), "there is no training split, only validation"),
         (remove_label, (), "patch_000.tif has no label"),
         (remove_image, (), "has no image"),
         (empty_validation, (), "No images found in"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from helpers import (
     QUICK,
     drawn_pixels,
+    patch_everywhere,
     run_main,
     train,
     write_dataset,
@@ -18,18 +20,21 @@ from helpers import (
 )
 from training_helpers import CHECKPOINTS, OF_THE_TEST, drawn_folds, origin_of
 
+import Evaluate_map
 from common.patches import list_pairs, read_patch
 from common.rasters import open_raster
 from evaluation.areas import estimate_areas
+from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import (
     Calibration,
-    expected_calibration_error,
     fit_temperature,
 )
+from evaluation.reliability import expected_calibration_error
 from model_training import (
     confusion_matrix,
     load_checkpoint,
     normalize,
+    predict_classes,
 )
 
 
@@ -91,6 +96,39 @@ def test_reported_calibration_is_that_of_the_test_patches(mode, request):
     before, after = found["ece_before"], found["ece_after"]
     line = f"error {before:.3f}, {after:.3f} with temperature {temperature:.2f}"
     assert line in run.out
+
+
+def test_the_final_scores_have_boundaries_of_every_split(split_run):
+    report = split_run.report
+    root = report["settings"]["dataset_root"]
+    file = split_run.save_dir / "model_final_model.pth"
+    names = report["class_names"]
+    for split in ("validation", "test"):
+        counter = BoundaryScores(len(names), 2)
+        for logits, mask in logits_of(file, list_pairs(root, split)):
+            counter.add(predict_classes(logits)[0].numpy(), mask[0].numpy())
+        found, expected = report[split]["boundary"], counter.report(names, 10)
+        assert found["mean_f1"] == pytest.approx(expected["mean_f1"], abs=0.01)
+        assert found["tolerance_metres"] == pytest.approx(20, rel=0.01)
+    assert "boundaries agree within 2 pixels (20 m)" in split_run.out
+
+
+def test_another_examination_of_the_final_model_gives_the_same_report(
+    split_run, tmp_path, monkeypatch
+):
+    patch_everywhere(monkeypatch, "common.pictures.save_figure", lambda *_: None)
+    words = [
+        "--model", split_run.save_dir / "model_final_model.pth", "--output", tmp_path,
+        "--dataset_root", split_run.report["settings"]["dataset_root"], "--device", "cpu",
+    ]  # fmt: skip
+    assert Evaluate_map.main([str(word) for word in words]) == 0
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    expected = split_run.report["test"]
+    for key in expected.keys() - {"loss"}:
+        assert found["test"][key] == expected[key], key
+    calibration = split_run.report["calibration"]
+    for key in ("temperature", "ece_before", "ece_after"):
+        assert found["calibration"][key] == pytest.approx(calibration[key], abs=1e-4)
 
 
 def test_the_examples_are_drawn_in_rows_of_four(split_run):
