@@ -10,6 +10,7 @@ import numpy as np
 from common.architectures import is_background
 from common.colours import Colour, error_colours
 from common.pictures import colour_map, draw_panels, save_figure
+from common.text import shorten
 
 
 def plot_reliability(
@@ -61,6 +62,27 @@ def draw_calibration(target: Path, calibration: dict, split: str = "test") -> No
     draw_reliability(target, curves, f"Reliability, {split}")
 
 
+MANY = 12  # classes, from which on names stand upright and numbers do not fit
+
+
+def score_size(result: dict) -> tuple[float, float]:
+    """Inches of width and height in which the names of all classes can be read beside scores."""
+    side = min(0.17 * len(result["per_class"]), 20)
+    return max(7.0, side + 3.5), max(5.0, side + 2.5)
+
+
+def _class_ticks(axes, result: dict, both: bool) -> None:
+    """Names of classes below, and beside if both."""
+    names = [shorten(entry["name"], 30) for entry in result["per_class"]]
+    style = {"rotation": 30, "ha": "right"}
+    if len(names) > MANY:
+        style = {"rotation": 90, "ha": "center", "fontsize": 8}
+    axes.set_xticks(range(len(names)), names, parse_math=False, **style)
+    if both:
+        size = style.get("fontsize")
+        axes.set_yticks(range(len(names)), names, parse_math=False, fontsize=size)
+
+
 def draw_bars(axes, result: dict, source: str) -> None:
     entries = result["per_class"]
     places = np.arange(len(entries))
@@ -68,9 +90,10 @@ def draw_bars(axes, result: dict, source: str) -> None:
         values = [entry[key] or 0 for entry in entries]
         drawn = axes.bar(places + shift, values, 0.38, label=name)
         labels = ["-" if e[key] is None else f"{e[key]:.2f}" for e in entries]
-        axes.bar_label(drawn, labels, fontsize=8)
-    names = [entry["name"] for entry in entries]
-    axes.set_xticks(places, names, rotation=30, ha="right", parse_math=False)
+        if len(entries) <= MANY:
+            axes.bar_label(drawn, labels, fontsize=8)
+    _class_ticks(axes, result, both=False)
+    axes.margins(x=0.01)
     mean = result["mean_iou"]
     shown = "-" if mean is None else f"{mean:.3f}"
     axes.set(title=f"Per class, {source} (mean IoU {shown})", ylim=(0, 1.1))
@@ -81,16 +104,14 @@ def draw_bars(axes, result: dict, source: str) -> None:
 def draw_matrix(figure, axes, result: dict, source: str) -> None:
     counts = np.array(result["confusion_matrix"], float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [entry["name"] for entry in result["per_class"]]
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    _class_ticks(axes, result, both=True)
     axes.set(
         title=f"Confusion, {source} (share of the true class)",
         xlabel="predicted",
         ylabel="true",
     )
-    if len(names) <= 16:
+    if len(shares) <= MANY:
         for (row, column), share in np.ndenumerate(shares):
             style = {"color": "white" if share > 0.5 else "black", "fontsize": 8}
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", **style)
@@ -101,7 +122,8 @@ def draw_confusion(target: Path, result: dict, source: str) -> None:
     """Draw scores per class and the confusion matrix."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 6), layout="constrained")
+    width, height = score_size(result)
+    figure = Figure(figsize=(2 * width, height + 1), layout="constrained")
     bars, table = figure.subplots(1, 2)
     draw_bars(bars, result, source)
     draw_matrix(figure, table, result, source)

@@ -15,7 +15,7 @@ from common.pictures import save_figure
 from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import Calibration
 from evaluation.examples import Examples, patch_accuracy, worth_showing
-from evaluation.figures import draw_bars, draw_matrix
+from evaluation.figures import draw_bars, draw_matrix, score_size
 from model_training import confusion_matrix, predict_classes
 
 
@@ -123,9 +123,13 @@ def plot_training(target: Path, report: dict) -> None:
     sources = ("test", "pooled", "held_out", "validation")
     source = next((key for key in sources if key in report), None)
     runs = [r["history"] for r in report.get("folds", [])] or [report["history"]]
-    rows = 2 if source else 1
-    figure = Figure(figsize=(14, 5 * rows), layout="constrained")
-    losses, curves, *below = figure.subplots(rows, 2).ravel()
+    width, *heights = 7.0, 5.0
+    if source:
+        width, height = score_size(report[source])
+        heights.append(height)
+    figure = Figure(figsize=(2 * width, sum(heights)), layout="constrained")
+    places = figure.subplots(len(heights), 2, height_ratios=heights)
+    losses, curves, *below = places.ravel()
     _draw_runs(
         losses, runs, ("train_loss", "training", "--"), ("val_loss", "validation", "-")
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 from helpers import patch_everywhere
 
@@ -68,3 +71,26 @@ def test_the_measures_of_one_run_have_a_colour_each(drawn):
     without = history(0, "val_loss", "val_iou", "val_f1", "val_kappa")
     losses, curves = drawn({"history": without}).axes
     assert keys_of(losses) == ["training"] and not curves.has_data()
+
+
+@pytest.mark.parametrize("count", [2, 6, 12, 36])
+def test_names_of_classes_beside_scores_do_not_cover_each_other(drawn, count):
+    names = [f"Temporary grassland of many years, flowers {k}" for k in range(count)]
+    result = {
+        "per_class": [{"name": name, "iou": 0.5, "f1": None} for name in names],
+        "confusion_matrix": np.eye(count).tolist(),
+        "mean_iou": 0.5,
+    }
+    figure = drawn({"history": history(), "test": result})
+    figure.set_layout_engine("none")  # takes long, and only makes more room
+    figure.draw_without_rendering()
+    bars, matrix = figure.axes[2:4]
+    for labels, way in (
+        (bars.get_xticklabels(), "x0"),
+        (matrix.get_xticklabels(), "x0"),
+        (matrix.get_yticklabels(), "y0"),
+    ):
+        assert len(labels) == count
+        line = labels[0].get_fontsize() * figure.dpi / 72
+        starts = sorted(getattr(t.get_window_extent(), way) for t in labels)
+        assert min(b - a for a, b in pairwise(starts)) >= line
