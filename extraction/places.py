@@ -51,7 +51,7 @@ def draw_splits(places: Sequence[PatchLocation], target: Path) -> None:
     aspect = float(np.median([width / height for width, height in sides]))
     figure = panel_figure(
         [_title(places, place) for place in shown],
-        float(np.clip(aspect, 0.1, 10)),
+        float(np.clip(aspect, 1 / 30, 30)),
         [(f"{s} ({(splits == s).sum():,})", SPLIT_COLOURS[s]) for s in SPLITS],
         _line_of_others(places, others),
         margins=(0.6, 0.4, 0.1),

@@ -102,6 +102,10 @@ def test_a_wide_dataset_has_a_wide_picture(drawn):
     wide = drawn(scene("a", 500_000, 4_000_000, 40, 4)).get_size_inches()
     tall = drawn(scene("a", 500_000, 4_000_000, 4, 40)).get_size_inches()
     assert wide[0] > 4 * wide[1] and tall[1] > 3 * tall[0]
+    strip = drawn(scene("a", 500_000, 4_000_000, 25, 1))
+    box = strip.axes[0].get_position()
+    width, height = strip.get_size_inches()
+    assert box.width * width == pytest.approx(25 * box.height * height)
 
 
 def test_of_many_places_the_largest_are_drawn_and_a_line_names_the_rest(drawn):
