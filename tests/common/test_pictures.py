@@ -16,6 +16,8 @@ from common.pictures import (
     stretch,
 )
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 # --- pictures --------------------------------------------------------------------------------
 
 

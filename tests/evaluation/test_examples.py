@@ -12,6 +12,8 @@ from common.patches import PatchPair, list_pairs, read_patch
 from common.pictures import draw_panels
 from evaluation.examples import Examples, draw_examples, patch_accuracy, worth_showing
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
