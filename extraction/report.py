@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -39,14 +38,10 @@ from common.text import aligned_table, share_text
 from common.tiffs import tiff_header
 from common.vector_labels import is_drawn
 from extraction.journal import Skipped
+from extraction.places import PatchLocation
 from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
 
-if TYPE_CHECKING:
-    from shapely import Geometry
-
 log = logging.getLogger("semanticseg4eo")
-
-SPLIT_COLOURS = dict(zip(SPLITS, [(157, 184, 210), (240, 160, 48), (200, 40, 60)]))
 
 
 @dataclass(frozen=True)
@@ -187,15 +182,6 @@ def extraction_text(report: dict, config: ExtractionOptions) -> str:
     return f"{table}\n\nPatches: {Path(config.output) / 'Patch'}"
 
 
-class PatchLocation(NamedTuple):
-    """Where a patch lies."""
-
-    split: str
-    name: str
-    footprint: Geometry
-    crs: object
-
-
 def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
     """Patches, sizes, bands, dtypes and class shares of a dataset, by split; and where they lie.
 
@@ -257,35 +243,6 @@ def split_overlaps(places: Sequence[PatchLocation]) -> list[dict] | None:
         }
         for key, hits in found.items()
     ]
-
-
-def draw_splits(places: Sequence[PatchLocation], target: Path) -> None:
-    """Draw the patches of a dataset where they lie, coloured by split."""
-    from matplotlib.collections import PolyCollection
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch as Key
-
-    ground = to_metric_crs([p.footprint for p in places], [p.crs for p in places])
-    figure = Figure(figsize=(7, 7.5), layout="constrained")
-    axes = figure.add_subplot()
-    keys = []
-    for split in SPLITS:
-        corners = [
-            np.array(shape.exterior.coords)
-            for shape, place in zip(ground, places)
-            if place.split == split
-        ]
-        colour = np.divide(SPLIT_COLOURS[split], 255)
-        style = {"facecolor": colour, "edgecolor": "white"}
-        axes.add_collection(PolyCollection(corners, linewidth=0.4, **style))
-        keys.append(Key(label=f"{split} ({len(corners):,})", **style))
-    axes.autoscale_view()
-    axes.set_aspect("equal")
-    axes.ticklabel_format(useOffset=False, style="plain")
-    axes.tick_params(labelsize=8)
-    axes.set(xlabel="metres", ylabel="metres")
-    figure.legend(handles=keys, loc="outside upper center", ncols=3, frameon=False)
-    save_figure(figure, target)
 
 
 def names_and_codes(

@@ -248,6 +248,7 @@ def drawn(root: Path, *words, capsys) -> Path:
     return Path(path)
 
 
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.parametrize("bands", [1, 3, 10])
 def test_a_patch_of_any_number_of_bands_is_drawn(make_dataset, capsys, bands):
     root = make_dataset(3, 1, 0, bands=bands, classes=3, unlabelled_rows=4)
@@ -270,7 +271,7 @@ def test_split_and_index_choose_the_patch(make_dataset, capsys):
     ):
         path = drawn(root, *words, capsys=capsys)
         assert path == root / f"sample_{name}.png"
-        assert path.stat().st_size > 1000
+        assert path.is_file()
 
 
 @pytest.mark.parametrize("index", [-1, 3])
@@ -370,7 +371,7 @@ def test_show_opens_a_window_where_there_is_a_display(make_dataset, monkeypatch)
     matplotlib.pyplot.close("all")
 
 
-def test_a_patch_with_an_alpha_band_is_drawn(make_dataset):
+def test_a_patch_with_an_alpha_band_is_drawn(make_dataset, real_pictures):
     root = make_dataset(1, 1, 0, bands=3, dtype="uint8")
     path = root / "Patch/train/images/patch_000.tif"
     with rasterio.open(path, "r+") as file:
