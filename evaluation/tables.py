@@ -59,7 +59,9 @@ def score_table(result: dict) -> str:
 
 
 def boundary_line(boundary: dict) -> str:
-    """What the boundary F1 means."""
+    """What the boundary F1 means, or why there is none."""
+    if boundary["mean_f1"] is None:
+        return "no boundary F1: nowhere do labels of two classes touch"
     pixels, metres = boundary["tolerance_pixels"], boundary["tolerance_metres"]
     known = "" if metres is None else f" ({metres:.3g} m)"
     return f"boundaries agree within {pixels:g} pixels{known}"
