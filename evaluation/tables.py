@@ -217,7 +217,7 @@ def report_text(report: dict) -> str:
         if blocks is not None and blocks < FEW_BLOCKS:
             lines.append(
                 f"the intervals of the pooled scores come from {blocks} blocks only, and are too "
-                "narrow; give a smaller --block_size"
+                "narrow; give a smaller --block_size, or of whole scenes or values more"
             )
     if "optimism" in report:
         gap = {key: entry["interval_95"] for key, entry in report["optimism"].items()}
