@@ -14,6 +14,7 @@ import rasterio
 from common.architectures import BINARY_NAMES, default_class_names
 from common.errors import DatasetError
 from common.labels import class_names_of
+from common.text import listed
 
 MOST_CLASSES = 255  # of a map and its labels together
 # the usage of a column of GDAL's attribute tables
@@ -191,4 +192,4 @@ def _plain_names(names: Sequence[str]) -> list[str]:
 
 def _listed(names: Sequence[str]) -> str:
     more = f", and {len(names) - 24} more" if len(names) > 24 else ""
-    return ", ".join(names[:24]) + more
+    return listed(names[:24]) + more
