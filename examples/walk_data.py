@@ -105,7 +105,8 @@ def make_polygons(folder: Path, size=540, seed=11) -> None:
     write_product(folder / PRODUCT, bands, np.where(cloud, 9, np.where(shadow, 3, 4)))
 
     areas = areas_of(ground.label, NAMES)
-    areas["geometry"] = areas.buffer(-1.5 * PIXEL)  # nobody draws along pixels
+    areas["geometry"] = areas.buffer(-2 * PIXEL)  # nobody draws along pixels
+    areas = areas.explode(ignore_index=True)
     areas = areas[areas.area > 5_000].rename(columns={"class": "cover"})
     areas = areas.to_crs("EPSG:4326")
     check = areas.groupby("cover").sample(frac=1 / 3, random_state=seed)
