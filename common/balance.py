@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.text import listed
+
 # of a class without a pixel in a split: the split in words, and what follows
 ABSENT = {
     "train": ("training", "the model cannot learn to map it"),
@@ -21,10 +23,10 @@ def absent_classes(
     absent = [name for name, count in zip(names, pixels) if not count]
     if not absent:
         return None
-    listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+    some = listed(absent[:8]) + (", ..." if len(absent) > 8 else "")
     what, meaning = ABSENT[split]
     return (
-        f"{len(absent)} of {len(names)} classes without a {what} pixel ({listed}): "
+        f"{len(absent)} of {len(names)} classes without a {what} pixel ({some}): "
         f"{meaning}"
     )
 

@@ -7,7 +7,7 @@ import rasterio
 
 from common.alpha import sample_windows
 from common.errors import DatasetError, RasterError
-from common.rasters import image_bands, open_raster
+from common.rasters import has_no_location, image_bands, open_raster, sensor_model
 from common.text import share_text
 from common.vector_labels import no_overlap
 
@@ -30,6 +30,11 @@ def label_nodata_advice(source: str, nodata: int | None) -> str | None:
         f"{nodata} is a class, name it in --label_values (as {nodata},{nodata + 1}), or remove the "
         "declaration (gdal_edit.py -unsetnodata)"
     )
+
+
+def is_map_of_picture(image, label) -> bool:
+    """Whether a raster lies nowhere, as the map of a picture does, and so does its label."""
+    return not (image.crs or sensor_model(image)) and has_no_location(label)
 
 
 def require_same_pixels(image, label) -> None:

@@ -24,6 +24,7 @@ from common.errors import (
     require,
 )
 from common.label_checks import (
+    is_map_of_picture,
     label_nodata_advice,
     require_overlap,
     require_same_pixels,
@@ -250,13 +251,14 @@ def open_label(
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(source))
         require_whole(source)
-        if has_no_location(image):
-            require_same_pixels(image, raster)
-        else:
+        placed = not (has_no_location(image) or is_map_of_picture(image, raster))
+        if placed:
             require_georeference(raster)
+        else:
+            require_same_pixels(image, raster)
         groups, codes, table, named = _raster_classes(raster, options)
         nodata = None if groups else _class_like_nodata(raster)
-        warped = not (has_no_location(image) or same_pixel_grid(image, raster))
+        warped = placed and not same_pixel_grid(image, raster)
         if warped:
             require_overlap(image, raster)
             raster = stack.enter_context(_warped(raster, image, named))

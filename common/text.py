@@ -19,10 +19,15 @@ def first_reason(skipped: dict) -> str:
     return f"{name}: {reason}"
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names with commas between them; one that holds a comma is in double quotes, as in options."""
+    return ", ".join(f'"{name}"' if "," in name else name for name in names)
+
+
 def some_of(names: Sequence[str], most: int = 3) -> str:
     """The first of some names, and how many more there are."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return listed(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def ranges_text(numbers: Iterable[int]) -> str:

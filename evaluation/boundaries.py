@@ -74,10 +74,12 @@ class BoundaryScores:
         """Precision, recall and F1 of each class, and the mean F1, as plain numbers for JSON.
 
         A class without a boundary on either side has none (None) and is not in the mean; one with
-        a boundary on one side alone has the F1 0.
+        a boundary on one side alone has the F1 0. Where the truth has no boundary at all, as of
+        polygons that lie apart, it says of none where it should be: then no class has a score.
         """
         entries = []
-        for name, (drawn, found, recalled, right) in zip(names, self.counts.tolist()):
+        counts = self.counts if self.counts[:, 0].any() else np.zeros_like(self.counts)
+        for name, (drawn, found, recalled, right) in zip(names, counts.tolist()):
             precision = right / found if found else None
             recall = recalled / drawn if drawn else None
             f1 = None

@@ -13,6 +13,7 @@ from common.architectures import BINARY_NAMES, default_class_names
 from common.errors import DatasetError
 from common.map_classes import classes_of_map
 from common.styles import read_categories
+from common.text import listed
 
 MOST_CLASSES = 255  # of a map and its labels together
 
@@ -150,4 +151,4 @@ def _plain_names(names: Sequence[str]) -> list[str]:
 
 def _listed(names: Sequence[str]) -> str:
     more = f", and {len(names) - 24} more" if len(names) > 24 else ""
-    return ", ".join(names[:24]) + more
+    return listed(names[:24]) + more

@@ -21,6 +21,7 @@ from common.labels import Label, open_label, require_one_band
 from common.legends import asked_colours
 from common.map_classes import colours_of_map
 from common.rasters import (
+    PICTURES,
     Source,
     open_raster,
     require_georeference,
@@ -81,7 +82,8 @@ def compare(config: EvaluationConfig) -> tuple[dict, Comparison]:
         open_label(config.label, raster, config) as label,
     ):
         require_one_band(raster)
-        require_georeference(raster)
+        if Path(config.label).suffix.lower() not in PICTURES:
+            require_georeference(raster)
         for line in filter(None, label.advice()):
             log.info(line)
         mapped = classes_of_map(raster)

@@ -59,7 +59,9 @@ def score_table(result: dict) -> str:
 
 
 def boundary_line(boundary: dict) -> str:
-    """What the boundary F1 means."""
+    """What the boundary F1 means, or why there is none."""
+    if boundary["mean_f1"] is None:
+        return "no boundary F1: nowhere do labels of two classes touch"
     pixels, metres = boundary["tolerance_pixels"], boundary["tolerance_metres"]
     known = "" if metres is None else f" ({metres:.3g} m)"
     return f"boundaries agree within {pixels:g} pixels{known}"
@@ -215,7 +217,7 @@ def report_text(report: dict) -> str:
         if blocks is not None and blocks < FEW_BLOCKS:
             lines.append(
                 f"the intervals of the pooled scores come from {blocks} blocks only, and are too "
-                "narrow; give a smaller --block_size"
+                "narrow; give a smaller --block_size, or of whole scenes or values more"
             )
     if "optimism" in report:
         gap = {key: entry["interval_95"] for key, entry in report["optimism"].items()}

@@ -26,7 +26,7 @@ from common.labels import (
     read_classes,
     require_one_band,
 )
-from common.patches import list_pairs, present_splits
+from common.patches import list_pairs, patch_root, present_splits
 from common.pictures import (
     colour_map,
     draw_panels,
@@ -37,6 +37,7 @@ from common.rasters import open_raster
 from common.text import aligned_table, share_text
 from common.tiffs import tiff_header
 from common.vector_labels import is_drawn
+from common.vectors import read_vector
 from extraction.journal import Skipped
 from extraction.places import PatchLocation
 from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
@@ -216,7 +217,21 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
             ],
         }
     report["overlaps"] = split_overlaps(places)
+    report["whole_scenes"] = has_whole_scenes(config.output, places)
     return report, places
+
+
+def has_whole_scenes(folder: str, places: Sequence[PatchLocation]) -> bool:
+    """Whether no scene lies in several splits, as the cells of a dataset say where they are known."""
+    path = patch_root(folder) / "cells.gpkg"
+    if not path.is_file():
+        return False
+    cells = read_vector(str(path))
+    scenes = dict(zip(cells["name"], cells["scene"]))
+    splits: dict[str | None, set[str]] = {}
+    for place in places:
+        splits.setdefault(scenes.get(place.name), set()).add(place.split)
+    return None not in splits and all(len(known) == 1 for known in splits.values())
 
 
 def split_overlaps(places: Sequence[PatchLocation]) -> list[dict] | None:
@@ -277,9 +292,15 @@ def info_text(report: dict) -> str:
         )
     for entry in report["overlaps"] or []:
         first, second = entry["splits"]
+        sign = "" if report["whole_scenes"] else "LEAK: "
         lines.append(
-            f"LEAK: {entry['patches']} patches of {second} share ground with {first}, as "
+            f"{sign}{entry['patches']} patches of {second} share ground with {first}, as "
             f"{entry['examples'][0]}"
+        )
+    if report["overlaps"] and report["whole_scenes"]:
+        lines.append(
+            "each scene lies in one split: scores hold for new scenes of these places, not for new "
+            "places"
         )
     if report["overlaps"] == []:
         lines.append("no ground is shared between splits")

@@ -12,6 +12,7 @@ from common.label_values import parse_names
 from common.labels import class_codes_of, class_names_of
 from common.patches import list_pairs
 from common.rasters import open_raster
+from common.text import listed
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
@@ -76,4 +77,4 @@ def stored_classes(
 
 def _listed(names: list[str]) -> str:
     more = ", ..." if len(names) > 6 else ""
-    return f"{len(names)} classes ({', '.join(names[:6])}{more})"
+    return f"{len(names)} classes ({listed(names[:6])}{more})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.balance import uneven_shares, unit_shares
+from common.balance import absent_classes, uneven_shares, unit_shares
 
 # four units: patches, then pixels of three classes, of which one does not occur
 CONTENT = np.array([[1, 10, 0, 0], [1, 10, 0, 5], [1, 20, 0, 0], [1, 0, 0, 15]])
@@ -43,3 +43,9 @@ def test_patches_without_a_label_are_shared_by_their_number():
     shares = unit_shares(np.array([[1, 0], [3, 0]]))
     assert shares.tolist() == [[0.25], [0.75]]
     assert uneven_shares(shares, (0.5, 0.5), np.ones(1, bool)) == pytest.approx(0.5)
+
+
+def test_absent_classes_whose_names_hold_a_comma_are_told_apart():
+    names = ["barley, spring", "oats", "rye"]
+    line = absent_classes("test", names, [0, 0, 5])
+    assert '2 of 3 classes without a test pixel ("barley, spring", oats)' in line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.text import aligned_table, duration, ranges_text, shorten
+from common.text import aligned_table, duration, ranges_text, shorten, some_of
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,9 @@ def test_more_columns_can_be_aligned_left_and_no_line_ends_with_blanks():
 )
 def test_numbers_are_told_as_ranges(numbers, text):
     assert ranges_text(numbers) == text
+
+
+def test_names_that_hold_a_comma_are_told_apart_in_a_list():
+    names = ["barley, spring", "oats", "rye"]
+    assert some_of(names) == '"barley, spring", oats, rye'
+    assert some_of(names, 1) == '"barley, spring" and 2 more'

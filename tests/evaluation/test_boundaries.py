@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from evaluation.boundaries import BoundaryScores, class_boundary
+from evaluation.tables import boundary_line
 
 
 def halves(edge: int, shape=(12, 40)) -> np.ndarray:
@@ -47,12 +48,22 @@ def test_the_edges_of_the_map_and_of_the_labels_are_no_boundary():
 
 
 def test_a_class_without_a_boundary_has_no_score_and_one_on_one_side_scores_zero():
-    truth = np.zeros((12, 12), np.int16)
-    report = scores_of(halves(6, (12, 12)), truth, classes=3)
-    first, second, third = (entry["f1"] for entry in report["per_class"])
-    assert (first, second, third) == (0, 0, None)
-    assert report["mean_f1"] == 0
-    assert scores_of(truth, truth)["mean_f1"] is None
+    truth = halves(6, (12, 12))
+    guess = np.where(truth == 1, 2, truth)
+    report = scores_of(guess, truth, classes=4)
+    assert [entry["f1"] for entry in report["per_class"]] == [1, 0, 0, None]
+    assert report["mean_f1"] == pytest.approx(1 / 3)
+
+
+def test_labels_that_lie_apart_judge_no_boundary():
+    truth = halves(20)
+    truth[:, 18:22] = -1  # nobody draws along the edge
+    report = scores_of(halves(15), truth)
+    nothing = {"precision": None, "recall": None, "f1": None}
+    assert report["per_class"] == [{"name": name} | nothing for name in "01"]
+    assert report["mean_f1"] is None
+    assert "labels of two classes touch" in boundary_line(report)
+    assert "2 pixels (20 m)" in boundary_line(scores_of(halves(15), halves(20)))
 
 
 @pytest.mark.parametrize("tolerance", [0, 1.5, 2, 5, 5.9, 8])

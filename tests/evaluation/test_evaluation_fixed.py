@@ -82,3 +82,4 @@ def test_few_blocks_are_reported(blocks, said):
     report = {"summary": {"iou": values}, "blocks": blocks}
     text = report_text(report)
     assert ("come from 4 blocks only, and are too narrow" in text) == said
+    assert ("or of whole scenes or values more" in text) == said

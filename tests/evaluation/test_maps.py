@@ -368,3 +368,41 @@ def test_labels_elsewhere_are_refused(tmp_path):
     status, _, err = run("--map", made, "--label", far)
     assert status == 1
     assert "does not overlap" in err
+
+
+def write_nowhere(path, pixels, **more):
+    """A raster without CRS and transform."""
+    height, width = pixels.shape
+    size = {"width": width, "height": height, "count": 1, "dtype": "uint8"}
+    kind = {"driver": "PNG" if path.suffix == ".png" else "GTiff"}
+    with rasterio.open(path, "w", **kind, **size, **more) as file:
+        file.write(pixels, 1)
+        if "nodata" in more:  # a map
+            file.update_tags(**class_name_tags(["other", "building"]))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_the_map_of_a_picture_is_compared_with_its_mask_pixel_by_pixel(tmp_path):
+    guess, truth = (np.minimum(classes, 1) for classes in random_pair())
+    made = write_nowhere(tmp_path / "map.tif", guess, nodata=255)
+    mask = write_nowhere(tmp_path / "mask.png", truth * 255)
+    classes = "--label_values", "0=other,255=building"
+    report = evaluate(tmp_path, "--map", made, "--label", mask, *classes)
+    expected = metrics.confusion_matrix(truth.ravel(), guess.ravel())
+    assert report["confusion_matrix"] == expected.tolist()
+    assert report["block_size_metres"] is None
+    mask = write_nowhere(tmp_path / "small.png", truth[:-1] * 255)
+    status, _, err = run("--map", made, "--label", mask, *classes)
+    assert status == 1
+    assert "without a location; give a picture of that size" in err
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_map_without_a_crs_is_refused_with_labels_that_have_one(tmp_path):
+    guess, truth = random_pair()
+    made = write_nowhere(tmp_path / "map.tif", guess, nodata=255)
+    label = write_raster(tmp_path / "label.tif", truth, 255)
+    status, _, err = run("--map", made, "--label", label)
+    assert status == 1
+    assert err.startswith("error: ") and "CRS" in err

@@ -168,6 +168,25 @@ def test_whole_scenes_are_drawn_and_one_line_says_that_places_are_shared(batch, 
     assert counts == {"train": 4, "validation": 1, "test": 1}
 
 
+def test_dates_of_one_place_in_several_splits_are_no_leak(batch, capsys):
+    draw_dates(batch, 3)
+    dataset = batch.cut("--split_by", "scene")
+    capsys.readouterr()
+    assert run("info", "--output", batch.out) == 0
+    out = capsys.readouterr().out
+    assert "9 patches of test share ground with train" in out
+    assert "scores hold for new scenes of these places" in out
+    assert "LEAK" not in out
+    folder = dataset.root / "test"
+    for kind in ("images", "labels"):  # a date in two splits is one
+        moved = min((dataset.root / "train" / kind).iterdir())
+        moved.rename(folder / kind / moved.name)
+    assert run("info", "--output", batch.out) == 0
+    out = capsys.readouterr().out
+    assert "LEAK" in out
+    assert "scores hold" not in out
+
+
 def test_too_few_scenes_for_the_splits_are_an_error(batch, capsys):
     draw_dates(batch, 2)
     line = batch.refusal(capsys, "--split_by", "scene")
