@@ -20,6 +20,7 @@ from common.ground import footprint, pairs_within, to_metric_crs
 from common.interruption import until_stopped
 from common.labels import (
     MISSING,
+    class_codes_of,
     class_colours_of,
     class_names_of,
     read_classes,
@@ -187,7 +188,8 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
     Raises:
         DatasetError: Not a dataset, or a file that cannot be read.
     """
-    report = {"dataset_root": config.output, "class_names": None, "splits": {}}
+    report = {"dataset_root": config.output, "class_names": None, "class_codes": None}
+    report["splits"] = {}
     places: list[PatchLocation] = []
     some = (present_splits(config.output) or SPLITS)[0]
     for split in SPLITS:
@@ -203,6 +205,7 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
                 require_one_band(file)
                 label = read_classes(file)
                 report["class_names"] = report["class_names"] or class_names_of(file)
+                report["class_codes"] = report["class_codes"] or class_codes_of(file)
             known = label[label >= 0]
             summary += SplitSummary(1, label.size, tuple(np.bincount(known).tolist()))
         report["splits"][split] = {
@@ -242,6 +245,17 @@ def split_overlaps(places: Sequence[PatchLocation]) -> list[dict] | None:
     ]
 
 
+def names_and_codes(
+    names: Sequence[str] | None, codes: Sequence[int | str] | None
+) -> list[str] | None:
+    """Names of classes with their codes where these are neither the names nor the numbers."""
+    if not names or not codes or len(names) != len(codes):
+        return names
+    if list(codes) == list(range(len(names))):
+        return names
+    return [n if n == str(c) else f"{n} ({c})" for n, c in zip(names, codes)]
+
+
 def info_text(report: dict) -> str:
     """The dataset report as text."""
     summaries, lines = {}, []
@@ -255,7 +269,8 @@ def info_text(report: dict) -> str:
                 f"pixels, {kind['bands']} bands, {kind['dtype']}"
             )
     names = report["class_names"]
-    lines += ["", split_table(summaries, names), "", *absent_lines(summaries, names)]
+    words = names_and_codes(names, report["class_codes"])
+    lines += ["", split_table(summaries, words), "", *absent_lines(summaries, names)]
     if report["overlaps"] is None:
         lines.append(
             "overlap between splits: unknown, since not all patches have a CRS"

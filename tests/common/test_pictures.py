@@ -18,6 +18,8 @@ from common.pictures import (
     stretch,
 )
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 # --- pictures --------------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from evaluation.examples import (
 )
 from evaluation.figures import error_map
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
