@@ -19,7 +19,8 @@ def read_colours(asked: str) -> list[Colour] | dict[str, Colour]:
     """``--class_colors``: colours in class order, or those of a legend file by the label's values.
 
     Raises:
-        OptionError: A colour that is not known or stands there twice, a file that is no legend.
+        OptionError: A colour that is not known or stands there twice, a file that is no legend or
+            gives a value two colours.
     """
     if not is_legend(asked):
         colours = [_read_colour(text) for text in split_list(asked)]
@@ -29,7 +30,13 @@ def read_colours(asked: str) -> list[Colour] | dict[str, Colour]:
     if not path.is_file():
         raise OptionError(f"{OPTION} {asked}: there is no such file")
     entries = _qml_entries if path.suffix.lower() == ".qml" else _clr_entries
-    found = {_value_text(value): colour for value, colour in entries(path)}
+    found: dict[str, Colour] = {}
+    for value, colour in entries(path):
+        value = _value_text(value)
+        if found.setdefault(value, colour) != colour:
+            raise OptionError(
+                f"{OPTION} {asked}: value {value} has two colours; leave one of them"
+            )
     if not found:
         raise OptionError(
             f"{OPTION} {asked}: the file has no colours of values; expected a paletted raster style "
@@ -115,10 +122,11 @@ def _value_text(value: str) -> str:
 
 def _clr_entries(path: Path) -> Iterator[tuple[str, Colour]]:
     """Lines of value, red, green, blue; more columns are ignored."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    # Windows' editors begin a text with a mark
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
-        if not words or line.startswith("#"):
+        if not words or words[0].startswith("#"):
             continue
         colour = tuple(int(word) for word in words[1:4] if word.isdecimal())
         if len(colour) < 3 or max(colour) > 255:

@@ -304,6 +304,13 @@ def warn_of_scenes(job: SceneJob) -> None:
             log.warning(text)
     if options := options_by_centre(job.config):
         warn_of_uneven_pixels(scene.name, job.pixel_areas, options)
+    for name in ("sieve", "min_area"):
+        if job.fewest_pixels(name) == 1:
+            log.warning(
+                "warning: --%s %g changes nothing: a pixel of %s is %.4g square metres",
+                name, getattr(job.config, name), scene.name,
+                centre_pixel(scene.name, job.pixel_areas, f"--{name}"),
+            )  # fmt: skip
     warn_of_differences(job.sources, job.models)
 
 

@@ -117,6 +117,13 @@ def test_a_clr_file_gives_colours_by_values(legend):
     assert asked_colours(file, list("abcd"), None)[2:] == [(255, 0, 0), None]
 
 
+def test_a_mark_of_utf8_indented_comments_and_repeated_lines_of_a_clr_file_are_fine(
+    legend,
+):
+    file = legend("map.clr", "\ufeff1 10 20 30 lake\r\n  # 2\r\n\t2 9 0 0\r\n2 9 0 0 #")
+    assert read_colours(file) == {"1": (10, 20, 30), "2": (9, 0, 0)}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
@@ -127,6 +134,8 @@ def test_a_clr_file_gives_colours_by_values(legend):
         ("a.qml", "no xml", "no QGIS style"),
         ("a.qml", PALETTED, "has colours of 11, 41, and none of the classes 1, 2"),
         ("a.clr", "1 5 5 5\n2 5 5 5", "1 and 2 are the same colour"),
+        ("a.clr", "1 5 5 5\n2 6 6 6\n1 7 7 7", "a.clr: value 1 has two colours"),
+        ("a.qml", PALETTED.replace("41.0", "11"), "a.qml: value 11 has two colours"),
     ],
 )
 def test_a_legend_that_cannot_serve_is_refused(legend, name, text, reason):

@@ -234,3 +234,13 @@ def test_a_sieve_of_a_scene_without_a_crs_is_refused_at_once(
         assert "scene.tif has no CRS" in error
         assert "so --sieve cannot be applied; assign one" in error
     assert not (tmp_path / "map.tif").exists() and not batches
+
+
+@pytest.mark.parametrize("name", ["sieve", "min_area"])
+def test_a_limit_of_no_more_than_a_pixel_is_told(land, scene, tmp_path, capsys, name):
+    more = ("--polygons", str(tmp_path / "areas.gpkg"), "--check")
+    for metres, told in (("99", True), ("101", False)):
+        limit = (f"--{name}", metres)
+        assert run(land.path, scene, tmp_path / "map.tif", *limit, *more) == 0
+        error = capsys.readouterr().err
+        assert (f"--{name} {metres} changes nothing: a pixel of" in error) == told
