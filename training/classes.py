@@ -35,10 +35,13 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
     where = f"the labels in {config.dataset_root} hold {_listed(stored)}"
     number = config.classes or len(stored)
     if number != len(stored):
-        raise DatasetError(f"--classes {number}, but {where}; leave --classes out")
+        raise DatasetError(
+            f"--classes {number}, but {where}; leave --classes out (--no-classes beside --settings)"
+        )
     if config.mode == "binary" and number != 2:
         raise DatasetError(
-            f"--mode binary, but {where}; leave --mode out, or extract two classes"
+            f"--mode binary, but {where}; leave --mode out (--no-mode beside --settings), or extract "
+            "two classes"
         )
     names = parse_names(config.class_names, "--class_names")
     if names and len(names) != number:
