@@ -29,7 +29,7 @@ from common.label_checks import (
     require_same_pixels,
 )
 from common.label_options import LabelOptions
-from common.label_pictures import is_picture, picture_classes, read_picture
+from common.label_pictures import is_picture, jpeg_advice, picture_classes, read_picture
 from common.label_values import HIGHEST
 from common.options import is_legend, split_list
 from common.rasters import (
@@ -257,6 +257,7 @@ def open_label(
             require_georeference(raster)
         groups, codes, table, named = _raster_classes(raster, options)
         nodata = None if groups else _class_like_nodata(raster)
+        lossy = jpeg_advice(raster)
         warped = not (has_no_location(image) or same_pixel_grid(image, raster))
         if warped:
             require_overlap(image, raster)
@@ -271,7 +272,7 @@ def open_label(
             return read_label(pixels, MISSING, window)
 
         def advice() -> list[str | None]:
-            return [label_nodata_advice(source, nodata)]
+            return [label_nodata_advice(source, nodata), lossy]
 
         yield Label(
             source, read, groups, names, nodata, advice, warped, codes, table, limits
