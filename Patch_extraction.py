@@ -63,7 +63,8 @@ def run_visualize(config: SampleConfig) -> int:
 
 def run_info(config: InfoConfig) -> int:
     from common.files import write_json
-    from extraction.report import dataset_info, draw_splits, info_text
+    from extraction.places import draw_splits
+    from extraction.report import dataset_info, info_text
 
     report, places = dataset_info(config)
     folder = Path(config.output)

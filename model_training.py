@@ -36,6 +36,7 @@ from common.earlier_models import (
     check_class_colours,
     check_options,
     complete_description,
+    stored_class_codes,
     stored_class_names,
     stored_description,
     stored_temperature,
@@ -491,6 +492,13 @@ class Checkpoint:
         )
 
     @property
+    def class_codes(self) -> list[int | str]:
+        """What the labels held for the classes; their numbers where the file does not say."""
+        return self.metadata.get("class_codes") or list(
+            range(self.config.label_classes)
+        )
+
+    @property
     def class_colours(self) -> list[Colour]:
         stored = self.metadata.get("class_colors") or []
         return complete_colours(list(map(colour_of_hex, stored)), self.class_names)
@@ -612,6 +620,7 @@ def load_checkpoint(
         normalization = _read_normalization(path, metadata, config)
         temperature = stored_temperature(path, metadata)
         metadata["class_names"] = stored_class_names(path, metadata, config)
+        metadata["class_codes"] = stored_class_codes(path, metadata, config)
         check_class_colours(path, metadata, config)
         model = build_model(config)
     except OptionError as error:  # about what the file says

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain, count
+from itertools import chain, count, islice
 
 from common.architectures import is_background
 
@@ -25,6 +25,10 @@ PALETTE: list[Colour] = [tuple(bytes.fromhex(text)) for text in _PALETTE.split()
 BLUE, GREEN, RED, YELLOW, LIGHT_GREEN, BROWN, LIGHT_CYAN, TEAL = PALETTE[:8]
 OCHRE = PALETTE[15]
 GREY: Colour = (225, 225, 225)  # of what is not the one class of a binary map
+
+# of maps of errors, by preference: greys, and colours that are told apart without red and green
+_RIGHT = ((150, 150, 150), (60, 60, 60), (185, 185, 185))
+_ERRORS = ((230, 0, 230), (255, 150, 0), (0, 150, 255), (60, 220, 0), (0, 0, 0))
 
 # what land cover is usually drawn in, by words in the singular
 _USUAL = {
@@ -83,12 +87,34 @@ def has_equal(colours: Sequence[Colour | None]) -> bool:
     return len(set(given)) < len(given)
 
 
-def _look_apart(first: Colour, second: Colour) -> bool:
-    """Whether two colours are clearly different, by T. Riemersma's cheap "redmean" distance."""
+def error_colours(classes: Sequence[Colour]) -> tuple[Colour, Colour, Colour]:
+    """Colours of what is right, missed and a false alarm: none that a class has, nor white.
+
+    Each is the first of the usual ones that is clearly unlike all others; beside many classes, the
+    one that is farthest from them.
+    """
+    taken = [*classes, (255, 255, 255)]
+    for usual in (_RIGHT, _ERRORS, _ERRORS):
+        more = islice(_further_colours(), len(taken))
+        free = [c for c in usual if c not in taken] or [
+            c for c in more if c not in taken
+        ]
+        unlike = (c for c in free if all(_look_apart(c, t) for t in taken))
+        farthest = max(free, key=lambda c: min(_distance(c, t) for t in taken))
+        taken.append(next(unlike, farthest))
+    return tuple(taken[-3:])
+
+
+def _distance(first: Colour, second: Colour) -> float:
+    """How unlike two colours are, by T. Riemersma's cheap "redmean"; 765 of black and white."""
     red = (first[0] + second[0]) / 2
     weights = 2 + red / 256, 4, 2 + (255 - red) / 256
-    square = sum(w * (a - b) ** 2 for w, a, b in zip(weights, first, second))
-    return square >= 180**2  # black and white are 765 apart
+    return sum(w * (a - b) ** 2 for w, a, b in zip(weights, first, second)) ** 0.5
+
+
+def _look_apart(first: Colour, second: Colour) -> bool:
+    """Whether two colours are clearly different."""
+    return _distance(first, second) >= 180
 
 
 def table_colours(

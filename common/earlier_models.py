@@ -144,6 +144,20 @@ def stored_class_names(path, metadata: dict, config: ModelConfig) -> list[str]:
     return list(names)
 
 
+def stored_class_codes(path, metadata: dict, config: ModelConfig) -> list[int | str]:
+    """What the labels held for the classes by a file, else the numbers of the classes."""
+    codes = metadata.get("class_codes")
+    if codes is None:
+        return list(range(config.label_classes))
+    fine = isinstance(codes, list) and len(codes) == config.label_classes
+    if not fine or not all(type(code) in (int, str) for code in codes):
+        raise CheckpointError(
+            f"{path} holds the class codes {codes!r:.80}; expected {config.label_classes} numbers "
+            "or texts: train it again"
+        )
+    return codes
+
+
 def check_class_colours(path, metadata: dict, config: ModelConfig) -> None:
     """Raise CheckpointError where a file gives colours of classes that are none, or too few."""
     colours = metadata.get("class_colors")

@@ -109,7 +109,7 @@ def class_tags(
     return tags
 
 
-def _tag_list(dataset: rasterio.DatasetReader, tag: str, kinds: tuple) -> list | None:
+def tag_list(dataset: rasterio.DatasetReader, tag: str, kinds: tuple) -> list | None:
     """A tag that holds a list as JSON; None where there is none, or another program's."""
     try:
         items = json.loads(dataset.tags().get(tag, "null"))
@@ -121,17 +121,17 @@ def _tag_list(dataset: rasterio.DatasetReader, tag: str, kinds: tuple) -> list |
 
 def class_names_of(dataset: rasterio.DatasetReader) -> list[str] | None:
     """The class names stored in a label or a map, or None."""
-    return _tag_list(dataset, "CLASS_NAMES", (str,))
+    return tag_list(dataset, "CLASS_NAMES", (str,))
 
 
 def class_codes_of(dataset: rasterio.DatasetReader) -> list[int | str] | None:
     """The values that classes had before they were numbered, stored in a label patch, or None."""
-    return _tag_list(dataset, "CLASS_CODES", (int, str))
+    return tag_list(dataset, "CLASS_CODES", (int, str))
 
 
 def class_colours_of(dataset: rasterio.DatasetReader) -> list[Colour | None] | None:
     """The colours of classes stored in a label patch, None for those that nobody gave; or None."""
-    texts = _tag_list(dataset, "CLASS_COLORS", (str, type(None)))
+    texts = tag_list(dataset, "CLASS_COLORS", (str, type(None)))
     return texts and [text and colour_of_hex(text) for text in texts]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rasterio.enums import ColorInterp
@@ -74,55 +75,188 @@ def colour_map(labels: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
     return palette[np.where(known, labels, num_classes)]
 
 
+PANEL = 4.6  # inches: the side of a square panel
+LONGEST = 30.0, 18.4  # inches of the height and the width that all panels take
+LETTER, LINE = 0.09, 0.22  # inches of a usual letter and of a line of text
+SPACE = 0.15  # inches between panels and around them
+KEY = 0.6  # inches that a name in a legend takes beside its letters
+LONG_NAME = 40  # letters, after which a name goes on in the next line
+
+
 def draw_panels(
     panels: Sequence[dict], legend=(), title: str = "", columns: int = 0
 ) -> Figure:
-    """Draw pictures side by side.
+    """Draw pictures of about one shape: wide ones below each other, others side by side.
 
     Args:
         panels: Each with "title", "picture" (an array for imshow) and, for a single band,
             optional "limits" (low, high), which adds a colour bar.
         legend: (name, RGB 0..255) pairs.
-        title: One line above all panels.
-        columns: Panels in a row (default: all).
+        title: Above all panels.
+        columns: Panels in a row (default: by their shape).
+    """
+    shapes = [panel["picture"].shape for panel in panels]
+    aspect = float(np.median([width / height for height, width, *_ in shapes]))
+    bars = any(panel.get("limits") for panel in panels)
+    margins = 0.0, 0.0, 0.6 if bars else 0.0
+    titles = [panel["title"] for panel in panels]
+    figure = panel_figure(titles, aspect, legend, title, columns, margins)
+    for axes, panel in zip(list(figure.axes), panels):
+        axes.set_axis_off()
+        if not (limits := panel.get("limits")):
+            axes.imshow(panel["picture"], interpolation="nearest")
+            continue
+        style = {"cmap": "viridis", "vmin": limits[0], "vmax": limits[1]}
+        drawn = axes.imshow(panel["picture"], interpolation="nearest", **style)
+        place = axes.get_position()
+        inch = 1 / figure.get_figwidth()
+        bar = [place.x1 + 0.08 * inch, place.y0, 0.14 * inch, place.height]
+        figure.colorbar(drawn, cax=figure.add_axes(bar))
+    return figure
+
+
+def panel_figure(
+    titles: Sequence[str],
+    aspect: float,
+    legend=(),
+    title: str = "",
+    columns: int = 0,
+    margins: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Figure:
+    """An empty figure for panels of one shape: its axes lie as their titles do, row by row.
+
+    All sizes are computed, since matplotlib takes longer to find a layout than to draw. The legend
+    lies below or to the right, where it makes the figure's longer side the least longer.
+
+    Args:
+        titles: One per panel.
+        aspect: Width over height of a panel.
+        legend: (name, RGB 0..255) pairs.
+        title: Above all panels.
+        columns: Panels in a row (default: by their shape).
+        margins: Inches that a panel needs beside its picture: left, below, right.
     """
     from matplotlib.figure import Figure
+
+    columns = columns or _columns(len(titles), aspect)
+    rows = math.ceil(len(titles) / columns)
+    width, height = _panel_size(aspect, columns, rows)
+    slot = max(width + margins[0] + margins[2], 1.4)
+    texts = [_wrapped(text, slot) for text in titles]
+    above = LINE * (1 + max(text.count("\n") for text in texts))
+    step = above + height + margins[1] + SPACE
+    body = columns * (slot + SPACE) - SPACE, rows * step - SPACE
+    keys = _place_legend([name for name, _ in legend], *body)
+    across = max(body[0], keys.width if keys.below else 0)
+    head = _wrapped(title, across)
+    top = SPACE + (0.06 + 1.15 * LINE * (1 + head.count("\n")) if title else 0)
+    whole = np.array([across + 2 * SPACE, body[1] + top + SPACE])
+    whole += (0, keys.height + SPACE) if keys.below else (keys.width + SPACE, 0)
+    figure = Figure(figsize=whole)
+    # from the left and from below, in inches
+    start = SPACE + (across - body[0] + slot - width + margins[0] - margins[2]) / 2
+    for number, text in enumerate(texts):
+        row, column = divmod(number, columns)
+        x = start + column * (slot + SPACE)
+        y = whole[1] - top - row * step - above - height
+        axes = figure.add_axes([*(x, y) / whole, *(width, height) / whole])
+        axes.set_title(text, fontsize=11, pad=4, parse_math=False)
+    middle = (SPACE + across / 2) / whole[0]
+    if title:
+        y = 1 - SPACE / whole[1]
+        figure.suptitle(head, x=middle, y=y, fontsize=12, va="top", parse_math=False)
+    anchor = whole - (keys.width + SPACE, top + LINE)
+    if keys.below:
+        anchor = middle * whole[0], SPACE
+    if legend:
+        _draw_legend(figure, legend, keys, tuple(anchor / whole))
+    return figure
+
+
+class _Keys(NamedTuple):
+    """Where a legend goes, and the inches that it takes."""
+
+    below: bool
+    columns: int
+    width: float
+    height: float
+
+
+def _panel_size(aspect: float, columns: int, rows: int) -> tuple[float, float]:
+    """Inches of width and height: the area of a usual panel, unless all together get too long."""
+    width = PANEL * math.sqrt(aspect)
+    width = min(width, LONGEST[0] / rows * aspect, LONGEST[1] / columns)
+    return width, width / aspect
+
+
+def _columns(count: int, aspect: float) -> int:
+    """How many panels lie in a row: that all together are about twice as wide as high."""
+    choices = range(1, count + 1)
+    if count <= 6:  # without a gap in the last row
+        choices = [columns for columns in choices if count % columns == 0]
+
+    def unlike(columns: int) -> float:
+        return abs(math.log(aspect * columns / math.ceil(count / columns) / 2))
+
+    return min(choices, key=unlike)
+
+
+def _wrapped(text: str, inches: float) -> str:
+    """A text in lines of a width."""
+    return "\n".join(textwrap.wrap(text, max(8, int(inches / 0.115)))) or text
+
+
+def _wrapped_name(name: str) -> str:
+    """A name of a legend in lines."""
+    return "\n".join(textwrap.wrap(name, LONG_NAME)) or name
+
+
+def _place_legend(names: Sequence[str], width: float, height: float) -> _Keys:
+    """Where the legend of panels goes that take some inches together."""
+    lines = [_wrapped_name(name).split("\n") for name in names]
+    if not lines:
+        return _Keys(True, 1, 0.0, 0.0)
+    longest = max(len(line) for parts in lines for line in parts)
+    one = LETTER * longest + KEY
+    heights = [LINE + 0.17 * (len(parts) - 1) for parts in lines]
+
+    def with_columns(below: bool, columns: int) -> _Keys:
+        parts = np.array_split(heights, columns)
+        return _Keys(below, columns, columns * one, max(part.sum() for part in parts))
+
+    below = with_columns(True, max(1, min(int(width / one), len(names))))
+    wanted = math.ceil(sum(heights) / max(height - max(heights), LINE))
+    right = with_columns(False, min(wanted, len(names)))
+    tall = height + SPACE + below.height
+    wide = width + SPACE + right.width
+    is_below = max(width, below.width, tall) <= max(wide, height, right.height)
+    return below if is_below else right
+
+
+def _draw_legend(figure: Figure, legend, keys: _Keys, anchor) -> None:
     from matplotlib.patches import Patch
 
-    columns = columns or len(panels)
-    rows = math.ceil(len(panels) / columns)
-    width = 4.6 * columns  # inches; a name takes 0.09 a letter and 0.7 beside
-    longest = max((len(name) for name, _ in legend), default=0)
-    in_a_row = min(max(1, int(width / (0.09 * longest + 0.7))), len(legend) or 1)
-    below = 0.25 * math.ceil(len(legend) / in_a_row)
-    figure = Figure(figsize=(width, 4.6 * rows + 0.5 + below), layout="constrained")
-    for number, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(rows, columns, number)
-        limits = panel.get("limits")
-        style = (
-            {"cmap": "viridis", "vmin": limits[0], "vmax": limits[1]} if limits else {}
+    handles = [
+        Patch(
+            facecolor=np.divide(colour, 255),
+            edgecolor="grey",
+            label=_wrapped_name(name),
         )
-        drawn = axes.imshow(panel["picture"], interpolation="nearest", **style)
-        axes.set_title(panel["title"], fontsize=11, parse_math=False)
-        axes.set_axis_off()
-        if limits:
-            figure.colorbar(drawn, ax=axes, shrink=0.7)
-    if title:
-        figure.suptitle(title, parse_math=False)
-    if legend:
-        handles = [
-            Patch(facecolor=np.divide(colour, 255), edgecolor="grey", label=name)
-            for name, colour in legend
-        ]
-        drawn = figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=in_a_row,
-            frameon=False,
-        )
-        for text in drawn.get_texts():
-            text.set_parse_math(False)
-    return figure
+        for name, colour in legend
+    ]
+    drawn = figure.legend(
+        handles=handles,
+        ncols=keys.columns,
+        loc="lower center" if keys.below else "upper left",
+        bbox_to_anchor=anchor,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.5,
+        labelspacing=0.35,
+    )
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
 
 
 def save_figure(figure: Figure, target: str | Path) -> None:

@@ -12,11 +12,13 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
+from common import MISSING
 from common.errors import RasterError
 from common.files import atomic_write, naming, part_prefix
 from common.ground import pixel_areas
 from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
+from common.map_classes import class_numbers
 from common.rasters import Source, open_raster
 from common.sieve import (
     STRIP,
@@ -190,32 +192,58 @@ def memory_to_simplify(classes: np.ndarray, fewest: int) -> int:
     return total
 
 
-def feature_table(numbers, polygons, areas: Areas, names, transform) -> dict:
-    """The columns of a layer: areas by number, their polygons brought from pixels to the ground."""
+def feature_tables(
+    areas: Areas, batches: Iterator, names, codes, transform
+) -> Iterator[dict]:
+    """The columns of a layer, batch by batch, polygons brought from pixels to the ground.
+
+    The first one has no rows, and makes the layer of an empty map. Without codes the numbers of
+    the classes count.
+    """
     import shapely
 
     a, b, c, d, e, f = transform[:6]
     matrix, origin = np.array([[a, d], [b, e]]), (c, f)
-    return {
-        "class": areas.classes[numbers],
-        "class_name": np.array(names, object)[areas.classes[numbers]],
-        "area_ha": areas.extent[numbers] / 1e4,
-        "geometry": shapely.transform(polygons, lambda xy: xy @ matrix + origin),
-    }
+    codes = list(codes or range(len(names)))
+    if any(isinstance(code, str) for code in codes):
+        codes = np.array([str(code) for code in codes], object)
+    else:
+        codes = np.array(codes, np.int64)
+    none = np.zeros(0, int), np.zeros(0, object)
+    for numbers, polygons in chain([none], batches):
+        number = areas.classes[numbers]
+        yield {
+            "class": number,
+            "class_code": codes[number],
+            "class_name": np.array(names, object)[number],
+            "area_ha": areas.extent[numbers] / 1e4,
+            "geometry": shapely.transform(polygons, lambda xy: xy @ matrix + origin),
+        }
 
 
-def rows_of_map(dataset, num_classes: int) -> MapRows:
-    """The rows of a class map in a file.
+def rows_of_map(
+    dataset, num_classes: int, values: Sequence[int] | None = None
+) -> MapRows:
+    """The rows of a class map in a file, which holds ``values`` or the numbers of the classes.
 
-    Its reading raises RasterError where it holds a class from ``num_classes`` on, without a name.
+    Its reading raises RasterError where it holds a class without a name.
     """
     source = Source(dataset)
 
     def read(top: int, bottom: int) -> np.ndarray:
-        classes = read_label(source, -1, Window(0, top, dataset.width, bottom - top))
-        if classes.max() >= num_classes:
+        window = Window(0, top, dataset.width, bottom - top)
+        classes = read_label(source, MISSING if values else -1, window)
+        if values:
+            pixels, classes = classes, class_numbers(classes, values)
+            missing = classes == MISSING
+            strange = pixels[missing & (pixels != MISSING)]
+            classes[missing] = -1
+        else:
+            strange = classes.max(keepdims=True)
+            strange = strange[strange >= num_classes]
+        if strange.size:
             raise RasterError(
-                f"{dataset.name} holds class {classes.max()}, but there are names for "
+                f"{dataset.name} holds class {strange.max()}, but there are names for "
                 f"{num_classes} classes only; name all"
             )
         return classes.astype(np.int32)
@@ -250,12 +278,14 @@ def write_polygons(
     strip: int = STRIP,
     simplify: float | None = None,
     colours: Sequence[Colour] = (),
+    codes: Sequence[int | str] | None = None,
+    values: Sequence[int] | None = None,
 ) -> int:
     """Write a class map as a GeoPackage with a polygon per connected area of one class.
 
-    Pixels are connected through their edges. The columns are class, class_name and area_ha: the
-    hectares of the area's pixels as ``pixel_areas`` measures them, null without a CRS. The
-    map is read in strips of rows, and memory holds one of them, a few numbers per area, and the
+    Pixels are connected through their edges. The columns are class, class_code, class_name and
+    area_ha: the hectares of the area's pixels as ``pixel_areas`` measures them, null without a CRS.
+    The map is read in strips of rows, and memory holds one of them, a few numbers per area, and the
     outlines of areas that reach into the next strip; the polygons are the same for all strips.
 
     Args:
@@ -268,6 +298,8 @@ def write_polygons(
         simplify: Tolerance of ``simplify_together`` in metres, as many pixels as they are at the
             centre of the map.
         colours: Of all classes, for the style that QGIS shows; none without.
+        codes: Of all classes, by default their numbers.
+        values: What the map holds for them, by default their numbers.
 
     Returns:
         The number of polygons.
@@ -286,16 +318,13 @@ def write_polygons(
         ) as folder,
     ):
         require_one_band(dataset)
-        rows = rows_of_map(dataset, len(names))
-        options = min_area, simplify, strip
-        areas, batches = polygons_of_rows(map_path, rows, *options)
+        rows = rows_of_map(dataset, len(names), values)
+        found = polygons_of_rows(map_path, rows, min_area, simplify, strip)
         file, total, layer = Path(folder) / "map.gpkg", 0, Path(target).stem
-        none = np.zeros(0, int), np.zeros(0, object)  # makes the layer of an empty map
-        for numbers, polygons in chain([none], batches):
-            table = feature_table(numbers, polygons, areas, names, dataset.transform)
+        for table in feature_tables(*found, names, codes, dataset.transform):
             with naming(target, file):
                 append_features(file, layer, table, dataset.crs)
-            total += len(numbers)
+            total += len(table["class"])
         if colours:
             with naming(target, file):
                 add_style(file, layer, categorized_style("class_name", names, colours))

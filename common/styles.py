@@ -7,12 +7,21 @@ stays transparent.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, ElementTree, SubElement, indent, tostring
+from typing import NamedTuple
+from xml.etree.ElementTree import (
+    Element,
+    ElementTree,
+    ParseError,
+    SubElement,
+    indent,
+    tostring,
+)
 from xml.etree.ElementTree import parse as parse_xml
 
 from common.colours import Colour
+from common.errors import RasterError
 from common.files import atomic_write
 
 QGIS = "3.22"  # whose form of styles this is
@@ -31,22 +40,34 @@ OUTLINE = {  # of polygons: thin, and in their own hue, which small areas keep s
     "style": "solid",
 }
 DARKER = 0.7  # an outline's share of the brightness of its area
+CATEGORIES = 256  # category names of a band, unless it has more classes
 # GDAL's numbers of types and meanings of columns: GDALRATFieldType, GDALRATFieldUsage
+INTEGER, TEXT = 0, 2
 CLASS_COLUMNS = {
-    "Value": (0, 5),
-    "Class_name": (2, 2),
-    "Red": (0, 6),
-    "Green": (0, 7),
-    "Blue": (0, 8),
+    "Value": (INTEGER, 5),
+    "Class": (INTEGER, 0),
+    "Class_code": (INTEGER, 0),
+    "Class_name": (TEXT, 2),
+    "Red": (INTEGER, 6),
+    "Green": (INTEGER, 7),
+    "Blue": (INTEGER, 8),
 }
 
 
-def paletted_style(names: Sequence[str], colours: Sequence[Colour]) -> str:
-    """The style of a class raster: a legend entry for each class, which its number stands for."""
+def paletted_style(
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    values: Sequence[int] | None = None,
+) -> str:
+    """The style of a class raster: a legend entry for each class.
+
+    ``values`` are what the raster holds for them, by default their numbers.
+    """
     root, renderer = _raster_style("paletted")
     entries = SubElement(renderer, "colorPalette")
-    for number, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        entry = {"value": str(number), "label": name, "color": _hex(colour)}
+    values = values or range(len(names))
+    for value, name, colour in zip(values, names, colours, strict=True):
+        entry = {"value": str(value), "label": name, "color": _hex(colour)}
         SubElement(entries, "paletteEntry", entry | {"alpha": "255"})
     return _document(root)
 
@@ -111,13 +132,34 @@ def write_style(target: Path, style: str) -> None:
         part.write_text(style, encoding="utf-8")
 
 
+class TableRow(NamedTuple):
+    """A class in a raster attribute table."""
+
+    value: int
+    number: int
+    code: int | str
+    name: str
+    colour: Colour | None
+
+
 def add_class_table(
-    path: Path, names: Sequence[str], colours: Sequence[Colour]
+    path: Path,
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    codes: Sequence[int | str] | None = None,
+    values: Sequence[int] | None = None,
 ) -> None:
     """Add names and colours of the classes of band 1 to GDAL's ``.aux.xml``, new or not.
 
     As category names and as a raster attribute table, which programs read that know no QGIS style.
     What else GDAL has put there stays.
+
+    Args:
+        path: The file.
+        names: Of the classes.
+        colours: Likewise.
+        codes: Likewise, by default their numbers.
+        values: What the raster holds for them, by default their numbers.
     """
     root = parse_xml(path).getroot() if path.exists() else Element("PAMDataset")
     band = root.find("PAMRasterBand[@band='1']")
@@ -126,18 +168,111 @@ def add_class_table(
     for tag in ("CategoryNames", "GDALRasterAttributeTable"):
         for former in band.findall(tag):
             band.remove(former)
-    categories = SubElement(band, "CategoryNames")
+    numbers = range(len(names))
+    codes, values = list(codes or numbers), list(values or numbers)
+    add_categories(band, names, values)
     table = SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
-    for index, (name, (kind, usage)) in enumerate(CLASS_COLUMNS.items()):
+    short = all(isinstance(code, int) and abs(code) < 2**31 for code in codes)
+    kinds = CLASS_COLUMNS | ({} if short else {"Class_code": (TEXT, 0)})
+    for index, (name, (kind, usage)) in enumerate(kinds.items()):
         column = SubElement(table, "FieldDefn", index=str(index))
         for tag, text in (("Name", name), ("Type", kind), ("Usage", usage)):
             SubElement(column, tag).text = str(text)
-    for number, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        SubElement(categories, "Category").text = _xml_text(name)
-        row = SubElement(table, "Row", index=str(number))
-        for value in (number, _xml_text(name), *colour):
-            SubElement(row, "F").text = str(value)
+    rows = zip(values, numbers, codes, names, colours, strict=True)
+    for index, (value, number, code, name, colour) in enumerate(rows):
+        row = SubElement(table, "Row", index=str(index))
+        for cell in (value, number, code, name, *colour):
+            SubElement(row, "F").text = _xml_text(str(cell))
     ElementTree(root).write(path, encoding="utf-8")
+
+
+def add_categories(band: Element, names: Sequence[str], values: Sequence[int]) -> None:
+    """Add the names of values to a band of GDAL's as its list of category names.
+
+    The list begins with that of 0, so that negative and large values have no place in it.
+    """
+    if min(values) < 0 or max(values) >= max(CATEGORIES, len(names)):
+        return
+    known = dict(zip(values, names))
+    categories = SubElement(band, "CategoryNames")
+    for value in range(max(values) + 1):
+        SubElement(categories, "Category").text = _xml_text(known.get(value, ""))
+
+
+def read_class_table(path: str | Path) -> list[TableRow]:
+    """The classes in the raster attribute table of band 1 in a ``.aux.xml``; none without it.
+
+    A table of another program needs a column of values and one of names: its values are numbers
+    and codes of the classes.
+
+    Raises:
+        RasterError: It cannot be read, or a value in it is no whole number.
+    """
+    band = _band_of(path)
+    table = None if band is None else band.find("GDALRasterAttributeTable")
+    try:
+        return [] if table is None else list(_table_rows(table))
+    except (ValueError, OverflowError) as error:
+        raise RasterError(
+            f"{path} has an attribute table that cannot be read ({error}); remove it"
+        ) from error
+
+
+def read_categories(path: str | Path) -> list[str]:
+    """The category names of band 1 in a ``.aux.xml``, which begin with that of 0.
+
+    Raises:
+        RasterError: It cannot be read.
+    """
+    band = _band_of(path)
+    found = [] if band is None else band.iterfind("CategoryNames/Category")
+    return [category.text or "" for category in found]
+
+
+def _band_of(path: str | Path) -> Element | None:
+    """What a ``.aux.xml`` says of the first band."""
+    if not Path(path).is_file():
+        return None
+    try:
+        root = parse_xml(path).getroot()
+    except ParseError as error:
+        raise RasterError(f"{path} is no readable XML ({error}); remove it") from error
+    return root.find("PAMRasterBand[@band='1']")
+
+
+def _table_rows(table: Element) -> Iterator[TableRow]:
+    """The rows of an attribute table with a column of values and one of names."""
+    places, kinds = {}, {}
+    for index, column in enumerate(table.iter("FieldDefn")):
+        name = column.findtext("Name", "").capitalize()
+        usage, kind = (int(column.findtext(tag, "0")) for tag in ("Usage", "Type"))
+        if name == "Name" or (name == "Class" and kind == TEXT):
+            name = "Class_name"
+        for known, (_, meaning) in CLASS_COLUMNS.items():
+            if usage == meaning != 0 or name == known:
+                places.setdefault(known, index)
+        kinds[index] = kind
+    if not places.keys() >= {"Value", "Class_name"}:
+        return
+    for row in table.iter("Row"):
+        cells = [cell.text or "" for cell in row.iter("F")]
+        found = {name: cells[index] for name, index in places.items()}
+        value = _whole(found["Value"])
+        number = _whole(found.get("Class", found["Value"]))
+        code = found.get("Class_code", value)
+        if "Class_code" in places and kinds[places["Class_code"]] != TEXT:
+            code = _whole(code)
+        hues = [found[name] for name in ("Red", "Green", "Blue") if name in found]
+        colour = tuple(map(_whole, hues)) if len(hues) == 3 else None
+        yield TableRow(value, number, code, found["Class_name"], colour)
+
+
+def _whole(text: str) -> int:
+    """A whole number, which some programs write as 3.0."""
+    number = float(text)
+    if number != int(number):
+        raise ValueError(f"{text} is no whole number")
+    return int(number)
 
 
 def _raster_style(kind: str, options: dict[str, str] | None = None):

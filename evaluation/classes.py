@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 
 from common.architectures import BINARY_NAMES, default_class_names
 from common.errors import DatasetError
-from common.labels import class_names_of
+from common.map_classes import classes_of_map
+from common.styles import read_categories
 
 MOST_CLASSES = 255  # of a map and its labels together
-# the usage of a column of GDAL's attribute tables
-NAME, VALUE = "2", "5"
 
 
 @dataclass(frozen=True)
@@ -44,54 +41,16 @@ class Pairing(NamedTuple):
 
 
 def stored_classes(raster: rasterio.DatasetReader) -> Classes | None:
-    """The classes that a raster describes itself: by attribute table, tag or category names.
-
-    A map of codes has an attribute table with the value and name of each class, in the
-    ``.aux.xml`` beside it.
-    """
-    beside = Path(f"{raster.name}.aux.xml")
-    band = _band_description(beside) if beside.is_file() else None
-    found = None if band is None else _attribute_table(band)
-    if found is None and (tagged := class_names_of(raster)):
-        found = dict(enumerate(tagged))
-    if found is None and band is not None:
-        categories = [
-            item.text or "" for item in band.iterfind("CategoryNames/Category")
-        ]
-        found = {number: name for number, name in enumerate(categories) if name}
+    """The classes that a raster describes itself: by tags, attribute table or category names."""
+    found = {value: one.name for value, one in (classes_of_map(raster) or {}).items()}
+    if not found:
+        names = read_categories(f"{raster.name}.aux.xml")
+        found = {number: name for number, name in enumerate(names) if name}
     if not found:
         return None
     values, names = list(found), list(found.values())
     defaults = default_class_names(len(names)), BINARY_NAMES, list(map(str, values))
     return Classes(values, names, names not in defaults)
-
-
-def _band_description(path: Path) -> ElementTree.Element | None:
-    """What an ``.aux.xml`` says of the first band."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise DatasetError(f"{path} is no readable XML ({error}); remove it") from error
-    return root.find("PAMRasterBand[@band='1']")
-
-
-def _attribute_table(band: ElementTree.Element) -> dict[int, str] | None:
-    """Name by value of a band's attribute table; None without both columns."""
-    table = band.find("GDALRasterAttributeTable")
-    if table is None:
-        return None
-    columns = {}
-    for place, field in enumerate(table.iterfind("FieldDefn")):
-        title = (field.findtext("Name") or "").lower()
-        usage = field.findtext("Usage")
-        if usage == VALUE or title == "value":
-            columns.setdefault("value", place)
-        elif usage == NAME or title in ("name", "class", "class_name"):
-            columns.setdefault("name", place)
-    if len(columns) < 2:
-        return None
-    rows = ([cell.text or "" for cell in row] for row in table.iterfind("Row"))
-    return {int(float(row[columns["value"]])): row[columns["name"]] for row in rows}
 
 
 def pair_classes(

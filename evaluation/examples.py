@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UNLABELLED
-from common.colours import GREY, RED, Colour
+from common.colours import Colour
 from common.patches import PatchPair
 from common.pictures import (
     colour_map,
@@ -18,6 +18,7 @@ from common.pictures import (
     save_figure,
 )
 from common.text import shorten
+from evaluation.figures import error_map
 
 
 def patch_accuracy(
@@ -93,13 +94,13 @@ def draw_examples(
         picture, valid, mask, _ = read_patch_picture(pair, ignore_index)
         labelled = (mask >= 0) & (mask < len(names))
         prediction = np.where(valid, prediction, -1)
-        wrong = np.where(labelled, prediction != mask, -1)
+        errors, kinds = error_map(prediction, mask, names, colours)
         present |= {*np.unique(mask[labelled]), *np.unique(prediction[valid])}
         panels += [
             {"title": shorten(pair.name), "picture": picture},
             {"title": "truth", "picture": colour_map(mask, colours)},
             {"title": "prediction", "picture": colour_map(prediction, colours)},
-            {"title": f"{1 - score:.1%} wrong (red)", "picture": colour_map(wrong, [GREY, RED])},
+            {"title": f"{1 - score:.1%} wrong", "picture": errors},
         ]  # fmt: skip
     if not panels:
         return
@@ -107,6 +108,6 @@ def draw_examples(
     title = f"{source}: the {each} worst (above) and the {each} best of {seen} patches"
     if seen <= 2 * each:
         title = f"{source}: all patches, from the worst to the best"
-    legend = [(names[k], colours[k]) for k in sorted(present)]
+    legend = [(names[k], colours[k]) for k in sorted(present)] + kinds
     figure = draw_panels(panels, legend, title, columns=4)
     save_figure(figure, target)

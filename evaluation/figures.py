@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.colours import GREY, RED, Colour
+from common.architectures import is_background
+from common.colours import Colour, error_colours
 from common.pictures import colour_map, draw_panels, save_figure
+from common.text import shorten
 
 
 def plot_reliability(
@@ -60,6 +62,27 @@ def draw_calibration(target: Path, calibration: dict, split: str = "test") -> No
     draw_reliability(target, curves, f"Reliability, {split}")
 
 
+MANY = 12  # classes, from which on names stand upright and numbers do not fit
+
+
+def score_size(result: dict) -> tuple[float, float]:
+    """Inches of width and height in which the names of all classes can be read beside scores."""
+    side = min(0.17 * len(result["per_class"]), 20)
+    return max(7.0, side + 3.5), max(5.0, side + 2.5)
+
+
+def _class_ticks(axes, result: dict, both: bool) -> None:
+    """Names of classes below, and beside if both."""
+    names = [shorten(entry["name"], 30) for entry in result["per_class"]]
+    style = {"rotation": 30, "ha": "right"}
+    if len(names) > MANY:
+        style = {"rotation": 90, "ha": "center", "fontsize": 8}
+    axes.set_xticks(range(len(names)), names, parse_math=False, **style)
+    if both:
+        size = style.get("fontsize")
+        axes.set_yticks(range(len(names)), names, parse_math=False, fontsize=size)
+
+
 def draw_bars(axes, result: dict, source: str) -> None:
     entries = result["per_class"]
     places = np.arange(len(entries))
@@ -67,9 +90,10 @@ def draw_bars(axes, result: dict, source: str) -> None:
         values = [entry[key] or 0 for entry in entries]
         drawn = axes.bar(places + shift, values, 0.38, label=name)
         labels = ["-" if e[key] is None else f"{e[key]:.2f}" for e in entries]
-        axes.bar_label(drawn, labels, fontsize=8)
-    names = [entry["name"] for entry in entries]
-    axes.set_xticks(places, names, rotation=30, ha="right", parse_math=False)
+        if len(entries) <= MANY:
+            axes.bar_label(drawn, labels, fontsize=8)
+    _class_ticks(axes, result, both=False)
+    axes.margins(x=0.01)
     mean = result["mean_iou"]
     shown = "-" if mean is None else f"{mean:.3f}"
     axes.set(title=f"Per class, {source} (mean IoU {shown})", ylim=(0, 1.1))
@@ -80,16 +104,14 @@ def draw_bars(axes, result: dict, source: str) -> None:
 def draw_matrix(figure, axes, result: dict, source: str) -> None:
     counts = np.array(result["confusion_matrix"], float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [entry["name"] for entry in result["per_class"]]
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    _class_ticks(axes, result, both=True)
     axes.set(
         title=f"Confusion, {source} (share of the true class)",
         xlabel="predicted",
         ylabel="true",
     )
-    if len(names) <= 16:
+    if len(shares) <= MANY:
         for (row, column), share in np.ndenumerate(shares):
             style = {"color": "white" if share > 0.5 else "black", "fontsize": 8}
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", **style)
@@ -100,15 +122,38 @@ def draw_confusion(target: Path, result: dict, source: str) -> None:
     """Draw scores per class and the confusion matrix."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 6), layout="constrained")
+    width, height = score_size(result)
+    figure = Figure(figsize=(2 * width, height + 1), layout="constrained")
     bars, table = figure.subplots(1, 2)
     draw_bars(bars, result, source)
     draw_matrix(figure, table, result, source)
     save_figure(figure, target)
 
 
-# of a binary map's errors: no class of one has them
-MISSED, FALSE_ALARM = (165, 45, 255), (240, 165, 60)
+def error_map(
+    prediction: np.ndarray,
+    mask: np.ndarray,
+    names: Sequence[str],
+    colours: Sequence[Colour],
+) -> tuple[np.ndarray, list[tuple[str, Colour]]]:
+    """Where a prediction (H, W) is right and wrong, as RGB (H, W, 3) uint8, and its legend.
+
+    Of two classes the errors are misses and false alarms of the one that is sought: not the rest,
+    or the second where neither is. No class has their colours; what has no label or no prediction is white.
+    """
+    right, missed, false_alarm = error_colours(colours)
+    kinds = np.where(prediction == mask, 0, 1)
+    legend = [("right", right), ("wrong", missed)]
+    if len(names) == 2:
+        sought = 0 if is_background(names[1]) and not is_background(names[0]) else 1
+        kinds[(kinds == 1) & (prediction == sought)] = 2
+        legend[1:] = [
+            (f"missed: {names[sought]}", missed),
+            (f"false alarm: {names[sought]}", false_alarm),
+        ]
+    known = (prediction >= 0) & (mask >= 0) & (mask < len(names))
+    shown = [colour for _, colour in legend]
+    return colour_map(np.where(known, kinds, -1), shown), legend
 
 
 def draw_errors(
@@ -117,9 +162,8 @@ def draw_errors(
     truth: np.ndarray,
     names: Sequence[str],
     colours: Sequence[Colour],
-    binary: bool,
 ) -> None:
-    """Draw a map, its labels and the errors side by side.
+    """Draw a map, its labels and the errors beside or below each other.
 
     Args:
         target: The PNG to write.
@@ -127,25 +171,15 @@ def draw_errors(
         truth: Likewise, of the labels.
         names: K class names.
         colours: Those of the classes.
-        binary: Misses and false alarms of the second class have colours of their own.
     """
-    known = (guess >= 0) & (truth >= 0)
-    errors = np.where(known & (guess == truth), 0, -1)
-    kinds, title = [GREY, RED], "errors (red)"
-    if binary:
-        kinds = [GREY, MISSED, FALSE_ALARM]
-        title = "missed (violet), false alarms (orange)"
-        errors[known & (truth > guess)], errors[known & (truth < guess)] = 1, 2
-    else:
-        errors[known & (guess != truth)] = 1
-    palette = np.array([*kinds, (255, 255, 255)], np.uint8)
+    errors, kinds = error_map(guess, truth, names, colours)
     panels = [
         {"title": "map", "picture": colour_map(guess, colours)},
         {"title": "labels", "picture": colour_map(truth, colours)},
-        {"title": title, "picture": palette[errors]},
+        {"title": "errors", "picture": errors},
     ]
     present = sorted({*np.unique(guess[guess >= 0]), *np.unique(truth[truth >= 0])})
-    legend = [(names[number], colours[number]) for number in present]
+    legend = [(names[number], colours[number]) for number in present] + kinds
     save_figure(draw_panels(panels, legend), target)
 
 

@@ -19,9 +19,9 @@ from common.errors import DatasetError, RasterError, require
 from common.ground import pixel_size
 from common.labels import Label, open_label, require_one_band
 from common.legends import asked_colours
+from common.map_classes import colours_of_map
 from common.rasters import (
     Source,
-    image_bands,
     open_raster,
     require_georeference,
     same_pixel_grid,
@@ -146,11 +146,8 @@ def colours_of(
         codes: What the classes of the labels are in their file.
     """
     mapped, labelled, pairing = classes
-    try:
-        table = raster.colormap(image_bands(raster)[0])
-    except ValueError:  # it has none
-        table = {}
-    known = [table[value][:3] if value in table else None for value in mapped.values]
+    table = colours_of_map(raster)
+    known = [table.get(value) for value in mapped.values]
     known += [None] * (len(pairing.names) - len(known))
     if asked:
         given = asked_colours(asked, labelled.names, codes)

@@ -121,7 +121,7 @@ def evaluate_map(config: EvaluationConfig) -> str:
                 curves = {"map": report["calibration"]}
                 draw_reliability(folder / RELIABILITY, curves, "Reliability of the map")
             small = found.thumbnails
-            kinds = found.names, found.colours, found.binary
+            kinds = found.names, found.colours
             draw_errors(folder / ERRORS, small["map"], small["label"], *kinds)
 
         write_report(config, folder, names, report, draw)

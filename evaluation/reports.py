@@ -15,7 +15,7 @@ from common.pictures import save_figure
 from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import Calibration
 from evaluation.examples import Examples, patch_accuracy, worth_showing
-from evaluation.figures import draw_bars, draw_matrix
+from evaluation.figures import draw_bars, draw_matrix, score_size
 from model_training import confusion_matrix, predict_classes
 
 
@@ -79,6 +79,39 @@ def write_log(target: Path, rows: Sequence[dict]) -> None:
         writer.writerows(rows)
 
 
+def _draw_runs(
+    axes, runs: Sequence[list[dict]], *measures: tuple[str, str, str]
+) -> None:
+    """Draw measures over epochs: a colour per fold and a line style per measure.
+
+    Args:
+        axes: Where.
+        runs: The history of each fold, or the only one, whose measures have the colours.
+        measures: The key in a row of a history, the name, and the line style of each.
+    """
+    from matplotlib import colormaps
+
+    many = len(runs) > 1
+    wide = colormaps["tab10"].colors
+    if len(runs) > len(wide):
+        wide = colormaps["turbo"](np.linspace(0.05, 0.95, len(runs)))
+    for number, history in enumerate(runs):
+        for place, (key, name, line) in enumerate(measures):
+            if key not in history[0]:
+                continue
+            values = [np.nan if row[key] is None else row[key] for row in history]
+            epochs = [row["epoch"] for row in history]
+            style = {"marker": ".", "color": wide[number if many else place]}
+            if many:
+                style |= {"linestyle": line, "markersize": 3}
+            axes.plot(epochs, values, label=None if many else name, **style)
+    if many and axes.has_data():
+        for number in range(len(runs)):
+            axes.plot([], [], color=wide[number], label=f"fold {number + 1}")
+        for _, name, line in measures:
+            axes.plot([], [], color="grey", linestyle=line, label=name)
+
+
 def plot_training(target: Path, report: dict) -> None:
     """Draw a report: loss and score curves, bars per class, confusion matrix.
 
@@ -90,23 +123,22 @@ def plot_training(target: Path, report: dict) -> None:
     sources = ("test", "pooled", "held_out", "validation")
     source = next((key for key in sources if key in report), None)
     runs = [r["history"] for r in report.get("folds", [])] or [report["history"]]
-    rows = 2 if source else 1
-    figure = Figure(figsize=(14, 5 * rows), layout="constrained")
-    losses, curves, *below = figure.subplots(rows, 2).ravel()
-    for number, history in enumerate(runs):
-        epochs = [row["epoch"] for row in history]
-        style = {"alpha": 1.0 if len(runs) == 1 else 0.6, "marker": "."}
-        for axes, key, name, colour in (
-            (losses, "train_loss", "training", "C0"),
-            (losses, "val_loss", "validation", "C1"),
-            (curves, "val_iou", "IoU", "C2"),
-            (curves, "val_f1", "F1", "C3"),
-            (curves, "val_kappa", "kappa", "C4"),
-        ):
-            if key in history[0]:
-                values = [np.nan if row[key] is None else row[key] for row in history]
-                label = None if number else name
-                axes.plot(epochs, values, color=colour, label=label, **style)
+    width, *heights = 7.0, 5.0
+    if source:
+        width, height = score_size(report[source])
+        heights.append(height)
+    figure = Figure(figsize=(2 * width, sum(heights)), layout="constrained")
+    places = figure.subplots(len(heights), 2, height_ratios=heights)
+    losses, curves, *below = places.ravel()
+    _draw_runs(
+        losses, runs, ("train_loss", "training", "--"), ("val_loss", "validation", "-")
+    )
+    scores = (
+        ("val_iou", "IoU", "-"),
+        ("val_f1", "F1", "--"),
+        ("val_kappa", "kappa", ":"),
+    )
+    _draw_runs(curves, runs, *scores)
     best = report.get("best_epoch", {}).get("combined")
     if best:
         curves.axvline(
@@ -118,7 +150,8 @@ def plot_training(target: Path, report: dict) -> None:
     for axes in (losses, curves):
         axes.grid(alpha=0.3)
         if axes.has_data():
-            axes.legend(frameon=False)
+            columns = 1 if len(runs) == 1 else 2
+            axes.legend(frameon=False, fontsize=9, ncols=columns)
     if source:
         bars, table = below
         draw_bars(bars, report[source], source)

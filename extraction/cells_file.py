@@ -12,7 +12,7 @@ from common import SPLITS
 from common.styles import categorized_style
 from common.vectors import add_style, write_layer
 from extraction.journal import class_counts
-from extraction.report import SPLIT_COLOURS
+from extraction.places import SPLIT_COLOURS
 from extraction.scenes import ScenePlan
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from common.ground import footprint, pairs_within, to_metric_crs
 from common.interruption import until_stopped
 from common.labels import (
     MISSING,
+    class_codes_of,
     class_colours_of,
     class_names_of,
     read_classes,
@@ -38,14 +38,10 @@ from common.text import aligned_table, share_text
 from common.tiffs import tiff_header
 from common.vector_labels import is_drawn
 from extraction.journal import Skipped
+from extraction.places import PatchLocation
 from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
 
-if TYPE_CHECKING:
-    from shapely import Geometry
-
 log = logging.getLogger("semanticseg4eo")
-
-SPLIT_COLOURS = dict(zip(SPLITS, [(157, 184, 210), (240, 160, 48), (200, 40, 60)]))
 
 
 @dataclass(frozen=True)
@@ -186,22 +182,14 @@ def extraction_text(report: dict, config: ExtractionOptions) -> str:
     return f"{table}\n\nPatches: {Path(config.output) / 'Patch'}"
 
 
-class PatchLocation(NamedTuple):
-    """Where a patch lies."""
-
-    split: str
-    name: str
-    footprint: Geometry
-    crs: object
-
-
 def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
     """Patches, sizes, bands, dtypes and class shares of a dataset, by split; and where they lie.
 
     Raises:
         DatasetError: Not a dataset, or a file that cannot be read.
     """
-    report = {"dataset_root": config.output, "class_names": None, "splits": {}}
+    report = {"dataset_root": config.output, "class_names": None, "class_codes": None}
+    report["splits"] = {}
     places: list[PatchLocation] = []
     some = (present_splits(config.output) or SPLITS)[0]
     for split in SPLITS:
@@ -217,6 +205,7 @@ def dataset_info(config: InfoConfig) -> tuple[dict, list[PatchLocation]]:
                 require_one_band(file)
                 label = read_classes(file)
                 report["class_names"] = report["class_names"] or class_names_of(file)
+                report["class_codes"] = report["class_codes"] or class_codes_of(file)
             known = label[label >= 0]
             summary += SplitSummary(1, label.size, tuple(np.bincount(known).tolist()))
         report["splits"][split] = {
@@ -256,33 +245,15 @@ def split_overlaps(places: Sequence[PatchLocation]) -> list[dict] | None:
     ]
 
 
-def draw_splits(places: Sequence[PatchLocation], target: Path) -> None:
-    """Draw the patches of a dataset where they lie, coloured by split."""
-    from matplotlib.collections import PolyCollection
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch as Key
-
-    ground = to_metric_crs([p.footprint for p in places], [p.crs for p in places])
-    figure = Figure(figsize=(7, 7.5), layout="constrained")
-    axes = figure.add_subplot()
-    keys = []
-    for split in SPLITS:
-        corners = [
-            np.array(shape.exterior.coords)
-            for shape, place in zip(ground, places)
-            if place.split == split
-        ]
-        colour = np.divide(SPLIT_COLOURS[split], 255)
-        style = {"facecolor": colour, "edgecolor": "white"}
-        axes.add_collection(PolyCollection(corners, linewidth=0.4, **style))
-        keys.append(Key(label=f"{split} ({len(corners):,})", **style))
-    axes.autoscale_view()
-    axes.set_aspect("equal")
-    axes.ticklabel_format(useOffset=False, style="plain")
-    axes.tick_params(labelsize=8)
-    axes.set(xlabel="metres", ylabel="metres")
-    figure.legend(handles=keys, loc="outside upper center", ncols=3, frameon=False)
-    save_figure(figure, target)
+def names_and_codes(
+    names: Sequence[str] | None, codes: Sequence[int | str] | None
+) -> list[str] | None:
+    """Names of classes with their codes where these are neither the names nor the numbers."""
+    if not names or not codes or len(names) != len(codes):
+        return names
+    if list(codes) == list(range(len(names))):
+        return names
+    return [n if n == str(c) else f"{n} ({c})" for n, c in zip(names, codes)]
 
 
 def info_text(report: dict) -> str:
@@ -298,7 +269,8 @@ def info_text(report: dict) -> str:
                 f"pixels, {kind['bands']} bands, {kind['dtype']}"
             )
     names = report["class_names"]
-    lines += ["", split_table(summaries, names), "", *absent_lines(summaries, names)]
+    words = names_and_codes(names, report["class_codes"])
+    lines += ["", split_table(summaries, words), "", *absent_lines(summaries, names)]
     if report["overlaps"] is None:
         lines.append(
             "overlap between splits: unknown, since not all patches have a CRS"

@@ -17,6 +17,7 @@ from common.distributed import torch_errors
 from common.errors import CheckpointError, OptionError, RasterError
 from common.files import list_models, models_text
 from common.ground import pixel_size
+from common.map_classes import values_of_codes
 from common.rasters import Source, band_scaling, select_bands
 from common.text import number_dates
 from model_training import Checkpoint, load_checkpoint
@@ -80,6 +81,9 @@ def load_models(config: PredictionConfig) -> Models:
                 raise CheckpointError(
                     f"{file} has {what} {b}, but {files[0]} has {a}; they cannot be averaged"
                 )
+    compare_codes(files, checkpoints)
+    if config.write_codes:
+        values_of_codes(first.class_codes)  # raises before any work
     if (
         first.config.mode == "multiclass"
         and config.threshold != PredictionConfig.threshold
@@ -103,6 +107,24 @@ def load_models(config: PredictionConfig) -> Models:
         )  # fmt: skip
 
     return Models(files, checkpoints, device, make_predictor)
+
+
+def compare_codes(files: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
+    """Warn, in one line, of models whose classes have other codes than those of the first."""
+    first = checkpoints[0].class_codes
+    for file, other in zip(files, checkpoints):
+        if other.class_codes != first:
+            log.warning(
+                "warning: the classes of %s have the codes %s, those of %s %s; the map has the "
+                "latter",
+                file, _codes_text(other), files[0], _codes_text(checkpoints[0]),
+            )  # fmt: skip
+            return
+
+
+def _codes_text(checkpoint: Checkpoint) -> str:
+    codes = list(map(str, checkpoint.class_codes))
+    return ", ".join(codes[:6]) + ", ..." * (len(codes) > 6)
 
 
 def runs_on_onednn(config: PredictionConfig, device: torch.device) -> bool:

@@ -89,6 +89,17 @@ class SceneJob:
         return self.models.first.class_names
 
     @property
+    def codes(self) -> list[int | str]:
+        """What the labels held for the classes; of an ensemble, the first model's labels."""
+        return self.models.first.class_codes
+
+    @property
+    def values(self) -> Sequence[int] | None:
+        """What a map of codes holds for the classes; None: their numbers."""
+        held = self.layers["classes"].values
+        return held and held.values
+
+    @property
     def colours(self) -> list[Colour]:
         """Those of the classes; of an ensemble, the first model's."""
         return self.models.first.class_colours
@@ -222,7 +233,9 @@ def prepare_scene(
     area = find_area(config.area, scene) if config.area else whole_scene(scene)
     if area is None:
         raise RasterError(f"--area: {config.area} does not touch {scene.name}")
-    layers = list_layers(config, models.first.class_names, len(models.files))
+    first = models.first
+    classes = first.class_names, len(models.files), first.class_codes
+    layers = list_layers(config, *classes)
     job = SceneJob(
         task,
         config,

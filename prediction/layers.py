@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.map_classes import MapValues, values_of_codes
 from prediction import predictor
 from prediction.settings import PredictionConfig
 
@@ -24,6 +25,13 @@ class Layer:
     nodata: float
     bands: list[str]  # what they are
     scale: float = 1.0  # value = stored number x scale
+    values: MapValues | None = None  # of a map of codes: what stands for the numbers
+
+    @property
+    def written(self) -> tuple[str, float]:
+        """Type and nodata value of the file."""
+        codes = self.values
+        return (codes.dtype, codes.nodata) if codes else (self.dtype, self.nodata)
 
     @property
     def ending(self) -> str:
@@ -44,12 +52,26 @@ def style_endings(layers: dict[str, Layer]) -> list[str]:
 
 
 def list_layers(
-    config: PredictionConfig, names: Sequence[str], models: int
+    config: PredictionConfig,
+    names: Sequence[str],
+    models: int,
+    codes: Sequence[int | str] = (),
 ) -> dict[str, Layer]:
-    """The layers of a map that the options ask for, by name, the classes first."""
+    """The layers of a map that the options ask for, by name, the classes first.
+
+    Args:
+        config: The options.
+        names: Of the classes.
+        models: How many are averaged.
+        codes: Of the classes, for ``--write_codes``.
+
+    Raises:
+        OptionError: A map cannot hold the codes.
+    """
     nodata = map_nodata(len(names))
     dtype = "uint8" if nodata == 255 else "uint16"
-    layers = [Layer("classes", dtype, nodata, ["class"])]
+    values = values_of_codes(codes) if config.write_codes and codes else None
+    layers = [Layer("classes", dtype, nodata, ["class"], values=values)]
     if config.save_confidence:
         bands = ["probability of the class"]
         layers.append(Layer("confidence", "float32", -1, bands))
@@ -66,9 +88,12 @@ def list_layers(
     return {layer.name: layer for layer in layers}
 
 
-def bytes_of(layers: dict[str, Layer]) -> int:
-    """Bytes of a pixel in all layers."""
-    return sum(np.dtype(one.dtype).itemsize * len(one.bands) for one in layers.values())
+def bytes_of(layers: dict[str, Layer], written: bool = False) -> int:
+    """Bytes of a pixel in all layers, as they are stored, or ``written`` to the files."""
+    return sum(
+        np.dtype(one.written[0] if written else one.dtype).itemsize * len(one.bands)
+        for one in layers.values()
+    )
 
 
 def map_nodata(label_classes: int) -> int:

@@ -12,7 +12,7 @@ import rasterio.shutil
 from rasterio.windows import Window
 
 from common.files import atomic_write, naming
-from common.labels import class_name_tags
+from common.map_classes import class_numbers, map_class_tags
 from common.pictures import (
     colour_map,
     draw_panels,
@@ -30,6 +30,7 @@ from prediction.rowstore import RowStore, StoredPart
 from prediction.statistics import COUNTED_ROWS, Statistics
 
 BLOCK = 256  # side of the outputs' tiles in pixels
+COLOURED = ("uint8", "uint16")  # types of which a GeoTIFF can have a colour table
 
 
 class MapWriter:
@@ -87,7 +88,9 @@ class MapWriter:
         return classes
 
     def _write(self, name: str, array: np.ndarray, top: int) -> None:
-        file = self.files[name]
+        file, layer = self.files[name], self.rows.layers[name]
+        if layer.values:
+            array = layer.values.of_numbers(array, int(layer.nodata))
         window = Window(0, top, self.rows.width, array.shape[1])
         with write_errors(file.name):
             file.write(array, window=window)
@@ -101,12 +104,13 @@ class MapWriter:
 def map_profile(job: SceneJob, layer: Layer) -> dict:
     """What an output is created with."""
     scene, (height, width) = job.scene, job.shape
+    dtype, nodata = layer.written
     profile = {
         "width": width,
         "height": height,
         "count": len(layer.bands),
-        "dtype": layer.dtype,
-        "nodata": layer.nodata,
+        "dtype": dtype,
+        "nodata": nodata,
         "tiled": True,
         "blockxsize": BLOCK,
         "blockysize": BLOCK,
@@ -150,19 +154,22 @@ def open_outputs(job: SceneJob, folder: Path) -> Iterator[dict]:
             for name, layer in layers.items():
                 file = create_tiff(plain[name], **map_profile(job, layer))
                 files[name] = file = unfinished.enter_context(file)
-                file.update_tags(**job.tags, **class_name_tags(names))
+                held = job.values if name == "classes" else None
+                file.update_tags(**job.tags, **map_class_tags(names, job.codes, held))
                 file.descriptions = layer.bands
                 file.scales = [layer.scale] * len(layer.bands)
             # for programs that know neither styles nor attribute tables
-            opaque = {k: (*colour, 255) for k, colour in enumerate(job.colours)}
-            files["classes"].write_colormap(1, opaque)
+            if layers["classes"].written[0] in COLOURED:
+                values = job.values or range(len(names))
+                opaque = {k: (*c, 255) for k, c in zip(values, job.colours)}
+                files["classes"].write_colormap(1, opaque)
             yield files
         if job.config.format == "cog":
             for name, layer in layers.items():
                 make_cog(plain[name], parts[name], layer)
         beside = Path(f"{parts['classes']}.aux.xml")
         with naming(f"{task.output}.aux.xml", beside):
-            add_class_table(beside, names, job.colours)
+            add_class_table(beside, names, job.colours, job.codes, job.values)
 
 
 def list_styles(job: SceneJob) -> dict[Path, str]:
@@ -173,7 +180,7 @@ def list_styles(job: SceneJob) -> dict[Path, str]:
         if layer.style_ending is None:
             continue
         if name == "classes":
-            style = paletted_style(job.names, job.colours)
+            style = paletted_style(job.names, job.colours, job.values)
         else:
             style = ramp_style(*ramps.get(name, (0, 1)))
         styles[job.task.beside(layer.style_ending)] = style
@@ -211,6 +218,8 @@ def draw_quicklook(job: SceneJob) -> Path:
         )
     with open_raster(task.output) as raster:
         classes, _ = Source(raster).overview()
+    if job.values:
+        classes = class_numbers(classes, job.values)
     panels = [
         {"title": f"scene (bands {', '.join(map(str, shown))})", "picture": picture},
         {"title": "map", "picture": colour_map(classes[0], job.colours)},

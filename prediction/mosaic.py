@@ -12,15 +12,20 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from common.files import atomic_write
-from common.labels import class_names_of
+from common.map_classes import VALUES_TAG, classes_of_map, colours_of_map
 from common.rasters import open_raster
-from common.styles import paletted_style, write_style
+from common.styles import (
+    add_categories,
+    paletted_style,
+    write_style,
+)
 from prediction.tasks import Task, recorded_run
 from prediction.tiling import Extent
 
 log = logging.getLogger("semanticseg4eo")
 
 NAME = "mosaic.vrt"
+KINDS = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "int32": "Int32"}
 OFF_GRID = 0.01  # pixels from which maps lie on different pixel grids
 
 
@@ -49,14 +54,20 @@ def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
             return
         extents = extents_on_grid(first, maps)
         if extents is None:
-            if target.exists():  # of maps that have been replaced
-                target.unlink()
-                target.with_suffix(".qml").unlink(missing_ok=True)
+            remove_mosaic(target)
             epsg = first.crs.to_epsg() if first.crs else None
             log.info(
                 "%s: not written, the maps lie on different pixel grids; one raster of them: "
                 "gdalwarp -t_srs EPSG:%s %s %s", target, epsg or "...",
                 target.with_name("*_prediction.tif"), target.with_suffix(".tif"),
+            )  # fmt: skip
+            return
+        if not hold_the_same(maps):
+            remove_mosaic(target)
+            log.warning(
+                "warning: %s: not written, since the maps hold other values for the classes than "
+                "%s, as of --write_codes; make all of them anew alike, with --overwrite",
+                target, maps[0],
             )  # fmt: skip
             return
         root = describe_mosaic(first, maps, extents, names)
@@ -74,12 +85,28 @@ def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
         log.warning("warning: %s is no style of %s and stays as it is", style, NAME)
 
 
+def remove_mosaic(target: Path) -> None:
+    """Remove a mosaic of maps that have been replaced, if there is one."""
+    if target.exists():
+        target.unlink()
+        target.with_suffix(".qml").unlink(missing_ok=True)
+
+
+def hold_the_same(maps: Sequence[Path]) -> bool:
+    """Whether all maps hold numbers of classes, or the same codes."""
+    found = set()
+    for path in maps:
+        with open_raster(path) as one:
+            found.add(one.tags().get(VALUES_TAG))
+    return len(found) == 1
+
+
 def draw_mosaic(target: Path, maps: Sequence[Path], names: Sequence[str]) -> None:
     """Write the style of a mosaic, unless its maps have different classes or colours."""
     found = {legend_of(path) for path in maps}
-    known, colours = next(iter(found))
+    values, known, colours = next(iter(found))
     if len(found) == 1 and list(known) == list(names):
-        write_style(target, paletted_style(names, colours))
+        write_style(target, paletted_style(names, colours, values))
         return
     target.unlink(missing_ok=True)
     log.warning(
@@ -89,14 +116,15 @@ def draw_mosaic(target: Path, maps: Sequence[Path], names: Sequence[str]) -> Non
     )
 
 
-def legend_of(path: Path) -> tuple[tuple, tuple]:
-    """The names and the colours of the classes of a map; none of another raster."""
+def legend_of(path: Path) -> tuple[tuple, tuple, tuple]:
+    """The values, names and colours of the classes of a map; none of another raster."""
     with open_raster(path) as one:
-        names = class_names_of(one)
-        if not names or one.colorinterp[0] != ColorInterp.palette:
-            return (), ()
-        table = one.colormap(1)
-        return tuple(names), tuple(table[number][:3] for number in range(len(names)))
+        classes = classes_of_map(one) or {}
+        table = colours_of_map(one)
+    if not classes or not classes.keys() <= table.keys():
+        return (), (), ()
+    names = tuple(one.name for one in classes.values())
+    return tuple(classes), names, tuple(table[value] for value in classes)
 
 
 def warn_of_other_runs(target: Path, tasks: Sequence[Task]) -> None:
@@ -171,18 +199,19 @@ def describe_mosaic(
     metadata = SubElement(root, "Metadata")
     for key, value in first.tags().items():
         SubElement(metadata, "MDI", key=key).text = value
-    kind = {"uint8": "Byte", "uint16": "UInt16"}[first.dtypes[0]]
+    kind = KINDS[first.dtypes[0]]
     band = SubElement(root, "VRTRasterBand", dataType=kind, band="1")
     nodata = str(int(first.nodata))
     SubElement(band, "NoDataValue").text = nodata
-    SubElement(band, "ColorInterp").text = "Palette"
-    colours = SubElement(band, "ColorTable")
-    for number in range(len(names)):
-        colour = enumerate(first.colormap(1)[number], start=1)
-        SubElement(colours, "Entry", {f"c{i}": str(value) for i, value in colour})
-    categories = SubElement(band, "CategoryNames")
-    for name in names:
-        SubElement(categories, "Category").text = name
+    values = list(classes_of_map(first) or range(len(names)))
+    coloured = first.colorinterp[0] == ColorInterp.palette
+    SubElement(band, "ColorInterp").text = "Palette" if coloured else "Gray"
+    if coloured:
+        colours, table = SubElement(band, "ColorTable"), first.colormap(1)
+        for number in range(max(values) + 1):
+            colour = enumerate(table[number], start=1)
+            SubElement(colours, "Entry", {f"c{i}": str(value) for i, value in colour})
+    add_categories(band, names, values)
     for path, extent in zip(maps, extents):
         source = SubElement(band, "ComplexSource")
         SubElement(source, "SourceFilename", relativeToVRT="1").text = path.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import logging
 import math
 import sys
@@ -24,29 +24,31 @@ def fuse_batch_norm(model: nn.Module, in_channels: int) -> nn.Module:
     """Put the batch normalization that follows a convolution into its weights, for prediction.
 
     A forward pass shows which normalization follows which convolution, and the result is compared
-    with that of the model: a network that cannot be fused is returned as it was. Mapping with a
-    PSPNet (mobilenetv3) takes 6 % less CPU time so, with a U-Net (resnet18) 4 %; loading takes 0.1 s
-    longer.
+    with that before: a network that cannot be fused stays as it was. Mapping with a PSPNet
+    (mobilenetv3) takes 6 % less CPU time so, with a U-Net (resnet18) 4 %; loading takes 0.1 s longer.
 
     Returns:
-        A copy in evaluation mode; its logits agree to the last bits of float32.
+        The model, changed in place, in evaluation mode; its logits agree to the last bits of float32.
     """
-    fused_model = copy.deepcopy(model).eval()
+    model.eval()
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(1, in_channels, 128, 128, generator=generator)
     example = example.to(next(model.parameters()).device)
-    expected, pairs = watch_batch_norms(fused_model, example)
-    names = {module: name for name, module in fused_model.named_modules()}
+    expected, pairs = watch_batch_norms(model, example)
+    names = {module: name for name, module in model.named_modules()}
     for convolution, norm in pairs:
         transposed = isinstance(convolution, nn.ConvTranspose2d)
         fused = fuse_conv_bn_eval(convolution, norm, transpose=transposed)
         # timm's batch normalization holds the activation too
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
-        fused_model.set_submodule(names[convolution], fused)
-        fused_model.set_submodule(names[norm], nn.Sequential(*rest))
+        model.set_submodule(names[convolution], fused)
+        model.set_submodule(names[norm], nn.Sequential(*rest))
     with torch.inference_mode():
-        difference = (fused_model(example) - expected).abs().max()
-    return fused_model if difference <= 1e-4 * (1 + expected.abs().max()) else model
+        difference = (model(example) - expected).abs().max()
+    if not difference <= 1e-4 * (1 + expected.abs().max()):  # it may be NaN
+        for layer in itertools.chain(*pairs):
+            model.set_submodule(names[layer], layer)
+    return model
 
 
 def watch_batch_norms(

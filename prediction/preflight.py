@@ -115,7 +115,7 @@ def check_scene(
             "patch_size": config.patch_size,
             "windows": len(job.windows) * len(job.dates),
             "unfinished": unfinished,
-            "maps": bytes_of(job.layers) * pixels,
+            "maps": bytes_of(job.layers, written=True) * pixels,
         } | (measure_windows(job) if measure else {})
 
 

@@ -62,11 +62,12 @@ def missing_products(job: SceneJob, known: dict) -> list[Product]:
     made_from = {"map": {key: found.get(key) for key in ("bytes", "modified")}}
     products = []
     if task.polygons:
+        classes = {"colours": job.colours, "codes": job.codes, "values": job.values}
         options = {"min_area": config.min_area, "simplify": config.simplify}
 
         def polygons() -> None:
             files = task.output, task.polygons
-            write_polygons(*files, names, **options, colours=job.colours)
+            write_polygons(*files, names, **options, **classes)
 
         products.append(Product(task.polygons, made_from | options, polygons))
     if config.quicklook:

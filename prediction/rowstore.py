@@ -28,8 +28,9 @@ def require_room(folder: Path, layers: dict[str, Layer], shape, form: str) -> in
     Raises:
         SegmentationError: The disk does not hold them and the outputs.
     """
-    outputs = bytes_of(layers) * shape[0] * shape[1]
-    unfinished = outputs * (2 if form == "cog" else 1)
+    pixels = shape[0] * shape[1]
+    outputs = bytes_of(layers, written=True) * pixels
+    unfinished = bytes_of(layers) * pixels + (outputs if form == "cog" else 0)
     needed = unfinished + outputs
     parents = folder.absolute(), *folder.absolute().parents
     free = shutil.disk_usage(next(path for path in parents if path.exists())).free

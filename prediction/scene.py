@@ -243,7 +243,7 @@ def predict_scene(job: SceneJob, group: ProcessGroup) -> Statistics:
             f"{folder} is not there for process {group.rank}; --output must lie in a folder that "
             "all processes share"
         )
-    statistics = Statistics(job.names, job.pixel_areas, job.area.pixels)
+    statistics = Statistics(job.names, job.pixel_areas, job.area.pixels, job.codes)
     with ExitStack() as stack:
         rows = RowStore(folder, job.layers, shape, group.rank)
         stack.enter_context(rows.opened)

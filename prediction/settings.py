@@ -52,6 +52,10 @@ class PredictionOptions:
         "gtiff", "of all maps: gtiff, or cog (cloud-optimized, with overviews)", "outputs",
         choices=("gtiff", "cog"),
     )  # fmt: skip
+    write_codes: bool = setting(
+        False, "the map holds the codes of the classes, as the label did, not their numbers",
+        "outputs",
+    )  # fmt: skip
     save_confidence: bool = setting(
         False, "write OUTPUT_confidence.tif: probability of the class", "outputs"
     )

@@ -59,15 +59,23 @@ def confidence_counts(
 class Statistics:
     """What a map adds up to."""
 
-    def __init__(self, names: Sequence[str], areas: np.ndarray | None, total: int):
+    def __init__(
+        self,
+        names: Sequence[str],
+        areas: np.ndarray | None,
+        total: int,
+        codes: Sequence[int | str] | None = None,
+    ):
         """Make ready.
 
         Args:
             names: Of the classes.
             areas: (H,) square metres of a pixel in each row of the map, None if unknown.
             total: Pixels that were to be mapped.
+            codes: Of the classes, by default their numbers.
         """
         self.names = list(names)
+        self.codes = list(codes or range(len(self.names)))
         self.areas = areas
         self.alike = areas is None or areas.min() == areas.max()
         self.row = 0
@@ -98,7 +106,8 @@ class Statistics:
         classes = []
         for number, name in enumerate(self.names):
             pixels = int(self.pixels[number])
-            entry = {"class": number, "name": name, "pixels": pixels}
+            entry = {"class": number, "code": self.codes[number], "name": name}
+            entry["pixels"] = pixels
             entry["share"] = pixels / mapped if mapped else None
             known = self.areas is not None
             entry["area_ha"] = float(self.area[number]) / 1e4 if known else None
@@ -128,16 +137,17 @@ def report_text(report: dict) -> str:
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    rows = [("class", "name", "pixels", "share", "area (ha)", "confidence")]
+    coded = any(entry["code"] != entry["class"] for entry in report["classes"])
+    head = ["class", *["code"] * coded, "name"]
+    rows = [(*head, "pixels", "share", "area (ha)", "confidence")]
     for entry in report["classes"]:
         share = number(entry["share"], ".2%")
         area = number(entry["area_ha"], ",.2f")
         confidence = number(entry["mean_confidence"], ".3f")
         pixels = f"{entry['pixels']:,}"
-        rows.append(
-            (f"{entry['class']:5}", entry["name"], pixels, share, area, confidence)
-        )
-    lines = [report["output"], aligned_table(rows, left=2)]
+        head = [f"{entry['class']:5}", *[str(entry["code"])] * coded, entry["name"]]
+        rows.append((*head, pixels, share, area, confidence))
+    lines = [report["output"], aligned_table(rows, left=2 + coded)]
     nodata = report["nodata_pixels"] / report["pixels"]
     lines.append(f"nodata {report['nodata_pixels']:,} pixels ({nodata:.2%})")
     summary = report["confidence"]

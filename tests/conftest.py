@@ -29,7 +29,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = _BYTECODE.name
 
-from helpers import write_dataset
+from helpers import pictures, write_dataset
 
 _EMPTY_CACHE = tempfile.TemporaryDirectory()
 os.environ |= {
@@ -40,6 +40,20 @@ os.environ |= {
 }
 # tiny networks: a second thread only waits, and badly so where the cores are busy
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures():
+    """Figures are a pixel each unless a test looks at them: see ``real_pictures``."""
+    with pictures(drawn=False):
+        yield
+
+
+@pytest.fixture
+def real_pictures():
+    """Figures are drawn."""
+    with pictures(drawn=True):
+        yield
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 import main
 from common.architectures import ModelConfig
@@ -40,7 +42,7 @@ MODES = ("binary", "multiclass")
 CLASSES = 4  # of ``draw_batch``
 ENCODER = "tu-test_resnet"  # the quickest to build, where it is not the subject
 TINY_ENCODER = "tu-mobilenetv3_small_050"
-TINY = ("--model", "linknet", "--encoder_name", TINY_ENCODER)
+TINY = ("--model", "linknet", "--encoder_name", ENCODER)
 QUICK = (*TINY, "--epochs", 1, "--num_workers", 0, "--device", "cpu")
 
 
@@ -119,6 +121,24 @@ def interrupt(monkeypatch, dotted: str, call: int, error=KeyboardInterrupt) -> l
 
     patch_everywhere(monkeypatch, dotted, interrupted)
     return calls
+
+
+# --- pictures ------------------------------------------------------------------------------
+
+DRAW = Figure.savefig
+
+
+def save_a_pixel(figure: Figure, target, **_) -> None:
+    """A PNG of one pixel in place of a drawing, which takes a second of text and layout."""
+    imsave(target, np.zeros((1, 1, 3)), format="png")
+
+
+@contextlib.contextmanager
+def pictures(drawn: bool):
+    """Whether figures are drawn as they are saved, or a pixel is written in their place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", DRAW if drawn else save_a_pixel)
+        yield
 
 
 # --- rasters and grids ---------------------------------------------------------------------

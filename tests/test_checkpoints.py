@@ -377,3 +377,21 @@ def test_a_binary_file_of_other_outputs_is_refused(tmp_path):
     path = write_described(tmp_path, replace(PLAIN, num_classes=3), mode="binary")
     with pytest.raises(CheckpointError, match="are not those of unet-dropout:"):
         load_checkpoint(path)
+
+
+# --- class codes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codes", [[40, "wheat"], [-3, 2**40], None])
+def test_codes_of_classes_are_those_of_the_file_else_the_numbers(tmp_path, codes):
+    path = write_described(tmp_path, PLAIN, class_codes=codes)
+    assert load_checkpoint(path).class_codes == (codes or [0, 1])
+    assert load_checkpoint(write_described(tmp_path, BINARY)).class_codes == [0, 1]
+
+
+@pytest.mark.parametrize("codes", [[1], [1, 2.5], [True, 2], "12", [1, 2, 3]])
+def test_codes_that_do_not_fit_the_classes_are_refused(tmp_path, codes):
+    path = write_described(tmp_path, PLAIN, class_codes=codes)
+    with pytest.raises(CheckpointError, match="expected 2 numbers or texts") as caught:
+        load_checkpoint(path)
+    one_line(caught)

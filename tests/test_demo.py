@@ -326,7 +326,7 @@ def test_a_large_file_is_read_shrunk(scene):
     assert shrunk.mask.any()
 
 
-def test_scene_truth_map_and_confidence_are_drawn(tmp_path, scene):
+def test_scene_truth_map_and_confidence_are_drawn(tmp_path, scene, real_pictures):
     with rasterio.open(scene.label) as file:
         profile, label = file.profile, file.read()
     with rasterio.open(tmp_path / "map.tif", "w", **profile) as file:

@@ -121,7 +121,9 @@ LEGAL_VALUES = {
     "freeze_encoder_epochs": {"0"},
     "ignore_index": {"-1", HUGE},
     "image_channels": {HUGE},  # the scene does not have as many
+    "label_buffer": {"0", "1e300", "1e-320"},
     "learning_rate": {"1e300", "1e-320"},  # the loss shows it
+    "mask_buffer": {"0", "1e300", "1e-320"},
     "max_memory": {"1e300"},
     "min_area": {"0", "1e300", "1e-320"},
     "min_valid": {"0", "1e-320"},
@@ -135,7 +137,10 @@ LEGAL_VALUES = {
     "sieve": {"1e300", "1e-320"},
     "simplify": {"1e300", "1e-320"},
     "stride": {HUGE},
+    "test_ratio": {"0", "1e-320"},
     "threshold": {"0", "1e-320"},
+    "train_ratio": {"0", "1e-320"},
+    "val_ratio": {"0", "1e-320"},
     "warmup_epochs": {"0"},
     "weight_decay": {"0", "1e300", "1e-320"},
     ("predict", "patch_size"): {HUGE},  # a window is at most the scene
@@ -148,6 +153,9 @@ BESIDE = {
     ("train", "dropout_rate"): "--model unet-dropout --encoder_name resnet34",
     ("extract", "block_size"): "--split_by block",
     ("batch", "block_size"): "--split_by block",
+    ("extract", "mask_buffer"): "--mask m.tif --mask_values 1",
+    ("batch", "mask_buffer"): "--mask m.tif --mask_values 1",
+    ("predict", "mask_buffer"): "--mask m.tif --mask_values 1",
     ("predict", "min_area"): "--polygons a.gpkg",
     ("predict", "simplify"): "--polygons a.gpkg",
 }

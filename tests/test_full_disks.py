@@ -85,6 +85,7 @@ def write_journal(path: Path) -> None:
 
 
 @pytest.mark.fault(36)
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.parametrize(
     ("name", "write"),
     [

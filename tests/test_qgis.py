@@ -22,7 +22,7 @@ import Patch_extraction
 import Predict_large_image
 from common.architectures import ModelConfig
 from common.styles import RAMP
-from extraction.report import SPLIT_COLOURS
+from extraction.places import SPLIT_COLOURS
 from model_training import Normalization, build_model, save_checkpoint
 
 QGIS = Path(os.environ.get("QGIS_ROOT", "/usr"))

@@ -20,6 +20,7 @@ import Predict_large_image
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("real_pictures"),
     pytest.mark.skipif(not DATA.is_dir(), reason="no real scenes in ../shared/data"),
 ]
 QUICK = ("--epochs", 1, "--num_workers", 0, "--batch_size", 8, "--device", "cpu")

@@ -160,6 +160,12 @@ def names_for(config: TrainingConfig, index: SampleIndex) -> list[str]:
     return default_class_names(1 if config.mode == "binary" else config.classes)
 
 
+def codes_for(config: TrainingConfig, index: SampleIndex) -> list[int | str] | None:
+    """What the labels held for the classes; None unless the patches say it for each."""
+    codes = index.class_codes or []
+    return codes if len(codes) == config.label_classes else None
+
+
 def colours_for(config: TrainingConfig, index: SampleIndex) -> list[Colour]:
     """Class colours: given, else stored with the labels, else of the palette."""
     return complete_colours(_known_colours(config, index), names_for(config, index))

@@ -21,7 +21,7 @@ from model_training import (
     dataset_normalization,
     save_checkpoint,
 )
-from training.dataset import colours_for
+from training.dataset import codes_for, colours_for
 from training.loaders import make_loader
 from training.loop import Stepper, make_scheduler, training_precision
 from training.samples import PatchDataset, SampleIndex, band_quartiles
@@ -100,7 +100,7 @@ class TrainingRun:
             "input_size": list(self.train.shape[1:]),
             "pretrained": bool(self.config.weights),
             "class_names": self.names,
-            "class_codes": self.train.class_codes,
+            "class_codes": codes_for(self.config, self.train),
             "class_colors": [hex_of_colour(colour) for colour in self.colours],
             "band_descriptions": list(self.train.descriptions),
             "pixel_size": self.train.pixel_size,

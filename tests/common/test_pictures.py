@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from raster_helpers import (
@@ -15,6 +17,8 @@ from common.pictures import (
     save_figure,
     stretch,
 )
+
+pytestmark = pytest.mark.usefixtures("real_pictures")
 
 # --- pictures --------------------------------------------------------------------------------
 
@@ -105,8 +109,10 @@ def test_panels_lie_in_rows_with_titles_legend_and_colour_bar():
     assert figure.axes[2].images[0].get_clim() == (0, 1)
     assert figure.get_suptitle() == "Title"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["water"]
-    spec = figure.axes[2].get_subplotspec()
-    assert (spec.rowspan.start, spec.colspan.start) == (1, 0)
+    image, right, below, bar = (axes.get_position() for axes in figure.axes)
+    assert below.x0 == pytest.approx(image.x0) and right.x0 > image.x1
+    assert below.y1 < image.y0 == pytest.approx(right.y0)
+    assert below.x1 < bar.x0 < bar.x1 < right.x0  # beside its picture alone
 
 
 @pytest.mark.parametrize("where", ["panel", "legend", "title"])
@@ -137,3 +143,72 @@ def test_the_legend_lies_in_the_figure_and_leaves_room_for_the_panels(panels, cl
     assert paper.x0 <= box.x0 and box.x1 <= paper.x1
     assert paper.y0 <= box.y0 and box.y1 <= paper.y1
     assert figure.axes[0].get_window_extent().width > 100
+
+
+SHAPES = [(64, 64), (40, 400), (400, 40), (60, 120), (2, 500), (500, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [2, 3])
+def test_panels_of_any_shape_fill_the_picture(shape, count):
+    pictures = [np.zeros((*shape, 3), np.uint8)] * count
+    panels = [{"title": "map", "picture": picture} for picture in pictures]
+    figure = draw_panels(panels, [("water", (0, 0, 255))], "map.tif")
+    boxes = [axes.get_position() for axes in figure.axes]
+    width, height = figure.get_size_inches()
+    for box in boxes:  # no empty stripes beside a picture in its axes
+        drawn = box.width * width / (box.height * height)
+        assert drawn == pytest.approx(shape[1] / shape[0], rel=1e-6)
+    upright = len({round(box.x0, 6) for box in boxes}) == 1
+    assert upright == (shape[1] > 1.5 * shape[0])
+    longest = max(width, height)
+    covered = max(box.x1 for box in boxes) - min(box.x0 for box in boxes)
+    up = max(box.y1 for box in boxes) - min(box.y0 for box in boxes)
+    assert max(covered * width, up * height) > 0.7 * longest
+    assert longest < 32
+
+
+def test_a_wide_panel_is_wide_and_a_tall_one_tall():
+    def size(*shape):
+        panels = [{"title": "map", "picture": np.zeros(shape)}] * 2
+        return draw_panels(panels).get_size_inches()
+
+    wide, tall, square = size(40, 400), size(400, 40), size(64, 64)
+    assert wide[0] > 3 * wide[1] and tall[1] > 3 * tall[0]
+    assert square[0] == pytest.approx(2 * square[1], rel=0.15)
+
+
+def crops(count: int) -> list[str]:
+    return [
+        f"Temporary grassland of many years, flowers, {k}" * 2 for k in range(count)
+    ]
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+@pytest.mark.parametrize("names", [["background", "building"], crops(36)])
+def test_legends_cover_no_panel_and_panels_keep_their_size(shape, names):
+    panels = [{"title": "map", "picture": np.zeros((*shape, 3), np.uint8)}] * 3
+    legend = [(name, (0, 0, 255)) for name in names]
+    figure, bare = draw_panels(panels, legend, "Title"), draw_panels(panels)
+    figure.draw_without_rendering()
+    keys, paper = figure.legends[0].get_window_extent(), figure.bbox
+    assert paper.x0 <= keys.x0 and keys.x1 <= paper.x1
+    assert paper.y0 <= keys.y0 and keys.y1 <= paper.y1
+    for axes, alone in zip(figure.axes, bare.axes):
+        box, size = axes.get_window_extent(), alone.get_window_extent()
+        assert box.width == pytest.approx(size.width)
+        assert keys.y1 < box.y0 or keys.x0 > box.x1
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text.replace("\n", " ") for text in shown] == names
+
+
+def test_long_titles_stay_over_their_panels():
+    name = "S2A_MSIL2A_20230601T101031_N0509_R022_T32TMS"
+    panels = [{"title": name, "picture": np.zeros((64, 64))}] * 4
+    figure = draw_panels(panels, title=name * 8, columns=4)
+    figure.draw_without_rendering()
+    ends = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(ends))
+    above = figure._suptitle.get_window_extent()
+    assert 0 <= above.x0 and above.x1 <= figure.bbox.x1
+    assert above.y0 > max(end.y1 for end in ends) and above.y1 <= figure.bbox.y1

@@ -130,13 +130,19 @@ def test_a_straight_seam_leaves_no_vertex(polygons_of):
 def test_the_layer_opens_with_its_columns(polygons_of, tmp_path):
     classes = noise()
     table = polygons_of(classes, rows=7)
-    assert list(table.columns) == ["class", "class_name", "area_ha", "geometry"]
+    assert list(table.columns) == [
+        "class",
+        "class_code",
+        "class_name",
+        "area_ha",
+        "geometry",
+    ]
     assert table.crs == CRS
     assert list(table.class_name) == [NAMES[number] for number in table["class"]]
     info = pyogrio.read_info(tmp_path / "polygons.gpkg")
     assert (info["layer_name"], info["features"]) == ("polygons", len(table))
     assert (info["driver"], info["geometry_type"]) == ("GPKG", "Polygon")
-    assert info["ogr_types"] == ["OFTInteger", "OFTString", "OFTReal"]
+    assert info["ogr_types"] == ["OFTInteger", "OFTInteger64", "OFTString", "OFTReal"]
 
 
 @pytest.mark.parametrize("crs, pixel", [(CRS, 0.3), ("EPSG:4326", 0.25), (CRS, 10)])
@@ -186,8 +192,8 @@ def test_a_map_of_nodata_gives_an_empty_layer(polygons_of, tmp_path, min_area):
     assert table.crs == CRS
     info = pyogrio.read_info(tmp_path / "polygons.gpkg")
     assert info["geometry_type"] == "Polygon"
-    assert list(info["fields"]) == ["class", "class_name", "area_ha"]
-    assert info["ogr_types"] == ["OFTInteger", "OFTString", "OFTReal"]
+    assert list(info["fields"]) == ["class", "class_code", "class_name", "area_ha"]
+    assert info["ogr_types"] == ["OFTInteger", "OFTInteger64", "OFTString", "OFTReal"]
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -266,7 +272,7 @@ def test_simplified_neighbours_share_their_borders(polygons_of, metres, grain, n
     ground = plain.union_all().normalize()
     assert table.union_all().normalize().equals(ground)
     assert table.geometry.area.sum() == pytest.approx(ground.area, rel=1e-12)
-    columns = ["class", "class_name", "area_ha"]
+    columns = ["class", "class_code", "class_name", "area_ha"]
     assert_frame_equal(table[columns], plain[columns])
 
 

@@ -88,10 +88,18 @@ def test_a_class_table_is_thematic_and_has_names_and_colours(tmp_path):
     table = band.find("GDALRasterAttributeTable")
     assert table.get("tableType") == "thematic"
     columns = [column.find("Name").text for column in table.iter("FieldDefn")]
-    assert columns == ["Value", "Class_name", "Red", "Green", "Blue"]
+    assert columns == [
+        "Value",
+        "Class",
+        "Class_code",
+        "Class_name",
+        "Red",
+        "Green",
+        "Blue",
+    ]
     rows = [[field.text for field in row.iter("F")] for row in table.iter("Row")]
     assert rows == [
-        [str(number), name, *map(str, colour)]
+        [*[str(number)] * 3, name, *map(str, colour)]
         for number, (name, colour) in enumerate(zip(NAMES, COLOURS))
     ]
 

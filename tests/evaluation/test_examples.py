@@ -7,10 +7,18 @@ import pytest
 import torch
 from helpers import SENTINEL, patch_everywhere
 
-from common.colours import GREY, RED, class_colours
+from common.colours import GREY, PALETTE, RED, class_colours, error_colours
 from common.patches import PatchPair, list_pairs, read_patch
 from common.pictures import draw_panels
-from evaluation.examples import Examples, draw_examples, patch_accuracy, worth_showing
+from evaluation.examples import (
+    Examples,
+    draw_examples,
+    patch_accuracy,
+    worth_showing,
+)
+from evaluation.figures import error_map
+
+pytestmark = pytest.mark.usefixtures("real_pictures")
 
 
 @pytest.fixture(autouse=True)
@@ -86,16 +94,67 @@ def test_drawn_examples_show_right_wrong_and_unlabelled(
     assert target.stat().st_size > 10_000
     assert columns == 4 and len(panels) == 24
     assert "3 worst" in title and "8 patches" in title
-    assert [name for name, _ in legend] == [f"class {k}" for k in range(classes)]
+    kinds = ["right", "wrong"]
+    if classes == 2:
+        kinds[1:] = ["missed: class 1", "false alarm: class 1"]
+    names = [f"class {k}" for k in range(classes)]
+    assert [name for name, _ in legend] == names + kinds
+    colours = dict(legend)
+    assert len(set(colours.values())) == len(legend)
     titles = [panel["title"] for panel in panels]
     numbers = [7, 6, 5, 2, 1, 0]  # patches by their wrong rows
     assert titles[::4] == [f"patch_{number:03}" for number in numbers]
-    assert titles[3::4] == [f"{n / 28:.1%} wrong (red)" for n in numbers]
+    assert titles[3::4] == [f"{n / 28:.1%} wrong" for n in numbers]
     worst = panels[3]["picture"]
-    assert (worst[:7] == RED).all() and (worst[7:28] == GREY).all()
+    wrong = [colours[kind] for kind in kinds[1:]]
+    assert set(map(tuple, worst[:7].reshape(-1, 3))) == set(wrong)
+    assert (worst[7:28] == colours["right"]).all()
     assert (worst[28:] == 255).all()  # unlabelled
     truth = panels[1]["picture"]
     assert (truth[28:] == 255).all() and (truth[:28] != 255).any(axis=-1).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "sought"),
+    [
+        (["background", "building"], 1),
+        (["forest", "other"], 0),
+        (["forest", "water"], 1),
+    ],
+)
+def test_misses_and_false_alarms_of_two_classes_are_told_apart(names, sought):
+    mask = np.array([[sought, sought, 1 - sought, 1 - sought, 255]])
+    prediction = np.array([[sought, 1 - sought, sought, 1 - sought, sought]])
+    picture, legend = error_map(prediction, mask, names, class_colours(names))
+    right, missed, false_alarm = (colour for _, colour in legend)
+    shown = [tuple(pixel) for pixel in picture[0].tolist()]
+    assert shown == [right, missed, false_alarm, right, (255, 255, 255)]
+    name = names[sought]
+    assert [text for text, _ in legend[1:]] == [
+        f"missed: {name}",
+        f"false alarm: {name}",
+    ]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        [GREY, RED],
+        [(150, 150, 150), (230, 0, 230)],  # what errors are usually drawn in
+        [(255, 150, 0), (0, 150, 255)],
+        PALETTE,
+        class_colours([f"crop {number}" for number in range(254)]),
+        error_colours([]),
+    ],
+)
+def test_no_class_has_the_colour_of_an_error(classes):
+    found = error_colours(classes)
+    assert len({*classes, *found, (255, 255, 255)}) == len(classes) + 4
+    assert len(set(found[0])) == 1  # what is right is grey
+    if len(classes) < 4:  # clearly unlike each other, and unlike the classes
+        known = [*map(np.array, [*classes, *found])]
+        apart = [np.abs(a - b).max() for a in known[len(classes) :] for b in known]
+        assert sorted(apart)[3] >= 60
 
 
 def test_few_patches_are_drawn_once_each(tmp_path, make_dataset, monkeypatch):

@@ -15,6 +15,9 @@ from map_helpers import NAMES, centre, evaluate, random_pair, run, write_map
 from sklearn import metrics
 
 from common.labels import class_name_tags
+from common.map_classes import colours_of_map, map_class_tags
+from common.styles import add_class_table
+from evaluation.classes import Classes, stored_classes
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +162,17 @@ def test_a_map_of_codes_is_known_by_its_attribute_table(tmp_path, by):
     assert report["classes_met_by"] == by
     assert [entry["name"] for entry in report["per_class"]] == NAMES
     assert report["overall_accuracy"] == (guess == truth).mean()
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_map_that_write_codes_made_has_values_names_and_colours(tmp_path, tagged):
+    codes, colours = [-511, 311, 111], [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    tags = map_class_tags(NAMES, codes, codes) if tagged else {}
+    path = write_raster(tmp_path / "map.tif", np.zeros((4, 4), np.int16), 9, tags=tags)
+    add_class_table(tmp_path / "map.tif.aux.xml", NAMES, colours, codes, codes)
+    with rasterio.open(path) as file:
+        assert stored_classes(file) == Classes(codes, NAMES, True)
+        assert colours_of_map(file) == dict(zip(codes, colours))
 
 
 def test_a_value_that_no_table_lists_is_an_error(tmp_path):

@@ -79,7 +79,7 @@ def test_score_table_shows_absent_classes_as_dashes():
     assert lines[4] == "overall accuracy 1.000, kappa -"
 
 
-def test_reliability_is_drawn_before_and_after(tmp_path):
+def test_reliability_is_drawn_before_and_after(tmp_path, real_pictures):
     logits, truth = logits_and_truth(np.random.default_rng(0), 5_000, 4, 3)
     curves = {}
     for name, temperature in (("before", 1), ("after", 3)):

@@ -11,7 +11,7 @@ from site_helpers import run, tiles
 
 from common import SPLITS
 from common.vectors import add_style
-from extraction.report import SPLIT_COLOURS
+from extraction.places import SPLIT_COLOURS
 
 
 def test_cells_are_drawn_in_the_colours_of_their_splits(site):

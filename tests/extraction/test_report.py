@@ -25,7 +25,12 @@ from common import SPLITS, pictures
 from common.colours import class_colours
 from common.labels import class_name_tags
 from common.pictures import stretch
-from extraction.report import SplitSummary, absent_lines, share_cell
+from extraction.report import (
+    SplitSummary,
+    absent_lines,
+    names_and_codes,
+    share_cell,
+)
 
 # --- info ------------------------------------------------------------------------------------
 
@@ -35,6 +40,22 @@ def counts_by_hand(root: Path, split: str, unlabelled=255) -> tuple[int, int, li
     labels = [pixels(path) for path in sorted((root / split / "labels").iterdir())]
     every = np.concatenate([label.ravel() for label in labels])
     return len(labels), every.size, np.bincount(every[every != unlabelled]).tolist()
+
+
+def test_the_report_has_the_codes_of_classes_beside_names_that_are_others(site, capsys):
+    site.draw_label(classes(3) * 10 + 5)
+    site.draw_image(scene())
+    site.draw_grid(tiles(2, 2))
+    site.extract("--label_values", "5=sea,15,25=ice")
+    capsys.readouterr()
+    assert run("info", "--output", site.out) == 0
+    table = capsys.readouterr().out.split("\n\n")[1]
+    assert "sea (5) " in table and "ice (25) " in table and "15 (15)" not in table
+    report = json.loads((site.out / "dataset_info.json").read_text())
+    assert report["class_names"] == ["sea", "15", "ice"]
+    assert report["class_codes"] == [5, 15, 25]
+    assert names_and_codes(["a", "b"], [0, 1]) == ["a", "b"]
+    assert names_and_codes(None, [4, 5]) is None
 
 
 def test_the_report_equals_an_independent_count(site, capsys):
@@ -227,6 +248,7 @@ def drawn(root: Path, *words, capsys) -> Path:
     return Path(path)
 
 
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.parametrize("bands", [1, 3, 10])
 def test_a_patch_of_any_number_of_bands_is_drawn(make_dataset, capsys, bands):
     root = make_dataset(3, 1, 0, bands=bands, classes=3, unlabelled_rows=4)
@@ -249,7 +271,7 @@ def test_split_and_index_choose_the_patch(make_dataset, capsys):
     ):
         path = drawn(root, *words, capsys=capsys)
         assert path == root / f"sample_{name}.png"
-        assert path.stat().st_size > 1000
+        assert path.is_file()
 
 
 @pytest.mark.parametrize("index", [-1, 3])
@@ -349,7 +371,7 @@ def test_show_opens_a_window_where_there_is_a_display(make_dataset, monkeypatch)
     matplotlib.pyplot.close("all")
 
 
-def test_a_patch_with_an_alpha_band_is_drawn(make_dataset):
+def test_a_patch_with_an_alpha_band_is_drawn(make_dataset, real_pictures):
     root = make_dataset(1, 1, 0, bands=3, dtype="uint8")
     path = root / "Patch/train/images/patch_000.tif"
     with rasterio.open(path, "r+") as file:

@@ -34,7 +34,8 @@ from site_helpers import run
 
 from common import SPLITS
 from common.ground import footprint, pairs_within, to_metric_crs
-from extraction.report import PatchLocation, split_overlaps
+from extraction.places import PatchLocation
+from extraction.report import split_overlaps
 from extraction.settings import BatchConfig
 from extraction.splits import (
     balance_blocks,
@@ -658,7 +659,7 @@ def test_overlaps_are_counted_by_pairs_of_splits_and_unknown_without_a_crs():
     assert split_overlaps(places) is None
 
 
-def test_info_draws_the_splits_in_their_colours(batch, capsys):
+def test_info_draws_the_splits_in_their_colours(batch, capsys, real_pictures):
     import matplotlib.image
 
     batch.draw("a", 48)

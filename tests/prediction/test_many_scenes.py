@@ -1,4 +1,4 @@
-"""Prediction of scenes of all kinds: drawn at random one by one, and two hundred in one run."""
+"""Prediction of scenes of all kinds: drawn at random one by one, and many in one run."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_every_valid_pixel_is_mapped_once_and_where_it_lies(scene, window):
         assert np.ptp(confidence[valid]) < 3e-5
 
 
-# --- two hundred scenes ---------------------------------------------------------------------
+# --- many scenes ----------------------------------------------------------------------------
 
 
 FAULTS = ("cut off", "text", "empty", "bands", "complex", "missing")
@@ -221,10 +221,10 @@ def contents(output: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_two_hundred_scenes_in_one_run(tmp_path):
+def test_many_scenes_in_one_run(tmp_path):
     """The good ones as if alone, the bad ones reported, and nothing piles up."""
     write_model(tmp_path / "model.pth")
-    names = [tmp_path / f"scene {number:03}.tif" for number in range(200)]
+    names = [tmp_path / f"scene {number:03}.tif" for number in range(120)]
     faults = {path: write_some_scene(path, n) for n, path in enumerate(names)}
     bad = [path for path in names if faults[path]]
     assert {faults[path] for path in bad} == set(FAULTS)
@@ -244,7 +244,7 @@ def test_two_hundred_scenes_in_one_run(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-    assert errors[-1] == f"error: {len(bad)} of 200 scenes not mapped"
+    assert errors[-1] == f"error: {len(bad)} of 120 scenes not mapped"
     assert len(errors) == len(bad) + 1
     for path, line in zip(bad, errors):
         assert str(path) in line
@@ -253,9 +253,9 @@ def test_two_hundred_scenes_in_one_run(tmp_path):
     assert not [path for path in maps.iterdir() if path.name.startswith(".")]
 
     memory, descriptors = np.transpose(json.loads(target.read_text()))
-    assert len(memory) == 200 and len(set(descriptors[5:])) == 1
+    assert len(memory) == 120 and len(set(descriptors[5:])) == 1
     # the allocator settles in the first scenes
-    assert memory[100:].max() < memory[20:100].max() + 20e6
+    assert memory[70:].max() < memory[20:70].max() + 10e6
 
     (tmp_path / "alone").mkdir()
     for path in names[::5]:

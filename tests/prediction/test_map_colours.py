@@ -29,6 +29,7 @@ def trained(tmp_path):
     return write
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_map_and_quicklook_have_the_colours_of_the_first_checkpoint(trained, tmp_path):
     from matplotlib.image import imread
 

@@ -303,6 +303,7 @@ def test_confidence_and_quicklook_are_written_only_when_asked_for(
     assert {path.name for path in folder.iterdir()} == plain | more
 
 
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.parametrize("options", [(), ("--save_confidence",)])
 def test_a_quicklook_shows_the_map_in_its_colours(land, scene, tmp_path, options):
     from matplotlib.image import imread

@@ -23,7 +23,6 @@ from helpers import (
     patch_everywhere,
     run_main,
     signal_during,
-    write_dataset,
 )
 from prediction_helpers import (
     EVERYTHING,
@@ -41,12 +40,14 @@ from rasterio.transform import from_origin
 
 import Patch_extraction
 from common.distributed import ProcessGroup
+from common.patches import list_pairs
 from common.rasters import open_raster
 from model_training import load_checkpoint
 from prediction.ensemble import Models, batch_size_of, load_models
 from prediction.jobs import count_pieces, open_rows, prepare_scene
 from prediction.reader import SceneReader
 from prediction.tasks import Task
+from training.samples import common_tags
 
 fault = pytest.mark.fault
 
@@ -362,15 +363,6 @@ def test_another_ground_resolution_than_that_of_the_training_is_reported(
     assert (words in error) == ("warning" in error) == warned
 
 
-@fault(50)
-def test_a_checkpoint_holds_the_pixel_size_of_its_training_patches(tmp_path):
-    data = write_dataset(tmp_path / "data", 4, 2, 0, bands=3)
-    status, _, err = run_main("--dataset_root", data, "--save_dir", tmp_path, *QUICK)
-    assert status == 0, err
-    metadata = load_checkpoint(tmp_path / "model_final_model.pth").metadata
-    assert metadata["pixel_size"] == pytest.approx(PIXEL, rel=1e-3)
-
-
 # --- shifted values ------------------------------------------------------------------------
 
 QUARTILES = [[1000.0, 1400.0, 1900.0]] * 3
@@ -437,28 +429,43 @@ def test_other_scales_and_offsets_than_those_of_the_training_are_reported(
     assert not said or said in error
 
 
-@fault(41)
-@pytest.mark.parametrize("tags", [None, (1e-4, -0.1), (0.5, 0.0)])
-def test_quartiles_and_tags_travel_from_the_scene_to_the_checkpoint(tmp_path, tags):
+def cut_scene(folder: Path, tags: tuple[float, float] | None) -> Path:
+    """A dataset of patches of a scene with tags of scale and offset."""
     rng = np.random.default_rng(0)
-    scene = write_scene(tmp_path / "scene.tif", noise(128, 128))
+    scene = write_scene(folder / "scene.tif", noise(128, 128))
     if tags:
         with rasterio.open(scene, "r+") as file:
             file.scales, file.offsets = ([value] * 3 for value in tags)
     classes = rng.integers(0, 2, (1, 128, 128)).astype(np.uint8)
-    label = write_scene(tmp_path / "label.tif", classes)
+    label = write_scene(folder / "label.tif", classes)
     words = ["extract", "--image", scene, "--label", label, "--patch_size", 32]
-    words += ["--output", tmp_path / "data"]
+    words += ["--output", folder / "data"]
     assert Patch_extraction.main(list(map(str, words))) == 0
-    options = "--dataset_root", tmp_path / "data", "--save_dir", tmp_path, *QUICK
-    status, _, err = run_main(*options)
+    return folder / "data"
+
+
+@fault(41)
+@pytest.mark.parametrize("tags", [None, (1e-4, -0.1), (0.5, 0.0)])
+def test_tags_travel_from_the_scene_to_the_training(tmp_path, tags):
+    found = common_tags(list_pairs(cut_scene(tmp_path, tags), "train"))
+    assert found["scaling"] == (tags and tuple([value] * 3 for value in tags))
+
+
+@fault(41)
+@fault(50)
+def test_quartiles_tags_and_pixel_size_travel_from_the_scene_to_the_checkpoint(
+    tmp_path,
+):
+    data = cut_scene(tmp_path, (1e-4, -0.1))
+    status, _, err = run_main("--dataset_root", data, "--save_dir", tmp_path, *QUICK)
     assert status == 0, err
     metadata = load_checkpoint(tmp_path / "model_final_model.pth").metadata
     quartiles = np.array(metadata["band_quartiles"])
     assert quartiles.shape == (3, 3)
     assert np.abs(quartiles - [2500, 5000, 7500]).max() < 300
-    scales, offsets = ([value] * 3 for value in tags) if tags else (None, None)
-    assert metadata["band_scales"] == scales and metadata["band_offsets"] == offsets
+    assert metadata["band_scales"] == [1e-4] * 3
+    assert metadata["band_offsets"] == [-0.1] * 3
+    assert metadata["pixel_size"] == pytest.approx(PIXEL, rel=1e-3)
 
 
 # --- sensor geometry -----------------------------------------------------------------------

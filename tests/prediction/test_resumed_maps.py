@@ -116,6 +116,7 @@ OTHER_OPTIONS = {
     "compile": (),
     "format": ("cog",),
     "sieve": ("900",),
+    "write_codes": (),
     "save_confidence": (),
     "save_uncertainty": (),
     "save_probabilities": (),

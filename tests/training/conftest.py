@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import (
     SENTINEL,
+    pictures,
     train,
     write_dataset,
 )
@@ -46,18 +47,18 @@ def multiclass_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def binary_run(binary_data, tmp_path_factory):
     save_dir = tmp_path_factory.mktemp("binary_models") / "deep" / "folder"
-    return train(
-        binary_data, save_dir, "--epochs", 4, "--learning_rate", 0.01, "--seed", 3
-    )
+    options = ("--epochs", 4, "--learning_rate", 0.01, "--seed", 3)
+    with pictures(drawn=True):
+        return train(binary_data, save_dir, *options)
 
 
 @pytest.fixture(scope="session")
 def multiclass_run(multiclass_data, tmp_path_factory):
     save_dir = tmp_path_factory.mktemp("multiclass_models")
     options = ("--mode", "multiclass", "--classes", 4, "--use_class_weights")
-    return train(
-        multiclass_data, save_dir, *options, "--data_augmentation", "--epochs", 3
-    )
+    more = ("--data_augmentation", "--epochs", 3)
+    with pictures(drawn=True):
+        return train(multiclass_data, save_dir, *options, *more)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from common.colours import BLUE, GREEN, GREY, PALETTE, RED, hex_of_colour
 from common.labels import class_tags
 from model_training import load_checkpoint
 from training.classes import settle_classes
-from training.dataset import colour_advice, colours_for, index_split
+from training.dataset import codes_for, colour_advice, colours_for, index_split
 from training.settings import TrainingConfig
 
 NAMES = ["water", "forest", "town"]
@@ -93,6 +93,19 @@ def test_colours_are_stored_in_every_checkpoint_and_shown_in_the_pictures(
         assert stored == [hex_of_colour(GREY), "#dc1496"]
     loaded = load_checkpoint(tmp_path / "models" / "model_final_model.pth")
     assert loaded.class_colours == [GREY, PINK]
+
+
+@pytest.mark.parametrize("codes", [[40, 9], ["no", "yes"], [1, 2, 3], None])
+def test_codes_of_the_labels_are_stored_where_there_is_one_for_each_class(
+    tmp_path, codes
+):
+    tags = class_tags(None, codes, None)
+    root = write_dataset(tmp_path / "data", 1, 0, 0, classes=2, size=8, tags=tags)
+    config = TrainingConfig(
+        dataset_root=str(root), model="unet", save_dir="o", mode="binary", classes=2
+    )
+    expected = codes if codes and len(codes) == 2 else None
+    assert codes_for(config, index_split(config, "train", None)) == expected
 
 
 WRONG = [("red,rad", "'rad'"), ("red,#f00", "same colour"), ("no.clr", "no such file")]
