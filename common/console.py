@@ -48,11 +48,12 @@ def add_settings(parser, config_class) -> None:
             groups[group] = parser.add_argument_group(group)
         if kind is bool:
             more["action"] = "store_true"
-            off = {"action": "store_false", "default": argparse.SUPPRESS}
-            off |= {"dest": item.name, "help": argparse.SUPPRESS}
-            groups[group].add_argument(f"--no-{item.name}", **off)
         else:
             more["type"] = whole_number if kind is int else kind
+        if not more["required"]:
+            off = {"action": "store_const", "const": item.default}
+            off |= {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            groups[group].add_argument(f"--no-{item.name}", dest=item.name, **off)
         groups[group].add_argument(*flags, dest=item.name, help=text, **more)
     parser.set_defaults(config_class=config_class)
 
@@ -165,7 +166,9 @@ class SettingsParser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         config_class = self.get_default("config_class")
         if config_class is not None:
-            finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            finder = argparse.ArgumentParser(
+                prog=self.prog, add_help=False, allow_abbrev=False
+            )
             finder.add_argument("--settings")
             found, rest = finder.parse_known_args(words)
             if found.settings is not None:
@@ -175,7 +178,8 @@ class SettingsParser(argparse.ArgumentParser):
                     options = {
                         n: v for n, v in options.items() if f"--{n}" not in given
                     }
-                    words = [*option_words(options, config_class), *rest]
+                    stored = option_words(options, config_class)
+                    words = [*stored, f"--settings={found.settings}", *rest]
                 except OptionError as error:
                     self.error(str(error))
         return super().parse_known_args(words, namespace)
@@ -194,7 +198,7 @@ def add_common(group) -> None:
         "--settings",
         metavar="FILE",
         help="options from a JSON file: the metrics, metadata or statistics of a run, or options "
-        "by name; those given beside it win, and --no-NAME switches off",
+        "by name; those given beside it win, and --no-NAME gives one its default",
     )
     group.add_argument(
         "--debug", action="store_true", help="show the traceback of any error"
@@ -234,7 +238,8 @@ def run_command(
     except OptionError as error:
         if arguments.debug:
             raise
-        parser.error(str(error))
+        beside = "; options of --settings count too, and --no-NAME leaves one out"
+        parser.error(f"{error}{beside * bool(arguments.settings)}")
     except (SegmentationError, OSError, MemoryError) as error:
         if arguments.debug:
             raise

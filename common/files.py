@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime
@@ -17,7 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from common.errors import DISK_FULL, SegmentationError
+from common.errors import DISK_FULL, CheckpointError, SegmentationError
+
+FINAL_MODEL = "model_final_model.pth"
 
 
 def require_folder(option: str, folder: str | Path) -> None:
@@ -234,3 +236,49 @@ def compare_runs(former: dict, present: dict, place: str | Path, way_out: str) -
                 f"{place} belongs to a run with another {name} ({before}, now {now}); give the "
                 f"same, or {way_out}"
             )
+
+
+def list_models(given: Sequence[str]) -> list[str]:
+    """The checkpoints that ``--model`` names.
+
+    The folder of a run stands for the final models of its folds (those by block after
+    ``--fold_by both``), else for its own final model.
+
+    Raises:
+        CheckpointError: A folder with neither.
+    """
+    files: list[str] = []
+    for text in given:
+        folder = Path(text)
+        if not folder.is_dir():
+            files.append(text)
+            continue
+        found = (
+            sorted(folder.glob(f"fold_*/{FINAL_MODEL}"), key=_fold_number)
+            or sorted(folder.glob(f"block/fold_*/{FINAL_MODEL}"), key=_fold_number)
+            or sorted(folder.glob(FINAL_MODEL))
+        )
+        if not found:
+            raise CheckpointError(
+                f"No {FINAL_MODEL} in {folder}, nor in folders fold_N of it; give a finished run, or "
+                "name the checkpoint"
+            )
+        files += map(str, found)
+    return files
+
+
+def models_text(given: Sequence[str], files: Sequence[str]) -> str | None:
+    """The line that names the checkpoints that folders stand for; None where no folder is given."""
+    folders = [text for text in given if Path(text).is_dir()]
+    if not folders:
+        return None
+    taken = [f for f in files if f not in given]
+    more = f", ... {taken[-1]}" if len(taken) > 3 else ""
+    first = ", ".join(taken[: 2 if more else 3])
+    number = f"{len(taken)} models, averaged" if len(taken) > 1 else "the final model"
+    return f"{', '.join(folders)}: {number} ({first}{more})"
+
+
+def _fold_number(path: Path) -> tuple[int, str]:
+    number = path.parent.name.removeprefix("fold_")
+    return (int(number) if number.isdecimal() else 0), number

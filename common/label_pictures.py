@@ -68,6 +68,16 @@ def picture_classes(
     return groups, [*codes, *[options.other] * groups.other], table
 
 
+def jpeg_advice(raster: rasterio.DatasetReader) -> str | None:
+    """The line on a label whose file has changed its values."""
+    if raster.driver != "JPEG":
+        return None
+    return (
+        f"{raster.name} is a JPEG, which changes values near borders: pixels there are unlabelled, or in "
+        "the class of --other; draw or export labels as PNG or GeoTIFF"
+    )
+
+
 def _listed_colours(raster: rasterio.DatasetReader) -> str:
     """The most frequent colours of a picture, by a part of it."""
     source = Source(raster)

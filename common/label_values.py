@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import MISSING
 from common.errors import OptionError
 
 OPTION = "--label_values"
+HIGHEST = 2**62  # where labels are read as it, whatever is above
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def whole_numbers(classes: Sequence[ClassValues]) -> list[tuple[int, ...]]:
     """The values of classes as whole numbers.
 
     Raises:
-        OptionError: One is none, or two are the same number.
+        OptionError: One is none or beyond what labels hold, or two are the same number.
     """
     try:
         found = [tuple(int(value) for value in one.values) for one in classes]
@@ -86,6 +88,8 @@ def whole_numbers(classes: Sequence[ClassValues]) -> list[tuple[int, ...]]:
             f"{OPTION} {text}: expected whole numbers for this label"
         ) from None
     numbers = [number for group in found for number in group]
+    if beyond := [n for n in numbers if not MISSING < n < HIGHEST]:
+        raise OptionError(f"{OPTION}: the value {beyond[0]} is beyond what labels hold")
     twice = [number for number, count in Counter(numbers).items() if count > 1]
     if twice:
         raise OptionError(f"{OPTION}: the value {twice[0]} is given twice")

@@ -30,8 +30,8 @@ from common.label_checks import (
     require_same_pixels,
 )
 from common.label_options import LabelOptions
-from common.label_pictures import is_picture, picture_classes, read_picture
-from common.label_values import parse_names
+from common.label_pictures import is_picture, jpeg_advice, picture_classes, read_picture
+from common.label_values import HIGHEST
 from common.options import is_legend, split_list
 from common.rasters import (
     PICTURES,
@@ -68,7 +68,7 @@ def whole_labels(label: np.ndarray, valid: np.ndarray, source: str) -> np.ndarra
                 f"{source} holds {bad:g}, which is not a class; labels are whole numbers"
             )
         # beyond int64 a cast would wrap around
-        label = np.clip(np.where(valid, label, 0), -(2.0**62), 2.0**62)
+        label = np.clip(np.where(valid, label, 0), -float(HIGHEST), float(HIGHEST))
     return label.astype(np.int64)
 
 
@@ -175,6 +175,7 @@ class Label:
     codes: Sequence[int | str] | None = None  # values or texts that became classes
     table: dict[int, Colour] = field(default_factory=dict)  # colours by values
     limits: Sequence[tuple[str, int]] = ()  # how many classes which option lists
+    texts: list[str] | None = None  # all that the column of a vector label holds
 
     @property
     def unlabelled(self) -> int:
@@ -258,6 +259,7 @@ def open_label(
             require_same_pixels(image, raster)
         groups, codes, table, named = _raster_classes(raster, options)
         nodata = None if groups else _class_like_nodata(raster)
+        lossy = jpeg_advice(raster)
         warped = placed and not same_pixel_grid(image, raster)
         if warped:
             require_overlap(image, raster)
@@ -272,7 +274,7 @@ def open_label(
             return read_label(pixels, MISSING, window)
 
         def advice() -> list[str | None]:
-            return [label_nodata_advice(source, nodata)]
+            return [label_nodata_advice(source, nodata), lossy]
 
         yield Label(
             source, read, groups, names, nodata, advice, warped, codes, table, limits
@@ -316,6 +318,7 @@ def _polygon_label(
         advice=drawn.advice,
         codes=codes,
         limits=limits,
+        texts=drawn.present,
     )
 
 
@@ -332,8 +335,9 @@ def class_codes(options: LabelOptions, groups: Groups | None) -> list[int] | Non
 def _limits(options: LabelOptions) -> list[tuple[str, int]]:
     """How many classes the options list, with the words for it."""
     colours = options.class_colors or ""
+    names = options.asked_names if options.class_names else None  # --other with them
     lists = {
-        "--class_names names": parse_names(options.class_names, "--class_names"),
+        "--class_names names": names or [],
         "--class_colors colours": [] if is_legend(colours) else split_list(colours),
     }
     return [(words, len(items)) for words, items in lists.items() if items]

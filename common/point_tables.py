@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # columns of degrees, in the order in which they are looked for
 DEGREES = (("longitude", "latitude"), ("lon", "lat"))
 ASKED_CRS = ("x", "y")
+# not "None", which may be a class
+EMPTY = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null")
 AREAS = ("Polygon", "MultiPolygon", "GeometryCollection")
 
 
@@ -55,7 +57,15 @@ def read_points(source: str, crs: str | None) -> GeoDataFrame:
             decimal=decimal,
             encoding="utf-8-sig",
             skipinitialspace=True,
+            keep_default_na=False,
+            na_values=EMPTY,
         )
+        is_shifted = not isinstance(table.index, pandas.RangeIndex)
+        if is_shifted:  # the first column is taken for names of rows
+            raise ValueError(
+                "its rows have more columns than its head; quote texts that hold a separator"
+            )
+        table.columns = [str(name).strip() for name in table.columns]
     except (OSError, ValueError) as error:  # pandas' errors are values too
         raise DatasetError(
             f"{source} cannot be read as a CSV table (UTF-8): {error!s:.100}"

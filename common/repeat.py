@@ -28,7 +28,7 @@ def read_settings(path: str, config_class) -> dict:
         OptionError: No such file, no JSON, or an option that ``config_class`` does not have.
     """
     try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        stored = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise OptionError(f"--settings {path}: {error.strerror}") from None
     except ValueError:

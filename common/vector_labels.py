@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ class PolygonClasses(NamedTuple):
     read: ReadLabel
     groups: Groups | None
     texts: list[str] | None  # of the column, in class order
+    present: list[str] | None  # all texts that the column holds
     advice: Callable[[], list[str | None]]
 
 
@@ -99,10 +100,11 @@ def read_polygons(source: str, image, options: LabelOptions) -> PolygonClasses:
     from rasterio.features import rasterize
 
     column, table = options.label_column, read_drawn(source, image, options)
-    groups, texts, fill, codes = None, None, 0, np.ones(len(table), np.int64)
+    groups, texts, present = None, None, None
+    fill, codes = 0, np.ones(len(table), np.int64)
     if column:
         fill = MISSING
-        codes, groups, texts = _column_codes(table, column, options, source)
+        codes, groups, texts, present = _column_codes(table, column, options, source)
     elif options.label_values:
         raise OptionError(
             f"--label_values {options.label_values}: expected --label_column with it, since "
@@ -140,7 +142,7 @@ def read_polygons(source: str, image, options: LabelOptions) -> PolygonClasses:
         words = texts or options.asked_names
         return [*lines, _overlap_advice(hidden, areas, kinds, words, source)]
 
-    return PolygonClasses(read, groups, texts, advice)
+    return PolygonClasses(read, groups, texts, present, advice)
 
 
 def _column_advice(table: GeoDataFrame, source: str) -> str | None:
@@ -260,12 +262,12 @@ def _overlap_advice(
 
 def _column_codes(
     table: GeoDataFrame, name: str, options: LabelOptions, source: str
-) -> tuple[np.ndarray, Groups | None, list[str] | None]:
+) -> tuple[np.ndarray, Groups | None, list[str] | None, list[str] | None]:
     """The classes of polygons by a column.
 
     Returns:
         A code per polygon, ``MISSING`` where there is none; which codes are which class (None: they
-        are classes already); and their texts, None of a column of numbers.
+        are classes already); their texts, and all that the column holds, None of one of numbers.
     """
     import pandas
 
@@ -280,18 +282,30 @@ def _column_codes(
                 f"{source} has fractions or infinities in {name}; classes are whole numbers or texts"
             )
         codes = np.where(column.isna(), MISSING, known).astype(np.int64)
-        return codes, groups_of(options), None
+        return codes, groups_of(options), None, None
     texts = [None if pandas.isna(text) else str(text) for text in column]
     present = sorted({text for text in texts if text and text.strip()})
     order = options.asked_classes or [ClassValues((text,)) for text in present]
-    absent = [text for one in order for text in one.values if text not in present]
-    if absent:
-        raise unknown_name("--label_values", absent[0], present)
     numbers = {text: number for number, one in enumerate(order) for text in one.values}
     rest = dict.fromkeys(present, len(order)) if options.other else {}
     codes = np.array([(rest | numbers).get(text, MISSING) for text in texts])
     titles = [*(one.title for one in order), *[options.other] * bool(options.other)]
-    return codes, Groups([(number,) for number in range(len(titles))]), titles
+    return codes, Groups([(number,) for number in range(len(titles))]), titles, present
+
+
+def require_texts(options: LabelOptions, held: Sequence[list[str] | None]) -> None:
+    """Raise OptionError where ``--label_values`` names a text that none of some labels holds.
+
+    Args:
+        options: What is which class.
+        held: The texts that each label holds; None of one without texts.
+    """
+    if None in held:
+        return
+    present = {text for texts in held for text in texts}
+    asked = [text for one in options.asked_classes for text in one.values]
+    if absent := [text for text in asked if text not in present]:
+        raise unknown_name("--label_values", absent[0], sorted(present))
 
 
 def groups_of(options: LabelOptions) -> Groups | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DatasetError
+from common.files import list_models
 from evaluation.settings import EvaluationConfig
 from model_training import load_checkpoint
 
@@ -26,7 +27,7 @@ def expected_accuracies(config: EvaluationConfig, names: Sequence[str]) -> list[
     Raises:
         SegmentationError: A model or the statistics cannot be read.
     """
-    files = [config.model] if config.model else models_of_map(config.map)
+    files = list_models([config.model]) if config.model else models_of_map(config.map)
     known: dict[str, list[float]] = {}
     for file in files:
         metadata = load_checkpoint(file).metadata

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from common import UNLABELLED
 from common.architectures import default_class_names
 from common.devices import allow_tf32, pick_device, require_deterministic_cublas
-from common.errors import DatasetError, RasterError
+from common.errors import CheckpointError, DatasetError, RasterError
+from common.files import list_models, models_text
 from common.interruption import until_stopped
 from common.labels import class_names_of
 from common.patches import (
@@ -109,7 +110,15 @@ def examine(config: EvaluationConfig) -> tuple[dict, TestCollector, Patches]:
     require_deterministic_cublas()
     if device.type == "cuda":
         allow_tf32("fp32")
-    checkpoint = load_checkpoint(config.model, device)
+    files = list_models([config.model])
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{config.model} holds {len(files)} folds ({files[0]}, ...); name the checkpoint of one, since each "
+            "is examined alone"
+        )
+    if text := models_text([config.model], files):
+        log.info(text)
+    checkpoint = load_checkpoint(files[0], device)
     patches = Patches(list_pairs(config.dataset_root, config.split), checkpoint)
     counts = count_labels(patches)
     metres = patch_pixel_size(patches.pairs)
@@ -127,7 +136,7 @@ def examine(config: EvaluationConfig) -> tuple[dict, TestCollector, Patches]:
     found = scores(matrix, patches.names, binary)
     found["boundary"] = boundaries.report(patches.names, metres)
     report = {
-        "model": config.model,
+        "model": files[0],
         "dataset_root": config.dataset_root,
         "split": config.split,
         "patches": len(patches.pairs),

@@ -54,8 +54,8 @@ class EvaluationOptions:
         30, "points of each class at least, taken from the classes with most points", "sample", least=0
     )  # fmt: skip
     model: str | None = setting(
-        None, "checkpoint (.pth) to examine on the patches of --dataset_root; for --allocate neyman the one "
-        "that made the map", "files", shown="none; for neyman what the map's statistics name"
+        None, "checkpoint (.pth), or folder of a run, to examine on the patches of --dataset_root; for "
+        "--allocate neyman what made the map", "files", shown="none; for neyman what the map's statistics name"
     )  # fmt: skip
     dataset_root: str | None = setting(
         None, "dataset that --model is examined on", "files", shown="none"

@@ -31,7 +31,7 @@ from common.rasters import (
 )
 from common.sources import require_whole
 from common.text import first_reason, number_dates
-from common.vector_labels import is_drawn
+from common.vector_labels import is_drawn, require_texts
 from common.vectors import files_of_vector
 from extraction.cells import Cell, Grid, cells_of
 from extraction.journal import Skipped
@@ -66,6 +66,7 @@ class ScenePlan:
     codes: Sequence[int | str] | None = None  # values or texts that became classes
     table: dict[int, Colour] = field(default_factory=dict)  # colours of the label
     colours: Sequence[Colour | None] = ()  # of classes, where somebody gave them
+    texts: list[str] | None = None  # that the column of a vector label holds
     columns: DataFrame | None = None  # what the grid holds of each cell, a row per cell
 
 
@@ -104,6 +105,7 @@ def plan_scenes(
         skipped |= reasons
     if not plans:
         raise DatasetError(f"No scene can be used ({first_reason(skipped)})")
+    require_texts(config, [plan.texts for plan in plans])
     for lines in zip_longest(*(plan.advice for plan in plans)):
         if advised := [line for line in lines if line]:
             others = f" (and {len(advised) - 1} others likewise)"
@@ -222,7 +224,7 @@ def plan_scene(
             return ScenePlan(
                 scene, image.crs, described, cells, label.stored_values, label.names, label.unlabelled,
                 label.nodata, advice, mask and mask.summary(), label.codes, label.table,
-                columns=columns,
+                texts=label.texts, columns=columns,
             ), skipped  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from rasterio.windows import Window
 from common.devices import free_memory, local_device
 from common.distributed import torch_errors
 from common.errors import CheckpointError, OptionError, RasterError
+from common.files import list_models, models_text
 from common.ground import pixel_size
 from common.map_classes import values_of_codes
 from common.rasters import Source, band_scaling, select_bands
@@ -22,7 +23,6 @@ from common.text import number_dates
 from model_training import Checkpoint, load_checkpoint
 from prediction.predictor import Predictor, fuse_batch_norm, route_pointwise_to_onednn
 from prediction.settings import PredictionConfig
-from prediction.tasks import list_models, models_text
 
 log = logging.getLogger("semanticseg4eo")
 

@@ -12,7 +12,7 @@ import torch
 from common.console import Problems
 from common.devices import peak_memory, shared_threads
 from common.distributed import torch_errors
-from common.files import exclusive_lock
+from common.files import exclusive_lock, list_models
 from common.machine import bounded_map
 from common.polygons import memory_to_simplify
 from common.text import aligned_table, duration
@@ -37,7 +37,6 @@ from prediction.scene import touching_area
 from prediction.settings import SCARCE, PredictionConfig
 from prediction.tasks import (
     Task,
-    list_models,
     list_scenes,
     list_tasks,
     require_folders,

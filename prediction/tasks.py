@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import CheckpointError, RasterError, require
+from common.errors import RasterError, require
 from common.files import require_folder
 from common.rasters import PICTURES, SCENE_SUFFIXES, open_raster
 from common.sources import require_whole
@@ -18,7 +18,6 @@ from prediction.settings import PredictionConfig, split_part
 
 MOST_DATES = 255  # which a byte counts
 LONGEST_NAME = 255  # bytes of a file's name that file systems allow
-FINAL = "model_final_model.pth"
 FURTHER_LAYERS = ("confidence", "uncertainty", "probabilities", "dates")
 
 
@@ -171,49 +170,3 @@ def require_folders(tasks: Sequence[Task]) -> None:
         require_folder("--output", task.output.parent)
         if task.polygons:
             require_folder("--polygons", task.polygons.parent)
-
-
-def list_models(given: Sequence[str]) -> list[str]:
-    """The checkpoints that ``--model`` names.
-
-    The folder of a run stands for the final models of its folds (those by block after
-    ``--fold_by both``), else for its own final model.
-
-    Raises:
-        CheckpointError: A folder with neither.
-    """
-    files: list[str] = []
-    for text in given:
-        folder = Path(text)
-        if not folder.is_dir():
-            files.append(text)
-            continue
-        found = (
-            sorted(folder.glob(f"fold_*/{FINAL}"), key=_fold_number)
-            or sorted(folder.glob(f"block/fold_*/{FINAL}"), key=_fold_number)
-            or sorted(folder.glob(FINAL))
-        )
-        if not found:
-            raise CheckpointError(
-                f"No {FINAL} in {folder}, nor in folders fold_N of it; give a finished run, or "
-                "name the checkpoint"
-            )
-        files += map(str, found)
-    return files
-
-
-def models_text(given: Sequence[str], files: Sequence[str]) -> str | None:
-    """The line that names the checkpoints that folders stand for; None where no folder is given."""
-    folders = [text for text in given if Path(text).is_dir()]
-    if not folders:
-        return None
-    taken = [f for f in files if f not in given]
-    more = f", ... {taken[-1]}" if len(taken) > 3 else ""
-    first = ", ".join(taken[: 2 if more else 3])
-    number = f"{len(taken)} models, averaged" if len(taken) > 1 else "the final model"
-    return f"{', '.join(folders)}: {number} ({first}{more})"
-
-
-def _fold_number(path: Path) -> tuple[int, str]:
-    number = path.parent.name.removeprefix("fold_")
-    return (int(number) if number.isdecimal() else 0), number

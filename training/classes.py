@@ -10,7 +10,7 @@ from common.architectures import is_background
 from common.errors import DatasetError
 from common.label_values import parse_names
 from common.labels import class_codes_of, class_names_of
-from common.patches import list_pairs
+from common.patches import list_pairs, present_splits
 from common.rasters import open_raster
 from common.text import listed
 from training.settings import TrainingConfig
@@ -36,10 +36,13 @@ def settle_classes(config: TrainingConfig) -> TrainingConfig:
     where = f"the labels in {config.dataset_root} hold {_listed(stored)}"
     number = config.classes or len(stored)
     if number != len(stored):
-        raise DatasetError(f"--classes {number}, but {where}; leave --classes out")
+        raise DatasetError(
+            f"--classes {number}, but {where}; leave --classes out (--no-classes beside --settings)"
+        )
     if config.mode == "binary" and number != 2:
         raise DatasetError(
-            f"--mode binary, but {where}; leave --mode out, or extract two classes"
+            f"--mode binary, but {where}; leave --mode out (--no-mode beside --settings), or extract "
+            "two classes"
         )
     names = parse_names(config.class_names, "--class_names")
     if names and len(names) != number:
@@ -69,10 +72,21 @@ def stored_classes(
         Their names and the codes that they had in the label; None where none are stored.
 
     Raises:
-        SegmentationError: There is no such patch, or it cannot be read.
+        SegmentationError: There is no such patch, it cannot be read, or that of another split stores
+            other names.
     """
     with open_raster(list_pairs(dataset_root, "train")[0].label) as file:
-        return class_names_of(file), class_codes_of(file)
+        names, codes = class_names_of(file), class_codes_of(file)
+    for split in present_splits(dataset_root):
+        label = list_pairs(dataset_root, split)[0].label
+        with open_raster(label) as file:
+            others = class_names_of(file)
+        if names and others and others != names:
+            raise DatasetError(
+                f"{label} holds {_listed(others)}, but train/ {_listed(names)}; extract both with "
+                "the same --label_values"
+            )
+    return names, codes
 
 
 def _listed(names: list[str]) -> str:

@@ -96,6 +96,8 @@ def test_values_of_rasters_are_whole_numbers():
     for text, words in (
         ("1,b", "expected whole numbers"),
         ("1,01", "1 is given twice"),
+        ("1,99999999999999999999", "beyond what labels hold"),
+        ("1,-2147483648", "beyond what labels hold"),
     ):
         with pytest.raises(OptionError, match=words):
             whole_numbers(parse_label_values(text))

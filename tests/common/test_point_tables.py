@@ -51,6 +51,7 @@ def test_points_lie_where_their_columns_say(tmp_path, head, crs, expected):
         ("x,y\n1,2", "EPSG:nothing", "expected a CRS, as EPSG:32633"),
         ("lon,lat\n1,2\n,3\n", None, "no place in row 3 (1 such rows)"),
         ("lon,lat\n400000,5800000\n", None, "no degrees; call projected"),
+        ("lon,lat,kind\n1,2,wheat, soft", None, "more columns than its head; quote"),
         ("", None, "cannot be read as a CSV table"),
     ],
 )
@@ -61,6 +62,12 @@ def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, crs, words):
     assert (
         words in str(caught.value) and file in str(caught.value) + f"--label_crs {file}"
     )
+
+
+def test_a_class_may_be_called_none_and_names_of_columns_have_no_blanks(tmp_path):
+    file = table(tmp_path, "lon , lat , kind \n1,2,None\n1,2,\n1,2,NA\n")
+    kinds = read_points(file, None)["kind"]
+    assert kinds[0] == "None" and kinds[1:].isna().all()
 
 
 def test_a_buffer_is_metres_on_the_ground(tmp_path):

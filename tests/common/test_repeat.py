@@ -69,6 +69,26 @@ def test_a_boolean_is_switched_off_without_a_file_too():
     assert parse("--root", "d", "--pretrained", "--no-pretrained") == Settings("d")
 
 
+def test_any_option_of_the_file_is_left_out(tmp_path):
+    left_out = "--no-nodata", "--no-epochs", "--no-files", "--no-pretrained"
+    assert parse("--settings", stored(tmp_path, FULL), *left_out) == Settings("my data")
+
+
+def test_a_file_that_windows_marks_as_utf_8_is_read(tmp_path):
+    file = stored(tmp_path, "\ufeff" + json.dumps(FULL))
+    assert parse("--settings", file).epochs == 7
+
+
+def test_a_contradiction_to_the_file_says_how_to_leave_an_option_out(tmp_path, capsys):
+    content = {"image": "i", "label": "l", "output": "o", "grid": "my grid.gpkg"}
+    words = ["extract", "--settings", stored(tmp_path, content), "--stride", "5"]
+    with pytest.raises(SystemExit):
+        Patch_extraction.main(words)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--stride with --grid" in line and "--no-NAME leaves one out" in line
+    assert Patch_extraction.main([*words, "--no-grid"]) == 1  # no such scene
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -70,6 +70,24 @@ def test_classes_in_another_order_are_matched_by_name(model, dataset, tmp_path):
     assert files == {"evaluation.json", *pictures}
 
 
+def test_a_folder_stands_for_its_final_model_but_not_for_folds(
+    model, dataset, tmp_path
+):
+    folder = tmp_path / "run"
+    names = ("", "fold_1", "fold_2")
+    places = [folder / name / "model_final_model.pth" for name in names]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(model)
+    words = "--model", folder, "--dataset_root", dataset, "--output", tmp_path / "a"
+    status, _, err = run(*words)
+    assert status == 1 and "holds 2 folds" in err.splitlines()[-1]
+    for place in places[1:]:
+        place.unlink()
+    report = examine(folder, dataset, tmp_path / "b")
+    assert report["model"] == str(places[0])
+
+
 def test_a_dataset_with_another_class_is_refused(model, tmp_path):
     root = write_dataset(tmp_path / "d", 1, 1, 1, classes=2, descriptions=SENTINEL,
                          tags=class_name_tags(["water", "rock"]))  # fmt: skip

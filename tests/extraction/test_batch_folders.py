@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from batch_helpers import SIDE, Batch, Dataset, messages, noise, write, write_grid
+from batch_helpers import (
+    SIDE,
+    Batch,
+    Dataset,
+    messages,
+    noise,
+    tiles,
+    write,
+    write_grid,
+)
 from shapely import box
 from site_helpers import complaint, run
 
@@ -188,3 +197,19 @@ def test_a_label_that_is_missing_is_an_error(batch, capsys):
     lines = messages(capsys, *batch.words(*words), status=1)
     assert len(lines) == 1 and "no.tif" in lines[0]
     assert not Path(batch.out / "Patch").exists()
+
+
+def test_a_text_may_be_missing_in_a_scene_but_not_in_all(batch, capsys):
+    for name, kinds in (("a", ["rye", "oat"]), ("b", ["oat", "oat"])):
+        batch.draw(name)
+        (batch.data / f"Label_{name}.tif").unlink()
+        cells = tiles(1, 2, side=24)
+        write_grid(batch.data / f"Label_{name}.gpkg", cells, kind=kinds)
+    words = ["--label_pattern", "Label_<id>.gpkg", "--label_column", "kind"]
+    dataset = batch.cut(*words, "--label_values", "oat,rye")
+    found = {name: set(np.unique(label_of(dataset, name))) for name in dataset.splits}
+    assert found["a_r000_c000"] == {1} and found["a_r005_c000"] == {0}
+    assert found["b_r000_c000"] == {0}
+    words += ["--label_values", "oat,rye,maize", "--overwrite"]
+    assert run(*batch.words(*words)) == 2
+    assert "Unknown --label_values 'maize'" in capsys.readouterr().err.splitlines()[-1]

@@ -126,6 +126,15 @@ def test_without_values_the_colours_of_a_picture_are_listed(site, capsys):
     assert "--label_values 1,2: " in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_names_and_the_class_of_all_others_go_together(site):
+    label = CODES[classes(5)]
+    site.draw_label(label)
+    named = "--class_names", "wood,field", "--other", "rest"
+    patches = site.extract("--label_values", "7,3", *named)
+    check(patches, numbered(label, {7: 0, 3: 1}, 2))
+    assert patches["patch_001"].class_names == ["wood", "field", "rest"]
+
+
 # --- points, lines, texts ------------------------------------------------------------------------
 
 

@@ -127,6 +127,16 @@ def test_what_needs_a_location_is_refused(folder, capsys, more, expected):
     assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_label_that_is_a_jpeg_is_said_to_have_other_values(folder, capsys):
+    for path in list(folder.glob("Label_*.png")):
+        with rasterio.open(path) as file:
+            write_picture(path.with_suffix(".jpg"), file.read())
+        path.unlink()
+    assert run(*words(folder), "--label_pattern", "Label_<id>.jpg", "--other", "x") == 0
+    lines = [li for li in capsys.readouterr().err.splitlines() if "is a JPEG" in li]
+    assert len(lines) == 1 and "export labels as PNG" in lines[0]
+
+
 def test_a_label_of_another_size_is_refused(folder, capsys):
     write_picture(folder / "Label_2.png", np.zeros((3, SIDE, SIDE), np.uint8))
     assert run(*words(folder)) == 1

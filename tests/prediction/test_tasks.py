@@ -10,7 +10,8 @@ import rasterio
 import rasterio.shutil
 from prediction_helpers import configure, noise, run, write_scene
 
-from prediction.tasks import list_models, list_tasks
+from common.files import list_models
+from prediction.tasks import list_tasks
 
 # --- names of polygons ------------------------------------------------------------------
 

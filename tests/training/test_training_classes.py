@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from helpers import QUICK, patch_everywhere, run_main
 
 from common.errors import DatasetError, OptionError
-from training.classes import settle_classes
+from training.classes import settle_classes, stored_classes
 from training.settings import TrainingConfig
 
 LAND = ["water", "forest", "town", "ice"]
@@ -103,6 +104,15 @@ def test_a_check_reports_the_contradiction_in_one_line(make_dataset, tmp_path):
     status, _, err = run_main(*QUICK, *options, "--check")
     errors = [line for line in err.splitlines() if line.startswith("error")]
     assert status == 1 and len(errors) == 1 and "--classes 10, but" in errors[0]
+
+
+def test_splits_with_classes_in_another_order_are_refused(make_dataset):
+    root = make_dataset(2, 1, 0, classes=3, bands=2, **named(["a", "b", "c"]))
+    other = make_dataset(2, 1, 0, classes=3, bands=2, **named(["b", "a", "c"]))
+    for label in other.glob("Patch/validation/labels/*.tif"):
+        shutil.copy(label, root / label.relative_to(other))
+    with pytest.raises(DatasetError, match=r"3 classes \(b, a, c\), but train/ 3"):
+        stored_classes(root)
 
 
 def test_equal_problems_of_many_patches_are_one_line(make_dataset, tmp_path):
