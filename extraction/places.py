@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common import SPLITS
-from common.ground import to_metric_crs
+from common.ground import pairs_within, to_metric_crs
 from common.pictures import panel_figure, save_figure
 from common.text import shorten, some_of
 
 if TYPE_CHECKING:
+    from geopandas import GeoSeries
     from shapely import Geometry
 
 SPLIT_COLOURS = dict(zip(SPLITS, [(157, 184, 210), (240, 160, 48), (200, 40, 60)]))
@@ -36,17 +37,18 @@ def draw_splits(places: Sequence[PatchLocation], target: Path) -> None:
     """Draw the patches of a dataset where they lie, coloured by split.
 
     Places that are far apart have a panel each, in kilometres or metres from its south-western
-    corner. Of very many the largest are drawn, and a line names the others.
+    corner, and a panel for each split where patches of several lie on the same ground, as on other
+    dates. Of very many the largest are drawn, and a line names the others.
     """
     from matplotlib.collections import PolyCollection
 
     ground = to_metric_crs([p.footprint for p in places], [p.crs for p in places])
-    found = find_places(ground.bounds.to_numpy())
+    splits = np.array([place.split for place in places])
+    found = _by_split(find_places(ground.bounds.to_numpy()), ground, splits)
     found.sort(key=lambda members: (-len(members), members[0]))
     others = found[MOST_PANELS:]
     shown = sorted(found[:MOST_PANELS], key=lambda members: members[0])
     corners = [np.array(shape.exterior.coords) for shape in ground]
-    splits = np.array([place.split for place in places])
     sides = [np.ptp(np.concatenate([corners[i] for i in p]), axis=0) for p in shown]
     aspect = float(np.median([width / height for width, height in sides]))
     figure = panel_figure(
@@ -94,6 +96,22 @@ def find_places(bounds: np.ndarray) -> list[np.ndarray]:
     return found
 
 
+def _by_split(
+    found: Sequence[np.ndarray], ground: GeoSeries, splits: np.ndarray
+) -> list[np.ndarray]:
+    """Places, each divided by split where patches of several lie on the same ground."""
+    parts = [SPLITS.index(split) for split in splits]
+    shared = np.unique(np.asarray(pairs_within(ground, parts, 0)))
+    panels = []
+    for members in found:
+        if np.isin(members, shared).any():
+            by_split = (members[splits[members] == split] for split in SPLITS)
+            panels += [part for part in by_split if len(part)]
+        else:
+            panels.append(members)
+    return panels
+
+
 def _apart(bounds: np.ndarray) -> np.ndarray:
     """A number per patch: that of its group, of the fewest that lie far enough apart."""
     from scipy.cluster.hierarchy import fcluster, linkage
@@ -131,7 +149,9 @@ def _title(places: Sequence[PatchLocation], members: np.ndarray) -> str:
     if any(name[len(common) :][:1].isdigit() for name in names):
         common = common.rstrip("0123456789")  # the first digits of a number
     common = shorten(common.rstrip("_-") or names[0])
-    return f"{common}: {len(names):,} patch{'es' if len(names) > 1 else ''}"
+    of = {places[i].split for i in members}
+    split = f"{of.pop()} " if len(of) == 1 else ""
+    return f"{common}: {len(names):,} {split}patch{'es' if len(names) > 1 else ''}"
 
 
 def _line_of_others(places: Sequence[PatchLocation], others: Sequence) -> str:

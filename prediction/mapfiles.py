@@ -220,8 +220,9 @@ def draw_quicklook(job: SceneJob) -> Path:
         classes, _ = Source(raster).overview()
     if job.values:
         classes = class_numbers(classes, job.values)
+    what = f"the first of {len(task.scenes)} dates" if task.further else "scene"
     panels = [
-        {"title": f"scene (bands {', '.join(map(str, shown))})", "picture": picture},
+        {"title": f"{what} (bands {', '.join(map(str, shown))})", "picture": picture},
         {"title": "map", "picture": colour_map(classes[0], job.colours)},
     ]
     if confidence:

@@ -120,3 +120,22 @@ def test_of_many_places_the_largest_are_drawn_and_a_line_names_the_rest(drawn):
     assert titles == [f"Image_{k}: 6 patches" for k in range(3, 3 + MOST_PANELS)]
     line = "not drawn: 9 patches in 3 more places, of Image_0_0, Image_1_0, Image_2_0"
     assert figure.get_suptitle() == line
+
+
+def test_splits_of_one_ground_on_several_dates_have_a_panel_each(drawn):
+    dates = [scene(f"d{number}", 5e5, 5e6, 3, 2) for number in range(3)]
+    patches = [
+        patch._replace(split=split)
+        for split, date in zip(SPLITS, dates)
+        for patch in date
+    ]
+    beside = scene("e", 9e5, 5e6, 3, 2)
+    figure = drawn([*patches, *beside])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert [title.split(": ")[1] for title in titles] == [
+        "6 train patches", "6 validation patches", "6 test patches", "6 patches",
+    ]  # fmt: skip
+    drawn_patches = [
+        sum(len(one.get_paths()) for one in axes.collections) for axes in figure.axes
+    ]
+    assert drawn_patches == [6, 6, 6, 6]

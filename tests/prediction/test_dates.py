@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import rasterio
+from helpers import patch_everywhere
 from prediction_helpers import TRANSFORM, noise, read_json, read_map, run, write_scene
 
+import common.pictures
 import Patch_extraction
 
 
@@ -64,6 +66,20 @@ def test_the_order_of_the_dates_does_not_matter_and_one_date_is_no_map(
     with pytest.raises(SystemExit, match="2"):
         run(spatial, scenes[0], tmp_path / "c.tif", *alone)
     assert "--combine" in capsys.readouterr().err
+
+
+def test_the_quicklook_says_that_it_shows_the_first_date(land, tmp_path, monkeypatch):
+    scenes, _ = dates(tmp_path, 2)
+    titles, draw = [], common.pictures.draw_panels
+
+    def noted(panels, *more):
+        titles.extend(panel["title"] for panel in panels)
+        return draw(panels, *more)
+
+    patch_everywhere(monkeypatch, "common.pictures.draw_panels", noted)
+    more = "--combine", "mean", "--quicklook"
+    assert run(land.path, scenes, tmp_path / "map.tif", *more) == 0
+    assert titles[0].startswith("the first of 2 dates (bands ")
 
 
 @pytest.mark.parametrize(
