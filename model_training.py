@@ -157,10 +157,36 @@ def _build_unet_dropout(config: ModelConfig, weights: str | None) -> nn.Module:
     return UNetDropout(config)
 
 
+class PixelNetwork(nn.Sequential):
+    """Three layers of 1 x 1 convolutions: a pixel's class by its own bands alone.
+
+    For bands that hold context already, as embeddings do, for very few labels, and as the yardstick
+    of what context adds. Dropout is of single values, since a pixel has no neighbours here.
+    """
+
+    WIDTH = 256
+
+    def __init__(self, config: ModelConfig):
+        layers: list[nn.Module] = []
+        for channels in (config.in_channels, self.WIDTH):
+            layers += [
+                nn.Conv2d(channels, self.WIDTH, 1, bias=False),
+                nn.BatchNorm2d(self.WIDTH),
+                nn.ReLU(inplace=True),
+                nn.Dropout(config.dropout_rate),
+            ]
+        super().__init__(*layers, nn.Conv2d(self.WIDTH, config.num_classes, 1))
+
+
+def _build_pixel(config: ModelConfig, weights: str | None) -> nn.Module:
+    return PixelNetwork(config)
+
+
 # how each is built; what is not listed here, segmentation-models-pytorch builds
 BUILDERS = {
     "unet-dropout": _build_unet_dropout,
     "deeplabv3_resnet50": _build_torchvision,
+    "pixel": _build_pixel,
 }
 
 

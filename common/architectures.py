@@ -47,6 +47,7 @@ ARCHITECTURES = {
     "deeplabv3_resnet50": Architecture(
         1, takes_encoder=False, fixed_encoder="resnet50"
     ),
+    "pixel": Architecture(1, takes_encoder=False, has_dropout=True),
 }
 
 
@@ -69,7 +70,7 @@ class ModelConfig:
     in_channels: int
     num_classes: int  # output channels: 1 when binary
     encoder_name: str | None = "resnet34"
-    dropout_rate: float = 0.3  # unet-dropout only
+    dropout_rate: float = 0.3  # unet-dropout and pixel only
 
     @property
     def mode(self) -> str:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +143,21 @@ def pictures(drawn: bool):
 
 
 # --- rasters and grids ---------------------------------------------------------------------
+
+
+@contextmanager
+def small_files(size: int):
+    """Every write beyond so many bytes of a file fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writes_none = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # it would be cut off, for all processes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.dont_write_bytecode = writes_none
 
 
 def write_raster(
@@ -336,6 +352,7 @@ def encoder_for(model: str) -> str | None:
     return {
         "dpt": "tu-vit_tiny_patch16_224",
         "unet-dropout": None,
+        "pixel": None,
         "deeplabv3_resnet50": "resnet50",
     }.get(model, TINY_ENCODER)
 

@@ -229,7 +229,9 @@ def run_no_work(monkeypatch, script: str, options: str) -> int:
 
 # a limit on the size of files ends every write as a full disk does, GDAL's and SQLite's too
 SMALL_FILES = """
-import resource, signal
+import os, resource, signal, sys
+# bytecode would be cut off, for all processes
+sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
 """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import geopandas
 import numpy as np
 import pytest
 import shapely
-from helpers import write_raster
+from helpers import small_files, write_raster
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -25,18 +25,6 @@ from prediction.layers import Layer
 from prediction.mapfiles import make_cog
 from prediction.rowstore import RowStore
 from prediction.tiling import Extent
-
-
-@contextmanager
-def small_files(size: int):
-    """Every write beyond so many bytes of a file fails, as on a full disk."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def write_text_of(path: Path) -> None:

@@ -232,7 +232,7 @@ def test_the_lowest_float_as_nodata_raises_no_warning(dtype, nodata):
 def test_every_documented_model_is_available():
     documented = (
         "unet-dropout unet unet++ manet linknet pan fpn pspnet deeplabv3 deeplabv3+ "
-        "segformer upernet dpt deeplabv3_resnet50"
+        "segformer upernet dpt deeplabv3_resnet50 pixel"
     )
     assert set(get_available_models()) == set(documented.split())
 
@@ -291,6 +291,21 @@ def test_padding_repeats_the_edge_and_is_cropped_away(model):
     with torch.inference_mode():
         expected = network.network(torch.from_numpy(padded))[..., :130, :200]
         torch.testing.assert_close(network(image), expected)
+
+
+def test_a_pixel_model_sees_no_neighbour():
+    config = ModelConfig("pixel", 4, 3, None, dropout_rate=0.45)
+    network = build_model(config)
+    rates = {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.45}
+    image = torch.rand(2, 4, 9, 7)
+    other = image.clone()
+    other[:, :, 4, 3] += 1
+    with torch.inference_mode():
+        changed = (network.eval()(image) != network(other)).any(dim=1)
+    expected = torch.zeros(9, 7, dtype=torch.bool)
+    expected[4, 3] = True
+    assert (changed == expected).all()
 
 
 def test_dropout_rate_sets_every_dropout_of_unet_dropout():

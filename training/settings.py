@@ -115,7 +115,7 @@ class TrainingConfig:
     )
     dropout_rate: float = setting(
         ModelConfig.dropout_rate,
-        "dropout of unet-dropout, 0 or more and less than 1",
+        "dropout of unet-dropout and pixel, 0 or more and less than 1",
         "model",
     )
     epochs: int = setting(100, "passes over the training patches", "training", least=1)
@@ -335,7 +335,7 @@ class TrainingConfig:
             entry.has_dropout or rate == ModelConfig.dropout_rate,
             "--dropout_rate",
             rate,
-            f"unet-dropout with it, since {self.model} does not use it",
+            f"unet-dropout or pixel with it, since {self.model} does not use it",
         )
         require(
             not self.weights or entry.has_encoder,

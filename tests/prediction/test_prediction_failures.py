@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from helpers import interrupt, patch_everywhere, signal_during
+from helpers import interrupt, patch_everywhere, signal_during, small_files
 from prediction_helpers import (
     cut_off,
     make_pixel_model,
@@ -175,17 +175,10 @@ def test_complex_numbers_are_refused(land, tmp_path, capsys):
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_map(land, tmp_path):
-    resource = pytest.importorskip("resource")
     scene = write_scene(tmp_path / "scene.tif", noise(200, 200))
     folder = tmp_path / "out"
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (8000, limits[1])
-    )  # bytes a file may have
-    try:
+    with small_files(8000):
         status = run(land.path, scene, folder / "map.tif", "--save_confidence")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
     assert not folder.exists()
 
