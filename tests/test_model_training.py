@@ -268,7 +268,7 @@ def test_every_model_trains_on_any_bands_and_an_odd_size(model, bands):
     assert images.grad.isfinite().all()
     assert all(images.grad[:, band].any() for band in range(bands))
     heads = [p for p in network.parameters() if p.grad is not None and p.grad.any()]
-    assert len(heads) > 10
+    assert len(heads) >= 8
 
 
 @pytest.mark.parametrize("model", get_available_models())
