@@ -137,9 +137,10 @@ def test_a_map_shows_its_classes_and_nothing_where_it_has_none(shown, name):
 
 def test_gdal_reads_the_attribute_table_of_a_map(shown):
     view = shown["tile0_prediction.tif"]
-    assert view["columns"] == ["Value", "Class_name", "Red", "Green", "Blue"]
+    of_class = ["Value", "Class", "Class_code", "Class_name"]
+    assert view["columns"] == [*of_class, "Red", "Green", "Blue"]
     assert view["rows"] == [
-        [str(number), name, *map(str, colour)]
+        [*[str(number)] * 3, name, *map(str, colour)]
         for number, (name, colour) in enumerate(zip(NAMES, shown["the map's own"]))
     ]
 
