@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import MISSING, field, fields
 
-from common.errors import OptionError, require
+from common.errors import require
 
 
 def setting(default=MISSING, help: str = "", group: str = "options", **more):
@@ -76,19 +76,6 @@ def number_or_auto(text: str, least: int, most: int = 2**32 - 1) -> bool:
 def split_list(text: str | None) -> list[str]:
     """The items of a comma-separated option."""
     return [item.strip() for item in text.split(",")] if text else []
-
-
-def whole_values(text: str | None) -> list[int] | None:
-    """``--label_values`` as numbers."""
-    try:
-        values = [int(item) for item in split_list(text)]
-    except ValueError:
-        raise OptionError(
-            f"--label_values {text}: expected whole numbers for this label"
-        ) from None
-    fine = len(set(values)) == len(values)
-    require(fine, "--label_values", text, "different values")
-    return values or None
 
 
 def is_legend(text: str) -> bool:

@@ -36,6 +36,8 @@ class Groups(NamedTuple):
 
     def numbers(self, label: np.ndarray) -> np.ndarray:
         """The class of each value, int64; ``MISSING`` where it is none."""
+        if label.dtype in (np.uint8, np.uint16):  # a table is 10 times as fast
+            return self.numbers(np.arange(np.iinfo(label.dtype).max + 1))[label]
         pairs = sorted((v, n) for n, group in enumerate(self.values) for v in group)
         values, numbers = np.array(pairs, np.int64).T
         index = np.searchsorted(values, label).clip(max=len(values) - 1)

@@ -11,7 +11,7 @@ import rasterio
 
 from common.architectures import BINARY_NAMES, default_class_names
 from common.errors import DatasetError
-from common.map_classes import classes_of_map
+from common.map_classes import class_numbers, classes_of_map
 from common.styles import read_categories
 from common.text import listed
 
@@ -135,14 +135,7 @@ def pairing_lines(mapped: Classes, label: Classes, pairing: Pairing) -> list[str
 
 def numbers_of(pixels: np.ndarray, values: Sequence[int]) -> np.ndarray:
     """The place in ``values`` of each pixel's value, -1 of others; as int16."""
-    known, places = np.unique(np.asarray(values, np.int64), return_index=True)
-    if pixels.dtype in (np.uint8, np.uint16):  # a table is 10 times as fast
-        table = np.full(np.iinfo(pixels.dtype).max + 1, -1, np.int16)
-        fits = (known >= 0) & (known < len(table))
-        table[known[fits]] = places[fits]
-        return table[pixels]
-    found = np.searchsorted(known, pixels).clip(max=len(known) - 1)
-    return np.where(known[found] == pixels, places[found], -1).astype(np.int16)
+    return np.maximum(class_numbers(pixels, values), -1).astype(np.int16)
 
 
 def _plain_names(names: Sequence[str]) -> list[str]:

@@ -42,14 +42,6 @@ class Cell:
     outline: Geometry | None = None  # in pixels; None when the cell fills the window
 
 
-def cell_names(grid: GeoDataFrame, column: str | None, prefix="patch") -> list[str]:
-    """A file name per cell; see ``cell_ids``."""
-    return [
-        f"{prefix}_{text}"
-        for text in cell_ids(grid, column, len(os.fsencode(prefix)) + 1)
-    ]
-
-
 def cell_ids(grid: GeoDataFrame, column: str | None, prefix: int) -> list[str]:
     """The part of a file name that tells cells apart, from an id column or the row (from 1).
 

@@ -42,11 +42,6 @@ class Grid:
         """The side of a pixel in units of the CRS, by its area."""
         return math.sqrt(abs(self.transform.determinant))
 
-    @property
-    def north_up(self) -> bool:
-        a, b, _, d, e, _ = self.transform[:6]
-        return a > 0 and e < 0 and b == d == 0
-
     def offset_in(self, other: Grid) -> tuple[int, int] | None:
         """Column and row of this grid's first pixel in another with the same pixels, or None."""
         if self.crs != other.crs:

@@ -24,7 +24,7 @@ from site_helpers import (
 )
 
 from common.errors import DatasetError, OptionError
-from extraction.cells import cell_mask, cell_names, cells_of
+from extraction.cells import cell_ids, cell_mask, cells_of
 from extraction.cutting import resize_label
 from extraction.pairing import list_scenes
 from extraction.settings import ExtractionConfig
@@ -35,7 +35,7 @@ from extraction.settings import ExtractionConfig
 def names(column: str | None = None, rows: int = 3, **columns) -> list[str]:
     geometry = [Point(i, i).buffer(1) for i in range(rows)]
     grid = geopandas.GeoDataFrame(columns, geometry=geometry, crs=CRS)
-    return cell_names(grid, column)
+    return [f"patch_{text}" for text in cell_ids(grid, column, len("patch_"))]
 
 
 @pytest.mark.parametrize(
