@@ -10,18 +10,9 @@ from common.architectures import (
     ARCHITECTURES,
     AUGMENTATIONS,
     ModelConfig,
-    check_model_name,
-    parse_loss,
 )
-from common.errors import require
-from common.label_values import parse_names
-from common.options import (
-    check_limits,
-    class_colors_setting,
-    number_or_auto,
-    require_colour_count,
-    setting,
-)
+from common.options import class_colors_setting, setting
+from training.checks import check_settings
 
 
 @dataclass(frozen=True)
@@ -250,109 +241,7 @@ class TrainingConfig:
     )
 
     def __post_init__(self):
-        check_model_name(self.model)
-        check_limits(self)
-        both = self.overwrite and self.resume
-        require(not both, "--overwrite", "and --resume", "one of the two")
-        self._check_data()
-        self._check_folds()
-        self._check_training()
-        self._check_model()
-
-    def _check_data(self) -> None:
-        kind = self.data_augmentation
-        expected = ", ".join(AUGMENTATIONS)
-        require(kind in AUGMENTATIONS, "--data_augmentation", kind, expected)
-        require(
-            self.mode != "binary" or self.classes in (None, 2),
-            "--classes",
-            self.classes,
-            "2 with --mode binary; --mode multiclass takes more",
-        )
-        number = 2 if self.mode == "binary" else self.classes
-        named = parse_names(self.class_names, "--class_names")
-        fine = not (named and number) or len(named) == number
-        require(fine, "--class_names", self.class_names, f"{number} names")
-        if number:
-            require_colour_count(self.class_colors, number)
-        fine = not number or not 0 <= self.ignore_index < number
-        expected = f"a value outside the classes 0..{(number or 0) - 1}"
-        require(fine, "--ignore_index", self.ignore_index, expected)
-        fine = number_or_auto(self.num_workers, 0, 1024)
-        require(fine, "--num_workers", self.num_workers, "0 to 1024, or auto")
-
-    def _check_folds(self) -> None:
-        size, column = self.block_size, self.fold_column
-        spatial = self.fold_by in ("block", "column", "both")
-        only, folds = self.only_fold, self.val_strategy == "kfold"
-        require(
-            only is None or folds, "--only_fold", only, "--val_strategy kfold with it"
-        )
-        fine = only is None or self.fold_by != "both"
-        require(fine, "--only_fold with --fold_by", self.fold_by, "another")
-        fine = only is None or only <= self.n_splits
-        require(fine, "--only_fold", only, f"1 to {self.n_splits}, as --n_splits says")
-        fine = self.fold_by == "random" or folds
-        require(fine, "--fold_by", self.fold_by, "--val_strategy kfold with it")
-        fine = column is None or folds
-        require(fine, "--fold_column", column, "--val_strategy kfold with it")
-        fine = column is None or self.fold_by == "random"
-        require(fine, "--fold_column with --fold_by", self.fold_by, "one of the two")
-        needed = "--val_strategy kfold and --fold_by block, column or both with it"
-        require(size is None or spatial, "--block_size", size, needed)
-        fine = not self.buffer or spatial or self.fold_values is not None
-        needed = needed.replace("both", "both, scene, or --fold_column")
-        require(fine, "--buffer", self.buffer, needed)
-
-    def _check_training(self) -> None:
-        for name in ("warmup_epochs", "freeze_encoder_epochs"):
-            value = getattr(self, name)
-            fewer = f"fewer than --epochs {self.epochs}"
-            require(value < self.epochs, f"--{name}", value, fewer)
-        require(
-            not self.warmup_epochs or self.scheduler != "onecycle",
-            "--warmup_epochs",
-            self.warmup_epochs,
-            "another --scheduler: onecycle has a warm-up of its own",
-        )
-        require(
-            "ce" in parse_loss(self.loss) or not self.use_class_weights,
-            "--use_class_weights with --loss",
-            self.loss,
-            "a loss with a ce term, which the weights act on",
-        )
-
-    def _check_model(self) -> None:
-        entry, rate = ARCHITECTURES[self.model], self.dropout_rate
-        require(
-            not self.freeze_encoder_epochs or entry.has_encoder,
-            "--freeze_encoder_epochs",
-            self.freeze_encoder_epochs,
-            f"a model with an encoder, which {self.model} does not have",
-        )
-        require(0 <= rate < 1, "--dropout_rate", rate, "0 or more and less than 1")
-        require(
-            entry.has_dropout or rate == ModelConfig.dropout_rate,
-            "--dropout_rate",
-            rate,
-            f"unet-dropout or pixel with it, since {self.model} does not use it",
-        )
-        require(
-            not self.weights or entry.has_encoder,
-            "--pretrained with --model",
-            self.model,
-            "another model: this one has no pretrained weights",
-        )
-        require(
-            bool(self.weights) or not self.rgb_bands,
-            "--rgb_bands",
-            self.rgb_bands,
-            "--pretrained or --encoder_weights with it",
-        )
-        known = (ModelConfig.encoder_name, entry.fixed_encoder)
-        fine = entry.takes_encoder or self.encoder_name in known
-        expected = f"another --model: {self.model} has no exchangeable encoder"
-        require(fine, "--encoder_name", self.encoder_name, expected)
+        check_settings(self)
 
     @property
     def label_classes(self) -> int:
