@@ -114,6 +114,7 @@ def train_split(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     validation = index_split(config, "validation", train, cache)
     test = index_split(config, "test", train, required=False)
     require_several_classes(train)
+    train = train.beside(validation, test)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device, group,
