@@ -27,8 +27,9 @@ from training.folds import Fold, plan_all_folds
 from training.outputs import clear_former_run
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
-from training.weights import build_initial_model, rgb_channels
+from training.weights import initial_model
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -105,8 +106,8 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
 
     # what cannot be built is an error before the former run is gone
     colours_for(config, pooled)
-    channels = rgb_channels(config, pooled)
-    build_initial_model(config.model_config(pooled.shape[0]), config.weights, channels)
+    initial_model(config, pooled, config.resume)
+    require_units(config, pooled)
     group.broadcast(clear_former_run, config)
     if group.is_main_process:
         log_weak_spots(config, pooled, None, test, group)

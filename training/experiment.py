@@ -36,6 +36,7 @@ from training.outputs import (
 )
 from training.run import TrainingRun, build
 from training.samples import make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
@@ -115,6 +116,7 @@ def train_split(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     test = index_split(config, "test", train, required=False)
     require_several_classes(train)
     train = train.beside(validation, test)
+    require_units(config, train)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device, group,

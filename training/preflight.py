@@ -30,6 +30,7 @@ from training.loop import evaluate, train_one_epoch, training_precision
 from training.resume import ResumeState
 from training.run import TrainingRun, build, make_stepper
 from training.samples import SampleIndex, make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
 
 
@@ -63,6 +64,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         problems.attempt(plan_all_folds, config, train)
     if train:
         problems.attempt(require_several_classes, train)
+        problems.attempt(require_units, config, train)
     if problems:
         return problems, {}
     log_weak_spots(config, train, validation, splits.get("test"), ProcessGroup())
