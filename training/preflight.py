@@ -98,6 +98,7 @@ def measure_batches(run: TrainingRun) -> dict:
     """See ``measure_run``, for a run that is built."""
     config, device = run.config, run.device
     stepper, scheduler = make_stepper(run, len(run.loader(run.train, training=True)))
+    stepper.scheduler = None  # that of a run may have fewer steps than are measured
     # read by this process alone: as if nothing were prepared ahead
     alone = replace(run, config=replace(config, num_workers="0"))
     loader = alone.loader(run.train, training=True)
