@@ -12,6 +12,7 @@ from common.architectures import (
     ModelConfig,
 )
 from common.options import class_colors_setting, setting
+from common.sensors import SENSORS
 from training.checks import check_settings
 
 
@@ -103,6 +104,13 @@ class TrainingConfig:
         "bands that get the red, green and blue kernels of pretrained weights, as 4,3,2",
         "model",
         shown="found from the band descriptions",
+    )
+    sensor: str | None = setting(
+        None,
+        "what measured the bands; needed where their names mean other bands on other sensors",
+        "model",
+        shown="what the patches say, else what the names of their bands tell",
+        choices=tuple(SENSORS),
     )
     dropout_rate: float = setting(
         ModelConfig.dropout_rate,
