@@ -134,6 +134,7 @@ def match_bands(
     old: Sequence[str | None],
     new_sensor: str | None = None,
     old_sensor: str | None = None,
+    spelling: bool = True,
 ) -> list[int | None]:
     """Which of the old bands each new one is.
 
@@ -145,6 +146,7 @@ def match_bands(
         old: Descriptions of the bands of a model or of weights.
         new_sensor: A key in ``SENSORS``, or None.
         old_sensor: Likewise.
+        spelling: Whether an equal spelling is enough where a sensor is not known.
 
     Returns:
         Per new band the index of the old one; None where it has none.
@@ -156,9 +158,10 @@ def match_bands(
     spelled, meant = zip(
         *(_keys(*side) for side in ((new, new_sensor), (old, old_sensor)))
     )
-    differ = new_sensor and old_sensor and new_sensor != old_sensor
+    known = new_sensor and old_sensor
+    alike = new_sensor == old_sensor if known else spelling
     found: list[int | None] = [None] * len(new)
-    if not differ:
+    if alike:
         _pair(found, *spelled)
     else:  # what no sensor names, as elevation
         own = [

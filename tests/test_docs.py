@@ -3,7 +3,8 @@
     python tests/test_docs.py
 
 writes the tables anew: the options from the parsers, the minimum versions from requirements.txt, the
-public names from ``model_training.__all__``, the distances of the palette.
+public names from ``model_training.__all__``, the published weights from their table, the distances of
+the palette.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from common.colours import PALETTE
 from common.console import settings_from
 from evaluation.settings import EvaluationConfig
 from prediction.settings import PredictionConfig
+from training.published import PUBLISHED
 from training.settings import TrainingConfig
 
 README = ROOT / "README.md"
@@ -141,6 +143,23 @@ def names_table() -> str:
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 
+def published_table() -> str:
+    """The published files of encoder weights, as the code knows them."""
+    rows = [
+        "| file | encoder | bands | scaling | trained on | MB | licence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in PUBLISHED.items():
+        encoder = f"tu-{row.encoder}" if row.encoder.startswith("vit") else row.encoder
+        bands = f"{row.sensor}: {' '.join(row.bands)}"
+        cells = (
+            f"[{name}]({row.address})", f"`{encoder}`", bands, row.scaling, row.training,
+            row.megabytes, row.licence,
+        )  # fmt: skip
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows)
+
+
 def options_of(name: str) -> str:
     """The table of a parser by its name."""
     known = [parsers()["extract"]] if name == "batch" else []
@@ -175,6 +194,7 @@ GENERATED = [
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),
     (MODELS, "<!-- names -->", names_table),
+    (MODELS, "<!-- published -->", published_table),
     (MEASUREMENTS, "<!-- palette -->", palette_table),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.architectures import (
@@ -9,11 +10,18 @@ from common.architectures import (
     AUGMENTATIONS,
     ModelConfig,
     check_model_name,
+    is_weights_file,
     parse_loss,
 )
-from common.errors import require
+from common.errors import OptionError, require
 from common.label_values import parse_names
-from common.options import check_limits, number_or_auto, require_colour_count
+from common.options import (
+    check_limits,
+    number_or_auto,
+    require_colour_count,
+    split_list,
+)
+from training.published import SATLAS_SWIN, published_weights
 
 if TYPE_CHECKING:
     from training.settings import TrainingConfig
@@ -29,6 +37,7 @@ def check_settings(config: TrainingConfig) -> None:
     check_folds(config)
     check_training(config)
     check_model(config)
+    check_weights(config)
 
 
 def check_data(config: TrainingConfig) -> None:
@@ -129,3 +138,47 @@ def check_model(config: TrainingConfig) -> None:
     fine = entry.takes_encoder or config.encoder_name in known
     expected = f"another --model: {config.model} has no exchangeable encoder"
     require(fine, "--encoder_name", config.encoder_name, expected)
+
+
+def check_weights(config: TrainingConfig) -> None:
+    """Check what is asked of pretrained weights, as far as their name tells."""
+    file = config.weights if is_weights_file(config.weights) else None
+    known, names = published_weights(file), config.weights_bands
+    if file and SATLAS_SWIN.fullmatch(Path(file).name):
+        raise OptionError(
+            f"--encoder_weights {file}: this is a Swin transformer of TorchVision, which no model here "
+            "takes; give a ResNet or a vision transformer of docs/models.md"
+        )
+    needed = "a file with --encoder_weights"
+    require(names is None or bool(file), "--weights_bands", names, f"{needed} with it")
+    fine = names is None or all(split_list(names))
+    require(fine, "--weights_bands", names, "names with commas between them")
+    fine = names is None or not known
+    needed = "no such option: the bands of this file are known"
+    require(fine, f"--weights_bands for {file}", names, needed)
+    many = names is not None or (known and len(known.bands) != 3)
+    needed = "weights of red, green and blue with it"
+    require(not (config.rgb_bands and many), "--rgb_bands", config.rgb_bands, needed)
+    needed = "--pretrained or --encoder_weights with it"
+    require(
+        config.sensor is None or bool(config.weights), "--sensor", config.sensor, needed
+    )
+    whose = config.normalization_from
+    fine = whose == "auto" or bool(config.weights)
+    require(fine, "--normalization_from", whose, needed)
+    fine = whose != "model"
+    needed = "auto or data: encoder weights have no percentiles"
+    require(fine, "--normalization_from", whose, needed)
+    fine = whose == "auto" or config.normalization == "dataset"
+    needed = "--normalization dataset, which has percentiles"
+    require(
+        fine, "--normalization_from with --normalization", config.normalization, needed
+    )
+    encoder = config.model_config(1).encoder_name or ""
+    fine = not known or encoder.removeprefix("tu-").split(".")[0] == known.encoder
+    vit = known and known.encoder.startswith("vit")
+    other = f"--encoder_name {'tu-' if vit else ''}{known.encoder if known else ''}"
+    needed = f"{other}, whose weights {file} holds" + (
+        ", and --model dpt" if vit else ""
+    )
+    require(fine, "--encoder_name", encoder, needed)

@@ -28,8 +28,9 @@ from training.folds import Fold, fewest_patches, plan_all_folds
 from training.outputs import clear_former_run
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
-from training.weights import build_initial_model, rgb_channels
+from training.weights import initial_model
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -111,8 +112,8 @@ def cross_validate(
 
     # what cannot be built is an error before the former run is gone
     colours_for(config, pooled)
-    channels = rgb_channels(config, pooled)
-    build_initial_model(config.model_config(pooled.shape[0]), config.weights, channels)
+    initial_model(config, pooled, config.resume)
+    require_units(config, pooled)
     fewest = fewest_patches(plans)
     config = settle_batch_size(config, pooled, fewest, device, group)
     group.broadcast(clear_former_run, config)

@@ -37,6 +37,7 @@ from training.outputs import (
 )
 from training.run import TrainingRun, build
 from training.samples import make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
@@ -124,6 +125,7 @@ def train_split(
     test = index_split(config, "test", train, required=False)
     require_several_classes(train)
     train = train.beside(validation, test)
+    require_units(config, train)
     config = settle_batch_size(config, train, len(train.pairs), device, group)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,

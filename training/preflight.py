@@ -31,6 +31,7 @@ from training.loop import evaluate, train_one_epoch, training_precision
 from training.resume import ResumeState
 from training.run import TrainingRun, build, make_stepper
 from training.samples import SampleIndex, make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
 
 
@@ -66,6 +67,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
             fewest = fewest_patches(planned[0])
     if train:
         problems.attempt(require_several_classes, train)
+        problems.attempt(require_units, config, train)
     if problems:
         return problems, {}
     group = ProcessGroup()

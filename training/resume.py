@@ -81,7 +81,7 @@ class ResumeState:
         Raises:
             SegmentationError: It cannot be read, or belongs to another run.
         """
-        run, path = self.run, self.run.save_dir / "model_last.pth"
+        run, path = self.run, self.run.last_file
         if not path.exists():
             log.info("no run to resume in %s: starting", run.save_dir)
             return

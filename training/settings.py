@@ -66,6 +66,14 @@ class TrainingConfig:
         "data",
         choices=("dataset", "image"),
     )
+    normalization_from: str = setting(
+        "auto",
+        "whose scaling the dataset's normalization takes: that of the model or the published weights "
+        "that training starts from, or the percentiles of the data; auto is what such a start has "
+        "learnt to expect, where it says so, else the data",
+        "data",
+        choices=("auto", "model", "data"),
+    )
     data_augmentation: str = setting(
         "symmetries",
         "rotate and mirror the training patches, or none, or full (the option alone): vary their "
@@ -95,7 +103,8 @@ class TrainingConfig:
     pretrained: bool = setting(False, "start from the library's weights", "model")
     encoder_weights: str | None = setting(
         None,
-        "which pretrained weights: a name (imagenet, ssl...) or a file of encoder weights",
+        "which pretrained weights: a name (imagenet, ssl...), a file of encoder weights, or the name of "
+        "a published file, which is downloaded (docs/models.md lists them)",
         "model",
         shown="none; imagenet with --pretrained",
     )
@@ -104,6 +113,12 @@ class TrainingConfig:
         "bands that get the red, green and blue kernels of pretrained weights, as 4,3,2",
         "model",
         shown="found from the band descriptions",
+    )
+    weights_bands: str | None = setting(
+        None,
+        "names of the bands that the file of --encoder_weights is for, in its order, as B2,B3,B4,B8",
+        "model",
+        shown="those of published files, else red,green,blue for a file of three bands",
     )
     sensor: str | None = setting(
         None,
