@@ -374,6 +374,16 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, publish):
     assert "cut off?" in str(caught.value) and ADDRESS in str(caught.value)
 
 
+def test_a_file_that_is_not_whole_is_found_before_any_patch_is_read(tmp_path, publish):
+    file = publish(encoder_file(tmp_path, 13))
+    file.write_bytes(file.read_bytes()[:-100])
+    root = write_dataset(tmp_path / "data", 2, 1, 0, descriptions=SENTINEL)
+    options = ("--dataset_root", root, "--save_dir", tmp_path / "a", *TINY)
+    status, _, err = run_main(*options, "--device", "cpu", "--encoder_weights", file)
+    assert status == 1 and len(err.splitlines()) == 1
+    assert f"{file} is not the file that was published" in err
+
+
 def test_digests_count_where_a_name_has_one(tmp_path):
     source = encoder_file(tmp_path, 4)
     for name, fine in (("r-12345678.pth", True), ("r-1234567a.pth", False)):
