@@ -39,6 +39,12 @@ from training.run import TrainingRun, build
 from training.samples import make_cache
 from training.scaling import require_units
 from training.settings import TrainingConfig
+from training.start import (
+    keep_copy,
+    report_start,
+    require_another_place,
+    settle_model,
+)
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -54,7 +60,7 @@ def run_experiment(config: TrainingConfig) -> dict:
     """
     device = local_device(config.device)
     training_precision(config.amp, device)
-    config = settle_classes(config)
+    config = settle_classes(settle_model(config))
     for check in PREFLIGHT_CHECKS:
         check(config)
     require_patches(config)
@@ -108,7 +114,9 @@ def require_colours(config: TrainingConfig) -> None:
 
 
 # what can be checked before any patch is read
-PREFLIGHT_CHECKS = (require_model, require_output, require_test, require_colours)
+PREFLIGHT_CHECKS = (
+    require_model, require_output, require_test, require_colours, require_another_place,
+)  # fmt: skip
 
 
 def train_split(
@@ -133,7 +141,9 @@ def train_split(
     )  # fmt: skip
     build(run)
     group.broadcast(clear_former_run, config)
+    group.broadcast(keep_copy, config)
     if group.is_main_process:
+        report_start(run.start, run.names)
         log_weak_spots(config, train, validation, test, group)
     fit(run)
     return config, group.broadcast(export, run, test)
