@@ -64,8 +64,20 @@ def _one_sensor(text: str) -> str | None:
     return next(matching, None)
 
 
+# a number, and what it is: B4_red, "Band 4 (Red)", "B8A - nir narrow"
+_NUMBER_AND_WORD = re.compile(
+    r"(?:s[rt]_)?b(?:and)?[ _]?\d+a?[ _:(-]+([a-z][a-z0-9 _-]*)\)?"
+)
+
+
 def plain_name(name: str) -> str:
-    """A band's name in one spelling: B02, b2, SR_B2 and "Band 2" are B2; "Red Edge" is red_edge."""
+    """A band's name in one spelling: B02, b2, SR_B2 and "Band 2" are B2; "Red Edge" is red_edge.
+
+    Where a word of ``WORDS`` follows a number, it is the word, which means one thing: B4_red is red.
+    """
+    both = _NUMBER_AND_WORD.fullmatch(name.strip().lower())
+    if both and (word := re.sub(r"[\s-]+", "_", both[1])) in WORDS:
+        return word
     number = re.fullmatch(
         r"(?:s[rt]_)?b(?:and)?[ _]?0*(\d+)(a|_vcid_[12])?", name.strip(), re.IGNORECASE
     )
