@@ -148,7 +148,6 @@ def build(run: TrainingRun) -> None:
     config, index = run.config, run.train
     run.colours = colours_for(config, index)
     run.start = find_start(config, index)
-    run.normalization = choose_normalization(config, index, run.start)
     run.quartiles = band_quartiles(index.samples)
     run.origin = joint_headers(index.headers)
     torch.manual_seed(config.seed)
@@ -159,6 +158,7 @@ def build(run: TrainingRun) -> None:
     run.model_config = config.model_config(index.shape[0])
     resumed = config.resume and run.last_file.exists()
     run.model = initial_model(config, index, resumed, run.start)
+    run.normalization = choose_normalization(config, index, run.start)
     synchronize_batch_norm(run.model, run.device, run.group)
     run.model.to(run.device, memory_format=torch.channels_last)
     run.precision = training_precision(config.amp, run.device)

@@ -112,9 +112,9 @@ class TrainingConfig:
     )
     encoder_name: str | None = setting(
         None,
-        "encoder (see --list_encoders)",
+        "encoder (see --list_encoders); with --start_from that of the model",
         "model",
-        shown=f"{ModelConfig.encoder_name}, or that of --start_from",
+        shown=ModelConfig.encoder_name,
     )
     pretrained: bool = setting(False, "start from the library's weights", "model")
     encoder_weights: str | None = setting(
