@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 def check_settings(config: TrainingConfig) -> None:
     """Raise OptionError where an option, or two of them together, cannot be right."""
-    check_model_name(config.model)
     check_limits(config)
     both = config.overwrite and config.resume
     require(not both, "--overwrite", "and --resume", "one of the two")
     check_data(config)
     check_folds(config)
     check_training(config)
-    check_model(config)
+    check_start(config)
+    if config.model is not None:  # else it is checked again when it is known
+        check_model(config)
     check_weights(config)
 
 
@@ -107,7 +108,17 @@ def check_training(config: TrainingConfig) -> None:
     )
 
 
+def check_start(config: TrainingConfig) -> None:
+    first = config.start_from
+    if config.model is None and first is None:
+        raise OptionError("--model is required, unless --start_from gives it")
+    fine = first is None or not config.weights
+    needed = "neither --pretrained nor --encoder_weights with it"
+    require(fine, "--start_from", first, needed)
+
+
 def check_model(config: TrainingConfig) -> None:
+    check_model_name(config.model)
     entry, rate = ARCHITECTURES[config.model], config.dropout_rate
     require(
         not config.freeze_encoder_epochs or entry.has_encoder,
@@ -135,7 +146,7 @@ def check_model(config: TrainingConfig) -> None:
         "--pretrained or --encoder_weights with it",
     )
     known = (ModelConfig.encoder_name, entry.fixed_encoder)
-    fine = entry.takes_encoder or config.encoder_name in known
+    fine = entry.takes_encoder or config.encoder in known
     expected = f"another --model: {config.model} has no exchangeable encoder"
     require(fine, "--encoder_name", config.encoder_name, expected)
 
@@ -159,14 +170,12 @@ def check_weights(config: TrainingConfig) -> None:
     many = names is not None or (known and len(known.bands) != 3)
     needed = "weights of red, green and blue with it"
     require(not (config.rgb_bands and many), "--rgb_bands", config.rgb_bands, needed)
-    needed = "--pretrained or --encoder_weights with it"
-    require(
-        config.sensor is None or bool(config.weights), "--sensor", config.sensor, needed
-    )
+    needed = "--pretrained, --encoder_weights or --start_from with it"
+    begun = bool(config.weights or config.start_from)
+    require(config.sensor is None or begun, "--sensor", config.sensor, needed)
     whose = config.normalization_from
-    fine = whose == "auto" or bool(config.weights)
-    require(fine, "--normalization_from", whose, needed)
-    fine = whose != "model"
+    require(whose == "auto" or begun, "--normalization_from", whose, needed)
+    fine = whose != "model" or not config.weights
     needed = "auto or data: encoder weights have no percentiles"
     require(fine, "--normalization_from", whose, needed)
     fine = whose == "auto" or config.normalization == "dataset"
@@ -174,7 +183,7 @@ def check_weights(config: TrainingConfig) -> None:
     require(
         fine, "--normalization_from with --normalization", config.normalization, needed
     )
-    encoder = config.model_config(1).encoder_name or ""
+    encoder = (known and config.model_config(1).encoder_name) or ""
     fine = not known or encoder.removeprefix("tu-").split(".")[0] == known.encoder
     vit = known and known.encoder.startswith("vit")
     other = f"--encoder_name {'tu-' if vit else ''}{known.encoder if known else ''}"

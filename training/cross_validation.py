@@ -30,6 +30,7 @@ from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
 from training.scaling import require_units
 from training.settings import TrainingConfig
+from training.start import find_start, keep_copy, report_start
 from training.weights import initial_model
 
 log = logging.getLogger("semanticseg4eo")
@@ -112,12 +113,15 @@ def cross_validate(
 
     # what cannot be built is an error before the former run is gone
     colours_for(config, pooled)
-    initial_model(config, pooled, config.resume)
+    start = find_start(config, pooled)
+    initial_model(config, pooled, config.resume, start)
     require_units(config, pooled)
     fewest = fewest_patches(plans)
     config = settle_batch_size(config, pooled, fewest, device, group)
     group.broadcast(clear_former_run, config)
+    group.broadcast(keep_copy, config)
     if group.is_main_process:
+        report_start(start, names)
         log_weak_spots(config, pooled, None, test, group)
 
     if config.only_fold is not None:

@@ -40,6 +40,12 @@ from training.run import TrainingRun, build
 from training.samples import make_cache
 from training.scaling import require_units
 from training.settings import TrainingConfig
+from training.start import (
+    keep_copy,
+    report_start,
+    require_another_place,
+    settle_model,
+)
 from training.weights import find_weights
 
 log = logging.getLogger("semanticseg4eo")
@@ -56,7 +62,7 @@ def run_experiment(config: TrainingConfig) -> dict:
     """
     device = local_device(config.device)
     training_precision(config.amp, device)
-    config = settle_classes(config)
+    config = settle_classes(settle_model(config))
     for check in PREFLIGHT_CHECKS:
         check(config)
     require_patches(config)
@@ -112,7 +118,9 @@ def require_colours(config: TrainingConfig) -> None:
 
 
 # what can be checked before any patch is read
-PREFLIGHT_CHECKS = (require_model, require_output, require_test, require_colours)
+PREFLIGHT_CHECKS = (
+    require_model, require_output, require_test, require_colours, require_another_place,
+)  # fmt: skip
 
 
 def train_split(
@@ -137,7 +145,9 @@ def train_split(
     )  # fmt: skip
     build(run)
     group.broadcast(clear_former_run, config)
+    group.broadcast(keep_copy, config)
     if group.is_main_process:
+        report_start(run.start, run.names)
         log_weak_spots(config, train, validation, test, group)
     fit(run)
     return config, group.broadcast(export, run, test)

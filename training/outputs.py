@@ -19,11 +19,13 @@ from training.settings import TrainingConfig
 
 START_ANEW = "start again with --overwrite"
 
+START_COPY = "model_start.pth"  # of the model of --start_from
+
 # what a run writes; what an earlier one left is removed, since its folds would look like new ones
 RUN_FILES = (
     "model_best_loss.pth", "model_best_iou.pth", "model_best_combined.pth",
     "model_final_model.pth", "model_last.pth", "model_metrics.json", "model_training_log.csv",
-    "model_training_plot.png", "model_reliability.png", "model_test_examples.png",
+    START_COPY, "model_training_plot.png", "model_reliability.png", "model_test_examples.png",
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from training.run import TrainingRun, build, make_stepper
 from training.samples import SampleIndex, make_cache
 from training.scaling import require_units
 from training.settings import TrainingConfig
+from training.start import find_start, settle_model
 
 
 def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
@@ -47,6 +48,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     device = problems.attempt(local_device, config.device)
     if device:
         problems.attempt(training_precision, config.amp, device)
+    config = problems.attempt(settle_model, config) or without_start(config)
     settled = problems.attempt(settle_classes, config)
     config = settled or settle_without_dataset(config)
     for check in PREFLIGHT_CHECKS:
@@ -68,6 +70,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     if train:
         problems.attempt(require_several_classes, train)
         problems.attempt(require_units, config, train)
+        problems.attempt(find_start, config, train)
     if problems:
         return problems, {}
     group = ProcessGroup()
@@ -83,6 +86,12 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         outlook["total_seconds"] += reading
     patches = {split: len(index.pairs) for split, index in splits.items()}
     return problems, outlook | {"patches": patches, "batch_size": config.batch_size}
+
+
+def without_start(config: TrainingConfig) -> TrainingConfig:
+    """The settings with which the rest is checked where ``--start_from`` cannot be read."""
+    names = {"start_from": None, "sensor": None, "normalization_from": "auto"}
+    return replace(config, model=config.model or "unet", **names)
 
 
 def measure_run(run: TrainingRun) -> dict:

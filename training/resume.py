@@ -69,6 +69,8 @@ class ResumeState:
             if index:
                 digest.update("\n".join(pair.name for pair in index.pairs).encode())
                 digest.update(index.counts.tobytes())
+        if run.start:
+            fixed["start_from"] = run.start.record["sha256"]
         return fixed | {
             "patches": digest.hexdigest(),
             "processes": run.group.size,

@@ -27,6 +27,7 @@ from training.loop import Stepper, make_scheduler, training_precision
 from training.samples import PatchDataset, SampleIndex, band_quartiles
 from training.scaling import choose_normalization
 from training.settings import TrainingConfig
+from training.start import Start, find_start
 from training.weights import initial_model
 
 
@@ -66,6 +67,7 @@ class TrainingRun:
     normalization: Normalization = None
     colours: list[Colour] = field(default_factory=list)  # of the classes
     quartiles: list[list[float]] | None = None  # of each band's training pixels
+    start: Start | None = None
     origin: dict = field(default_factory=dict)  # of the dataset, see ``joint_headers``
     loss: Callable = None
     history: History = field(default_factory=History)
@@ -115,6 +117,7 @@ class TrainingRun:
             "band_offsets": offsets,
             "band_quartiles": self.quartiles,
             **self.origin,
+            "started_from": self.start and self.start.record,
             "ignore_index": self.config.ignore_index,
             "training_params": asdict(self.config)
             | {
@@ -144,7 +147,7 @@ def build(run: TrainingRun) -> None:
     """
     config, index = run.config, run.train
     run.colours = colours_for(config, index)
-    run.normalization = choose_normalization(config, index)
+    run.start = find_start(config, index)
     run.quartiles = band_quartiles(index.samples)
     run.origin = joint_headers(index.headers)
     torch.manual_seed(config.seed)
@@ -154,7 +157,8 @@ def build(run: TrainingRun) -> None:
         allow_tf32("fp32")  # float32 is not rounded, as in the prediction
     run.model_config = config.model_config(index.shape[0])
     resumed = config.resume and run.last_file.exists()
-    run.model = initial_model(config, index, resumed)
+    run.model = initial_model(config, index, resumed, run.start)
+    run.normalization = choose_normalization(config, index, run.start)
     synchronize_batch_norm(run.model, run.device, run.group)
     run.model.to(run.device, memory_format=torch.channels_last)
     run.precision = training_precision(config.amp, run.device)

@@ -15,6 +15,7 @@ from training.file_bands import file_bands, rgb_channels
 from training.published import PublishedWeights, published_weights
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
+from training.start import Start, start_normalization
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -22,14 +23,18 @@ DARK = 0.03  # of a scaling's range; bytes reach less of 0 to 10,000
 OUTSIDE, SOME_OUTSIDE = 0.5, 0.1  # shares of a band's values
 
 
-def choose_normalization(config: TrainingConfig, index: SampleIndex) -> Normalization:
-    """The normalization that the settings ask for.
+def choose_normalization(
+    config: TrainingConfig, index: SampleIndex, start: Start | None = None
+) -> Normalization:
+    """The normalization that the settings ask for; ``start`` is the model of ``--start_from``.
 
     Raises:
         DatasetError: Patches without a valid pixel; see ``file_bands`` too.
     """
     if config.normalization == "image":
         return Normalization("image")
+    if start:
+        return start_normalization(config, index, start)
     measured = dataset_normalization(index.samples)
     scaling, matches = _published_scaling(config, index)
     if not scaling:

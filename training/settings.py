@@ -23,7 +23,20 @@ class TrainingConfig:
     dataset_root: str = setting(
         help="folder that extraction wrote", group="data", may_change=True
     )
-    model: str = setting(help="architecture (see --list_models)", group="model")
+    model: str | None = setting(
+        None,
+        "architecture (see --list_models)",
+        "model",
+        shown="that of --start_from; required without it",
+    )
+    start_from: str | None = setting(
+        None,
+        "checkpoint of this toolkit whose network training starts from, for other bands and classes "
+        "too",
+        "model",
+        shown="none",
+        may_change=True,
+    )
     mode: str | None = setting(
         None,
         "one foreground class against background, or several classes",
@@ -97,8 +110,11 @@ class TrainingConfig:
         choices=("auto", "ram", "off"),
         may_change=True,
     )
-    encoder_name: str = setting(
-        ModelConfig.encoder_name, "encoder (see --list_encoders)", "model"
+    encoder_name: str | None = setting(
+        None,
+        "encoder (see --list_encoders); with --start_from that of the model",
+        "model",
+        shown=ModelConfig.encoder_name,
     )
     pretrained: bool = setting(False, "start from the library's weights", "model")
     encoder_weights: str | None = setting(
@@ -290,6 +306,11 @@ class TrainingConfig:
         return os.path.join(self.save_dir, *fold)
 
     @property
+    def encoder(self) -> str:
+        """The encoder's name; ``training.start`` settles it where another model gives it."""
+        return self.encoder_name or ModelConfig.encoder_name
+
+    @property
     def weights(self) -> str | None:
         """The pretrained weights to start from, or None."""
         return self.encoder_weights or ("imagenet" if self.pretrained else None)
@@ -297,7 +318,7 @@ class TrainingConfig:
     def model_config(self, in_channels: int) -> ModelConfig:
         """What the network is built from, for so many bands."""
         outputs = self.classes if self.mode == "multiclass" else 1
-        entry, encoder = ARCHITECTURES[self.model], self.encoder_name
+        entry, encoder = ARCHITECTURES[self.model], self.encoder
         if not entry.takes_encoder:
             encoder = entry.fixed_encoder
         return ModelConfig(self.model, in_channels, outputs, encoder, self.dropout_rate)

@@ -19,21 +19,27 @@ from common.architectures import ModelConfig, is_weights_file
 from common.errors import CheckpointError, SegmentationError
 from common.text import listed
 from model_training import build_model, check_architecture, load_safely
+from training.dataset import names_for
 from training.file_bands import FileBands, file_bands, rgb_channels
 from training.kernels import first_conv, match_kernels
 from training.published import PublishedWeights, published_weights
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
+from training.start import Start, start_model
 
 log = logging.getLogger("semanticseg4eo")
 
 
 def initial_model(
-    config: TrainingConfig, index: SampleIndex, resumed: bool = False
+    config: TrainingConfig,
+    index: SampleIndex,
+    resumed: bool = False,
+    start: Start | None = None,
 ) -> nn.Module:
     """Build the network that a training on some patches begins with.
 
     ``resumed``: its weights will be those of an unfinished run, so that none are loaded here.
+    ``start``: the model of ``--start_from``.
 
     Raises:
         OptionError: See ``build_model``.
@@ -42,6 +48,8 @@ def initial_model(
     model_config = config.model_config(index.shape[0])
     if resumed:
         return build_initial_model(model_config)
+    if start:
+        return start_model(model_config, start, names_for(config, index))
     channels, bands = rgb_channels(config, index), file_bands(config, index)
     return build_initial_model(model_config, config.weights, channels, bands)
 

@@ -249,7 +249,7 @@ def test_the_checkpoint_of_another_training_is_refused_by_what_it_holds(tmp_path
         ({"encoder_weights": "B13_rn50_softcon.pth"}, "--encoder_name resnet50, whose weights"),
         ({"encoder_weights": "vits16_landsat_oli_sr_moco-c9b8898d.pth"}, "--model dpt"),
         ({"encoder_weights": "a.pth", "weights_bands": "B2,B8", "rgb_bands": "3,2,1"}, "--rgb_bands 3,2,1"),
-        ({"sensor": "sentinel2"}, "--sensor sentinel2: expected --pretrained or"),
+        ({"sensor": "sentinel2"}, "--sensor sentinel2: expected --pretrained, "),
         ({"normalization_from": "data"}, "--normalization_from data: expected"),
         ({"encoder_weights": "a.pth", "normalization_from": "model"}, "have no percentiles"),
         ({"encoder_weights": "a.pth", "normalization_from": "data", "normalization": "image"}, "percentiles"),

@@ -26,7 +26,7 @@ from training.settings import TrainingConfig
         ("epochs", 100),
         ("batch_size", 4),
         ("learning_rate", 1e-3),
-        ("encoder_name", "resnet34"),
+        ("encoder", "resnet34"),
         ("pretrained", False),
         ("data_augmentation", "symmetries"),
         ("use_class_weights", False),
