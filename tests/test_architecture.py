@@ -31,6 +31,7 @@ ARROWS = {
     "evaluation": {"common", "model_training"},
     "training": SHARED,
     "prediction": SHARED,
+    "exporting": SHARED,
     "extraction": {"common"},
     "main": SHARED | {"training"},
     "Predict_large_image": SHARED | {"prediction"},
