@@ -97,7 +97,6 @@ def between(values: Sequence[float]) -> float | str:
 
 
 def _front_matter(subject: ExportSubject) -> str:
-    sensor = facts.sensor(subject)
     entries = {
         "license": "other",
         "license_name": "to-be-filled-in",
@@ -107,7 +106,7 @@ def _front_matter(subject: ExportSubject) -> str:
         "tags": ["semantic-segmentation", "earth-observation", "remote-sensing"],
         "bands": facts.band_names(subject),
         "classes": subject.checkpoints[0].class_names,
-        "sensor": sensor,
+        "sensor": " and ".join(facts.sensors(subject)) or None,
         "pixel_size_metres": float(f"{subject.resolution:.6g}"),
     }
     known = {key: value for key, value in entries.items() if value is not None}
@@ -119,7 +118,9 @@ def _introduction(subject: ExportSubject) -> str:
     first = subject.checkpoints[0]
     count = len(subject.checkpoints)
     members = f", the mean of {count} models" if count > 1 else ""
-    sensor = facts.sensor(subject) or "a sensor that the training images do not name"
+    sensor = (
+        " and ".join(facts.sensors(subject)) or "a sensor that the images do not name"
+    )
     return (
         f"# {cell(subject.onnx.stem)}\n\n"
         f"A model for semantic segmentation ({facts.architectures(subject)}{members}): it gives each pixel one of "

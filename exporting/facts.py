@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from common.architectures import ARCHITECTURES
 from common.colours import hex_of_colour
+from common.sensors import common_names, sensor_of
+from common.text import split_dates
 from exporting.footprint import ground_of
 from model_training import Checkpoint
 
@@ -71,6 +73,17 @@ def band_names(subject: ExportSubject) -> list[str]:
     return numbered([text or f"band_{n}" for n, text in enumerate(stored, start=1)])
 
 
+def band_words(subject: ExportSubject) -> list[str | None]:
+    """What each band is, in the words of ``common.sensors``; None where it is not certain."""
+    first = subject.checkpoints[0]
+    stored = (
+        first.metadata.get("band_descriptions") or [None] * first.config.in_channels
+    )
+    plain = [name for name, _ in split_dates(stored)]
+    words = common_names(plain, sensor_of(",".join(sensors(subject))))
+    return [None if word == "?" else word for word in words]
+
+
 def class_entries(subject: ExportSubject) -> list[ClassEntry]:
     first = subject.checkpoints[0]
     names = first.class_names
@@ -100,10 +113,10 @@ def architectures(subject: ExportSubject) -> str:
     return ", ".join(dict.fromkeys(map(architecture, subject.checkpoints)))
 
 
-def sensor(subject: ExportSubject) -> str | None:
-    """What the images were taken by; several names have commas between them."""
-    named = [checkpoint.metadata.get("sensor") for checkpoint in subject.checkpoints]
-    return ", ".join(dict.fromkeys(filter(None, named))) or None
+def sensors(subject: ExportSubject) -> list[str]:
+    """What the images were taken by, as their scenes say it."""
+    texts = (one.metadata.get("sensor") or "" for one in subject.checkpoints)
+    return sorted({name.strip() for text in texts for name in text.split(",")} - {""})
 
 
 def acquired(subject: ExportSubject) -> list[date]:

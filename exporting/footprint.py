@@ -15,7 +15,7 @@ from shapely.geometry.polygon import orient
 
 from common.ground import on_earth, to_one_crs
 
-MOST_POLYGONS = 100  # of one CRS; patches that lie in more parts get a hull
+MOST_POLYGONS = 100  # where patches lie in more parts, neighbours get a hull
 DIGITS = 6  # of a degree, which is a tenth of a metre
 UNIT = 10**-DIGITS
 
@@ -35,10 +35,23 @@ def ground_of(
             polygons += _polygons_in_degrees(place["crs"], place["bounds"])
     if not polygons:
         return None
-    ground = shapely.union_all(polygons).simplify(10 * UNIT)
+    ground = _fewer_parts(shapely.union_all(polygons).simplify(10 * UNIT))
     ground = shapely.set_precision(ground, UNIT)
     parts = [orient(part) for part in shapely.get_parts(ground)]  # RFC 7946, 3.1.6
     return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+
+
+def _fewer_parts(ground: shapely.Geometry) -> shapely.Geometry:
+    """Ground of many parts as the hulls of those that begin in one square of longitude and latitude."""
+    parts, side = shapely.get_parts(ground), 1e-2  # degrees
+    while len(parts) > MOST_POLYGONS:
+        squares = np.floor(shapely.bounds(parts)[:, :2] / side)
+        groups = np.unique(squares, axis=0, return_inverse=True)[1].ravel()
+        order = np.argsort(groups)
+        together = shapely.multipolygons(parts[order], indices=groups[order])
+        parts = shapely.get_parts(shapely.union_all(shapely.convex_hull(together)))
+        side *= 2
+    return shapely.union_all(parts)
 
 
 def _polygons_in_degrees(crs: str, bounds: Sequence) -> list[shapely.Polygon]:
@@ -47,8 +60,6 @@ def _polygons_in_degrees(crs: str, bounds: Sequence) -> list[shapely.Polygon]:
     if not on_earth(system):
         return []
     union = shapely.union_all(shapely.box(*np.transpose(bounds)))
-    if shapely.get_num_geometries(union) > MOST_POLYGONS:
-        union = union.convex_hull
     parts = shapely.get_parts(union)
     parts = to_one_crs(parts, [system] * len(parts), "EPSG:4326")
     there = [part for part in parts if np.isfinite(part.bounds).all()]

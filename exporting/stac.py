@@ -30,10 +30,12 @@ EXTENSIONS = [
     f"https://stac-extensions.github.io/{name}/schema.json"
     for name in ("mlm/v1.5.2", "eo/v1.1.0", "classification/v2.0.0", "file/v2.1.0")
 ]
-# the names that the eo extension knows
+# the eo extension's names of bands, by those of ``common.sensors``; a thermal band has several there
 COMMON_NAMES = {
-    "coastal", "blue", "green", "red", "rededge", "yellow", "pan", "nir", "nir08", "nir09",
-    "cirrus", "swir16", "swir22", "lwir", "lwir11", "lwir12",
+    "coastal": "coastal", "blue": "blue", "green": "green", "red": "red", "rededge1": "rededge",
+    "rededge2": "rededge", "rededge3": "rededge", "nir": "nir", "nir_narrow": "nir08",
+    "water_vapour": "nir09", "cirrus": "cirrus", "swir1": "swir16", "swir2": "swir22",
+    "pan": "pan",
 }  # fmt: skip
 TASKS = ["semantic-segmentation"]
 
@@ -88,13 +90,13 @@ def model_name(stem: str) -> str:
 
 def _properties(subject: ExportSubject, name: str) -> dict:
     first = subject.checkpoints[0]
-    sensor = facts.sensor(subject)
+    sensors = facts.sensors(subject)
     models = [checkpoint.model for checkpoint in subject.checkpoints]
     return {
         "title": subject.onnx.stem,
         "description": _description(subject),
         **_times(subject),
-        **({"platform": sensor} if sensor and "," not in sensor else {}),
+        **({"platform": sensors[0]} if len(sensors) == 1 else {}),
         "gsd": float(f"{subject.resolution:.6g}"),
         "mlm:name": name,
         "mlm:architecture": facts.architectures(subject),
@@ -114,8 +116,8 @@ def _properties(subject: ExportSubject, name: str) -> dict:
 def _description(subject: ExportSubject) -> str:
     count = len(subject.checkpoints)
     members = f" It averages {count} models." if count > 1 else ""
-    sensor = facts.sensor(subject)
-    taken = f" Its training images were taken by {sensor}." if sensor else ""
+    sensors = " and ".join(facts.sensors(subject))
+    taken = f" Its training images were taken by {sensors}." if sensors else ""
     times = (
         ""
         if facts.acquired(subject)
@@ -225,11 +227,11 @@ def _nodata(value: float | None) -> float | str | None:
 
 
 def _assets(subject: ExportSubject) -> dict:
-    names = facts.band_names(subject)
+    pairs = zip(facts.band_names(subject), facts.band_words(subject))
     bands = [
         {"name": name}
-        | ({"common_name": name.lower()} if name.lower() in COMMON_NAMES else {})
-        for name in names
+        | ({"common_name": COMMON_NAMES[word]} if word in COMMON_NAMES else {})
+        for name, word in pairs
     ]
     model = {
         **_file(subject.onnx, subject.onnx.parent),

@@ -138,11 +138,11 @@ def test_the_footprint_and_the_time_are_those_of_the_training_patches(tmp_path):
 
 
 def test_one_day_is_a_time_too(tmp_path):
-    one = KNOWN | {"acquired": ["2021-06-19"], "sensor": "Sentinel-2A, Sentinel-2B"}
+    one = KNOWN | {"acquired": ["2021-06-19"], "sensor": "Sentinel-2A,Sentinel-2B"}
     properties = stac_item(make_subject(tmp_path, **one))["properties"]
     assert properties["datetime"] == "2021-06-19T00:00:00Z"
     assert "platform" not in properties
-    assert "Sentinel-2A, Sentinel-2B" in properties["description"]
+    assert "Sentinel-2A and Sentinel-2B" in properties["description"]
 
 
 def test_an_older_checkpoint_has_no_place_and_the_time_of_its_file(tmp_path):
@@ -173,18 +173,25 @@ def test_assets_are_the_file_and_its_checkpoint_as_they_lie(tmp_path):
     assert (model["href"], model["file:size"]) == ("./model.onnx", 4)
     assert model["file:checksum"] == "1220" + hashlib.sha256(b"onnx").hexdigest()
     assert model["eo:bands"] == [
-        {"name": "blue_1"},
-        {"name": "B8A_2"},
-        {"name": "B8A_3"},
+        {"name": "blue_1", "common_name": "blue"},
+        {"name": "B8A_2", "common_name": "nir08"},
+        {"name": "B8A_3", "common_name": "nir08"},
     ]
     assert checkpoint["href"] == "./run/fold_1/model_final_model.pth"
     assert "mlm:model" not in checkpoint["roles"]
 
 
-def test_only_what_stac_calls_a_band_is_a_common_name(tmp_path):
-    subject = make_subject(tmp_path, band_descriptions=["Red", "nir", "B04"])
-    bands = stac_item(subject)["assets"]["model"]["eo:bands"]
-    assert [band.get("common_name") for band in bands] == ["red", "nir", None]
+def test_bands_have_stacs_names_where_it_is_certain_what_they_are(tmp_path):
+    def common(names: list[str], **known) -> list[str | None]:
+        subject = make_subject(tmp_path, band_descriptions=names, **known)
+        bands = stac_item(subject)["assets"]["model"]["eo:bands"]
+        return [band.get("common_name") for band in bands]
+
+    assert common(["Red", "B8A", "B11"]) == ["red", "nir08", "swir16"]
+    assert common(["B3", "B4", "B6"]) == [None] * 3, "of which sensor?"
+    assert common(["B3", "B4", "B6"], sensor="Landsat-7") == ["red", "nir", None]
+    dates = ["B04_20210619", "B05_20210619", "height"]
+    assert common(dates, sensor="Sentinel-2B") == ["red", "rededge", None]
 
 
 def test_names_that_the_extension_allows():
