@@ -16,7 +16,7 @@ from common import SPLITS, VERSION
 from common.files import atomic_write
 from common.text import listed
 from exporting import facts
-from exporting.footprint import bounding_box, ground_of
+from exporting.footprint import bounding_box, outline_of
 from model_training import Checkpoint
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def _split_row(places: Sequence[dict], split: str) -> tuple | None:
     count = sum(len(place["bounds"]) for place in places if place["split"] == split)
     if not count:
         return None
-    ground = ground_of(places, {split})
+    ground = outline_of(places, {split})
     return (split, count, *(bounding_box(ground) if ground is not None else [None] * 4))
 
 

@@ -19,7 +19,7 @@ from common.architectures import ARCHITECTURES
 from common.colours import hex_of_colour
 from common.sensors import common_names, sensor_of
 from common.text import split_dates
-from exporting.footprint import ground_of
+from exporting.footprint import outline_of
 from model_training import Checkpoint
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def training_ground(subject: ExportSubject):
             return None
         places += known
         splits |= set(training_splits(checkpoint))
-    return ground_of(places, splits)
+    return outline_of(places, splits)
 
 
 def percentiles(checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
