@@ -105,7 +105,7 @@ def _front_matter(subject: ExportSubject) -> str:
         "pipeline_tag": "image-segmentation",
         "tags": ["semantic-segmentation", "earth-observation", "remote-sensing"],
         "bands": facts.band_names(subject),
-        "classes": subject.checkpoints[0].class_names,
+        "classes": subject.first.class_names,
         "sensor": " and ".join(facts.sensors(subject)) or None,
         "pixel_size_metres": float(f"{subject.resolution:.6g}"),
     }
@@ -115,7 +115,7 @@ def _front_matter(subject: ExportSubject) -> str:
 
 
 def _introduction(subject: ExportSubject) -> str:
-    first = subject.checkpoints[0]
+    first = subject.first
     count = len(subject.checkpoints)
     members = f", the mean of {count} models" if count > 1 else ""
     sensor = (
@@ -123,8 +123,8 @@ def _introduction(subject: ExportSubject) -> str:
     )
     return (
         f"# {cell(subject.onnx.stem)}\n\n"
-        f"A model for semantic segmentation ({facts.architectures(subject)}{members}): it gives each pixel one of "
-        f"{len(first.class_names)} classes ({cell(listed(first.class_names))}), from "
+        f"A model for semantic segmentation ({facts.architectures(subject)}{members}): it gives each "
+        f"pixel one of {len(first.class_names)} classes ({cell(listed(first.class_names))}), from "
         f"{first.config.in_channels} bands of {cell(sensor)} at {subject.resolution:.4g} m. "
         f"SemanticSeg4EO {VERSION} exported it and wrote this card; a STAC item with the same facts "
         f"for machines is in `{subject.onnx.stem}.json`.\n\n"
@@ -175,29 +175,29 @@ def _limits(subject: ExportSubject) -> str:
 
 def _input(subject: ExportSubject) -> str:
     names, size = facts.band_names(subject), subject.config.patch_size
-    limits = [facts.percentiles(checkpoint) for checkpoint in subject.checkpoints]
+    limits = [facts.limits(checkpoint) for checkpoint in subject.checkpoints]
     lows, highs = zip(*limits)
-    nodata = subject.checkpoints[0].metadata.get("nodata") or [None] * len(names)
+    nodata = subject.first.metadata.get("nodata") or [None] * len(names)
     rows = [
         (number, name, between(low), between(high), declared)
         for number, name, low, high, declared in zip(
             range(1, len(names) + 1), names, zip(*lows), zip(*highs), nodata
         )
     ]
-    stored = subject.checkpoints[0].metadata.get("data_type")
+    stored = subject.first.metadata.get("data_type")
     kind = f" ({stored} in the training)" if stored else ""
-    heads = ("band", "name", "1st percentile, becomes 0", "99th, becomes 1", "nodata")
+    heads = ("band", "name", "becomes 0", "becomes 1", "nodata")
     return (
         "## Input\n\n"
         f"float32 (N, {len(names)}, {size}, {size}): the values of the files as they are, without "
-        f"scale and offset{kind}. The model normalizes them itself, by the percentiles of the training "
-        "pixels, and finds pixels that are NaN, infinite or nodata.\n\n"
-        + table(heads, rows)
+        f"scale and offset{kind}. The model normalizes them itself, from the values below to 0 and 1 "
+        "(the 1st and 99th percentile of the training pixels, unless the training took others), and "
+        "finds pixels that are NaN, infinite or nodata.\n\n" + table(heads, rows)
     )
 
 
 def _output(subject: ExportSubject) -> str:
-    config, size = subject.checkpoints[0].config, subject.config.patch_size
+    config, size = subject.first.config, subject.config.patch_size
     meaning = (
         f"the probability of class 1, which a pixel is where it is at least "
         f"{subject.config.threshold:g}"
@@ -206,13 +206,14 @@ def _output(subject: ExportSubject) -> str:
     )
     rows = [(e.value, e.name, e.code, e.colour) for e in facts.class_entries(subject)]
     return (
-        f"## Output\n\nfloat32 (N, {config.num_classes}, {size}, {size}): {meaning}.\n\n"
+        f"## Output\n\nfloat32 (N, {config.num_classes}, {size}, {size}): {meaning}. Pixels without "
+        "data get values too, which mean nothing.\n\n"
         + table(("class", "name", "value in the labels", "colour"), rows)
     )
 
 
 def _how_to(subject: ExportSubject) -> str:
-    size, config = subject.config.patch_size, subject.checkpoints[0].config
+    size, config = subject.config.patch_size, subject.first.config
     classes = (
         f"(probabilities[0, 0] >= {subject.config.threshold:g}).astype(np.uint8)"
         if config.mode == "binary"
@@ -263,7 +264,7 @@ def _scores(subject: ExportSubject) -> str:
             "patches, the scores are too good."
         )
     listing = "\n".join(notes)
-    binary = subject.checkpoints[0].config.mode == "binary"
+    binary = subject.first.config.mode == "binary"
     what = "those of class 1" if binary else "means over the classes that are present"
     return (
         f"## Scores\n\nIoU and F1 are {what}.\n\n{table(heads, rows)}\n\n{listing}\n\n"
@@ -289,7 +290,7 @@ def _class_scores(subject: ExportSubject, found: Sequence) -> str:
     kind = next(kind for kind in EXAMINATIONS if kind in {k for _, k, _ in found})
     results = [result["per_class"] for _, k, result in found if k == kind]
     rows = []
-    for number, name in enumerate(subject.checkpoints[0].class_names):
+    for number, name in enumerate(subject.first.class_names):
         entries = [result[number] for result in results]
         row = [name, between([entry.get("pixels", 0) for entry in entries])]
         for key in CLASS_SCORES:
@@ -301,7 +302,7 @@ def _class_scores(subject: ExportSubject, found: Sequence) -> str:
 
 
 def _training(subject: ExportSubject) -> str:
-    first = subject.checkpoints[0]
+    first = subject.first
     origin = facts.origin(first)
     rows = [
         ("model", facts.architectures(subject)),
@@ -337,8 +338,8 @@ def _split_text(checkpoint: Checkpoint) -> str:
     if options.get("val_strategy") != "kfold":
         return (
             "The best epoch was chosen by the validation split. How the patches were shared among "
-            f"the splits (at random, by blocks of ground, by scenes), the checkpoint does not say: {FILL_IN}. "
-            "Scores on patches that lie among those of the training are better than those on new "
+            "the splits (at random, by blocks of ground, by scenes), the checkpoint does not say: "
+            f"{FILL_IN}. Scores on patches that lie among those of the training are better than those on new "
             "ground."
         )
     kind = {
@@ -355,7 +356,7 @@ def _split_text(checkpoint: Checkpoint) -> str:
 
 
 def _ground(subject: ExportSubject) -> str:
-    days, first = facts.acquired(subject), subject.checkpoints[0]
+    days, first = facts.acquired(subject), subject.first
     taken = "The checkpoint does not say when the images were taken."
     if days:
         ends = dict.fromkeys(day.isoformat() for day in (days[0], days[-1]))

@@ -30,7 +30,8 @@ TRAINING_OPTIONS = (
     "epochs", "epochs_run", "batch_size", "accumulate", "learning_rate", "weight_decay",
     "scheduler", "warmup_epochs", "freeze_encoder_epochs", "clip_grad", "patience", "loss",
     "use_class_weights", "dropout_rate", "data_augmentation", "val_strategy", "n_splits",
-    "fold_by", "block_size", "buffer", "seed", "best_val_loss", "best_val_iou",
+    "fold_by", "block_size", "buffer", "normalization_from", "seed", "best_val_loss",
+    "best_val_iou",
 )  # fmt: skip
 FOLD_OPTIONS = {
     "n_splits",
@@ -66,7 +67,7 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 def band_names(subject: ExportSubject) -> list[str]:
     """A name for each band, all different: the description, or its number without one."""
-    first = subject.checkpoints[0]
+    first = subject.first
     stored = (
         first.metadata.get("band_descriptions") or [None] * first.config.in_channels
     )
@@ -75,7 +76,7 @@ def band_names(subject: ExportSubject) -> list[str]:
 
 def band_words(subject: ExportSubject) -> list[str | None]:
     """What each band is, in the words of ``common.sensors``; None where it is not certain."""
-    first = subject.checkpoints[0]
+    first = subject.first
     stored = (
         first.metadata.get("band_descriptions") or [None] * first.config.in_channels
     )
@@ -85,7 +86,7 @@ def band_words(subject: ExportSubject) -> list[str | None]:
 
 
 def class_entries(subject: ExportSubject) -> list[ClassEntry]:
-    first = subject.checkpoints[0]
+    first = subject.first
     names = first.class_names
     labels = numbered([plain_label(name, f"class_{i}") for i, name in enumerate(names)])
     colours = map(hex_of_colour, first.class_colours)
@@ -152,7 +153,7 @@ def training_ground(subject: ExportSubject):
     return outline_of(places, splits)
 
 
-def percentiles(checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
+def limits(checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
     """The values of each band that become 0 and 1 in the network's input."""
     return list(checkpoint.normalization.low), list(checkpoint.normalization.high)
 

@@ -89,7 +89,7 @@ def model_name(stem: str) -> str:
 
 
 def _properties(subject: ExportSubject, name: str) -> dict:
-    first = subject.checkpoints[0]
+    first = subject.first
     sensors = facts.sensors(subject)
     models = [checkpoint.model for checkpoint in subject.checkpoints]
     return {
@@ -125,7 +125,7 @@ def _description(subject: ExportSubject) -> str:
         "acquisition of the images is not known."
     )
     return (
-        f"Semantic segmentation into {len(subject.checkpoints[0].class_names)} classes, exported by "
+        f"Semantic segmentation into {len(subject.first.class_names)} classes, exported by "
         f"SemanticSeg4EO {VERSION}.{members}{taken}{times}"
     )
 
@@ -166,7 +166,7 @@ def _input(subject: ExportSubject) -> dict:
 
 
 def _output(subject: ExportSubject) -> dict:
-    size, config = subject.config.patch_size, subject.checkpoints[0].config
+    size, config = subject.config.patch_size, subject.first.config
     binary = config.mode == "binary"
     meaning = (
         "The probability of class 1; a pixel is of class 1 where it is at least "
@@ -202,17 +202,17 @@ def _hyperparameters(subject: ExportSubject) -> dict:
     """What the graph computes with and how it was trained; of several models, a list of both."""
     members = [_member(checkpoint) for checkpoint in subject.checkpoints]
     found = members[0] if len(members) == 1 else {"members": members}
-    if subject.checkpoints[0].config.mode == "binary":
+    if subject.first.config.mode == "binary":
         found = {"threshold": subject.config.threshold} | found
     return found
 
 
 def _member(checkpoint: Checkpoint) -> dict:
-    low, high = facts.percentiles(checkpoint)
+    low, high = facts.limits(checkpoint)
     found = {
         "normalization": checkpoint.normalization.rule,
-        "percentile_1": low,
-        "percentile_99": high,
+        "normalization_low": low,
+        "normalization_high": high,
         "temperature": checkpoint.temperature,
     }
     nodata = checkpoint.metadata.get("nodata") or []

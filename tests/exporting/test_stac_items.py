@@ -95,11 +95,11 @@ def test_a_binary_model_has_two_classes_and_one_probability(tmp_path):
     assert "at least 0.5" in result["description"]
 
 
-def test_hyperparameters_hold_percentiles_and_training_but_no_folder(tmp_path):
+def test_hyperparameters_hold_scaling_and_training_but_no_folder(tmp_path):
     item = stac_item(make_subject(tmp_path, **KNOWN))
     found = item["properties"]["mlm:hyperparameters"]
-    assert found["percentile_1"] == [100.0] * 3
-    assert found["percentile_99"] == [3000.0] * 3
+    assert found["normalization_low"] == [100.0] * 3
+    assert found["normalization_high"] == [3000.0] * 3
     assert found["nodata"] == [-9999.0, None, "nan"]
     assert (found["epochs"], found["loss"], found["temperature"]) == (
         7,
@@ -114,7 +114,7 @@ def test_hyperparameters_hold_percentiles_and_training_but_no_folder(tmp_path):
 def test_an_ensemble_describes_every_member(tmp_path):
     item = stac_item(make_subject(tmp_path, members=2, **KNOWN))
     first, second = item["properties"]["mlm:hyperparameters"]["members"]
-    assert (first["percentile_1"][0], second["percentile_1"][0]) == (100, 200)
+    assert (first["normalization_low"][0], second["normalization_low"][0]) == (100, 200)
     assert [item["assets"][f"checkpoint_{n}"]["href"] for n in (1, 2)] == [
         f"./run/fold_{n}/model_final_model.pth" for n in (1, 2)
     ]
