@@ -49,12 +49,12 @@ def load_subject(config: ExportConfig) -> ExportSubject:
                 f"{file} normalizes by the percentile of each window (an earlier version), which no "
                 "ONNX file can repeat for other windows; train it again"
             )
-        _require_size(config.patch_size, file, checkpoint)
+        require_size(config.patch_size, file, checkpoint)
     resolution = config.resolution or _trained_resolution(files, checkpoints)
     return ExportSubject(files, checkpoints, config, resolution, Path(config.output))
 
 
-def _require_size(size: int, file: str, checkpoint: Checkpoint) -> None:
+def require_size(size: int, file: str, checkpoint: Checkpoint) -> None:
     """Raise OptionError unless a network takes squares of this side without padding."""
     name = checkpoint.config.model_name
     entry = ARCHITECTURES[name]
