@@ -46,17 +46,25 @@ def share_text(share: float, about: str = "about ", little: str = "less than ") 
     return f"{about}{share:.1%}" if share >= 0.0005 else f"{little}0.1%"
 
 
-def number_dates(names: Sequence[str | None]) -> list[str | None]:
-    """Names of bands with the dates at their ends, as B04_20210619, replaced by their order.
+def split_dates(names: Sequence[str | None]) -> list[tuple[str | None, int]]:
+    """Names of bands without the dates at their ends, as B04_20210619, and the order of the date.
 
-    So the bands of two dates of one year are those of two dates of another.
+    The order is 1, 2... by rising dates; 0 without a date.
     """
     found = [re.fullmatch(r"(.+)_(\d{8})", name or "") for name in names]
     dates = sorted({match[2] for match in found if match})
     return [
-        f"{match[1]}_{dates.index(match[2]) + 1}" if match else name
+        (match[1], dates.index(match[2]) + 1) if match else (name, 0)
         for name, match in zip(names, found)
     ]
+
+
+def number_dates(names: Sequence[str | None]) -> list[str | None]:
+    """Names of bands with the dates at their ends replaced by their order, as B04_1.
+
+    So the bands of two dates of one year are those of two dates of another.
+    """
+    return [f"{name}_{order}" if order else name for name, order in split_dates(names)]
 
 
 def shorten(name: str, longest: int = 40) -> str:

@@ -29,6 +29,10 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = _BYTECODE.name
 
+# tiny networks: a second thread only waits, and badly so where the cores are busy; torch reads it
+# when it is loaded
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from helpers import pictures, write_dataset
 
 _EMPTY_CACHE = tempfile.TemporaryDirectory()
@@ -38,8 +42,6 @@ os.environ |= {
     "TORCH_HOME": _EMPTY_CACHE.name,
     "https_proxy": "http://127.0.0.1:9",  # nobody listens there: refused at once
 }
-# tiny networks: a second thread only waits, and badly so where the cores are busy
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

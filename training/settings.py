@@ -12,6 +12,7 @@ from common.architectures import (
     ModelConfig,
 )
 from common.options import class_colors_setting, setting
+from common.sensors import SENSORS
 from training.checks import check_settings
 
 
@@ -104,13 +105,27 @@ class TrainingConfig:
         "model",
         shown="found from the band descriptions",
     )
+    sensor: str | None = setting(
+        None,
+        "what measured the bands; needed where their names mean other bands on other sensors",
+        "model",
+        shown="what the patches say, else what the names of their bands tell",
+        choices=tuple(SENSORS),
+    )
     dropout_rate: float = setting(
         ModelConfig.dropout_rate,
         "dropout of unet-dropout and pixel, 0 or more and less than 1",
         "model",
     )
     epochs: int = setting(100, "passes over the training patches", "training", least=1)
-    batch_size: int = setting(4, "patches per batch, and process", "training", least=1)
+    batch_size: int | str = setting(
+        4,
+        "patches per batch, and process; auto tries at the start how many the GPU has memory for, "
+        "64 at most",
+        "training",
+        least=1,
+        or_auto=True,
+    )
     accumulate: int = setting(1, "batches per step of the weights", "training", least=1)
     amp: str = setting(
         "auto",
