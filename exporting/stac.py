@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import shapely
 
 from common import VERSION
-from common.errors import SegmentationError
-from common.files import write_json
+from common.files import require_new_files, write_json
 from exporting import facts
 from exporting.footprint import bounding_box
+from exporting.onnx_file import INPUT, OUTPUT
 from model_training import Checkpoint
 
 if TYPE_CHECKING:
@@ -46,10 +46,7 @@ def write_item(subject: ExportSubject, target: Path, overwrite: bool) -> None:
     Raises:
         SegmentationError: The item is there too, and may not be replaced.
     """
-    if target.exists() and not overwrite:
-        raise SegmentationError(
-            f"{target} is there already; give --overwrite to replace it, or another --output"
-        )
+    require_new_files([target], overwrite)
     write_json(target, stac_item(subject))
 
 
@@ -153,7 +150,7 @@ def _origin(checkpoint: Checkpoint) -> dict:
 def _input(subject: ExportSubject) -> dict:
     size, names = subject.config.patch_size, facts.band_names(subject)
     return {
-        "name": "image",
+        "name": INPUT,
         "description": "The values of the scene as its file holds them: the graph finds pixels that "
         "are NaN, infinite or nodata, and normalizes.",
         "bands": names,
@@ -175,7 +172,7 @@ def _output(subject: ExportSubject) -> dict:
         else "The probability of each class; a pixel is of the most probable one."
     )
     return {
-        "name": "probabilities",
+        "name": OUTPUT,
         "description": meaning,
         "tasks": TASKS,
         "result": {

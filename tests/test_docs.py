@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from colour_distance import DEUTERANOPIA, smallest
 
 import Evaluate_map
+import Export_model
 import main
 import model_training
 import Patch_extraction
@@ -36,6 +37,7 @@ from common import VERSION
 from common.colours import PALETTE
 from common.console import settings_from
 from evaluation.settings import EvaluationConfig
+from exporting.settings import ExportConfig
 from prediction.settings import PredictionConfig
 from training.settings import TrainingConfig
 
@@ -59,13 +61,17 @@ SCRIPTS = {
     "Patch_extraction.py": Patch_extraction,
     "Predict_large_image.py": Predict_large_image,
     "Evaluate_map.py": Evaluate_map,
+    "Export_model.py": Export_model,
 }
 SETTINGS = {
     "main.py": TrainingConfig,
     "Predict_large_image.py": PredictionConfig,
     "Evaluate_map.py": EvaluationConfig,
+    "Export_model.py": ExportConfig,
 }
-PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
+PACKAGES = (
+    "common", "extraction", "training", "evaluation", "prediction", "exporting",
+)  # fmt: skip
 END = "<!-- end -->"
 # of other programs
 FOREIGN_FLAGS = {"--torch-backend", "--help", "--shm-size", "--array", "--no-NAME"}
@@ -84,6 +90,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "main": main.build_parser(),
         "predict": Predict_large_image.build_parser(),
         "evaluate": Evaluate_map.build_parser(),
+        "export": Export_model.build_parser(),
     }
 
 
@@ -172,6 +179,7 @@ GENERATED = [
             "main",
             "predict",
             "evaluate",
+            "export",
         )
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import pystac
 import pytest
+from export_helpers import run_export, write_checkpoint
 from item_helpers import KNOWN, errors_of, make_subject, schemas
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
@@ -212,3 +213,26 @@ def test_what_exists_is_replaced_only_on_demand(tmp_path):
         write_item(subject, target, overwrite=False)
     write_item(subject, target, overwrite=True)
     assert json.loads(target.read_text())["id"] == "model"
+
+
+def test_the_script_writes_an_item_and_keeps_a_card(tmp_path, monkeypatch):
+    def write(target, *_):
+        target.write_bytes(b"onnx")
+
+    monkeypatch.setattr("exporting.export.write_onnx", write)
+    monkeypatch.setattr("exporting.export.require_libraries", lambda: None)
+    file, model = tmp_path / "model.onnx", write_checkpoint(tmp_path / "model.pth")
+    item, card = file.with_suffix(".json"), file.with_suffix(".md")
+    words = ("--model", model, "--output", file, "--patch_size", 32)
+    card.write_text("mine")
+    done = run_export(*words)
+    assert (done.status, done.out.split()) == (0, [str(file), str(item)])
+    assert "model.md is kept as it is" in done.err
+    file.unlink()
+    again = run_export(*words)
+    assert again.status == 1
+    assert "model.json is there already; give --overwrite" in again.err
+    assert not file.exists(), "before the work"
+    done = run_export(*words, "--overwrite")
+    assert done.out.split() == [str(file), str(item), str(card)]
+    assert card.read_text() != "mine"
