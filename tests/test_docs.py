@@ -33,6 +33,7 @@ import main
 import model_training
 import Patch_extraction
 import Predict_large_image
+from common import VERSION
 from common.colours import PALETTE
 from common.console import settings_from
 from evaluation.settings import EvaluationConfig
@@ -605,6 +606,14 @@ def test_every_page_and_every_picture_is_shown_somewhere():
         assert str(page.relative_to(ROOT)) in README.read_text(), page
     for picture in (ROOT / "examples").glob("*.png"):
         assert f"examples/{picture.name}" in text
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    known = dict(re.findall(r"^([\w-]+): (.+)$", text, re.MULTILINE))
+    assert (known["cff-version"], known["version"]) == ("1.2.0", VERSION)
+    assert known["license"] == "MIT"
+    assert "[CITATION.cff](CITATION.cff)" in README.read_text()
 
 
 def test_the_readme_is_short():
