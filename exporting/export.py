@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from common.files import models_text, require_folder, require_new_files
+from exporting.card import write_card
 from exporting.deepness import deepness_metadata
 from exporting.graph import ProbabilityGraph
 from exporting.onnx_file import BATCH, require_libraries, write_onnx
 from exporting.settings import ExportConfig
+from exporting.stac import write_item
 from exporting.subject import load_subject
 from model_training import Checkpoint
 
@@ -35,7 +37,8 @@ def export_model(config: ExportConfig) -> list[Path]:
     if text := models_text(config.model, subject.files):
         log.info(text)
     require_folder("--output", subject.onnx.parent)
-    require_new_files([subject.onnx], config.overwrite)
+    item, card = (subject.onnx.with_suffix(suffix) for suffix in (".json", ".md"))
+    require_new_files([subject.onnx, item], config.overwrite)
     side, bands = config.patch_size, subject.first.config.in_channels
     write_onnx(
         subject.onnx,
@@ -44,7 +47,9 @@ def export_model(config: ExportConfig) -> list[Path]:
         trial_images(subject.first, side),
         deepness_metadata(subject),
     )
-    return [subject.onnx]
+    write_item(subject, item, config.overwrite)
+    written = write_card(subject, card, config.overwrite)
+    return [subject.onnx, item, *([card] if written else [])]
 
 
 def trial_images(checkpoint: Checkpoint, side: int) -> Tensor:

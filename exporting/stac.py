@@ -21,6 +21,7 @@ from common.errors import SegmentationError
 from common.files import write_json
 from exporting import facts
 from exporting.footprint import bounding_box
+from exporting.onnx_file import INPUT, OUTPUT
 from model_training import Checkpoint
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _origin(checkpoint: Checkpoint) -> dict:
 def _input(subject: ExportSubject) -> dict:
     size, names = subject.config.patch_size, facts.band_names(subject)
     return {
-        "name": "image",
+        "name": INPUT,
         "description": "The values of the scene as its file holds them: the graph finds pixels that "
         "are NaN, infinite or nodata, and normalizes.",
         "bands": names,
@@ -175,7 +176,7 @@ def _output(subject: ExportSubject) -> dict:
         else "The probability of each class; a pixel is of the most probable one."
     )
     return {
-        "name": "probabilities",
+        "name": OUTPUT,
         "description": meaning,
         "tasks": TASKS,
         "result": {

@@ -124,6 +124,16 @@ def test_a_file_that_is_there_stays(tmp_path, model, monkeypatch):
     assert f"{target} is there already; give --overwrite" in outcome.err
     run_export(*words, "--overwrite")
     assert target.read_text() == "new"
+    target.unlink()
+    item, card = target.with_suffix(".json"), target.with_suffix(".md")
+    card.write_text("filled in")
+    outcome = run_export(*words)
+    assert f"{item} is there already; give --overwrite" in outcome.err
+    assert not target.exists()
+    item.unlink()
+    outcome = run_export(*words)
+    assert outcome.out.splitlines() == [str(target), str(item)]
+    assert card.read_text() == "filled in"
 
 
 @pytest.mark.parametrize("name", onnx_file.LIBRARIES)
