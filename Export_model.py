@@ -3,7 +3,8 @@
     python Export_model.py --model trained_models/model_final_model.pth --output model.onnx
 
 The file takes the scene's own values and gives probabilities: it finds invalid pixels, normalizes,
-runs the networks and averages them. It holds what QGIS's plugin Deepness needs to know.
+runs the networks and averages them. It holds what QGIS's plugin Deepness needs to know. Beside it lie
+a STAC item for catalogues (``.json``) and a card for people (``.md``).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def export_model(config: ExportConfig) -> list[Path]:
     if text := models_text(config.model, subject.files):
         log.info(text)
     require_folder("--output", subject.onnx.parent)
-    item, card = (subject.onnx.with_suffix(ending) for ending in (".json", ".md"))
+    item, card = (subject.onnx.with_suffix(suffix) for suffix in (".json", ".md"))
     require_new_files([subject.onnx, item], config.overwrite)
     side, bands = config.patch_size, subject.first.config.in_channels
     write_onnx(
@@ -48,8 +48,8 @@ def export_model(config: ExportConfig) -> list[Path]:
         deepness_metadata(subject),
     )
     write_item(subject, item, config.overwrite)
-    made = write_card(subject, card, config.overwrite)
-    return [subject.onnx, item, *([card] if made else [])]
+    written = write_card(subject, card, config.overwrite)
+    return [subject.onnx, item, *([card] if written else [])]
 
 
 def trial_images(checkpoint: Checkpoint, side: int) -> Tensor:

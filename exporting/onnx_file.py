@@ -124,9 +124,8 @@ def make_model(graph: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = (str(error.__cause__ or error).strip().splitlines() or ["?"])[0]
         raise SegmentationError(
-            f"This network cannot be written as ONNX: {reason[:200]}"
+            f"This network cannot be written as ONNX: {_first_line(error.__cause__ or error)}"
         ) from error
     model = program.model_proto
     strip_notes(model)
@@ -134,6 +133,11 @@ def make_model(graph: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto
     model = to_older_opset(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 @contextlib.contextmanager
@@ -179,15 +183,24 @@ def to_older_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         older = version_converter.convert_version(older, OLDER_OPSET)
         onnx.checker.check_model(older, full_check=True)
-    except (RuntimeError, onnx.checker.ValidationError):
+    except (
+        RuntimeError, version_converter.ConvertError, onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ):  # fmt: skip
         return model  # an operator or attribute that is new in the set of the exporter
     return older
 
 
 def largest_difference(file: Path, graph: nn.Module, images: Tensor) -> float:
     """How far the probabilities of a file are from those of its module, on the CPU."""
-    session = open_session(file)
-    (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
+    try:
+        (found,) = open_session(file).run([OUTPUT], {INPUT: images.numpy()})
+    except Exception as error:  # those of onnxruntime have no class of their own
+        if memory_ran_out(error):
+            raise MemoryError(str(error)) from error
+        raise SegmentationError(
+            f"{file}: onnxruntime cannot run this network: {_first_line(error)}"
+        ) from error
     with torch.inference_mode():
         expected = graph(images).numpy()
     return float(np.abs(found - expected).max())

@@ -21,7 +21,8 @@ class ExportOptions:
     output: str = setting(help="file to write (.onnx)", group="files")
     overwrite: bool = setting(False, "replace files that exist", "files")
     patch_size: int = setting(
-        512, "side in pixels of the squares that the file takes", "input", least=1, most=65535
+        512, "side in pixels of the squares that the file takes; the training's where the encoder pools "
+        "over its window", "input", least=1, most=65535
     )  # fmt: skip
     resolution: float | None = setting(
         None, "side of a pixel in metres, which readers resample their scenes to", "input",

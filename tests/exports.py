@@ -31,6 +31,7 @@ MODELS = ROOT / "docs" / "models.md"
 MARK, END = "<!-- exports -->", "<!-- end -->"
 HEAD = ["| decoder | encoder | exports | operator set |", "|---|---|---|---|"]
 BANDS, CLASSES, SIDE = 4, 3, 128
+TEMPERATURE = 0.1  # else the probabilities would be nearly equal
 # of decoders; all others get resnet18
 ENCODERS = {"dpt": "tu-vit_tiny_patch16_224"}
 # a member of each family of models.md
@@ -47,11 +48,15 @@ def networks() -> Iterator[tuple[str, str | None]]:
     yield from (("unet", family) for family in FAMILIES if family != "resnet18")
 
 
-def settled(model: nn.Module, bands: int, side: int = SIDE) -> nn.Module:
-    """A network whose batch normalizations hold the statistics of random images, to predict."""
+def settled(model: nn.Module, bands: int, side: int, momentum: float) -> nn.Module:
+    """A network whose batch normalizations have seen random images, ready to predict.
+
+    With a momentum of 1 they hold the statistics of these images alone. In deep networks of random
+    weights the rounding of float32 then grows from layer to layer, within PyTorch too.
+    """
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0
+            layer.momentum = momentum
     with torch.no_grad():
         model.train()(torch.rand(4, bands, side, side))
     return model.eval()
@@ -60,11 +65,11 @@ def settled(model: nn.Module, bands: int, side: int = SIDE) -> nn.Module:
 def untrained(config: ModelConfig) -> Checkpoint:
     """A network of random weights whose batch normalizations have seen images."""
     torch.manual_seed(0)
-    model = settled(build_model(config), config.in_channels)
+    model = settled(build_model(config), config.in_channels, SIDE, momentum=0.1)
     numbers = (0.0,) * config.in_channels, (100.0,) * config.in_channels
     metadata = {"nodata": [0.0] * config.in_channels, "data_type": "uint16"}
     normalization = Normalization("dataset", *numbers)
-    return Checkpoint(model, config, normalization, metadata)
+    return Checkpoint(model, config, normalization, metadata, TEMPERATURE)
 
 
 def row(name: str, encoder: str | None, folder: Path) -> str:

@@ -30,7 +30,7 @@ def network(name: str, outputs: int, seed: int, encoder: str | None) -> nn.Modul
     """A network of random weights, made once."""
     torch.manual_seed(seed)
     model = build_model(ModelConfig(name, BANDS, outputs, encoder))
-    return settled(model, BANDS, SIDE)
+    return settled(model, BANDS, SIDE, momentum=1.0)
 
 
 def make_checkpoint(

@@ -124,6 +124,16 @@ def test_a_file_that_is_there_stays(tmp_path, model, monkeypatch):
     assert f"{target} is there already; give --overwrite" in outcome.err
     run_export(*words, "--overwrite")
     assert target.read_text() == "new"
+    target.unlink()
+    item, card = target.with_suffix(".json"), target.with_suffix(".md")
+    card.write_text("filled in")
+    outcome = run_export(*words)
+    assert f"{item} is there already; give --overwrite" in outcome.err
+    assert not target.exists()
+    item.unlink()
+    outcome = run_export(*words)
+    assert outcome.out.splitlines() == [str(target), str(item)]
+    assert card.read_text() == "filled in"
 
 
 @pytest.mark.parametrize("name", onnx_file.LIBRARIES)
@@ -201,13 +211,36 @@ def test_more_weights_than_a_file_holds_are_refused(tmp_path, monkeypatch):
         write(tmp_path / "model.onnx", torch.nn.Linear(8, 8))
 
 
-def test_a_lack_of_memory_names_the_option(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        ("make_model", RuntimeError),
+        ("make_model", MemoryError),
+        ("open_session", Exception),
+    ],
+)
+def test_a_lack_of_memory_names_the_option(tmp_path, monkeypatch, step, kind):
     def fail(*_):
-        raise RuntimeError("Failed to allocate memory for requested buffer of size 9")
+        raise kind("Failed to allocate memory for requested buffer of size 9")
 
-    monkeypatch.setattr(onnx_file, "make_model", fail)
+    monkeypatch.setattr(onnx_file, "make_model", lambda *_: onnx_model("Identity"))
+    monkeypatch.setattr(onnx_file, step, fail)
     with pytest.raises(SegmentationError, match="lower --patch_size"):
         write(tmp_path / "model.onnx", Plain())
+
+
+def test_a_network_that_onnxruntime_cannot_run_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    model = onnx_model("Identity")
+    model.graph.node[0].domain = "elsewhere"
+    model.opset_import.add(domain="elsewhere", version=1)
+    monkeypatch.setattr(onnx_file, "make_model", lambda *_: model)
+    with pytest.raises(SegmentationError) as raised:
+        write(tmp_path / "model.onnx", Plain())
+    message = str(raised.value)
+    assert message.startswith(f"{tmp_path / 'model.onnx'}: onnxruntime cannot run this")
+    assert "elsewhere" in message and "\n" not in message
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("operator", "expected"), [("Relu", 17), ("Mish", 18)])

@@ -133,8 +133,10 @@ def test_a_file_says_nothing_of_the_machine(exported):
     assert b"forward" not in content
 
 
-def test_the_script_prints_the_file_and_nothing_of_the_exporter(land, water):
-    assert land.outcome.out.splitlines()[0] == str(land.file)
+def test_the_script_prints_its_files_and_nothing_of_the_exporter(land, water):
+    files = [land.file.with_suffix(suffix) for suffix in (".onnx", ".json", ".md")]
+    assert land.outcome.out.splitlines() == list(map(str, files))
+    assert all(file.is_file() for file in files)
     assert land.outcome.err == ""
     assert "2 models, averaged" in water.outcome.err
     assert len(water.outcome.err.splitlines()) == 1
