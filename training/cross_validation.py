@@ -21,6 +21,7 @@ from evaluation.reports import plot_training
 from model_training import scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
 from training.baseline import Network, Task, baseline_report, ground_blocks
+from training.batch_size import settle_batch_size
 from training.dataset import (
     colours_for,
     index_split,
@@ -29,7 +30,7 @@ from training.dataset import (
     require_several_classes,
 )
 from training.epochs import fit
-from training.folds import Fold, plan_all_folds
+from training.folds import Fold, fewest_patches, plan_all_folds
 from training.outputs import clear_former_run
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
@@ -99,13 +100,18 @@ def train_fold(
     return group.broadcast(export, run, None, held_out), held_out
 
 
-def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
+def cross_validate(
+    config: TrainingConfig, device, group: ProcessGroup
+) -> tuple[TrainingConfig, dict]:
     """K-fold cross-validation over train/ and validation/, then a final model on all of it.
 
     Each fold chooses its best epoch by validation patches of its own and is evaluated, once, on
     what it holds out. With ``--fold_by both`` the folds at random come first, for comparison. The
     final model is trained for the median of the epochs that the (other) folds found best, by the
     schedule that these had; test/, where there is one, evaluates that model alone.
+
+    Returns:
+        The settings with the batch size that was found, and the report.
     """
     cache = make_cache(config)
     pooled = index_split(config, "train", None, cache)
@@ -113,6 +119,7 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     pooled = pooled + more if more else pooled
     test = index_split(config, "test", pooled, required=False)
     require_several_classes(pooled)
+    pooled = pooled.beside(test)
     names, save_dir = names_for(config, pooled), Path(config.save_dir)
     plans, blocks = plan_all_folds(config, pooled)
     both = len(plans) == 2
@@ -121,6 +128,8 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     colours_for(config, pooled)
     channels = rgb_channels(config, pooled)
     build_initial_model(config.model_config(pooled.shape[0]), config.weights, channels)
+    fewest = fewest_patches(plans)
+    config = settle_batch_size(config, pooled, fewest, device, group)
     group.broadcast(clear_former_run, config)
     if group.is_main_process:
         log_weak_spots(config, pooled, None, test, group)
@@ -130,7 +139,7 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
         fold = folds[config.only_fold - 1]
         log.info("fold %d of %d alone", config.only_fold, len(folds))
         place = Path(config.run_dir)
-        return train_fold(config, pooled, fold, place, names, device, group)[0]
+        return config, train_fold(config, pooled, fold, place, names, device, group)[0]
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")
@@ -169,7 +178,7 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
             per_block["random"], per_block["block"], measure, config.seed
         )
     found = FoldResults(folds, matrices, blocks, samples)
-    return group.broadcast(export_folds, final, report, found, test)
+    return config, group.broadcast(export_folds, final, report, found, test)
 
 
 def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:

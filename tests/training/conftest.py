@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 import torch
@@ -104,3 +105,15 @@ def small_forest(monkeypatch):
     monkeypatch.setattr(baseline, "SIZES", (baseline.ForestSize(5, 2_000),))
     monkeypatch.setattr(baseline, "LEAST_SECONDS", 0)
     monkeypatch.setattr(baseline, "SHARE", 1e6)
+
+
+@pytest.fixture
+def one_of_one(monkeypatch):
+    """The environment of a process that torchrun started alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
