@@ -227,6 +227,25 @@ def verdict(gaps: dict) -> str:
     return f"{ground} cannot tell which of the two is better"
 
 
+def curve_text(curve: dict) -> str:
+    """A learning curve as aligned text, and whether more labels would help."""
+    kinds = [kind for kind in ("network", "forest") if kind in curve["points"][0]]
+    rows = [["", "patches", *kinds]]
+    for point in curve["points"]:
+        cells = [number(point[kind]["iou"]) for kind in kinds]
+        rows.append([f"{point['percent']} %", str(point["patches"]), *cells])
+    gain = curve["gain"]["iou"]
+    interval, blocks = gain["interval_95"], curve["gain"]["blocks"]
+    verdict = "whether more labels would help cannot be told from these patches"
+    if interval and blocks >= FEW_BLOCKS and interval[0] > 0:
+        verdict = "more labels like these would probably help"
+    elif interval and blocks >= FEW_BLOCKS and interval[1] < 0:
+        verdict = "more labels like these would hardly help"
+    change = with_interval(gain["value"], interval, "+.3f")
+    last = f"IoU from half of the patches to all {change}, one training each: {verdict}"
+    return f"{aligned_table(rows)}\n{last}"
+
+
 def report_text(report: dict) -> str:
     """The scores of a training run as text."""
     lines, baseline = [], report.get("baseline", {})
@@ -249,6 +268,9 @@ def report_text(report: dict) -> str:
     if "areas" in report:
         lines += ["", AREAS_TITLE]
         lines.append(area_table(report["areas"]))
+    if "learning_curve" in report:
+        curve = report["learning_curve"]
+        lines += ["", f"Learning curve, IoU on {curve['scored_on']}", curve_text(curve)]
     if report.get("summary"):
         lines.append(summary_table(report))
         blocks = report.get("blocks")

@@ -63,14 +63,19 @@ class Network:
     blocks: np.ndarray  # (P,) the block of each, 0, 1...
 
 
-def ground_blocks(pairs: Sequence[PatchPair]) -> np.ndarray:
-    """The block of the ground, 0, 1..., that each patch lies in; without a place it is one itself."""
+def ground_blocks(pairs: Sequence[PatchPair], least: int = 0) -> np.ndarray:
+    """The block of the ground, 0, 1..., that each patch lies in; without a place it is one itself.
+
+    Where there are fewer than ``least``, each place is one.
+    """
     try:
         footprints = patch_footprints(pairs)
     except DatasetError:  # which --fold_by block would report
         return np.arange(len(pairs))
     blocks = spatial_block_ids(footprints, default_block_size(footprints))
-    return whole_places(blocks, same_places(footprints))
+    places = same_places(footprints)
+    blocks = whole_places(blocks, places)
+    return places if blocks.max() + 1 < least else blocks
 
 
 def estimated_seconds(size: ForestSize, tasks: Iterable[Task], cores: int) -> float:
@@ -125,13 +130,15 @@ def baseline_report(
     if config.no_baseline:
         return {}
     seconds = sum(row["seconds"] for rows in histories for row in rows)
-    if seconds < LEAST_SECONDS:
+    if seconds < LEAST_SECONDS and not config.learning_curve:
         log.info(
             "no random forest beside the network: training took less than a minute"
         )
         return {}
     cores = available_cores()
     size = choose_size(tasks, seconds, cores)
+    if size is None and config.learning_curve:
+        size = SIZES[-1]
     if size is None:
         text = "no random forest beside the network: a small one would take more than a tenth of the training's time"
         log.info(text)

@@ -20,6 +20,7 @@ from training.assessment import export
 from training.batch_size import settle_batch_size
 from training.classes import settle_classes
 from training.cross_validation import cross_validate
+from training.curve import learning_curve, plan_curve
 from training.dataset import (
     index_split,
     log_weak_spots,
@@ -124,6 +125,7 @@ def train_split(
     test = index_split(config, "test", train, required=False)
     require_several_classes(train)
     train = train.beside(validation, test)
+    parts = plan_curve(config, train) if config.learning_curve else {}
     config = settle_batch_size(config, train, len(train.pairs), device, group)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
@@ -134,4 +136,7 @@ def train_split(
     if group.is_main_process:
         log_weak_spots(config, train, validation, test, group)
     fit(run)
-    return config, group.broadcast(export, run, test)
+    report = group.broadcast(export, run, test)
+    if parts:
+        report["learning_curve"] = learning_curve(run, test, parts)
+    return config, report

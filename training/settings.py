@@ -240,6 +240,13 @@ class TrainingConfig:
         "output",
         may_change=True,
     )
+    learning_curve: bool = setting(
+        False,
+        "train on 25 and 50 %% of the training patches as well, to see whether more labels would help: "
+        "three times the time",
+        "output",
+        may_change=True,
+    )
     area_estimation: bool = setting(
         False,
         "estimate the area of each class from the map of all patches and the errors in the test "

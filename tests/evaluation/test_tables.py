@@ -13,6 +13,7 @@ from evaluation.calibration import Calibration
 from evaluation.figures import plot_reliability
 from evaluation.tables import (
     baseline_table,
+    curve_text,
     score_table,
     side_by_side,
     verdict,
@@ -102,6 +103,35 @@ def test_the_forest_is_shown_score_by_score():
     kappa = next(line for line in lines if line.startswith("kappa"))
     assert kappa.split()[-1] == "-"
     assert len(lines) == 7
+
+
+def curve_of(interval, blocks=12) -> dict:
+    points = [
+        {"percent": percent, "patches": percent // 5, "network": {"iou": percent / 200}}
+        for percent in (25, 50, 100)
+    ]
+    gain = {"iou": {"value": 0.25, "interval_95": interval}, "blocks": blocks}
+    return {"scored_on": "test", "points": points, "gain": gain}
+
+
+@pytest.mark.parametrize(
+    ("interval", "blocks", "expected"),
+    [
+        ([0.1, 0.4], 12, "more labels like these would probably help"),
+        ([-0.4, -0.1], 12, "more labels like these would hardly help"),
+        ([0.1, 0.4], 9, "cannot be told from these patches"),
+        ([-0.1, 0.4], 12, "cannot be told from these patches"),
+        (None, 1, "cannot be told from these patches"),
+    ],
+)
+def test_a_learning_curve_says_no_more_than_blocks_tell(interval, blocks, expected):
+    lines = curve_text(curve_of(interval, blocks)).splitlines()
+    assert lines[-1].endswith(expected)
+    assert lines[-1].startswith("IoU from half of the patches to all +0.250")
+    assert [line.split() for line in lines[:2]] == [
+        ["patches", "network"],
+        ["25", "%", "5", "0.125"],
+    ]
 
 
 # --- text and figures -----------------------------------------------------------------------

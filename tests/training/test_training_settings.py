@@ -32,6 +32,7 @@ from training.settings import TrainingConfig
         ("use_class_weights", False),
         ("no_calibration", False),
         ("no_baseline", False),
+        ("learning_curve", False),
         ("area_estimation", False),
         ("n_splits", 5),
         ("ignore_index", 255),
