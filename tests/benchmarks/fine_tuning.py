@@ -91,11 +91,11 @@ def main() -> int:
     results: dict = {(size, method): [] for size in SIZES for method in METHODS}
     for seed in range(arguments.seeds):
         trial = make_trial("nc", seed, *where)
-        for size, method in results:
+        for (size, method), found in results.items():
             key = {"epochs": EPOCHS, "patches": size, "is": method}
             words = train, size, method, first
-            found = remembered(trial, "fine tuning", key, *words)
-            results[size, method].append(found["mean_iou"])
+            result = remembered(trial, "fine tuning", key, *words)
+            found.append(result["mean_iou"])
     print(
         f"| training patches | {METHODS[0]} | {METHODS[1]} | difference |\n|---|---|---|---|"
     )
