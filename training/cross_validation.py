@@ -136,7 +136,7 @@ def cross_validate(
     group.broadcast(clear_former_run, config)
     group.broadcast(keep_copy, config)
     if group.is_main_process:
-        report_start(start, names)
+        report_start(start, names, config.mode == "binary")
         log_weak_spots(config, pooled, None, test, group)
 
     if config.only_fold is not None:

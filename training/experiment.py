@@ -145,7 +145,7 @@ def train_split(
     group.broadcast(clear_former_run, config)
     group.broadcast(keep_copy, config)
     if group.is_main_process:
-        report_start(run.start, run.names)
+        report_start(run.start, run.names, config.mode == "binary")
         log_weak_spots(config, train, validation, test, group)
     fit(run)
     report = group.broadcast(export, run, test)
