@@ -29,13 +29,16 @@ sys.path.insert(0, str(ROOT))
 from colour_distance import DEUTERANOPIA, smallest
 
 import Evaluate_map
+import Export_model
 import main
 import model_training
 import Patch_extraction
 import Predict_large_image
+from common import VERSION
 from common.colours import PALETTE
 from common.console import settings_from
 from evaluation.settings import EvaluationConfig
+from exporting.settings import ExportConfig
 from prediction.settings import PredictionConfig
 from training.published import PUBLISHED
 from training.settings import TrainingConfig
@@ -60,13 +63,17 @@ SCRIPTS = {
     "Patch_extraction.py": Patch_extraction,
     "Predict_large_image.py": Predict_large_image,
     "Evaluate_map.py": Evaluate_map,
+    "Export_model.py": Export_model,
 }
 SETTINGS = {
     "main.py": TrainingConfig,
     "Predict_large_image.py": PredictionConfig,
     "Evaluate_map.py": EvaluationConfig,
+    "Export_model.py": ExportConfig,
 }
-PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
+PACKAGES = (
+    "common", "extraction", "training", "evaluation", "prediction", "exporting",
+)  # fmt: skip
 END = "<!-- end -->"
 # of other programs
 FOREIGN_FLAGS = {"--torch-backend", "--help", "--shm-size", "--array", "--no-NAME"}
@@ -85,6 +92,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "main": main.build_parser(),
         "predict": Predict_large_image.build_parser(),
         "evaluate": Evaluate_map.build_parser(),
+        "export": Export_model.build_parser(),
     }
 
 
@@ -190,6 +198,7 @@ GENERATED = [
             "main",
             "predict",
             "evaluate",
+            "export",
         )
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),
@@ -203,7 +212,10 @@ def between(page: Path, mark: str) -> str:
     """What stands between a mark and the end that follows it."""
     text = page.read_text()
     assert text.count(mark) == 1, f"{page.name} has no place for {mark}"
-    return text.split(mark, 1)[1].split(END, 1)[0].strip()
+    found = text.split(mark, 1)[1].split(END, 1)[0].strip()
+    # a merge of two tables may lose an end, and what follows would be replaced
+    assert "<!--" not in found and "\n#" not in found, f"{page.name}: {mark} has no end"
+    return found
 
 
 def write_tables() -> None:
@@ -617,6 +629,14 @@ def test_every_page_and_every_picture_is_shown_somewhere():
         assert str(page.relative_to(ROOT)) in README.read_text(), page
     for picture in (ROOT / "examples").glob("*.png"):
         assert f"examples/{picture.name}" in text
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    known = dict(re.findall(r"^([\w-]+): (.+)$", text, re.MULTILINE))
+    assert (known["cff-version"], known["version"]) == ("1.2.0", VERSION)
+    assert known["license"] == "MIT"
+    assert "[CITATION.cff](CITATION.cff)" in README.read_text()
 
 
 def test_the_readme_is_short():

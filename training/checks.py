@@ -69,6 +69,8 @@ def check_folds(config: TrainingConfig) -> None:
     spatial = config.fold_by in ("block", "column", "both")
     only, folds = config.only_fold, config.val_strategy == "kfold"
     require(only is None or folds, "--only_fold", only, "--val_strategy kfold with it")
+    fine = not (folds and config.learning_curve)
+    require(fine, "--learning_curve with --val_strategy", "kfold", "split")
     fine = only is None or config.fold_by != "both"
     require(fine, "--only_fold with --fold_by", config.fold_by, "another")
     fine = only is None or only <= config.n_splits

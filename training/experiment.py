@@ -21,6 +21,7 @@ from training.assessment import export
 from training.batch_size import settle_batch_size
 from training.classes import settle_classes
 from training.cross_validation import cross_validate
+from training.curve import learning_curve, plan_curve
 from training.dataset import (
     index_split,
     log_weak_spots,
@@ -138,6 +139,7 @@ def train_split(
     require_several_classes(train)
     train = train.beside(validation, test)
     require_units(config, train)
+    parts = plan_curve(config, train) if config.learning_curve else {}
     config = settle_batch_size(config, train, len(train.pairs), device, group)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
@@ -147,7 +149,10 @@ def train_split(
     group.broadcast(clear_former_run, config)
     group.broadcast(keep_copy, config)
     if group.is_main_process:
-        report_start(run.start, run.names)
+        report_start(run.start, run.names, config.mode == "binary")
         log_weak_spots(config, train, validation, test, group)
     fit(run)
-    return config, group.broadcast(export, run, test)
+    report = group.broadcast(export, run, test)
+    if parts:
+        report["learning_curve"] = learning_curve(run, test, parts)
+    return config, report

@@ -18,6 +18,7 @@ from common.distributed import ProcessGroup, torch_errors
 from common.text import duration
 from training.batch_size import settle_batch_size
 from training.classes import settle_classes, settle_without_dataset
+from training.curve import plan_curve
 from training.dataset import (
     index_split,
     log_weak_spots,
@@ -71,6 +72,8 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         problems.attempt(require_several_classes, train)
         problems.attempt(require_units, config, train)
         problems.attempt(find_start, config, train)
+    if train and config.learning_curve:
+        problems.attempt(plan_curve, config, train)
     if problems:
         return problems, {}
     group = ProcessGroup()
@@ -140,7 +143,7 @@ def measure_batches(run: TrainingRun) -> dict:
 def trainings(config: TrainingConfig) -> float:
     """How many times all patches are trained on: by one model, or by those of folds too."""
     if config.val_strategy != "kfold":
-        return 1.0
+        return 3.0 if config.learning_curve else 1.0
     of_fold = (config.n_splits - 1) / config.n_splits
     if config.only_fold is not None:
         return of_fold

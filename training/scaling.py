@@ -32,6 +32,8 @@ def choose_normalization(
         DatasetError: Patches without a valid pixel; see ``file_bands`` too.
     """
     if config.normalization == "image":
+        if start:
+            log.info("normalization: each patch by its own percentile, as asked for")
         return Normalization("image")
     if start:
         return start_normalization(config, index, start)

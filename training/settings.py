@@ -264,6 +264,20 @@ class TrainingConfig:
         "output",
         may_change=True,
     )
+    no_baseline: bool = setting(
+        False,
+        "train no random forest beside the network to compare it with (after a minute of training or "
+        "more, for a tenth of its time)",
+        "output",
+        may_change=True,
+    )
+    learning_curve: bool = setting(
+        False,
+        "train on 25 and 50 %% of the training patches as well, to see whether more labels would help: "
+        "three times the time",
+        "output",
+        may_change=True,
+    )
     area_estimation: bool = setting(
         False,
         "estimate the area of each class from the map of all patches and the errors in the test "

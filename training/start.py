@@ -117,13 +117,12 @@ def require_another_place(config: TrainingConfig) -> None:
     require(fine, "--start_from", first, needed)
 
 
-def report_start(start: Start | None, names: Sequence[str]) -> None:
+def report_start(start: Start | None, names: Sequence[str], binary: bool) -> None:
     """Log what a training takes over from a model, in one line."""
     if start is None:
         return
     bands = sum(match is not None for match in start.matches)
-    old = start.checkpoint.class_names
-    kept = [name for name in names if name in old]
+    kept = kept_names(names, start.checkpoint.class_names, binary)
     how = "by name" if start.by_name else "by position, since names are not known"
     log.info(
         "starting from %s: %d of %d bands matched %s, %d of %d classes kept%s",
@@ -203,6 +202,15 @@ def start_model(config: ModelConfig, start: Start, names: Sequence[str]) -> nn.M
     return model
 
 
+def kept_names(
+    names: Sequence[str], old_names: Sequence[str], binary: bool
+) -> list[str]:
+    """The classes that keep what a model knows of them; none where it lacks a binary foreground."""
+    if binary and names[1] not in old_names:
+        return []
+    return [name for name in names if name in old_names]
+
+
 def match_rows(
     new: Tensor, old: Tensor, names: Sequence[str], old_names: Sequence[str]
 ) -> Tensor:
@@ -224,7 +232,7 @@ def match_rows(
     if len(new) > 1:
         return torch.stack([rows.get(name, row) for name, row in zip(names, new)])
     rest, sought = names
-    if sought not in rows:
+    if not kept_names(names, old_names, binary=True):
         return new
     others = [row for name, row in rows.items() if name != sought]
     against = rows[rest] if rest in rows else torch.stack(others).mean(dim=0)

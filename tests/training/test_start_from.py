@@ -29,6 +29,7 @@ from training.samples import index_samples
 from training.settings import TrainingConfig
 from training.start import (
     find_start,
+    kept_names,
     match_rows,
     read_start,
     settle_model,
@@ -219,6 +220,13 @@ def test_a_binary_row_is_the_difference_of_two_classes():
         fresh, torch.tensor([[6.0]]), ("water", "town"), ("water", "town")
     )
     assert same.item() == 6.0
+
+
+def test_a_binary_model_keeps_nothing_of_one_that_lacks_its_foreground():
+    names = ("background", "road")
+    assert kept_names(names, ("background", "building"), binary=True) == []
+    assert kept_names(names, ("background", "building"), binary=False) == ["background"]
+    assert kept_names(names, ("a", "road", "b"), binary=True) == ["road"]
 
 
 @pytest.mark.parametrize("model", ARCHITECTURES)

@@ -31,6 +31,8 @@ from training.settings import TrainingConfig
         ("data_augmentation", "symmetries"),
         ("use_class_weights", False),
         ("no_calibration", False),
+        ("no_baseline", False),
+        ("learning_curve", False),
         ("area_estimation", False),
         ("n_splits", 5),
         ("ignore_index", 255),
