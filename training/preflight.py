@@ -68,7 +68,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     if train:
         problems.attempt(require_several_classes, train)
     if train and config.learning_curve:
-        problems.attempt(plan_curve, config, train)
+        problems.attempt(plan_curve, config, train, ProcessGroup())
     if problems:
         return problems, {}
     group = ProcessGroup()
