@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from common.errors import OptionError
 
-def first_conv(module: nn.Module) -> str:
-    """The name of the convolution that reads the bands: the first of a network or encoder."""
-    return next(
-        name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)
-    )
+SIDE = 128  # pixels of an image that every network takes as it is, without padding
+
+
+def band_layers(module: nn.Module, bands: int) -> list[str]:
+    """The names of the convolutions that read the bands, of a network or encoder.
+
+    They are several in encoders whose first layer is a sum of parallel ones (RepVGG, MobileOne).
+
+    Raises:
+        OptionError: There is none, since the image is rearranged before.
+    """
+    image = torch.zeros(1, bands, SIDE, SIDE)
+    found, hooks = [], []
+
+    def note(name: str, given: Tensor) -> None:
+        if given.shape == image.shape and given.data_ptr() == image.data_ptr():
+            found.append(name)
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            hook = partial(lambda name, layer, inputs: note(name, inputs[0]), name)
+            hooks.append(layer.register_forward_pre_hook(hook))
+    trains = module.training
+    with torch.inference_mode():
+        module.eval()(image)
+    module.train(trains)
+    for hook in hooks:
+        hook.remove()
+    if not found:
+        raise OptionError(
+            "The encoder rearranges the image before its first layer, whose weights cannot be brought "
+            "to the bands of the patches; take another --encoder_name, or train from random weights"
+        )
+    return found
 
 
 def last_conv(module: nn.Module) -> str:

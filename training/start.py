@@ -31,7 +31,7 @@ from model_training import (
     weights_digest,
 )
 from training.bands import sensor_of_data
-from training.kernels import first_conv, last_conv, match_kernels
+from training.kernels import band_layers, last_conv, match_kernels
 from training.outputs import START_COPY, former_files, run_files
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
@@ -185,8 +185,9 @@ def start_model(config: ModelConfig, start: Start, names: Sequence[str]) -> nn.M
     model = build_model(config)
     network, given = model.network, start.checkpoint.model.network
     state, own = given.state_dict(), network.state_dict()
-    first = f"{first_conv(network)}.weight"
-    state[first] = match_kernels(state[first], start.matches)
+    for layer in band_layers(network, config.in_channels):
+        key = f"{layer}.weight"
+        state[key] = match_kernels(state[key], start.matches)
     head = last_conv(network)
     for key in (f"{head}.weight", f"{head}.bias"):
         if key in state:

@@ -21,7 +21,7 @@ from common.text import listed
 from model_training import build_model, check_architecture, load_safely
 from training.dataset import names_for
 from training.file_bands import FileBands, file_bands, rgb_channels
-from training.kernels import first_conv, match_kernels
+from training.kernels import band_layers, match_kernels
 from training.published import PublishedWeights, published_weights
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
@@ -97,11 +97,12 @@ def _align_first_kernels(
     if in_channels < 3:
         return
     encoder = _encoder(network)
-    weight = encoder.get_submodule(first_conv(encoder)).weight.data  # RGB repeated
-    colours = weight[:, :3].clone()
-    weight[:] = colours.mean(dim=1, keepdim=True)
-    for colour, channel in enumerate(rgb_channels):
-        weight[:, channel] = colours[:, colour]
+    for layer in band_layers(encoder, in_channels):
+        weight = encoder.get_submodule(layer).weight.data  # RGB repeated
+        colours = weight[:, :3].clone()
+        weight[:] = colours.mean(dim=1, keepdim=True)
+        for colour, channel in enumerate(rgb_channels):
+            weight[:, channel] = colours[:, colour]
 
 
 def find_weights(text: str) -> Path:
@@ -185,14 +186,16 @@ def load_encoder(
 
     encoder = _encoder(network)
     state = _named_as(encoder, _read_state(file))
-    first = f"{first_conv(encoder)}.weight"
-    there = first in state and state[first].ndim == 4
-    count = state[first].shape[1] if there else None
-    rgb = there and not bands and count == 3
+    keys = [f"{layer}.weight" for layer in band_layers(encoder, config.in_channels)]
+    first = {key: state[key] for key in keys if key in state and state[key].ndim == 4}
+    counts = {weight.shape[1] for weight in first.values()}
+    there = len(first) == len(keys) and len(counts) == 1
+    rgb = there and not bands and counts == {3}
     if rgb and config.in_channels != 3:
-        state[first] = adapt_input_conv(config.in_channels, state[first])
+        for key, weight in first.items():
+            state[key] = adapt_input_conv(config.in_channels, weight)
     elif there and not rgb:
-        state[first] = _kernels_of_bands(state[first], file, config, bands)
+        state |= _kernels_of_bands(first, file, config, bands)
     try:
         # the base class's, since encoders override it to be lenient
         nn.Module.load_state_dict(encoder, state, strict=True)
@@ -248,21 +251,21 @@ def _resample_positions(transformer: nn.Module, state: dict[str, Tensor]) -> Non
 
 
 def _kernels_of_bands(
-    weight: Tensor, file: Path, config: ModelConfig, bands: FileBands | None
-) -> Tensor:
-    """The first layer's kernels for the bands of the data, from a file's (O, C, h, w).
+    first: dict[str, Tensor], file: Path, config: ModelConfig, bands: FileBands | None
+) -> dict[str, Tensor]:
+    """The first layer's kernels for the bands of the data, from a file's (O, C, h, w), by key.
 
     Raises:
         SegmentationError: Other bands than those named, or without names another count.
     """
-    count = weight.shape[1]
+    count = next(iter(first.values())).shape[1]
     if bands:
         if len(bands.names) != count:
             raise SegmentationError(
                 f"{file} is for {count} bands, and {len(bands.names)} are named "
                 f"({listed(bands.names)}); name each with --weights_bands, in order"
             )
-        return match_kernels(weight, bands.matches)
+        return {key: match_kernels(w, bands.matches) for key, w in first.items()}
     if count != config.in_channels:
         raise SegmentationError(
             f"{file} is for {count} bands, and the patches have {config.in_channels}; name the "
@@ -274,7 +277,7 @@ def _kernels_of_bands(
         count,
         "--weights_bands",
     )
-    return weight
+    return first
 
 
 def _read_state(file: Path) -> dict[str, Tensor]:

@@ -104,6 +104,25 @@ def test_the_same_bands_in_another_order_give_the_same_logits(tmp_path, publish)
     torch.testing.assert_close(*logits)
 
 
+def test_parallel_first_layers_all_get_the_kernels_of_their_bands(tmp_path):
+    options = {"model": "linknet", "encoder_name": "mobileone_s0"}
+    torch.manual_seed(3)
+    one = initial_model(settings(**options), index_of("red", "nir")).eval()
+    prefix = "encoder."
+    state = one.network.state_dict()
+    encoder = {k.removeprefix(prefix): v for k, v in state.items() if prefix in k}
+    torch.save(encoder, tmp_path / "own.pth")
+    config = settings(
+        **options, encoder_weights=str(tmp_path / "own.pth"), weights_bands="red,nir"
+    )
+    other = initial_model(config, index_of("nir", "red")).eval()
+    image = torch.rand(1, 2, 32, 32)
+    with torch.inference_mode():
+        expected = one.network.encoder(image)[1]
+        found = other.network.encoder(image[:, [1, 0]])[1]
+    torch.testing.assert_close(found, expected)
+
+
 def test_each_date_gets_the_kernels_of_its_bands(tmp_path, publish):
     file = publish(encoder_file(tmp_path, 13))
     names = [

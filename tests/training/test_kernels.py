@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import conv2d
 
 from common.architectures import ModelConfig
+from common.errors import OptionError
 from model_training import build_model
-from training.kernels import first_conv, match_kernels
+from training.kernels import band_layers, match_kernels
 
 
 def test_bands_in_another_order_give_the_same_output():
@@ -28,10 +28,26 @@ def test_an_unknown_band_gets_the_mean_and_the_output_keeps_its_size():
 
 
 @pytest.mark.parametrize(
-    "model", ["unet", "deeplabv3_resnet50", "unet-dropout", "pixel"]
+    "model, encoder, count",
+    [
+        ("unet", "tu-test_resnet", 1),
+        ("linknet", "mobileone_s0", 2),
+        ("deeplabv3_resnet50", None, 1),
+        ("unet-dropout", None, 1),
+        ("pixel", None, 1),
+    ],
 )
-def test_the_first_convolution_reads_the_bands(model):
-    config = ModelConfig(model, 5, 3, "tu-test_resnet" if model == "unet" else None)
-    network = build_model(config).network
-    layer = network.get_submodule(first_conv(network))
-    assert isinstance(layer, nn.Conv2d) and layer.in_channels == 5
+def test_every_convolution_that_reads_the_bands_is_found(model, encoder, count):
+    one, other = (
+        build_model(ModelConfig(model, bands, 3, encoder)).network for bands in (5, 6)
+    )
+    shapes = {name: value.shape for name, value in other.state_dict().items()}
+    differ = [k for k, v in one.state_dict().items() if v.shape != shapes[k]]
+    assert {f"{layer}.weight" for layer in band_layers(one, 5)} == set(differ)
+    assert len(differ) == count and one.training
+
+
+def test_an_image_that_is_rearranged_first_is_refused():
+    network = torch.nn.Sequential(torch.nn.PixelUnshuffle(2), torch.nn.Conv2d(8, 1, 1))
+    with pytest.raises(OptionError, match="another --encoder_name"):
+        band_layers(network, 2)
