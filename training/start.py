@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.architectures import ARCHITECTURES, ModelConfig
+from common.architectures import ModelConfig
 from common.errors import (
     CheckpointError,
     DatasetError,
@@ -66,7 +66,6 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
     if config.start_from is None:
         return replace(config, encoder_name=config.encoder)
     found = read_start(config).config
-    has_encoder = ARCHITECTURES[found.model_name].has_encoder
     for option, given, there in (
         ("--model", config.model, found.model_name),
         ("--encoder_name", config.encoder_name, found.encoder_name),
@@ -75,8 +74,7 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
             raise OptionError(
                 f"{option} {given}, but {config.start_from} has {there or 'none'}; leave {option} out"
             )
-    encoder = found.encoder_name if has_encoder else ModelConfig.encoder_name
-    return replace(config, model=found.model_name, encoder_name=encoder)
+    return replace(config, model=found.model_name, encoder_name=found.encoder_name)
 
 
 def read_start(config: TrainingConfig) -> Checkpoint:

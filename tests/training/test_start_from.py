@@ -23,6 +23,7 @@ from torch.nn.functional import conv2d
 from common.architectures import ARCHITECTURES, ModelConfig, default_class_names
 from common.errors import CheckpointError, DatasetError, OptionError
 from common.patches import list_pairs
+from common.repeat import command_line
 from model_training import Normalization, build_model, load_checkpoint, save_checkpoint
 from training.kernels import last_conv
 from training.samples import index_samples
@@ -102,7 +103,10 @@ def test_models_without_an_encoder_are_a_start_too(tmp_path):
     config = ModelConfig("pixel", 3, 1, None)
     model = build_model(config)
     save_checkpoint(tmp_path / "a.pth", model, config, Normalization(), {})
-    assert settings(tmp_path / "a.pth").model == "pixel"
+    found = settings(tmp_path / "a.pth")
+    assert found.model == "pixel"
+    # the settings that the report stores make the run again
+    assert settle_model(found) == found and "--encoder" not in command_line("", found)
 
 
 def test_options_that_contradict_a_start_are_refused(tmp_path):
