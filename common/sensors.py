@@ -150,8 +150,8 @@ def match_bands(
 ) -> list[int | None]:
     """Which of the old bands each new one is.
 
-    Names that are spelled alike are the same band, unless both sensors are known and differ; else
-    those of one meaning are. The bands of several dates match in the order of the dates.
+    Names that are spelled alike are the same band, unless both sensors are known and differ, also by
+    a name beside them that only one sensor has; else those of one meaning are. The bands of several dates match in the order of the dates.
 
     Args:
         new: Descriptions of the bands of the data.
@@ -171,7 +171,12 @@ def match_bands(
         *(_keys(*side) for side in ((new, new_sensor), (old, old_sensor)))
     )
     known = new_sensor and old_sensor
-    alike = new_sensor == old_sensor if known else spelling
+    possible = [
+        {sensor} if sensor else set(possible_sensors(_undated(side)))
+        for side, sensor in ((new, new_sensor), (old, old_sensor))
+    ]
+    differ = all(possible) and possible[0].isdisjoint(possible[1])
+    alike = not differ and bool(known or spelling)
     found: list[int | None] = [None] * len(new)
     if alike:
         _pair(found, *spelled)
@@ -194,6 +199,10 @@ def match_bands(
         )
     _pair(found, *meant)
     return found
+
+
+def _undated(names: Sequence[str | None]) -> list[str]:
+    return [name for name, _ in split_dates(names) if name]
 
 
 def _keys(names: Sequence[str | None], sensor: str | None) -> tuple[list, list]:

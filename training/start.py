@@ -146,7 +146,9 @@ def find_start(config: TrainingConfig, index: SampleIndex) -> Start | None:
     old = checkpoint.metadata.get("band_descriptions") or []
     by_name = any(new) and any(old) and len(old) == count
     if by_name:
-        stored = checkpoint.metadata.get("sensor")
+        metadata = checkpoint.metadata
+        said = (metadata.get("training_params") or {}).get("sensor")
+        stored = said or metadata.get("sensor")
         sensors = sensor_of_data(config, index), sensor_of(stored)
         matches = match_bands(new, old, *sensors)
         if all(match is None for match in matches):

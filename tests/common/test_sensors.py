@@ -71,6 +71,17 @@ def test_equal_spelling_is_not_enough_where_the_sensors_differ():
     assert match_bands(tm, oli, "landsat-tm") == [None, 0, 1, 2, 4]
 
 
+def test_names_that_only_one_sensor_has_tell_it_apart_from_another():
+    landsat = ["SR_B2_20200101", "SR_B5_20200101", "SR_B7_20200101", "dem"]
+    dated = [f"{name}_20190101" for name in S2]
+    expected = [dated.index("B02_20190101"), 6, 9, None]
+    for sensors in (("landsat-oli", None), ("landsat-oli", "sentinel2")):
+        assert match_bands(landsat, dated, *sensors) == expected
+    # B5 is no red edge of Sentinel-2, and may be near infrared or not
+    with pytest.raises(DatasetError, match="SR_B5.*--sensor"):
+        match_bands(landsat[1:2], dated)
+
+
 def test_names_of_two_kinds_meet_by_their_meaning():
     assert match_bands(["nir", "red", "dem"], S2) == [6, 2, None]
     assert match_bands(["red", "nir"], ["B4", "B5"], None, "landsat-oli") == [0, 1]

@@ -173,6 +173,15 @@ def test_names_of_another_sensor_meet_by_their_meaning(tmp_path):
     assert list(start.matches) == [0, 1, 2]
 
 
+def test_the_sensor_that_was_said_of_a_model_is_known_of_it(tmp_path):
+    params = {"sensor": "landsat-oli"}
+    bands = ("B2", "B3", "B4", "B5", "dem")
+    file = write_start(tmp_path / "a.pth", bands=bands, training_params=params)
+    index = index_of(tmp_path, ("B5", "B8", "dem"))
+    start = find_start(settings(file, sensor="sentinel2"), index)
+    assert start.matches == [None, 3, 4]
+
+
 def test_bands_without_names_meet_by_position_where_there_are_as_many(tmp_path):
     file = write_start(tmp_path / "a.pth", bands=None, count=5)
     start = find_start(settings(file), index_of(tmp_path))
