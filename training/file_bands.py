@@ -9,7 +9,7 @@ from typing import NamedTuple
 from common.errors import DatasetError, require
 from common.options import split_list
 from common.pictures import rgb_bands
-from common.sensors import common_names, match_bands, possible_sensors
+from common.sensors import SENSORS, common_names, match_bands, possible_sensors
 from common.text import listed, split_dates
 from training.bands import sensor_of_data
 from training.published import published_weights
@@ -86,7 +86,12 @@ def _by_position(config: TrainingConfig, names: Sequence[str], count: int) -> Fi
 
 
 def rgb_channels(config: TrainingConfig, index: SampleIndex) -> list[int] | None:
-    """Channels (from 0) of red, green, blue: ``--rgb_bands``, else by band descriptions."""
+    """Channels (from 0) of red, green, blue: ``--rgb_bands``, else by band descriptions.
+
+    Raises:
+        OptionError: ``--rgb_bands`` is not right.
+        DatasetError: Published weights of the three, and descriptions that do not say for sure.
+    """
     bands = len(index.descriptions)
     if config.rgb_bands:
         parts = config.rgb_bands.split(",")
@@ -102,4 +107,12 @@ def rgb_channels(config: TrainingConfig, index: SampleIndex) -> list[int] | None
     words = common_names(plain, sensor_of_data(config, index))
     if all(colour in words for colour in COLOURS):
         return [words.index(colour) for colour in COLOURS]
+    known = published_weights(config.weights)
+    if known and len(known.bands) == 3:
+        raise DatasetError(
+            f"{config.weights} is for red, green and blue, and the names of the bands in "
+            f"{config.dataset_root} do not say which these are "
+            f"({listed(filter(None, index.descriptions))}); name the sensor of the patches with "
+            f"--sensor ({', '.join(SENSORS)}), or the three bands with --rgb_bands"
+        )
     return [band - 1 for band in rgb_bands(index.descriptions)]

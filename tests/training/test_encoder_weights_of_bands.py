@@ -295,6 +295,13 @@ def test_red_green_and_blue_have_a_scaling_too(tmp_path, publish):
     config = asked(publish(encoder_file(tmp_path, 3), ("B4", "B3", "B2")))
     normalization = choose_normalization(config, index_of("B02", "B03", "B04"))
     assert normalization.high == (10_000,) * 3
+    # B4 of Landsat 7 is near infrared
+    landsat = index_of("B1", "B2", "B3", "B4")
+    for index in (landsat, index_of("VV", "VH", "dem")):
+        with pytest.raises(DatasetError, match="--sensor .*--rgb_bands"):
+            require_units(config, index)
+    known = asked(config.encoder_weights, sensor="landsat-etm")
+    assert choose_normalization(known, landsat).high[:3] == (10_000,) * 3
     unnamed = choose_normalization(config, index_of(*[None] * 5))
     assert max(unnamed.high) < 5001
     picked = asked(config.encoder_weights, rgb_bands="5,2,1")
