@@ -18,10 +18,9 @@ from common.devices import (
 )
 from common.distributed import ProcessGroup
 from common.errors import SegmentationError
-from common.files import fingerprint
 from training.loop import SinglePatchError, evaluate, train_one_epoch
 from training.outputs import folds_trained_alone, run_files
-from training.resume import read_state
+from training.resume import fixed_settings, read_state
 from training.run import TrainingRun, build, make_stepper
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
@@ -92,7 +91,7 @@ def former_batch_size(config: TrainingConfig) -> int | None:
             return read_state(file)[1]["batch_size"]
     if config.only_fold is None:
         return None
-    present = fingerprint(config)
+    present = fixed_settings(config)
     del present["batch_size"]
     for file in last_epochs(config.save_dir):
         if file.parent != Path(config.run_dir):

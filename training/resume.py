@@ -14,8 +14,17 @@ from model_training import load_safely
 from training.loop import Stepper
 from training.outputs import START_ANEW
 from training.run import TrainingRun
+from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
+
+
+def fixed_settings(config: TrainingConfig) -> dict:
+    """The settings that a resumed run must share, and folds with each other."""
+    fixed = fingerprint(config)
+    if config.scheduler in ("plateau", "none"):
+        del fixed["epochs"]  # no learning rate depends on them
+    return fixed
 
 
 @dataclass
@@ -61,9 +70,9 @@ class ResumeState:
     def run_fingerprint(self) -> dict:
         """What a resumed run must share: settings, patches, processes, precision."""
         run = self.run
-        fixed = fingerprint(run.config) | {"epochs": run.epochs}
-        if run.config.scheduler in ("plateau", "none"):
-            del fixed["epochs"]  # no learning rate depends on them
+        fixed = fixed_settings(run.config)
+        if "epochs" in fixed:
+            fixed["epochs"] = run.epochs
         digest = hashlib.sha256()
         for index in (run.train, run.validation):
             if index:
