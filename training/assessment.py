@@ -77,7 +77,7 @@ def export(
         path = run.save_dir / "model_metrics.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         # what ``--only_fold`` has noted stays until all folds are gathered
-        noted = "val_strategy", "settings", "command"
+        noted = "val_strategy", "settings", "command", "started_from"
         kept = {key: known[key] for key in noted if key in known}
         write_json(path, report | kept)
     plot_training(run.save_dir / "model_training_plot.png", report)

@@ -36,7 +36,7 @@ from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
 from training.scaling import require_units
 from training.settings import TrainingConfig
-from training.start import find_start, keep_copy, report_start
+from training.start import find_start, keep_copy, report_start, require_same_start
 from training.weights import initial_model
 
 log = logging.getLogger("semanticseg4eo")
@@ -129,6 +129,7 @@ def cross_validate(
     # what cannot be built is an error before the former run is gone
     colours_for(config, pooled)
     start = find_start(config, pooled)
+    require_same_start(config, start)
     initial_model(config, pooled, config.resume, start)
     require_units(config, pooled)
     fewest = fewest_patches(plans)
@@ -144,7 +145,9 @@ def cross_validate(
         fold = folds[config.only_fold - 1]
         log.info("fold %d of %d alone", config.only_fold, len(folds))
         place = Path(config.run_dir)
-        return config, train_fold(config, pooled, fold, place, names, device, group)[0]
+        report, _ = train_fold(config, pooled, fold, place, names, device, group)
+        started = {"started_from": start.record} if start else {}
+        return config, report | started
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")

@@ -34,7 +34,7 @@ from training.run import TrainingRun, build, make_stepper
 from training.samples import SampleIndex, make_cache
 from training.scaling import require_units
 from training.settings import TrainingConfig
-from training.start import find_start, settle_model
+from training.start import find_start, require_same_start, settle_model
 
 
 def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
@@ -71,7 +71,9 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     if train:
         problems.attempt(require_several_classes, train)
         problems.attempt(require_units, config, train)
-        problems.attempt(find_start, config, train)
+        start = problems.attempt(find_start, config, train)
+        if start or not config.start_from:
+            problems.attempt(require_same_start, config, start)
     if train and config.learning_curve:
         problems.attempt(plan_curve, config, train, ProcessGroup())
     if problems:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from common.errors import (
     UndescribedError,
     require,
 )
-from common.files import atomic_write
+from common.files import atomic_write, compare_runs
 from common.sensors import match_bands, sensor_of
 from common.text import listed
 from model_training import (
@@ -32,7 +34,7 @@ from model_training import (
 )
 from training.bands import sensor_of_data
 from training.kernels import band_layers, last_conv, match_kernels
-from training.outputs import START_COPY, former_files, run_files
+from training.outputs import START_ANEW, START_COPY, folds_trained_alone, former_files
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
 
@@ -49,7 +51,7 @@ class Start:
     matches: Sequence[int | None]  # per band of the data the model's
     by_name: bool
 
-    @property
+    @cached_property
     def record(self) -> dict[str, str]:
         """What checkpoints say of it."""
         state = self.checkpoint.model.network.state_dict()
@@ -65,7 +67,9 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
     """
     if config.start_from is None:
         return replace(config, encoder_name=config.encoder)
-    found = read_start(config).config
+    found, file = read_start(config).config, start_file(config)
+    if file != Path(config.start_from):
+        log.info("%s is not there: its copy %s is taken", config.start_from, file)
     for option, given, there in (
         ("--model", config.model, found.model_name),
         ("--encoder_name", config.encoder_name, found.encoder_name),
@@ -77,16 +81,26 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
     return replace(config, model=found.model_name, encoder_name=found.encoder_name)
 
 
+def start_file(config: TrainingConfig) -> Path:
+    """The file of ``--start_from``; where it is gone, the copy in the folder of the run."""
+    file = Path(config.start_from)
+    if config.overwrite or file.is_file():
+        return file
+    return next(iter(copies_of_start(config.save_dir)), file)
+
+
+def copies_of_start(folder: str) -> list[Path]:
+    """Those of the model that a run started from, beside its files and those of its folds."""
+    return [file for file in former_files(folder) if file.name == START_COPY]
+
+
 def read_start(config: TrainingConfig) -> Checkpoint:
-    """Open the model of ``--start_from``; where it is gone, the copy in the folder of the run.
+    """Open the model of ``--start_from``, see ``start_file``.
 
     Raises:
         CheckpointError: It cannot be read, or does not say of which model it is.
     """
-    file = Path(config.start_from)
-    if not config.overwrite and not file.is_file():
-        copies = [f for f in run_files(config.save_dir) if f.name == START_COPY]
-        file = next((copy for copy in copies if copy.is_file()), file)
+    file = start_file(config)
     try:
         return load_checkpoint(file)
     except UndescribedError as error:
@@ -97,11 +111,13 @@ def read_start(config: TrainingConfig) -> Checkpoint:
 
 
 def keep_copy(config: TrainingConfig) -> None:
-    """Keep the model that a run starts from beside its files, for ``--resume`` and later folds."""
-    target = Path(config.run_dir) / START_COPY
-    if config.start_from and not target.is_file():
-        with atomic_write(target) as part:
-            shutil.copyfile(config.start_from, part)
+    """Keep the model that a run starts from beside its files, for ``--resume`` and later folds.
+
+    Folds that are gathered have theirs.
+    """
+    if config.start_from and not copies_of_start(config.run_dir):
+        with atomic_write(Path(config.run_dir) / START_COPY) as part:
+            shutil.copyfile(start_file(config), part)
 
 
 def require_another_place(config: TrainingConfig) -> None:
@@ -113,6 +129,15 @@ def require_another_place(config: TrainingConfig) -> None:
     fine = Path(first).resolve() not in removed
     needed = "another --save_dir: it is a file of the run that --overwrite replaces"
     require(fine, "--start_from", first, needed)
+
+
+def require_same_start(config: TrainingConfig, start: Start | None) -> None:
+    """Raise SegmentationError where folds that are to be gathered start from another model."""
+    present = {"start_from": start and start.record["sha256"]}
+    for report in folds_trained_alone(config):
+        record = json.loads(report.read_text()).get("started_from") or {}
+        former = {"start_from": record.get("sha256")}
+        compare_runs(former, present, report.parent, START_ANEW)
 
 
 def report_start(start: Start | None, names: Sequence[str], binary: bool) -> None:

@@ -353,6 +353,32 @@ def test_folds_start_from_the_model_and_need_it_no_more(trained, tmp_path, monke
         assert one["metadata"]["started_from"] == other["metadata"]["started_from"]
 
 
+def test_folds_trained_alone_are_gathered_without_the_first_model(trained, tmp_path):
+    root, file = trained
+    options = ("--start_from", file, "--val_strategy", "kfold", "--n_splits", 2)
+    train(root, tmp_path / "run", *options, "--only_fold", 1)
+    copy = tmp_path / "run" / "fold_1" / "model_start.pth"
+    file.unlink()
+    whole = train(root, tmp_path / "run", *options)
+    assert f"{file} is not there: its copy {copy} is taken" in whole.err
+    assert whole.metadata()["started_from"]["file"] == file.name
+    # nothing of a whole run, so that the same command continues an interrupted gathering
+    assert not (whole.save_dir / "model_start.pth").exists()
+
+
+def test_folds_of_another_first_model_are_not_gathered(trained, tmp_path, monkeypatch):
+    root, file = trained
+    options = ("--val_strategy", "kfold", "--n_splits", 2)
+    train(root, tmp_path / "run", *options, "--start_from", file, "--only_fold", 2)
+    words = ("--dataset_root", root, "--save_dir", tmp_path / "run", *QUICK, *options)
+    other = write_start(tmp_path / "b.pth", bands=SENTINEL[:5], names=("no", "yes"))
+    calls = interrupt(monkeypatch, "training.cross_validation.fit", 99)
+    for more in ((), ("--start_from", other), ("--start_from", other, "--check")):
+        status, out, err = run_main(*words, *more)  # the missing fold would be first
+        assert status == 1 and not calls
+        assert "fold_2 belongs to a run with another start_from" in out + err
+
+
 def test_another_first_model_is_another_run(trained, tmp_path):
     root, file = trained
     train(root, tmp_path / "run", "--start_from", file)
