@@ -34,7 +34,7 @@ from training.folds import Fold, fewest_patches, plan_all_folds
 from training.outputs import clear_former_run
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
-from training.scaling import require_units
+from training.scaling import require_start_units, require_units
 from training.settings import TrainingConfig
 from training.start import find_start, keep_copy, report_start, require_same_start
 from training.weights import initial_model
@@ -132,6 +132,7 @@ def cross_validate(
     require_same_start(config, start)
     initial_model(config, pooled, config.resume, start)
     require_units(config, pooled)
+    require_start_units(config, pooled, start)
     fewest = fewest_patches(plans)
     config = settle_batch_size(config, pooled, fewest, device, group)
     group.broadcast(clear_former_run, config)

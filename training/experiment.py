@@ -39,7 +39,7 @@ from training.outputs import (
 )
 from training.run import TrainingRun, build
 from training.samples import make_cache
-from training.scaling import require_units
+from training.scaling import require_start_units, require_units
 from training.settings import TrainingConfig
 from training.start import (
     keep_copy,
@@ -146,6 +146,7 @@ def train_split(
         device, group,
     )  # fmt: skip
     build(run)
+    require_start_units(config, train, run.start)
     group.broadcast(clear_former_run, config)
     group.broadcast(keep_copy, config)
     if group.is_main_process:

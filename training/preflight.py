@@ -32,9 +32,14 @@ from training.loop import evaluate, train_one_epoch, training_precision
 from training.resume import ResumeState
 from training.run import TrainingRun, build, make_stepper
 from training.samples import SampleIndex, make_cache
-from training.scaling import require_units
+from training.scaling import require_start_units, require_units
 from training.settings import TrainingConfig
-from training.start import find_start, require_same_start, settle_model
+from training.start import (
+    find_start,
+    report_start,
+    require_same_start,
+    settle_model,
+)
 
 
 def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
@@ -74,6 +79,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         start = problems.attempt(find_start, config, train)
         if start or not config.start_from:
             problems.attempt(require_same_start, config, start)
+            problems.attempt(require_start_units, config, train, start)
     if train and config.learning_curve:
         problems.attempt(plan_curve, config, train, ProcessGroup())
     if problems:
@@ -85,6 +91,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         return problems, {}
     log_weak_spots(config, train, validation, splits.get("test"), group)
     names, place = names_for(config, train), Path(config.save_dir)
+    report_start(start, names, config.mode == "binary")
     run = TrainingRun(config, train, validation, place, names, config.epochs, device)
     outlook = problems.attempt(measure_run, run) or {}
     if outlook:

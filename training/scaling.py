@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from training.file_bands import file_bands, rgb_channels
 from training.published import PublishedWeights, published_weights
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
-from training.start import Start, start_normalization
+from training.start import Start, start_normalization, start_ranges
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -85,33 +86,75 @@ def require_units(config: TrainingConfig, index: SampleIndex) -> None:
     known, matches = _published_scaling(config, index)
     if not known:
         return
-    pixels = np.concatenate(index.samples)
-    peaks, outside = [], {}
-    for band, match in enumerate(matches):
-        if match is None:
-            continue
-        low, high = known.low[match], known.high[match]
-        values = pixels[:, band]
-        peaks.append((np.percentile(values, 99) - low) / (high - low))
-        share = np.mean((values < low) | (values > high))
-        if share > SOME_OUTSIDE:
-            name = index.descriptions[band] or f"band {band + 1}"
-            outside[f"{name} ({share:.0%})"] = share
+    ranges = {
+        band: (known.low[match], known.high[match])
+        for band, match in enumerate(matches)
+        if match is not None
+    }
+    peak, outside = _compare_values(index, ranges)
     file = Path(config.weights).name
     way_out = (
         f"bring the patches into the units of {file} ({known.scaling}), or give "
         "--normalization_from data"
     )
-    if max(outside.values(), default=0) > OUTSIDE:
+    if max(outside.values()) > OUTSIDE:
         raise DatasetError(
             f"Most values of a band lie outside of what the weights were trained with: "
-            f"{listed(outside)}; {way_out}"
+            f"{_shares(outside)}; {way_out}"
         )
-    if max(peaks) < DARK:
+    if peak < DARK:
         raise DatasetError(
-            f"The values of the patches in {config.dataset_root} reach {max(peaks):.1%} of what the "
+            f"The values of the patches in {config.dataset_root} reach {peak:.1%} of what the "
             f"weights were trained with; {way_out}"
         )
-    if outside:
-        text = "values outside of the scaling of %s are clipped in %s; %s takes percentiles"
-        log.warning(text, file, listed(outside), "--normalization_from data")
+    if text := _shares(outside):
+        line = "values outside of the scaling of %s are clipped in %s; %s takes percentiles"
+        log.warning(line, file, text, "--normalization_from data")
+
+
+def require_start_units(
+    config: TrainingConfig, index: SampleIndex, start: Start | None
+) -> None:
+    """Warn of values outside of the percentiles that are kept of the model of ``--start_from``.
+
+    Raises:
+        DatasetError: The values cannot be in its units, and nobody has asked to keep them.
+    """
+    ranges = start_ranges(config, start) if start else {}
+    if config.normalization == "image" or not ranges:
+        return
+    peak, outside = _compare_values(index, ranges)
+    asked, apart = config.normalization_from == "model", min(outside.values()) > OUTSIDE
+    if not asked and (apart or peak < DARK):
+        reach = "lie mostly outside of" if apart else f"reach {peak:.1%} of"
+        raise DatasetError(
+            f"The values of the patches in {config.dataset_root} {reach} the percentiles of "
+            f"{start.file}, as if in other units; bring them into the same, give --normalization_from "
+            "data, or model to keep the percentiles all the same"
+        )
+    if text := _shares({k: v for k, v in outside.items() if v > OUTSIDE}):
+        line = "values outside of the percentiles of %s are clipped in %s; %s measures them anew"
+        log.warning(line, Path(start.file).name, text, "--normalization_from data")
+
+
+def _compare_values(
+    index: SampleIndex, ranges: Mapping[int, tuple[float, float]]
+) -> tuple[float, dict[str, float]]:
+    """How far values go into the range, of low and high, that each band is scaled by.
+
+    Returns:
+        The largest share of its range that a band reaches; per band the share of values outside.
+    """
+    pixels, peaks, outside = np.concatenate(index.samples), [], {}
+    for band, (low, high) in ranges.items():
+        values = pixels[:, band]
+        peaks.append((np.percentile(values, 99) - low) / ((high - low) or 1))
+        name = index.descriptions[band] or f"band {band + 1}"
+        outside[name] = float(np.mean((values < low) | (values > high)))
+    return max(peaks), outside
+
+
+def _shares(outside: Mapping[str, float]) -> str:
+    """The bands of which many values lie outside, and how many."""
+    many = {name: share for name, share in outside.items() if share > SOME_OUTSIDE}
+    return listed(f"{name} ({share:.0%})" for name, share in many.items())

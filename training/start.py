@@ -273,26 +273,38 @@ def start_normalization(
     Raises:
         DatasetError: The model has no percentiles to keep, though they are asked for.
     """
-    measured, given = (
-        dataset_normalization(index.samples),
-        start.checkpoint.normalization,
-    )
-    asked, name = config.normalization_from, Path(start.file).name
-    all_named = start.by_name and None not in start.matches
+    measured, ranges = dataset_normalization(index.samples), start_ranges(config, start)
+    if not ranges:
+        log.info("normalization: percentiles of the training patches")
+        return measured
+    low, high = list(measured.low), list(measured.high)
+    for band, (least, most) in ranges.items():
+        low[band], high[band] = least, most
+    rest = len(low) - len(ranges)
+    more = f"; percentiles of the patches for {rest} other bands" if rest else ""
+    log.info("normalization: that of %s%s", Path(start.file).name, more)
+    return replace(measured, low=tuple(low), high=tuple(high))
+
+
+def start_ranges(
+    config: TrainingConfig, start: Start
+) -> dict[int, tuple[float, float]]:
+    """The percentiles, low and high, that bands of the data take over from the model.
+
+    Raises:
+        DatasetError: The model has no percentiles to keep, though they are asked for.
+    """
+    given, asked = start.checkpoint.normalization, config.normalization_from
     if given.rule == "image" and asked == "model":
         raise DatasetError(
             f"--normalization_from model: {start.file} scales each patch by its own percentile and has "
             "none to keep; give auto or data"
         )
-    keeps = given.rule == "dataset" and asked != "data"
-    if not keeps or (asked == "auto" and not all_named):
-        log.info("normalization: percentiles of the training patches")
-        return measured
-    low, high = list(measured.low), list(measured.high)
-    for band, match in enumerate(start.matches):
-        if match is not None:
-            low[band], high[band] = given.low[match], given.high[match]
-    rest = sum(match is None for match in start.matches)
-    more = f"; percentiles of the patches for {rest} other bands" if rest else ""
-    log.info("normalization: that of %s%s", name, more)
-    return replace(measured, low=tuple(low), high=tuple(high))
+    all_named = start.by_name and None not in start.matches
+    if given.rule == "image" or asked == "data" or (asked == "auto" and not all_named):
+        return {}
+    return {
+        band: (given.low[match], given.high[match])
+        for band, match in enumerate(start.matches)
+        if match is not None
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from common.repeat import command_line
 from model_training import Normalization, build_model, load_checkpoint, save_checkpoint
 from training.kernels import last_conv
 from training.samples import index_samples
+from training.scaling import require_start_units
 from training.settings import TrainingConfig
 from training.start import (
     find_start,
@@ -281,6 +283,23 @@ def test_whose_percentiles_are_taken(tmp_path, descriptions, asked, kept):
         assert (found.low[band], found.high[band]) == pytest.approx((low, high))
 
 
+def test_values_in_other_units_than_the_models_are_refused(tmp_path, caplog):
+    file = write_start(tmp_path / "a.pth")  # up to 50
+    index = index_of(tmp_path, ("B04", "B02"))  # up to 10,000
+    start = find_start(settings(file), index)
+    with pytest.raises(DatasetError, match="lie mostly outside of .*data, or model"):
+        require_start_units(settings(file), index, start)
+    for asked in ("data", "model"):
+        config = settings(file, normalization_from=asked)
+        require_start_units(config, index, start)
+    assert "percentiles of a.pth are clipped in B04 (100%), B02 (100%)" in caplog.text
+    for high, message in ((1e6, "reach 0.* of"), (1e4, None)):
+        wide = Normalization("dataset", (0.0,) * 5, (high,) * 5)
+        start = find_start(settings(write_start(file, normalization=wide)), index)
+        with pytest.raises(DatasetError, match=message) if message else nullcontext():
+            require_start_units(settings(file), index, start)
+
+
 def test_a_model_of_the_image_rule_has_no_percentiles_to_keep(tmp_path):
     file = write_start(tmp_path / "a.pth", normalization=Normalization("image"))
     index = index_of(tmp_path)
@@ -413,6 +432,9 @@ def test_a_check_finds_what_does_not_fit(trained, tmp_path):
                        normalization=Normalization("image"))  # fmt: skip
     status, out, err = run_main(*words, "--start_from", file)
     assert status == 1 and "have none of them" in out + err
+    whole = write_start(tmp_path / "all.pth", bands=SENTINEL[:5], names=("no", "yes"))
+    status, out, err = run_main(*words, "--start_from", whole)
+    assert status == 0 and "all.pth: 5 of 10 bands matched by name" in err
     assert not (tmp_path / "run").exists()
 
 
