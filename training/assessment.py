@@ -18,17 +18,18 @@ from common.rasters import open_raster
 from evaluation.areas import estimate_areas
 from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import LogitSample, fit_temperature
+from evaluation.doubt import DoubtCollector
 from evaluation.examples import draw_examples
 from evaluation.figures import draw_calibration
 from evaluation.reports import TestCollector, plot_training, watch_boundaries
 from evaluation.settings import BOUNDARY_TOLERANCE
 from model_training import (
-    confusion_matrix,
     load_checkpoint,
     normalize,
     predict_classes,
     scores,
 )
+from training.audit import audit_split
 from training.loop import evaluate
 from training.run import TrainingRun
 from training.samples import SampleIndex
@@ -59,11 +60,14 @@ def export(
     report["validation"] = evaluate_split(run, run.validation, sample.add)
     calibrate(run, [sample])
     if held_out:
+        held_out.doubts.temperature = run.temperature or 1.0
         report["held_out"] = evaluate_split(run, held_out.index, held_out)
         report["held_out_names"] = [pair.name for pair in held_out.index.pairs]
     report |= evaluate_test(run, test)
     kinds = ("validation", "held_out", "test")
     run.save("final_model", {key: report[key] for key in kinds if key in report})
+    if not held_out:
+        audit_split(run, test)
     report["history"] = run.history.rows
     report["class_names"] = run.names
     if held_out:  # the report of a whole run gets more keys first
@@ -173,25 +177,24 @@ def map_patches(
 
 
 class HeldOutCollector:
-    """Collects logits and confusion matrices while a fold's held-out patches are evaluated.
+    """Collects logits, confusion matrices and doubts while a fold's held-out patches are evaluated.
 
     Args:
         index: The patches that the fold holds out.
         labelled: Labelled pixels of all folds, of which the logits are a sample.
         seed: Of the sample.
+        areas: Whether to collect the areas that contradict their label.
     """
 
-    def __init__(self, index: SampleIndex, labelled: int, seed: int):
+    def __init__(self, index: SampleIndex, labelled: int, seed: int, areas=False):
         self.index, self.classes = index, index.counts.shape[1]
         self.sample = LogitSample(labelled, seed=seed)
-        self.matrices = []  # (K, K) of each patch
+        self.doubts = DoubtCollector(index.pairs, self.classes, areas=areas)
 
     def found(self) -> list[np.ndarray]:
         """The confusion matrix (K, K) of each patch."""
-        return self.matrices
+        return [record.matrix for record in self.doubts.records]
 
     def __call__(self, logits: Tensor, masks: Tensor) -> None:
         self.sample.add(logits, masks)
-        for guess, mask in zip(predict_classes(logits), masks):
-            matrix = confusion_matrix(guess, mask, self.classes)
-            self.matrices.append(matrix.cpu().numpy())
+        self.doubts(logits, masks)

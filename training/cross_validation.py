@@ -10,11 +10,11 @@ import numpy as np
 
 from common.distributed import ProcessGroup
 from common.scores import HEADLINES
-from evaluation.calibration import LogitSample
 from evaluation.matrices import block_bootstrap, fold_summary, score_gap
 from evaluation.reports import plot_training
 from model_training import scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
+from training.audit import audit_folds
 from training.dataset import (
     colours_for,
     index_split,
@@ -41,24 +41,24 @@ def train_folds(
     names,
     device,
     group: ProcessGroup,
-) -> tuple[list[dict], np.ndarray, list[LogitSample]]:
+) -> tuple[list[dict], np.ndarray, list[HeldOutCollector]]:
     """Train a model per fold and evaluate it, once, on the patches that the fold holds out.
 
     Returns:
         A report per fold, the confusion matrix of each patch (P, K, K) by the model that did not
-        see it, and logits of such patches per fold.
+        see it, and what else was collected of such patches per fold.
     """
     classes = config.label_classes
     matrices = np.zeros((len(pooled.pairs), classes, classes), np.int64)
-    reports, samples = [], []
+    reports, collected = [], []
     for number, fold in enumerate(folds, start=1):
         log.info("fold %d of %d", number, len(folds))
         place = save_dir / f"fold_{number}"
         report, held_out = train_fold(config, pooled, fold, place, names, device, group)
         reports.append(report)
         matrices[fold.held_out] = group.broadcast(held_out.found)
-        samples.append(held_out.sample)
-    return reports, matrices, samples
+        collected.append(held_out)
+    return reports, matrices, collected
 
 
 def train_fold(
@@ -79,7 +79,10 @@ def train_fold(
     fit(run)
     # one share of the pixels in all folds, since the temperature is fitted on all together
     held_out = HeldOutCollector(
-        pooled.subset(fold.held_out), pooled.counts.sum(), config.seed
+        pooled.subset(fold.held_out),
+        pooled.counts.sum(),
+        config.seed,
+        config.label_audit,
     )
     return group.broadcast(export, run, None, held_out), held_out
 
@@ -123,8 +126,8 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     results, per_block = {}, {}
     for kind, folds in plans.items():
         place = save_dir / kind if both else save_dir
-        # the samples that stay are those of the last kind
-        reports, matrices, samples = train_folds(
+        # what was collected of the last kind stays
+        reports, matrices, collected = train_folds(
             config, pooled, folds, place, names, device, group
         )
         sums = np.zeros((blocks.max() + 1, *matrices.shape[1:]), np.int64)
@@ -153,7 +156,7 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     if both:
         report["random"] = results["random"]
         report["optimism"] = optimism(results, per_block, measure, config.seed)
-    return group.broadcast(export_folds, final, report, samples, test)
+    return group.broadcast(export_folds, final, report, folds, collected, test)
 
 
 def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:
@@ -167,17 +170,19 @@ def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:
 def export_folds(
     final: TrainingRun,
     report: dict,
-    samples: Sequence[LogitSample],
+    folds: Sequence[Fold],
+    collected: Sequence[HeldOutCollector],
     test: SampleIndex | None,
 ) -> dict:
     """Calibrate the final model of k-fold, evaluate it, write it and the plot; its report."""
     for criterion in ("loss", "iou"):  # what the checkpoint stores of its validation
         best = [fold["best"][criterion] for fold in report["folds"]]
         final.history.best[criterion] = float(np.mean(best))
-    calibrate(final, samples)
+    calibrate(final, [held_out.sample for held_out in collected])
     report = report | evaluate_test(final, test)
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
     final.save("final_model", kept)
+    audit_folds(final, folds, [held_out.doubts for held_out in collected], test)
     plot_training(final.save_dir / "model_training_plot.png", report)
     return report
 

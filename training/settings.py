@@ -226,6 +226,13 @@ class TrainingConfig:
         "output",
         may_change=True,
     )
+    label_audit: bool = setting(
+        False,
+        "with kfold, write polygons where models that did not train there confidently contradict "
+        "the labels",
+        "output",
+        may_change=True,
+    )
     area_estimation: bool = setting(
         False,
         "estimate the area of each class from the map of all patches and the errors in the test "
