@@ -49,7 +49,8 @@ def add_settings(parser, config_class) -> None:
         if kind is bool:
             more["action"] = "store_true"
         else:
-            more["type"] = whole_number if kind is int else kind
+            number = whole_number_or_auto if about.get("or_auto") else whole_number
+            more["type"] = number if kind is int else kind
         if not more["required"]:
             off = {"action": "store_const", "const": item.default}
             off |= {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
@@ -58,15 +59,21 @@ def add_settings(parser, config_class) -> None:
     parser.set_defaults(config_class=config_class)
 
 
-def whole_number(text: str) -> int:
+def whole_number(text: str, or_auto: str = "") -> int:
     """The value of an integer option; none needs more than 32 bits."""
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"invalid int value: {text!r:.40}") from None
+        message = f"invalid int value: {text!r:.40}{or_auto}"
+        raise argparse.ArgumentTypeError(message) from None
     if abs(value) >= 2**32:
         raise argparse.ArgumentTypeError("expected a smaller number")
     return value
+
+
+def whole_number_or_auto(text: str) -> int | str:
+    """The value of an integer option that may be found at run time."""
+    return text if text == "auto" else whole_number(text, "; expected one, or auto")
 
 
 def settings_from(config_class, arguments):

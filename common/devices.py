@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -97,6 +98,14 @@ def free_memory(device) -> int:
         most = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         return min(most, machine.free_memory())  # one memory for both
     return machine.free_memory()
+
+
+def release_memory(device: torch.device) -> None:
+    """Give a GPU the memory back that PyTorch keeps, and forget how much it has held at most."""
+    gc.collect()  # an error that was caught can hold tensors in circles
+    if device.type == "cuda":  # pragma: no cover - GPU
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory_ran_out(error: Exception) -> bool:

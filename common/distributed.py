@@ -65,6 +65,14 @@ class ProcessGroup:
             for tensor in tensors:
                 self._collective(dist.all_reduce, tensor)
 
+    def least(self, value: int) -> int:
+        """The least of the values that the processes give."""
+        if self.store is None:
+            return value
+        values = torch.tensor([value])
+        self._collective(dist.all_reduce, values, dist.ReduceOp.MIN, self.control)
+        return int(values)
+
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Give all processes the buffers of the main one, as batch statistics on the CPU."""
         if self.store is not None:

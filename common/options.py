@@ -17,7 +17,8 @@ def setting(default=MISSING, help: str = "", group: str = "options", **more):
         group: The heading under which ``--help`` lists it.
         **more: ``choices``, ``nargs``, ``const``, ``action``, ``alias`` (a second flag), ``shown`` (words for
             a default that is found at run time); ``least`` and ``most``, or ``above``, the limits
-            of a number, which ``check_limits`` enforces; ``may_change=True`` where a resumed run
+            of a number, which ``check_limits`` enforces; ``or_auto=True`` where a whole number may
+            be "auto" too; ``may_change=True`` where a resumed run
             may have another value than the one that it continues (see ``files.fingerprint``).
     """
     return field(default=default, metadata={"help": help, "group": group, **more})

@@ -78,7 +78,7 @@ MESSAGES = re.compile(
     r"usage: | {4,}|(train|validation|test) +\d+ patches|no GPU found|no test split|"
     r"few steps of the weights|\S+: (about|less than) \S+ of the pixels hold|memory ran out|warning: |"
     r"\S+ is warped onto|without the files|left out|(random|block|column) fold|fold \d|"
-    r"skipped \d+ of| {2}\S"
+    r"skipped \d+ of|--batch_size auto| {2}\S"
 )
 
 

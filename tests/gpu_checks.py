@@ -348,14 +348,48 @@ def memory_prediction_8gb(place: Place) -> str:
     return "the defaults fit"
 
 
+AUTO = ("--batch_size", "auto")
+
+
+def line_of_trial(messages: str) -> str:
+    """What a training says of the size of its batches."""
+    found = [
+        one for one in messages.splitlines() if one.startswith("--batch_size auto")
+    ]
+    require(len(found) == 1, f"{len(found)} lines about --batch_size auto")
+    return found[0]
+
+
 @check("batch-size-auto", alone=True)
 def batch_size_auto(place: Place) -> str:
-    words = ("--batch_size", "auto", "--epochs", 2)
-    run = place.train(place.new_folder(), *words)
-    if run.status == 2:
-        raise Skip("main.py takes no --batch_size auto")
-    succeeded(run, "--batch_size auto")
-    return "finished"
+    """Small patches, of which the GPU holds the most that is tried; and the run resumed."""
+    save_dir, expected = place.new_folder(), 64 if place.on_gpu else 4
+    prepare = [("stop_after", 1)]
+    run = place.train(save_dir, *AUTO, "--epochs", 2, prepare=prepare)
+    require(run.status == 130, f"status {run.status}: {run.last_line}")
+    line = line_of_trial(run.err)
+    again = place.train(save_dir, *AUTO, "--epochs", 2, "--resume")
+    succeeded(again, "--batch_size auto --resume")
+    require("as before" in line_of_trial(again.err), line_of_trial(again.err))
+    found = report_of(save_dir)["settings"]["batch_size"]
+    require(found == expected, f"{found} in the report; {line}")
+    return line
+
+
+@check("batch-size-auto-2gb", alone=True, gpu_only=True)
+def batch_size_auto_2gb(place: Place) -> str:
+    """Patches of the usual size on a card of 2 GB: what is found trains, four times as much does not."""
+    words = ("--dataset_root", large_patches(place), "--classes", 6, "--epochs", 1)
+    words = (*words, "--encoder_name", "resnet34")
+    prepare, save_dir = [("imitate_card", 2e9)], place.new_folder()
+    run = place.train(save_dir, *words, *AUTO, prepare=prepare)
+    line = line_of_trial(succeeded(run, "--batch_size auto on 2 GB").err)
+    found = report_of(save_dir)["settings"]["batch_size"]
+    require(found < 64, line)
+    larger = (*words, "--batch_size", 4 * found)
+    run = place.train(place.new_folder(), *larger, prepare=prepare)
+    require(run.status == 1, f"batches of {4 * found} fit too; {line}")
+    return line
 
 
 # --- prediction -------------------------------------------------------------------------------

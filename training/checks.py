@@ -79,6 +79,9 @@ def check_folds(config: TrainingConfig) -> None:
 
 
 def check_training(config: TrainingConfig) -> None:
+    size = config.batch_size
+    fine = size == "auto" or isinstance(size, int)
+    require(fine, "--batch_size", size, "a whole number, or auto")
     for name in ("warmup_epochs", "freeze_encoder_epochs"):
         value = getattr(config, name)
         fewer = f"fewer than --epochs {config.epochs}"

@@ -15,6 +15,7 @@ from evaluation.reports import plot_training
 from model_training import scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
 from training.audit import audit_folds
+from training.batch_size import settle_batch_size
 from training.dataset import (
     colours_for,
     index_split,
@@ -23,7 +24,7 @@ from training.dataset import (
     require_several_classes,
 )
 from training.epochs import fit
-from training.folds import Fold, plan_all_folds
+from training.folds import Fold, fewest_patches, plan_all_folds
 from training.outputs import clear_former_run
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
@@ -87,13 +88,18 @@ def train_fold(
     return group.broadcast(export, run, None, held_out), held_out
 
 
-def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
+def cross_validate(
+    config: TrainingConfig, device, group: ProcessGroup
+) -> tuple[TrainingConfig, dict]:
     """K-fold cross-validation over train/ and validation/, then a final model on all of it.
 
     Each fold chooses its best epoch by validation patches of its own and is evaluated, once, on
     what it holds out. With ``--fold_by both`` the folds at random come first, for comparison. The
     final model is trained for the median of the epochs that the (other) folds found best, by the
     schedule that these had; test/, where there is one, evaluates that model alone.
+
+    Returns:
+        The settings with the batch size that was found, and the report.
     """
     cache = make_cache(config)
     pooled = index_split(config, "train", None, cache)
@@ -109,6 +115,8 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     colours_for(config, pooled)
     channels = rgb_channels(config, pooled)
     build_initial_model(config.model_config(pooled.shape[0]), config.weights, channels)
+    fewest = fewest_patches(plans)
+    config = settle_batch_size(config, pooled, fewest, device, group)
     group.broadcast(clear_former_run, config)
     if group.is_main_process:
         log_weak_spots(config, pooled, None, test, group)
@@ -118,7 +126,7 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
         fold = folds[config.only_fold - 1]
         log.info("fold %d of %d alone", config.only_fold, len(folds))
         place = Path(config.run_dir)
-        return train_fold(config, pooled, fold, place, names, device, group)[0]
+        return config, train_fold(config, pooled, fold, place, names, device, group)[0]
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")
@@ -156,7 +164,7 @@ def cross_validate(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     if both:
         report["random"] = results["random"]
         report["optimism"] = optimism(results, per_block, measure, config.seed)
-    return group.broadcast(export_folds, final, report, folds, collected, test)
+    return config, group.broadcast(export_folds, final, report, folds, collected, test)
 
 
 def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:

@@ -17,6 +17,7 @@ from common.patches import list_pairs
 from common.repeat import command_line
 from model_training import check_architecture
 from training.assessment import export
+from training.batch_size import settle_batch_size
 from training.classes import settle_classes
 from training.cross_validation import cross_validate
 from training.dataset import (
@@ -57,12 +58,7 @@ def run_experiment(config: TrainingConfig) -> dict:
         check(config)
     require_patches(config)
     run_kind = train_split if config.val_strategy == "split" else cross_validate
-    report = {
-        "val_strategy": config.val_strategy,
-        "settings": asdict(config),
-        "command": command_line("main.py", config),
-    }
-    run_dir = Path(config.run_dir)
+    run_dir, asked_to_resume = Path(config.run_dir), config.resume
     if found := folds_trained_alone(config):
         names = ", ".join(file.parent.name for file in found)
         log.info("gathering what --only_fold has trained: %s", names)
@@ -75,7 +71,14 @@ def run_experiment(config: TrainingConfig) -> dict:
         group = stack.enter_context(init_distributed(gpu))
         if group.is_main_process:
             stack.enter_context(writing_alone(config))
-        report |= run_kind(config, device, group)
+        config, result = run_kind(config, device, group)
+        config = replace(config, resume=asked_to_resume)
+        report = {
+            "val_strategy": config.val_strategy,
+            "settings": asdict(config),
+            "command": command_line("main.py", config),
+            **result,
+        }
         if group.is_main_process:
             write_json(run_dir / "model_metrics.json", report)
     return report
@@ -107,13 +110,20 @@ def require_colours(config: TrainingConfig) -> None:
 PREFLIGHT_CHECKS = (require_model, require_output, require_test, require_colours)
 
 
-def train_split(config: TrainingConfig, device, group: ProcessGroup) -> dict:
-    """Train on train/, choose on validation/, evaluate the final model on test/."""
+def train_split(
+    config: TrainingConfig, device, group: ProcessGroup
+) -> tuple[TrainingConfig, dict]:
+    """Train on train/, choose on validation/, evaluate the final model on test/.
+
+    Returns:
+        The settings with the batch size that was found, and the report.
+    """
     cache = make_cache(config)
     train = index_split(config, "train", None, cache)
     validation = index_split(config, "validation", train, cache)
     test = index_split(config, "test", train, required=False)
     require_several_classes(train)
+    config = settle_batch_size(config, train, len(train.pairs), device, group)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device, group,
@@ -123,4 +133,4 @@ def train_split(config: TrainingConfig, device, group: ProcessGroup) -> dict:
     if group.is_main_process:
         log_weak_spots(config, train, validation, test, group)
     fit(run)
-    return group.broadcast(export, run, test)
+    return config, group.broadcast(export, run, test)

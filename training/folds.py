@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -322,6 +323,11 @@ def plan_all_folds(
         kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
     }
     return plans, blocks
+
+
+def fewest_patches(plans: Mapping[str, Sequence[Fold]]) -> int:
+    """How many patches the fold that has the fewest trains on."""
+    return min(len(fold.train) for folds in plans.values() for fold in folds)
 
 
 def known_footprints(config: TrainingConfig, pooled: SampleIndex) -> GeoSeries | None:

@@ -185,15 +185,19 @@ def train_one_epoch(
     return mean.result(group)
 
 
+class SinglePatchError(SegmentationError):
+    """A model that cannot train on a batch of one patch."""
+
+
 @contextlib.contextmanager
 def batch_norm_errors() -> Iterator[None]:
-    """Raise as SegmentationError that a batch is too small for a model."""
+    """Raise as SinglePatchError that a batch is too small for a model."""
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise SegmentationError(
+        raise SinglePatchError(
             "This model normalizes over the batch and cannot train on a single patch; "
             "use --batch_size 2 or more, and at least 2 training patches"
         ) from error

@@ -67,6 +67,8 @@ def require_new(config: TrainingConfig) -> None:
     for report in gathered:
         settings = json.loads(report.read_text())["settings"]
         former = {name: settings.get(name) for name in present}
+        if present["batch_size"] == "auto":  # one size for all folds
+            present["batch_size"] = former["batch_size"]
         compare_runs(former, present, report.parent, START_ANEW)
     found = former_files(run_dir)
     if not found or config.resume or config.overwrite or gathered:

@@ -16,6 +16,7 @@ from common.console import Problems
 from common.devices import local_device, peak_memory
 from common.distributed import ProcessGroup, torch_errors
 from common.text import duration
+from training.batch_size import settle_batch_size
 from training.classes import settle_classes, settle_without_dataset
 from training.dataset import (
     index_split,
@@ -25,7 +26,7 @@ from training.dataset import (
     require_several_classes,
 )
 from training.experiment import PREFLIGHT_CHECKS, SCARCE
-from training.folds import plan_all_folds
+from training.folds import fewest_patches, plan_all_folds
 from training.loop import evaluate, train_one_epoch, training_precision
 from training.resume import ResumeState
 from training.run import TrainingRun, build, make_stepper
@@ -38,8 +39,8 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
 
     Returns:
         The problems found, a line each; and, where there are none, what the run will take:
-        "patches" per split, "parameters", "epoch_seconds" and "total_seconds" at most (measured on
-        a batch), and "memory" in bytes (of the GPU, else of this process).
+        "patches" per split, "batch_size", "parameters", "epoch_seconds" and "total_seconds" at most
+        (measured on a batch), and "memory" in bytes (of the GPU, else of this process).
     """
     problems = Problems()
     device = problems.attempt(local_device, config.device)
@@ -58,21 +59,28 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
             like, splits[split] = like or index, index
     reading = time.perf_counter() - started
     train, validation = splits.get("train"), splits.get("validation")
+    fewest = len(train.pairs) if train else 0
     if train and config.val_strategy == "kfold":
         train, validation = train + validation if validation else train, None
-        problems.attempt(plan_all_folds, config, train)
+        if planned := problems.attempt(plan_all_folds, config, train):
+            fewest = fewest_patches(planned[0])
     if train:
         problems.attempt(require_several_classes, train)
     if problems:
         return problems, {}
-    log_weak_spots(config, train, validation, splits.get("test"), ProcessGroup())
+    group = ProcessGroup()
+    options = config, train, fewest, device, group
+    config = problems.attempt(settle_batch_size, *options)
+    if not config:
+        return problems, {}
+    log_weak_spots(config, train, validation, splits.get("test"), group)
     names, place = names_for(config, train), Path(config.save_dir)
     run = TrainingRun(config, train, validation, place, names, config.epochs, device)
     outlook = problems.attempt(measure_run, run) or {}
     if outlook:
         outlook["total_seconds"] += reading
     patches = {split: len(index.pairs) for split, index in splits.items()}
-    return problems, outlook | {"patches": patches}
+    return problems, outlook | {"patches": patches, "batch_size": config.batch_size}
 
 
 def measure_run(run: TrainingRun) -> dict:
@@ -90,6 +98,7 @@ def measure_batches(run: TrainingRun) -> dict:
     """See ``measure_run``, for a run that is built."""
     config, device = run.config, run.device
     stepper, scheduler = make_stepper(run, len(run.loader(run.train, training=True)))
+    stepper.scheduler = None  # that of a run may have fewer steps than are measured
     # read by this process alone: as if nothing were prepared ahead
     alone = replace(run, config=replace(config, num_workers="0"))
     loader = alone.loader(run.train, training=True)
@@ -148,6 +157,7 @@ def outlook_text(outlook: dict) -> str:
     patches = ", ".join(f"{n} {split}" for split, n in outlook["patches"].items())
     lines = [
         f"patches       {patches}",
+        f"a batch       {outlook['batch_size']} patches",
         f"parameters    {outlook['parameters'] / 1e6:.1f} million",
         f"an epoch      {duration(outlook['epoch_seconds'])}",
         f"all epochs    {duration(outlook['total_seconds'])} at most, less if training stops early",

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.errors import CheckpointError
 from common.files import compare_runs, fingerprint
@@ -84,13 +85,8 @@ class ResumeState:
         if not path.exists():
             log.info("no run to resume in %s: starting", run.save_dir)
             return
-        stored = load_safely(path)
-        state = stored.get("training_state") if isinstance(stored, dict) else None
-        if not state:
-            raise CheckpointError(
-                f"{path} does not hold the state of a run; {START_ANEW}"
-            )
-        former = state.get("run_fingerprint") or state["belongs_to"]  # that of 1.1
+        stored, former = read_state(path)
+        state = stored["training_state"]
         compare_runs(former, self.run_fingerprint, path, START_ANEW)
         if "belongs_to" in state and run.group.size > 1:
             raise CheckpointError(
@@ -106,3 +102,16 @@ class ResumeState:
         history.rows = state["rows"]
         history.best, history.best_epoch = state["best"], state["best_epoch"]
         log.info("resuming after epoch %d of %d", len(history.rows), run.epochs)
+
+
+def read_state(path: Path) -> tuple[dict, dict]:
+    """What a ``model_last.pth`` holds, and the fingerprint of its run.
+
+    Raises:
+        CheckpointError: It cannot be read, or is no such file.
+    """
+    stored = load_safely(path)
+    state = stored.get("training_state") if isinstance(stored, dict) else None
+    if not state:
+        raise CheckpointError(f"{path} does not hold the state of a run; {START_ANEW}")
+    return stored, state.get("run_fingerprint") or state["belongs_to"]  # that of 1.1

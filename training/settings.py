@@ -118,7 +118,14 @@ class TrainingConfig:
         "model",
     )
     epochs: int = setting(100, "passes over the training patches", "training", least=1)
-    batch_size: int = setting(4, "patches per batch, and process", "training", least=1)
+    batch_size: int | str = setting(
+        4,
+        "patches per batch, and process; auto tries at the start how many the GPU has memory for, "
+        "64 at most",
+        "training",
+        least=1,
+        or_auto=True,
+    )
     accumulate: int = setting(1, "batches per step of the weights", "training", least=1)
     amp: str = setting(
         "auto",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -67,18 +66,6 @@ def one_thread():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"), 8, 4, 2, bands=3)
-
-
-@pytest.fixture
-def one_of_one(monkeypatch):
-    """The environment of a process that torchrun started alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
-    values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in values.items():
-        monkeypatch.setenv(name, str(value))
 
 
 # --- one process ----------------------------------------------------------------------------

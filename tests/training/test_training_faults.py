@@ -321,6 +321,8 @@ def test_faults_of_a_second_training_leave_the_first(
         "--class_names a,b,c", 2),
     row("train", "class weights without a loss for them", nothing,
         r"--use_class_weights with --loss dice: expected", "--use_class_weights --loss dice", 2),
+    row("train", "batches of no number", nothing,
+        r"--batch_size: invalid int value: 'all'; expected one, or auto", "--batch_size all", 2),
     row("train", "folds without folds", nothing, r"--fold_by block: .*--val_strategy kfold",
         "--fold_by block", 2),
     row("train", "buffer of random folds", nothing, r"--buffer 9.0: .*--fold_by block",
@@ -348,6 +350,13 @@ def training_without_memory(monkeypatch) -> None:
 
 
 @simulated
+def trial_without_memory(monkeypatch) -> None:
+    """On a CPU on which batches are tried as on a GPU."""
+    training_without_memory(monkeypatch)
+    patch_everywhere(monkeypatch, "training.batch_size.TRIED", ("cpu",))
+
+
+@simulated
 def cpu_without_memory(monkeypatch) -> None:
     def exhausted(*_, **__):
         raise RuntimeError(
@@ -367,6 +376,9 @@ def cpu_without_memory(monkeypatch) -> None:
         r"The memory of cpu is too small; lower --batch_size", late=True),
     row("train", "memory of the machine", cpu_without_memory,
         r"The memory of cpu is too small; lower --batch_size", late=True),
+    row("train", "memory of any batch", trial_without_memory,
+        r"The memory of cpu is too small for any batch; cut smaller patches",
+        "--batch_size auto"),
     row("train", "memory to read patches", patches_without_memory,
         r"The memory .*Unable to allocate 7.45 GiB.*; lower --batch_size", late=True),
     row("train", "no network", nothing,

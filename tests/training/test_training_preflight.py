@@ -52,6 +52,14 @@ def test_what_a_check_says_of_time_and_memory_is_measured(data, tmp_path):
     assert more["total_seconds"] > 7 * more["epoch_seconds"] * 2
 
 
+def test_a_run_of_one_step_is_measured_too(data, tmp_path):
+    """A schedule that is stepped with each batch has one step, and two are measured."""
+    options = ("--scheduler", "onecycle", "--batch_size", 8, "--epochs", 1)
+    status, told, err = check("--dataset_root", data, "--save_dir", tmp_path, *options)
+    assert status == 0, err
+    assert told.splitlines()[-1] == "No problems found."
+
+
 @pytest.mark.fault(31)
 def test_reading_and_writing_of_an_epoch_are_in_its_time(data, tmp_path, monkeypatch):
     config = settings(
