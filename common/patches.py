@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import rasterio
@@ -28,6 +28,8 @@ from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
 from common.nodata import partly_nodata, partly_text
+from common.places import Place, list_places, place_of
+from common.provenance import Facts, facts_of_tags, joint_facts
 from common.rasters import Source, open_raster, same_pixel_grid
 from common.tiffs import list_tiffs
 
@@ -125,6 +127,53 @@ def patch_bands(file: rasterio.DatasetReader) -> list[int]:
     """The bands of an image patch that are data."""
     alphas = alphas_of_patch(file)
     return [band for band in file.indexes if band not in alphas]
+
+
+class PatchHeader(NamedTuple):
+    """What an image patch says of itself, beside its pixels."""
+
+    split: str  # the folder that it lies in
+    descriptions: tuple[str | None, ...]  # of the bands that are data
+    nodata: tuple[float | None, ...]  # declared for each of them
+    data_type: str  # that holds all of them
+    facts: Facts
+    place: Place | None
+
+
+def read_header(image: Path) -> PatchHeader:
+    """Read what an image patch says of itself."""
+    with open_raster(image) as file:
+        chosen = [band - 1 for band in patch_bands(file)]
+        # rasterio asks GDAL about all bands each time
+        texts, nodata, types = file.descriptions, file.nodatavals, file.dtypes
+        return PatchHeader(
+            image.parent.parent.name,
+            tuple(texts[b] for b in chosen),
+            tuple(None if nodata[b] is None else float(nodata[b]) for b in chosen),
+            np.result_type(*(types[b] for b in chosen)).name,
+            facts_of_tags(file.tags()),
+            place_of(file),
+        )
+
+
+def joint_headers(headers: Sequence[PatchHeader]) -> dict:
+    """What the patches of a dataset say together, in plain values; None where nobody says it.
+
+    Returns:
+        "sensor" and "acquired" of all of them; "nodata" (per band) and "data_type", None where they
+        differ; "places", see ``list_places``.
+    """
+    facts = joint_facts(header.facts for header in headers)
+    # as texts, since NaN equals NaN
+    nodata = {repr(header.nodata): header.nodata for header in headers}
+    types = {header.data_type for header in headers}
+    return {
+        "sensor": facts.sensor,
+        "acquired": list(facts.acquired) or None,
+        "nodata": list(nodata.popitem()[1]) if len(nodata) == 1 else None,
+        "data_type": types.pop() if len(types) == 1 else None,
+        "places": list_places((header.split, header.place) for header in headers),
+    }
 
 
 def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):

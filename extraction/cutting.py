@@ -18,6 +18,7 @@ from common.errors import DatasetError, RasterError
 from common.labels import Label, class_tags, open_label
 from common.machine import available_cores, bounded_map, fits_in_memory, free_memory
 from common.nodata import is_no_measurement
+from common.provenance import scene_facts
 from common.rasters import Source, as_dtype, band_scaling, open_raster
 from common.tiffs import create_tiff, write_errors
 from extraction.cells import Cell, cell_mask, reading_order
@@ -159,6 +160,7 @@ class PatchWriter:
         self.class_tags = class_tags(label.names, label.codes, colours)
         self.descriptions = tuple(scene.descriptions[band - 1] for band in bands)
         self.scaling = band_scaling(scene, bands)
+        self.origin = scene_facts(scene).tags()
         # an alpha band that was selected is data
         self.colours = tuple(
             ColorInterp.undefined if role == ColorInterp.alpha else role
@@ -186,6 +188,7 @@ class PatchWriter:
         ):
             file.descriptions = self.descriptions
             file.colorinterp = self.colours
+            file.update_tags(**self.origin)
             if self.scaling:
                 file.scales, file.offsets = self.scaling
             file.write(pixels)

@@ -23,6 +23,7 @@ from common.errors import RasterError, SegmentationError, gdal_message, require
 from common.files import atomic_write, exclusive_lock, naming, require_folder
 from common.interruption import stop_requested, until_stopped
 from common.masks import MaskReader, buffer_in_pixels, coverage_lines, report_text
+from common.provenance import ACQUIRED, SENSOR
 from common.rasters import GDAL_CACHE
 from common.sources import require_whole
 from common.tiffs import create_tiff, require_complete_tiff, write_errors
@@ -277,9 +278,8 @@ def describe(plan: ScenePlan, shares: Sequence[str]) -> list[str]:
         f"  bands: {', '.join(layer.name for layer in layers)}",
     ]
     tags = plan.tags
-    shown = [
-        tags[key] for key in ("product", "sensor", "acquired", "tile") if key in tags
-    ]
+    keys = ("product", SENSOR, ACQUIRED, "tile")
+    shown = [tags[key] for key in keys if key in tags]
     lines += [f"  of {', '.join(shown)}"] if shown else []
     lines.append(
         f"  values: {tags['values']}; {dtype}, "

@@ -12,6 +12,7 @@ import numpy as np
 from common.errors import RasterError, require
 from common.ground import covered_share
 from common.masks import buffer_in_pixels
+from common.provenance import ACQUIRED, SENSOR
 from common.rasters import open_raster
 from common.tiffs import TIFF_SUFFIXES
 from extraction.stack_bands import MaskLayer, Product
@@ -148,8 +149,8 @@ def tags_of(
     """The metadata of a scene: what it shows, and what was done to its pixels."""
     texts = {
         "product": [product.name for product in products],
-        "sensor": [product.sensor for product in products],
-        "acquired": [product.acquired for product in products],
+        SENSOR: [product.sensor for product in products],
+        ACQUIRED: [product.acquired for product in products],
         "tile": [product.tile for product in products],
     }
     tags = {

@@ -107,6 +107,7 @@ def cross_validate(
     pooled = pooled + more if more else pooled
     test = index_split(config, "test", pooled, required=False)
     require_several_classes(pooled)
+    pooled = pooled.beside(test)
     names, save_dir = names_for(config, pooled), Path(config.save_dir)
     plans, blocks = plan_all_folds(config, pooled)
     both = len(plans) == 2

@@ -123,6 +123,7 @@ def train_split(
     validation = index_split(config, "validation", train, cache)
     test = index_split(config, "test", train, required=False)
     require_several_classes(train)
+    train = train.beside(validation, test)
     config = settle_batch_size(config, train, len(train.pairs), device, group)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,

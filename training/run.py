@@ -14,6 +14,7 @@ from common.architectures import ModelConfig
 from common.colours import Colour, hex_of_colour
 from common.devices import allow_tf32, require_deterministic_cublas
 from common.distributed import ProcessGroup, synchronize_batch_norm
+from common.patches import joint_headers
 from model_training import (
     Normalization,
     balanced_weights,
@@ -65,6 +66,7 @@ class TrainingRun:
     normalization: Normalization = None
     colours: list[Colour] = field(default_factory=list)  # of the classes
     quartiles: list[list[float]] | None = None  # of each band's training pixels
+    origin: dict = field(default_factory=dict)  # of the dataset, see ``joint_headers``
     loss: Callable = None
     history: History = field(default_factory=History)
     temperature: float | None = None  # None: not calibrated
@@ -107,6 +109,7 @@ class TrainingRun:
             "band_scales": scales,
             "band_offsets": offsets,
             "band_quartiles": self.quartiles,
+            **self.origin,
             "ignore_index": self.config.ignore_index,
             "training_params": asdict(self.config)
             | {
@@ -141,6 +144,7 @@ def build(run: TrainingRun) -> None:
     else:
         run.normalization = Normalization("image")
     run.quartiles = band_quartiles(index.samples)
+    run.origin = joint_headers(index.headers)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
     require_deterministic_cublas()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,7 +18,14 @@ from common.errors import DatasetError, SegmentationError
 from common.interruption import until_stopped
 from common.labels import class_codes_of, class_colours_of, class_names_of
 from common.machine import free_memory
-from common.patches import PatchPair, patch_bands, patch_pixel_size, read_patch
+from common.patches import (
+    PatchHeader,
+    PatchPair,
+    patch_bands,
+    patch_pixel_size,
+    read_header,
+    read_patch,
+)
 from common.rasters import band_scaling, open_raster
 from common.text import number_dates
 from training.augmentation import Radiometry, random_d4, random_radiometry
@@ -96,6 +103,7 @@ class SampleIndex:
     scaling: tuple[list[float], list[float]] | None = None  # likewise
     class_codes: list[int | str] | None = None  # what the classes' values were
     class_colours: list[Colour | None] | None = None
+    headers: tuple[PatchHeader, ...] = ()  # of the whole dataset, also in a subset
 
     def subset(self, indices: Iterable[int]) -> SampleIndex:
         chosen = list(indices)
@@ -116,7 +124,13 @@ class SampleIndex:
             samples=self.thinned_samples(share) + other.thinned_samples(share),
             decoded=self.decoded + other.decoded,
             share=share,
+            headers=self.headers + other.headers,
         )
+
+    def beside(self, *others: SampleIndex | None) -> SampleIndex:
+        """The same patches, with what those of other splits say of themselves."""
+        headers = [self.headers, *(other.headers for other in others if other)]
+        return replace(self, headers=tuple(chain(*headers)))
 
     def thinned_samples(self, share: float) -> list[np.ndarray]:
         """The samples with a smaller share of the valid pixels, so that those of both parts of a
@@ -153,21 +167,21 @@ def index_samples(
     Raises:
         SegmentationError: See ``read_like``.
     """
-    good, counts, samples, decoded = [], [], [], []
+    good, headers, counts, samples, decoded = [], [], [], [], []
     rng, cache = np.random.default_rng(0), cache or PatchCache(0)
     first, share = like, 1.0
     bar = {"unit": "patch", "leave": False, "disable": None}
     for pair in until_stopped(tqdm(pairs, "reading patches", **bar)):
         try:
-            (image, valid, mask), first = read_like(
-                first, pair, num_classes, ignore_index
-            )
+            patch, header, first = read_like(first, pair, num_classes, ignore_index)
         except (SegmentationError, OSError) as error:
             if problems is None:
                 raise
             problems.note(str(error), (pair.image, pair.label))
             continue
         good.append(pair)
+        headers.append(header)
+        image, valid, mask = patch
         known = (mask >= 0) & (mask < num_classes)
         counts.append(np.bincount(mask[known], minlength=num_classes))
         pixels = image[:, valid].T
@@ -175,7 +189,7 @@ def index_samples(
         share = min(1.0, SAMPLE_VALUES / (len(pairs) * image.size))
         kept = rng.random(len(pixels)) < share if share < 1 else slice(None)
         samples.append(pixels[kept].copy())
-        decoded.append(cache.keep(image, valid, mask))
+        decoded.append(cache.keep(*patch))
     if not good:
         return None
     return replace(
@@ -185,6 +199,7 @@ def index_samples(
         samples=samples,
         decoded=decoded,
         share=share,
+        headers=tuple(headers),
         **common_tags(good),
     )
 
@@ -217,15 +232,19 @@ def band_quartiles(samples: Sequence[np.ndarray]) -> list[list[float]] | None:
 
 def read_like(
     first: SampleIndex | None, pair: PatchPair, num_classes: int, ignore_index: int
-) -> tuple[tuple, SampleIndex]:
-    """Read a patch that must be like the first of its index; it, and what all of them share.
+) -> tuple[tuple, PatchHeader, SampleIndex]:
+    """Read a patch that must be like the first of its index.
+
+    Returns:
+        Its image, valid pixels and mask; its header; what all of them share.
 
     Raises:
         DatasetError: It is unreadable, of another size or with other bands than the first, or its
             label holds a value that is no class.
     """
     patch = image, _, mask = read_patch(pair, ignore_index)
-    described = band_descriptions(pair.image)
+    header = read_header(pair.image)
+    described = header.descriptions
     if first is None:
         with open_raster(pair.label) as file:
             names, codes = class_names_of(file), class_codes_of(file)
@@ -253,13 +272,7 @@ def read_like(
             f"{num_classes - 1}, or {ignore_index} for unlabelled (see --classes, "
             "--ignore_index, and --label_values of the extraction)"
         )
-    return patch, first
-
-
-def band_descriptions(image: Path) -> tuple[str | None, ...]:
-    """The descriptions of a patch's bands, without alpha."""
-    with open_raster(image) as file:
-        return tuple(file.descriptions[b - 1] for b in patch_bands(file))
+    return patch, header, first
 
 
 class Sample(NamedTuple):

@@ -1,0 +1,126 @@
+"""Where the patches of a dataset lie, as a checkpoint lists it, and their footprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from rasterio.crs import CRS
+
+from common.ground import on_earth
+
+if TYPE_CHECKING:
+    import rasterio
+    from shapely import Geometry
+
+SIDE_PARTS = 4  # of the side of a patch, whose ends are taken to another CRS
+
+
+class Place(NamedTuple):
+    """The ground of a patch."""
+
+    crs: str | None  # as EPSG:32632, or as WKT
+    bounds: tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def place_of(patch: rasterio.DatasetReader) -> Place | None:
+    """Where a patch lies; None where its coordinates are pixels of a picture, whose rows run down."""
+    crs, transform = patch.crs, patch.transform
+    if not crs and transform.is_rectilinear and transform.a > 0 and transform.e > 0:
+        return None
+    corners = [(0, 0), (patch.width, 0), (patch.width, patch.height), (0, patch.height)]
+    x, y = zip(*(transform * corner for corner in corners))
+    bounds = min(x), min(y), max(x), max(y)
+    return Place(_crs_text(crs.to_wkt()) if crs else None, bounds)
+
+
+@lru_cache(256)
+def _crs_text(wkt: str) -> str:
+    """A CRS by its EPSG code where that is exactly it, else as it is."""
+    crs = CRS.from_wkt(wkt)
+    code = crs.to_epsg(confidence_threshold=100)
+    return f"EPSG:{code}" if code and CRS.from_epsg(code) == crs else wkt
+
+
+def list_places(patches: Iterable[tuple[str, Place | None]]) -> list[dict] | None:
+    """The places of patches, each with its split, in plain values; None where none is known.
+
+    Returns:
+        A dictionary for each CRS and split: "crs", "split", "bounds" (a list of four numbers per
+        patch).
+    """
+    found: dict[tuple, list] = {}
+    for split, place in patches:
+        if place is not None:
+            found.setdefault((place.crs, split), []).append(list(place.bounds))
+    return [
+        {"crs": crs, "split": split, "bounds": bounds}
+        for (crs, split), bounds in found.items()
+    ] or None
+
+
+def footprint_of(
+    places: Sequence[dict] | None, splits: Sequence[str]
+) -> Geometry | None:
+    """The ground of the patches of some splits in WGS 84, longitude and latitude in degrees.
+
+    It is cut along the antimeridian, as GeoJSON wants it.
+
+    Args:
+        places: Those of a checkpoint.
+        splits: Which of its splits.
+
+    Returns:
+        A polygon, or several; None where one of the places is unknown, or none is listed.
+    """
+    import shapely
+
+    parts = [
+        _in_degrees(place["crs"], np.array(place["bounds"]))
+        for place in places or ()
+        if place["split"] in splits
+    ]
+    unknown = not parts or any(part is None for part in parts)
+    return None if unknown else shapely.union_all(parts)
+
+
+def _in_degrees(crs: str | None, bounds: np.ndarray) -> Geometry | None:
+    """The ground of patches of one CRS, (N, 4), in WGS 84; None where that is unknown."""
+    import shapely
+    from pyproj import Transformer
+    from pyproj.exceptions import ProjError
+    from rasterio.warp import transform_geom
+    from shapely.geometry import mapping, shape
+
+    known = CRS.from_user_input(crs) if crs else None
+    if known is None or not on_earth(known) or not np.isfinite(bounds).all():
+        return None
+    side = float(np.median(bounds[:, 2:] - bounds[:, :2]))
+    # neighbours have their corners in common up to rounding
+    ground = shapely.union_all(shapely.box(*bounds.T), grid_size=1e-6 * side)
+    ground = shapely.segmentize(ground, side / SIDE_PARTS)
+    try:
+        # GDAL, which cuts at the antimeridian, has no public error for a point off the Earth
+        to_degrees = Transformer.from_crs(known.to_wkt(), "EPSG:4326", always_xy=True)
+        there = to_degrees.transform(*shapely.get_coordinates(ground).T)
+    except ProjError:
+        return None
+    if not np.isfinite(there).all():
+        return None
+    degrees = shape(transform_geom(known, CRS.from_epsg(4326), mapping(ground)))
+    return _on_globe(shapely.make_valid(degrees))
+
+
+def _on_globe(degrees: Geometry) -> Geometry | None:
+    """Ground whose longitudes may count on beyond 180 degrees; None where none of it is there."""
+    import shapely
+    from shapely.affinity import translate
+
+    globe = shapely.box(-180, -90, 180, 90)
+    if globe.covers(degrees):
+        return degrees
+    turns = [translate(degrees, turn) for turn in (-360, 0, 360)]
+    ground = shapely.union_all(shapely.intersection(turns, globe))
+    return ground if ground.area else None
