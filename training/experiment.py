@@ -20,6 +20,7 @@ from training.assessment import export
 from training.batch_size import settle_batch_size
 from training.classes import settle_classes
 from training.cross_validation import cross_validate
+from training.curve import learning_curve, plan_curve
 from training.dataset import (
     index_split,
     log_weak_spots,
@@ -37,7 +38,14 @@ from training.outputs import (
 )
 from training.run import TrainingRun, build
 from training.samples import make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
+from training.start import (
+    keep_copy,
+    report_start,
+    require_another_place,
+    settle_model,
+)
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -53,7 +61,7 @@ def run_experiment(config: TrainingConfig) -> dict:
     """
     device = local_device(config.device)
     training_precision(config.amp, device)
-    config = settle_classes(config)
+    config = settle_classes(settle_model(config))
     for check in PREFLIGHT_CHECKS:
         check(config)
     require_patches(config)
@@ -107,7 +115,9 @@ def require_colours(config: TrainingConfig) -> None:
 
 
 # what can be checked before any patch is read
-PREFLIGHT_CHECKS = (require_model, require_output, require_test, require_colours)
+PREFLIGHT_CHECKS = (
+    require_model, require_output, require_test, require_colours, require_another_place,
+)  # fmt: skip
 
 
 def train_split(
@@ -124,6 +134,8 @@ def train_split(
     test = index_split(config, "test", train, required=False)
     require_several_classes(train)
     train = train.beside(validation, test)
+    require_units(config, train)
+    parts = plan_curve(config, train) if config.learning_curve else {}
     config = settle_batch_size(config, train, len(train.pairs), device, group)
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
@@ -131,7 +143,12 @@ def train_split(
     )  # fmt: skip
     build(run)
     group.broadcast(clear_former_run, config)
+    group.broadcast(keep_copy, config)
     if group.is_main_process:
+        report_start(run.start, run.names, config.mode == "binary")
         log_weak_spots(config, train, validation, test, group)
     fit(run)
-    return config, group.broadcast(export, run, test)
+    report = group.broadcast(export, run, test)
+    if parts:
+        report["learning_curve"] = learning_curve(run, test, parts)
+    return config, report
