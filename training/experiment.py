@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from common.architectures import is_weights_file
 from common.devices import local_device
 from common.distributed import ProcessGroup, init_distributed, torch_errors
 from common.errors import DatasetError
@@ -46,6 +47,7 @@ from training.start import (
     require_another_place,
     settle_model,
 )
+from training.weights import find_weights
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -93,8 +95,10 @@ def run_experiment(config: TrainingConfig) -> dict:
 
 
 def require_model(config: TrainingConfig) -> None:
-    """Raise OptionError where the model cannot be built at all."""
+    """Raise SegmentationError where the model cannot be built at all, or its weights are not there."""
     check_architecture(config.model_config(config.in_channels or 1), config.weights)
+    if is_weights_file(config.weights) and not config.resume:
+        find_weights(config.weights)
 
 
 def require_test(config: TrainingConfig) -> None:

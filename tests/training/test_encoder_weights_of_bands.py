@@ -249,7 +249,7 @@ def test_the_checkpoint_of_another_training_is_refused_by_what_it_holds(tmp_path
         ({"encoder_weights": "B13_rn50_softcon.pth"}, "--encoder_name resnet50, whose weights"),
         ({"encoder_weights": "vits16_landsat_oli_sr_moco-c9b8898d.pth"}, "--model dpt"),
         ({"encoder_weights": "a.pth", "weights_bands": "B2,B8", "rgb_bands": "3,2,1"}, "--rgb_bands 3,2,1"),
-        ({"sensor": "sentinel2"}, "--sensor sentinel2: expected --pretrained or"),
+        ({"sensor": "sentinel2"}, "--sensor sentinel2: expected --pretrained, "),
         ({"normalization_from": "data"}, "--normalization_from data: expected"),
         ({"encoder_weights": "a.pth", "normalization_from": "model"}, "have no percentiles"),
         ({"encoder_weights": "a.pth", "normalization_from": "data", "normalization": "image"}, "percentiles"),
@@ -372,6 +372,16 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, publish):
     expected = f"{file} is not the file that was published: its SHA-256 begins with"
     assert str(caught.value).startswith(expected)
     assert "cut off?" in str(caught.value) and ADDRESS in str(caught.value)
+
+
+def test_a_file_that_is_not_whole_is_found_before_any_patch_is_read(tmp_path, publish):
+    file = publish(encoder_file(tmp_path, 13))
+    file.write_bytes(file.read_bytes()[:-100])
+    root = write_dataset(tmp_path / "data", 2, 1, 0, descriptions=SENTINEL)
+    options = ("--dataset_root", root, "--save_dir", tmp_path / "a", *TINY)
+    status, _, err = run_main(*options, "--device", "cpu", "--encoder_weights", file)
+    assert status == 1 and len(err.splitlines()) == 1
+    assert f"{file} is not the file that was published" in err
 
 
 def test_digests_count_where_a_name_has_one(tmp_path):

@@ -288,6 +288,7 @@ def test_faults_of_a_second_training_leave_the_first(
     Path("models").mkdir()
     for name in RUN_FILES:
         Path("models", name).write_bytes(b"weeks of work")
+    text("e.pth")
     options, status = {
         "pretrained": ("--encoder_name resnet18 --pretrained", 1),
         "encoder file": ("--encoder_weights none.pth", 1),
