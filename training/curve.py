@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from common.distributed import ProcessGroup
 from common.errors import DatasetError
 from common.machine import available_cores
 from common.scores import HEADLINES
@@ -27,6 +28,7 @@ from training.baseline import (
 )
 from training.epochs import fit
 from training.folds import inner_split
+from training.loaders import EpochBatchSampler
 from training.run import TrainingRun, build
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
@@ -38,11 +40,13 @@ FEWEST_GROUPS = (
 )
 
 
-def plan_curve(config: TrainingConfig, train: SampleIndex) -> dict[int, np.ndarray]:
+def plan_curve(
+    config: TrainingConfig, train: SampleIndex, group: ProcessGroup
+) -> dict[int, np.ndarray]:
     """The patches of 25 and 50 % of the training split, by percent: whole groups, the fewer of the more.
 
     Raises:
-        DatasetError: The patches cannot be halved twice.
+        DatasetError: The patches cannot be halved twice, or a part is too small for the batches.
     """
     groups = ground_blocks(train.pairs, FEWEST_GROUPS)
     chosen, plan = np.arange(len(train.pairs)), {}
@@ -57,7 +61,29 @@ def plan_curve(config: TrainingConfig, train: SampleIndex) -> dict[int, np.ndarr
                 "hold fewer than two classes; leave it out, or label more patches"
             )
         plan[share] = np.sort(chosen)
+        require_batches(config, share, len(chosen), len(train.pairs), group)
     return dict(sorted(plan.items()))
+
+
+def require_batches(
+    config: TrainingConfig, share: int, part: int, whole: int, group: ProcessGroup
+) -> None:
+    """Raise DatasetError where a part gives a process a single patch to normalize over, the whole not."""
+    if config.batch_size == "auto":
+        return  # asked again with the size that is found
+
+    def smallest(count: int) -> int:
+        sampler = EpochBatchSampler(count, config.batch_size, config.seed, group)
+        last = sampler.used % sampler.joint or min(sampler.used, sampler.joint)
+        return last // group.size
+
+    if smallest(part) < min(2, smallest(whole)):
+        processes = f"{group.size} process{'es' * (group.size > 1)}"
+        raise DatasetError(
+            f"--learning_curve: {share} % of the {whole} training patches are {part}, too few for "
+            f"batches of --batch_size {config.batch_size} in {processes}; leave it out, "
+            "or label more patches"
+        )
 
 
 def part_run(run: TrainingRun, share: int, chosen: np.ndarray) -> TrainingRun:

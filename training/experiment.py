@@ -139,8 +139,8 @@ def train_split(
     require_several_classes(train)
     train = train.beside(validation, test)
     require_units(config, train)
-    parts = plan_curve(config, train) if config.learning_curve else {}
     config = settle_batch_size(config, train, len(train.pairs), device, group)
+    parts = plan_curve(config, train, group) if config.learning_curve else {}
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device, group,

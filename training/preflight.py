@@ -73,7 +73,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         problems.attempt(require_units, config, train)
         problems.attempt(find_start, config, train)
     if train and config.learning_curve:
-        problems.attempt(plan_curve, config, train)
+        problems.attempt(plan_curve, config, train, ProcessGroup())
     if problems:
         return problems, {}
     group = ProcessGroup()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import QUICK, interrupt, run_main, settings, write_dataset
 
+from common.distributed import ProcessGroup
 from common.errors import DatasetError
 from common.patches import list_pairs
 from training import baseline
@@ -19,6 +19,8 @@ from training.preflight import trainings
 from training.run import TrainingRun
 from training.samples import index_samples
 
+ALONE = ProcessGroup()
+
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
@@ -27,18 +29,18 @@ def index(tmp_path_factory):
 
 
 def test_the_fewer_patches_are_some_of_the_more(index):
-    plan = plan_curve(settings(), index)
+    plan = plan_curve(settings(), index, ALONE)
     assert list(plan) == [25, 50]
     assert len(plan[25]) == 3 and len(plan[50]) == 6
     assert {*plan[25]} < {*plan[50]}
-    again = plan_curve(settings(), index)
+    again = plan_curve(settings(), index, ALONE)
     assert all(np.array_equal(plan[share], again[share]) for share in plan)
 
 
 def test_places_and_blocks_are_not_parted(index, monkeypatch):
     groups = np.repeat(np.arange(4), 3)
     monkeypatch.setattr("training.curve.ground_blocks", lambda pairs, least: groups)
-    for chosen in plan_curve(settings(), index).values():
+    for chosen in plan_curve(settings(), index, ALONE).values():
         taken = np.bincount(groups[chosen], minlength=4)
         assert {*taken} == {0, 3}
 
@@ -51,7 +53,7 @@ def test_single_places_are_drawn_where_blocks_are_few(index):
 def test_too_few_patches_are_an_error(index):
     message = r"--learning_curve: 25 % of the 2 training patches would hold fewer"
     with pytest.raises(DatasetError, match=message):
-        plan_curve(settings(), index.subset([0, 1]))
+        plan_curve(settings(batch_size=1), index.subset([0, 1]), ALONE)
 
 
 def test_a_part_gets_as_many_steps_as_the_whole(index, tmp_path):
@@ -63,21 +65,25 @@ def test_a_part_gets_as_many_steps_as_the_whole(index, tmp_path):
     assert part.save_dir == tmp_path / "curve_25" and len(part.train.pairs) == 3
 
 
-def test_the_curve_of_a_finished_run_is_trained_and_resumed(
-    binary_data, binary_run, tmp_path, small_forest, monkeypatch
-):
-    place = tmp_path / "run"
-    shutil.copytree(binary_run.save_dir, place)
+def test_a_part_too_small_for_the_batches_is_refused_before_the_training(index):
+    two = ProcessGroup(0, 2)
+    message = "50 % of the 12 training patches are 6, too few for batches .* in 2 proc"
+    with pytest.raises(DatasetError, match=message):
+        plan_curve(settings(batch_size=2), index, two)
+    assert plan_curve(settings(batch_size=2), index, ALONE)
+
+
+def test_a_curve_is_trained_reported_and_resumed(tmp_path, small_forest, monkeypatch):
+    place, root = tmp_path / "run", write_dataset(tmp_path, 8, 1, 2, bands=3)
     monkeypatch.setattr(baseline, "LEAST_SECONDS", 1e9)  # asked for, there is a forest
-    given = ["--dataset_root", binary_data, "--save_dir", place, *QUICK]
-    given += ["--epochs", 4, "--learning_rate", 0.01, "--seed", 3, "--learning_curve"]
-    status, out, err = run_main(*given, "--resume")
+    given = ["--dataset_root", root, "--save_dir", place, *QUICK, "--learning_curve"]
+    status, out, err = run_main(*given)
     assert status == 0, err
     report = json.loads((place / "model_metrics.json").read_text())
     curve = report["learning_curve"]
     assert curve["scored_on"] == "test"
     shares = [(point["percent"], point["patches"]) for point in curve["points"]]
-    assert shares[1:] == [(50, 3), (100, 6)] and shares[0][1] in (1, 2)
+    assert shares == [(25, 2), (50, 4), (100, 8)]
     # the whole is the final model, as it stands above
     assert curve["points"][-1]["network"]["iou"] == report["test"]["iou"]
     half = curve["points"][1]["network"]["iou"]

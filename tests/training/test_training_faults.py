@@ -226,7 +226,7 @@ def fewer_patches(train: int, validation: int = 1, test: int = 0) -> Callable:
     row("train", "no test split to estimate areas by", drop("test"),
         r"--area_estimation: data has no test split.*; leave it out", "--area_estimation"),
     row("train", "too few patches for a learning curve", fewer_patches(2, 1),
-        r"--learning_curve: 25 % of the 2 training patches .*; leave it out",
+        r"--learning_curve: 50 % of the 2 training patches are 1, too few .*; leave it out",
         "--learning_curve"),
     row("train", "folds by place without places",
         of_all(no_crs, "data/Patch/*/*/*.tif"),
