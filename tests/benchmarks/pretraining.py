@@ -8,7 +8,8 @@ encoder ``tu-tf_efficientnet_lite0`` but the same order and shapes: a file with 
 is written to ``--folder``, for ``--encoder_weights``.
 
 Datasets, splits by block and kept results are those of ``quality.py``. Equal networks (a Linknet,
-the quickest decoder) train for equal epochs, few of them, so that a run takes a minute at most:
+the quickest decoder, or ``--model``) train for equal epochs, few of them, so that a run takes a
+minute at most:
 
 - from scratch; pretrained; and pretrained with the encoder frozen for the first 5 epochs (amazon: 2 of 4);
 - the last two with the inputs scaled on top of the toolkit's percentiles as the weights know them
@@ -48,7 +49,7 @@ from training.weights import build_initial_model
 ENCODER = "tu-tf_efficientnet_lite0"
 EPOCHS = {"nc": 60, "zion": 20, "amazon": 4}
 FROZEN_EPOCHS = {"nc": 5, "zion": 5, "amazon": 2}
-COMMON = f"--model linknet --encoder_name {ENCODER} --patience 0 --amp off"
+COMMON = f"--encoder_name {ENCODER} --patience 0 --amp off"
 OWN = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # mean and deviation of red, green, blue
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -87,9 +88,9 @@ def write_weights(file: Path) -> None:
     torch.save(renamed, file)
 
 
-def build_scaled(scaling, config, weights=None, rgb_channels=None):
+def build_scaled(scaling, config, weights=None, rgb_channels=None, bands=None):
     """``build_initial_model``, and a network that scales its inputs first."""
-    model = build_initial_model(config, weights, rgb_channels)
+    model = build_initial_model(config, weights, rgb_channels, bands)
     channels = list(rgb_channels or range(3))
     columns = []
     for values in scaling:
@@ -110,17 +111,17 @@ def train_here(scaling, script: str, *words) -> None:
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
-        patch("training.run.build_initial_model", build),
+        patch("training.weights.build_initial_model", build),
     ):
         status = training.main(list(map(str, words)))
     if status:
         sys.exit(f"{script} {shlex.join(map(str, words))} failed")
 
 
-def result_of(trial: Trial, name: str, weights: Path) -> float:
+def result_of(trial: Trial, name: str, model: str, weights: Path) -> float:
     """The mean IoU of a method on the test split of a trial."""
     method = METHODS[name]
-    options = COMMON
+    options = f"--model {model} {COMMON}"
     if method.less:
         options += f" --encoder_weights {shlex.quote(str(weights))}"
     if method.frozen:
@@ -161,6 +162,7 @@ def main() -> int:
     add("--folder", type=Path, default=Path("benchmark_data/quality"))
     add("--datasets", nargs="+", choices=SOURCES, default=list(EPOCHS))
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--model", default="linknet", help="decoder (default: the quickest)")
     add("--seeds", type=int, default=5, help="how many, from 0")
     add("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -174,7 +176,9 @@ def main() -> int:
             where = arguments.data, arguments.folder, arguments.threads
             trial = make_trial(name, seed, *where)
             for method in arguments.methods:
-                found[name][method].append(result_of(trial, method, weights))
+                found[name][method].append(
+                    result_of(trial, method, arguments.model, weights)
+                )
     print_table(found)
     return 0
 
