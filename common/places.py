@@ -86,6 +86,40 @@ def footprint_of(
     return None if unknown else shapely.union_all(parts)
 
 
+def outlines_in(places: Sequence[dict] | None, crs: CRS) -> list[Geometry] | None:
+    """The ground of all patches in another CRS; those that have no place in it are left out.
+
+    Args:
+        places: Those of a checkpoint.
+        crs: Wanted.
+
+    Returns:
+        A polygon per patch; None where the place of one is unknown.
+    """
+    import geopandas
+    import shapely
+    from pyproj.exceptions import ProjError
+
+    found: list = []
+    for place in places or ():
+        known = CRS.from_user_input(place["crs"]) if place["crs"] else None
+        if known is None or not (known == crs or on_earth(known) and on_earth(crs)):
+            return None
+        bounds = np.array(place["bounds"])
+        outlines = shapely.box(*bounds.T)
+        if known != crs:
+            side = float(np.median(bounds[:, 2:] - bounds[:, :2]))
+            outlines = shapely.segmentize(outlines, side / SIDE_PARTS)
+            series = geopandas.GeoSeries(outlines, crs=known.to_wkt())
+            try:
+                outlines = series.to_crs(crs.to_wkt()).to_numpy()
+            except ProjError:
+                return None
+        there = np.isfinite(shapely.bounds(outlines)).all(axis=1)
+        found += outlines[there].tolist()
+    return found if places else None
+
+
 def _in_degrees(crs: str | None, bounds: np.ndarray) -> Geometry | None:
     """The ground of patches of one CRS, (N, 4), in WGS 84; None where that is unknown."""
     import shapely

@@ -109,6 +109,35 @@ def load_models(config: PredictionConfig) -> Models:
     return Models(files, checkpoints, device, make_predictor)
 
 
+def patch_side(models: Models) -> int | None:
+    """The side of the training patches, the smallest of all models; None if none tells."""
+    stored = [
+        checkpoint.metadata.get("input_size") for checkpoint in models.checkpoints
+    ]
+    sides = [
+        min(sides[-2:])
+        for sides in stored
+        if isinstance(sides, (list, tuple))
+        and len(sides) > 1
+        and all(isinstance(side, int) and side > 0 for side in sides[-2:])
+    ]
+    return min(sides) if sides else None
+
+
+def cell_side(config: PredictionConfig, models: Models) -> int:
+    """The side in pixels of the cells of ``--suggest``.
+
+    Raises:
+        OptionError: It is not given, and no model tells that of its patches.
+    """
+    if side := config.cell_size or patch_side(models):
+        return side
+    raise OptionError(
+        f"--suggest {config.suggest}: {models.files[0]} does not tell the size of its training "
+        "patches; give --cell_size"
+    )
+
+
 def compare_codes(files: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
     """Warn, in one line, of models whose classes have other codes than those of the first."""
     first = checkpoints[0].class_codes

@@ -258,8 +258,8 @@ def prepare_scene(
             raise RasterError(
                 f"{overwritten.pop()} is a part of {one.name}; name another"
             )
-    if scene.crs is None and task.polygons:  # nobody could tell where they lie
-        require_georeference(scene)
+    if scene.crs is None and (task.polygons or config.suggest):
+        require_georeference(scene)  # nobody could tell where they lie
     for option in options_by_centre(config):
         centre_pixel(scene.name, job.pixel_areas, option)
     return job
