@@ -216,7 +216,8 @@ def write_report(job: SceneJob, statistics: Statistics) -> dict:
     report = {"scene": task.scene, "output": str(task.output)}
     report |= {"dates": task.scenes} if task.further else {}
     report |= {"area": job.config.area} if job.config.area else {}
-    report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
+    report |= {"model": job.models.files, "training_distance_m": job.training_distance}
+    report |= statistics.report() | {"run": job.run}
     report |= repetition(job)
     write_json(task.beside("_statistics.json"), report)
     RowStore.remove(task.partial)
