@@ -15,7 +15,7 @@ def duration(seconds: float) -> str:
 
 def distance_text(metres: float) -> str:
     """As 640 m, 3.2 km or 1,250 km."""
-    if metres < 1000:
+    if round(metres) < 1000:
         return f"{metres:.0f} m"
     return f"{metres / 1000:,.{1 if metres < 1e5 else 0}f} km"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.distributed import ProcessGroup
+from common.patches import PatchPair, distance_between
 from common.scores import HEADLINES
 from evaluation.calibration import LogitSample
 from evaluation.matrices import block_bootstrap, fold_summary, score_gap
@@ -143,6 +144,7 @@ def cross_validate(
             "folds": reports,
             "summary": fold_summary([r["held_out"] for r in reports]),
             "pooled": measure(matrices.sum(axis=0)),
+            "pooled_distance_m": distance_between([_pairs(pooled, f) for f in folds]),
             "intervals": block_bootstrap(sums, measure, config.seed),
         }
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
@@ -163,6 +165,14 @@ def cross_validate(
         report["random"] = results["random"]
         report["optimism"] = optimism(results, per_block, measure, config.seed)
     return config, group.broadcast(export_folds, final, report, samples, test)
+
+
+def _pairs(pooled: SampleIndex, fold: Fold) -> tuple[list[PatchPair], list[PatchPair]]:
+    """The patches that a fold holds out, and those that it trains on."""
+    held_out, train = (
+        [pooled.pairs[n] for n in some] for some in (fold.held_out, fold.train)
+    )
+    return held_out, train
 
 
 def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:
