@@ -152,7 +152,7 @@ def run_trial(trial: Trial) -> dict[str, list[dict]]:
     rng = np.random.default_rng(trial.seed)
     order = rng.permutation(pool).tolist()
     found = {}
-    for method in ("random", "suggested"):
+    for method in ("suggested", "random"):
         chosen, results = order[:FIRST], []
         for number in range(ROUNDS + 1):
             last = number == ROUNDS
