@@ -15,7 +15,7 @@ from common.architectures import (
     get_available_models,
 )
 from common.colours import colour_of_hex
-from common.errors import CheckpointError, unknown_name
+from common.errors import CheckpointError, UndescribedError, unknown_name
 
 DESCRIPTION = ("model_name", "encoder_name", "in_channels", "num_classes")
 
@@ -98,7 +98,7 @@ def complete_description(path, stored: dict, given: dict) -> dict:
     if missing := [f"--{key}" for key in needed if metadata.get(key) is None]:
         part = "full " if stored.keys() & set(DESCRIPTION) else ""
         binary = " (1 for binary)" if "--num_classes" in missing else ""
-        raise CheckpointError(
+        raise UndescribedError(
             f"{path} holds weights without a {part}description; give "
             f"{', '.join(missing)}{binary}"
         )

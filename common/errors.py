@@ -27,6 +27,10 @@ class CheckpointError(SegmentationError, ValueError):
     """A checkpoint that cannot be read, or that contradicts the data or the options."""
 
 
+class UndescribedError(CheckpointError):
+    """A file of weights that does not say of which model."""
+
+
 def require(condition: bool, option: str, value, expected: str) -> None:
     """Raise OptionError naming an option, its value and what was expected."""
     if not condition:

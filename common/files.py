@@ -32,6 +32,15 @@ def require_folder(option: str, folder: str | Path) -> None:
         )
 
 
+def require_new_files(files: Sequence[Path], overwrite: bool) -> None:
+    """Raise SegmentationError where a file is there that nobody allowed to replace."""
+    there = [file for file in files if file.exists()]
+    if there and not overwrite:
+        raise SegmentationError(
+            f"{there[0]} is there already; give --overwrite to replace it, or another --output"
+        )
+
+
 @contextmanager
 def exclusive_lock(option: str, name: str | Path, folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder, which is made, while this one writes to it.

@@ -64,8 +64,20 @@ def _one_sensor(text: str) -> str | None:
     return next(matching, None)
 
 
+# a number, and what it is: B4_red, "Band 4 (Red)", "B8A - nir narrow"
+_NUMBER_AND_WORD = re.compile(
+    r"(?:s[rt]_)?b(?:and)?[ _]?\d+a?[ _:(-]+([a-z][a-z0-9 _-]*)\)?"
+)
+
+
 def plain_name(name: str) -> str:
-    """A band's name in one spelling: B02, b2, SR_B2 and "Band 2" are B2; "Red Edge" is red_edge."""
+    """A band's name in one spelling: B02, b2, SR_B2 and "Band 2" are B2; "Red Edge" is red_edge.
+
+    Where a word of ``WORDS`` follows a number, it is the word, which means one thing: B4_red is red.
+    """
+    both = _NUMBER_AND_WORD.fullmatch(name.strip().lower())
+    if both and (word := re.sub(r"[\s-]+", "_", both[1])) in WORDS:
+        return word
     number = re.fullmatch(
         r"(?:s[rt]_)?b(?:and)?[ _]?0*(\d+)(a|_vcid_[12])?", name.strip(), re.IGNORECASE
     )
@@ -134,6 +146,7 @@ def match_bands(
     old: Sequence[str | None],
     new_sensor: str | None = None,
     old_sensor: str | None = None,
+    spelling: bool = True,
 ) -> list[int | None]:
     """Which of the old bands each new one is.
 
@@ -145,6 +158,7 @@ def match_bands(
         old: Descriptions of the bands of a model or of weights.
         new_sensor: A key in ``SENSORS``, or None.
         old_sensor: Likewise.
+        spelling: Whether an equal spelling is enough where a sensor is not known.
 
     Returns:
         Per new band the index of the old one; None where it has none.
@@ -156,9 +170,10 @@ def match_bands(
     spelled, meant = zip(
         *(_keys(*side) for side in ((new, new_sensor), (old, old_sensor)))
     )
-    differ = new_sensor and old_sensor and new_sensor != old_sensor
+    known = new_sensor and old_sensor
+    alike = new_sensor == old_sensor if known else spelling
     found: list[int | None] = [None] * len(new)
-    if not differ:
+    if alike:
         _pair(found, *spelled)
     else:  # what no sensor names, as elevation
         own = [

@@ -183,6 +183,29 @@ def draw_errors(
     save_figure(draw_panels(panels, legend), target)
 
 
+def draw_learning_curve(target: Path, curve: dict) -> None:
+    """Draw the IoU of network and forest over the number of training patches."""
+    from matplotlib.figure import Figure
+
+    points = curve["points"]
+    patches = [point["patches"] for point in points]
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for place, kind in enumerate(("network", "forest")):
+        if kind not in points[0]:
+            continue
+        values = [point[kind]["iou"] for point in points]
+        shown = [np.nan if value is None else value for value in values]
+        axes.plot(patches, shown, "o-", color=f"C{place}", label=kind)
+    ticks = [f"{point['patches']}\n{point['percent']} %" for point in points]
+    axes.set_xticks(patches, ticks)
+    axes.set(title=f"Learning curve, {curve['scored_on']}", xlabel="training patches")
+    axes.set(ylabel="IoU", xlim=(0, 1.05 * patches[-1]), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save_figure(figure, target)
+
+
 def draw_areas(target: Path, report: dict) -> None:
     """Draw the area of each class as it is mapped and as it is estimated, with its interval."""
     from matplotlib.figure import Figure

@@ -11,6 +11,7 @@ from common.files import (
     exclusive_lock,
     remove_partial_files,
     require_folder,
+    require_new_files,
     write_json,
 )
 from common.rasters import gdal_options
@@ -26,15 +27,6 @@ PICTURES = CONFUSION, RELIABILITY, ERRORS = (
 )
 
 
-def require_new(files: list[Path], overwrite: bool) -> None:
-    """Raise SegmentationError where a file is there that nobody allowed to replace."""
-    there = [file for file in files if file.exists()]
-    if there and not overwrite:
-        raise SegmentationError(
-            f"{there[0]} is there already; give --overwrite to replace it, or another --output"
-        )
-
-
 @contextmanager
 def output_folder(config: EvaluationConfig, names: tuple[str, ...]) -> Iterator[Path]:
     """The folder to write files to, locked and without those of an earlier evaluation.
@@ -47,7 +39,7 @@ def output_folder(config: EvaluationConfig, names: tuple[str, ...]) -> Iterator[
         raise SegmentationError(f"--output {folder} is a file; name a folder")
     files = [folder / name for name in names]
     require_folder("--output", folder)
-    require_new(files, config.overwrite)
+    require_new_files(files, config.overwrite)
     with exclusive_lock("--output", folder, folder):
         remove_partial_files(files)
         yield folder
@@ -75,7 +67,7 @@ def draw_map_sample(config: EvaluationConfig) -> str:
 
     target = Path(config.output_path)
     require_folder("--output", target.parent)
-    require_new([target], config.overwrite)
+    require_new_files([target], config.overwrite)
     with rasterio.Env(**gdal_options()):
         return make_sample(config)
 

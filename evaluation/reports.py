@@ -19,6 +19,23 @@ from evaluation.figures import draw_bars, draw_matrix, score_size
 from model_training import confusion_matrix, predict_classes
 
 
+class PatchMatrices:
+    """Collects the confusion matrix (K, K) of each patch while patches are evaluated."""
+
+    def __init__(self, classes: int):
+        self.classes = classes
+        self.matrices: list[np.ndarray] = []
+
+    def __call__(self, logits: Tensor, masks: Tensor) -> None:
+        for guess, mask in zip(predict_classes(logits), masks):
+            matrix = confusion_matrix(guess, mask, self.classes)
+            self.matrices.append(matrix.cpu().numpy())
+
+    def stacked(self) -> np.ndarray:
+        """Those of all patches, (P, K, K)."""
+        return np.stack(self.matrices)
+
+
 class TestCollector:
     """Collects calibration, examples and confusion matrices while test patches are evaluated."""
 

@@ -195,9 +195,64 @@ def summary_table(report: dict) -> str:
     return aligned_table([row + [""] * (width - len(row)) for row in rows], left=width)
 
 
+def baseline_table(network: dict, baseline: dict, key: str) -> str:
+    """The forest's scores beside the network's, and their difference, as aligned text.
+
+    Args:
+        network: Its scores.
+        baseline: Of a report.
+        key: The name of the patches that both were scored on.
+    """
+    forest, gaps = baseline[key], baseline["difference"][key]
+    rows = [["", "network", "forest", "difference"]]
+    binary = any(one["iou"] != one["mean_iou"] for one in (network, forest))
+    foreground = {"iou": "foreground IoU"} if binary else {}
+    for score, name in (foreground | INTERVALS).items():
+        gap = with_interval(gaps[score]["value"], gaps[score]["interval_95"], "+.3f")
+        rows.append([name, number(network[score]), number(forest[score]), gap])
+    return f"{aligned_table(rows)}\n{verdict(gaps)}"
+
+
+def verdict(gaps: dict) -> str:
+    """What the difference of the network and the forest says, by the score that models are chosen by."""
+    interval, blocks = gaps["iou"]["interval_95"], gaps["blocks"]
+    ground = f"{blocks} block{'s' * (blocks > 1)} of ground"
+    few = ", too few to trust" if blocks < FEW_BLOCKS else ""
+    if interval and interval[0] > 0:
+        return f"the network is better ({ground}{few})"
+    if interval and interval[1] < 0:
+        return (
+            f"the forest is better ({ground}{few}): docs/training.md says what to try"
+        )
+    return f"{ground} cannot tell which of the two is better"
+
+
+def curve_text(curve: dict) -> str:
+    """A learning curve as aligned text, and whether more labels would help."""
+    kinds = [kind for kind in ("network", "forest") if kind in curve["points"][0]]
+    rows = [["", "patches", *kinds]]
+    for point in curve["points"]:
+        cells = [number(point[kind]["iou"]) for kind in kinds]
+        rows.append([f"{point['percent']} %", str(point["patches"]), *cells])
+    gain = curve["gain"]["iou"]
+    interval, blocks = gain["interval_95"], curve["gain"]["blocks"]
+    verdict = "whether more labels would help cannot be told from these patches"
+    if interval and blocks >= FEW_BLOCKS and interval[0] > 0:
+        verdict = "more labels like these would probably help"
+    elif interval and blocks >= FEW_BLOCKS and interval[1] < 0:
+        verdict = "more labels like these would hardly help"
+    change = with_interval(gain["value"], interval, "+.3f")
+    last = f"IoU from half of the patches to all {change}, one training each: {verdict}"
+    return f"{aligned_table(rows)}\n{last}"
+
+
 def report_text(report: dict) -> str:
     """The scores of a training run as text."""
-    lines = []
+    lines, baseline = [], report.get("baseline", {})
+    if baseline:
+        trees, pixels = baseline["trees"], baseline["pixels"]
+        size = f"of {trees} trees on {pixels:,} training pixels"
+        lines.append(f"Forest: a random forest {size}, {baseline['seconds']:.0f} s")
     for key, title in (
         ("pooled", "All folds pooled"),
         ("validation", "Validation"),
@@ -212,11 +267,16 @@ def report_text(report: dict) -> str:
                     f"{distance_text(metres)} from a patch to the nearest training patch (median, "
                     "of the centres)"
                 )
+            if key in baseline:
+                lines.append(baseline_table(report[key], baseline, key))
     if "calibration" in report:
         lines.append(calibration_line(report["calibration"]))
     if "areas" in report:
         lines += ["", AREAS_TITLE]
         lines.append(area_table(report["areas"]))
+    if "learning_curve" in report:
+        curve = report["learning_curve"]
+        lines += ["", f"Learning curve, IoU on {curve['scored_on']}", curve_text(curve)]
     if report.get("summary"):
         lines.append(summary_table(report))
         blocks = report.get("blocks")

@@ -14,10 +14,11 @@ from rasterio.windows import Window
 
 from common.devices import free_memory, local_device
 from common.distributed import torch_errors
-from common.errors import CheckpointError, OptionError, RasterError
+from common.errors import OptionError, RasterError
 from common.files import list_models, models_text
 from common.ground import pixel_size
 from common.map_classes import values_of_codes
+from common.model_options import require_alike, require_threshold_fits
 from common.places import centre_distances
 from common.rasters import Source, band_scaling, select_bands
 from common.text import number_dates
@@ -72,27 +73,11 @@ def load_models(config: PredictionConfig) -> Models:
         for checkpoint in checkpoints:
             route_pointwise_to_onednn(checkpoint.model)
     first = checkpoints[0]
-    for file, other in zip(files, checkpoints):
-        for what, a, b in (
-            ("bands", first.config.in_channels, other.config.in_channels),
-            ("outputs", first.config.num_classes, other.config.num_classes),
-            ("class names", first.class_names, other.class_names),
-        ):
-            if a != b:
-                raise CheckpointError(
-                    f"{file} has {what} {b}, but {files[0]} has {a}; they cannot be averaged"
-                )
+    require_alike(files, checkpoints)
     compare_codes(files, checkpoints)
     if config.write_codes:
         values_of_codes(first.class_codes)  # raises before any work
-    if (
-        first.config.mode == "multiclass"
-        and config.threshold != PredictionConfig.threshold
-    ):
-        raise OptionError(
-            f"--threshold {config.threshold}: {files[0]} has {first.config.num_classes} classes, "
-            "and a threshold is for binary models"
-        )
+    require_threshold_fits(config.threshold, files[0], first.config)
     kinds = {"fp16": ("cuda",), "tf32": ("cuda",), "bf16": ("cpu", "cuda")}
     if device.type not in kinds.get(config.precision, (device.type,)):
         raise OptionError(

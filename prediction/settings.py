@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from common.architectures import PRECISIONS, TTA_TRANSFORMS
 from common.errors import require
 from common.mask_options import MaskOptions
+from common.model_options import DescriptionOptions, model_setting, threshold_setting
 from common.options import check_limits, nodata_setting, number_or_auto, setting
 
 SCARCE = "--batch_size, --patch_size or --max_memory"  # what takes memory
@@ -22,13 +23,9 @@ def split_part(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """The settings of a prediction, but for those of a mask."""
+    """The settings of a prediction, but for those of a mask and what describes a model."""
 
-    model: Sequence[str] = setting(
-        help="checkpoints (.pth) that main.py wrote, or a folder of a k-fold run; several are "
-        "averaged",
-        group="files", nargs="+", may_change=True,
-    )  # fmt: skip
+    model: Sequence[str] = model_setting()
     input: Sequence[str] = setting(
         help="scenes, anything that GDAL reads, or folders of them",
         group="files", nargs="+", may_change=True,
@@ -95,21 +92,6 @@ class PredictionOptions:
         None, "side of those cells in pixels", "outputs", least=8, most=65535,
         shown="that of the training patches", may_change=True,
     )  # fmt: skip
-    model_name: str | None = setting(
-        None, "architecture, of a checkpoint that does not name it", "model",
-        shown="the checkpoint's", may_change=True,
-    )  # fmt: skip
-    encoder_name: str | None = setting(
-        None, "encoder, likewise", "model", shown="the checkpoint's", may_change=True
-    )
-    in_channels: int | None = setting(
-        None, "bands that the model takes", "model", shown="the checkpoint's",
-        least=1, most=65535, may_change=True,
-    )  # fmt: skip
-    num_classes: int | None = setting(
-        None, "classes of the model; 1 or 2 of a binary one", "model",
-        shown="the checkpoint's", least=1, most=65535, may_change=True,
-    )  # fmt: skip
     area: str | None = setting(
         None, "polygons, in any CRS, of what is to be mapped; the map covers their bounds",
         "scene", shown="all of it",
@@ -140,9 +122,7 @@ class PredictionOptions:
         "none", "average over 4 mirrored (flip) or 8 turned (d4) views", "window",
         choices=tuple(TTA_TRANSFORMS),
     )  # fmt: skip
-    threshold: float = setting(
-        0.5, "least foreground probability of a binary map, 0 to 1", "window", least=0, most=1
-    )  # fmt: skip
+    threshold: float = threshold_setting("window")
     device: str | None = setting(
         None, "cpu, cuda, cuda:1..., mps", "speed",
         shown="cuda where there is one, else cpu", may_change=True,
@@ -191,15 +171,8 @@ class PredictionOptions:
         """Pixels that neighbouring windows share."""
         return self.patch_size // 4 if self.overlap is None else self.overlap
 
-    @property
-    def described(self) -> dict:
-        """What the options say of the model."""
-        names = ("model_name", "encoder_name", "in_channels", "num_classes")
-        given = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in given.items() if value is not None}
-
 
 # the fields of the last class come first, so that --help begins with the files
 @dataclass(frozen=True)
-class PredictionConfig(MaskOptions, PredictionOptions):
+class PredictionConfig(MaskOptions, DescriptionOptions, PredictionOptions):
     """Every setting of a prediction; the options are made from these fields."""

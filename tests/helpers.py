@@ -32,7 +32,9 @@ from model_training import Normalization, build_model, save_checkpoint
 from training.settings import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
+PACKAGES = (
+    "common", "extraction", "training", "evaluation", "prediction", "exporting",
+)  # fmt: skip
 CRS = "EPSG:32631"
 PIXEL = 10.0
 CORNER = (431_240, 4_912_560)  # where write_geotiff begins

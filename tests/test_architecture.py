@@ -31,13 +31,17 @@ ARROWS = {
     "evaluation": {"common", "model_training"},
     "training": SHARED,
     "prediction": SHARED,
+    "exporting": SHARED,
     "extraction": {"common"},
     "main": SHARED | {"training"},
     "Predict_large_image": SHARED | {"prediction"},
     "Evaluate_map": SHARED,
+    "Export_model": SHARED | {"exporting"},
     "Patch_extraction": {"common", "extraction"},
 }
-SCRIPTS = ("main", "Patch_extraction", "Predict_large_image", "Evaluate_map")
+SCRIPTS = (
+    "main", "Patch_extraction", "Predict_large_image", "Evaluate_map", "Export_model",
+)  # fmt: skip
 PACKAGES = [part for part in ARROWS if (ROOT / part).is_dir()]
 TORCH = {"torch", "torchvision", "timm", "segmentation_models_pytorch"}
 TORCH_IN_COMMON = {"common.devices", "common.distributed"}

@@ -3,7 +3,8 @@
     python tests/test_docs.py
 
 writes the tables anew: the options from the parsers, the minimum versions from requirements.txt, the
-public names from ``model_training.__all__``, the distances of the palette.
+public names from ``model_training.__all__``, the published weights from their table, the distances of
+the palette.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ sys.path.insert(0, str(ROOT))
 from colour_distance import DEUTERANOPIA, smallest
 
 import Evaluate_map
+import Export_model
 import main
 import model_training
 import Patch_extraction
 import Predict_large_image
+from common import VERSION
 from common.colours import PALETTE
 from common.console import settings_from
 from evaluation.settings import EvaluationConfig
+from exporting.settings import ExportConfig
 from prediction.settings import PredictionConfig
+from training.published import PUBLISHED
 from training.settings import TrainingConfig
 
 README = ROOT / "README.md"
@@ -58,13 +63,17 @@ SCRIPTS = {
     "Patch_extraction.py": Patch_extraction,
     "Predict_large_image.py": Predict_large_image,
     "Evaluate_map.py": Evaluate_map,
+    "Export_model.py": Export_model,
 }
 SETTINGS = {
     "main.py": TrainingConfig,
     "Predict_large_image.py": PredictionConfig,
     "Evaluate_map.py": EvaluationConfig,
+    "Export_model.py": ExportConfig,
 }
-PACKAGES = ("common", "extraction", "training", "evaluation", "prediction")
+PACKAGES = (
+    "common", "extraction", "training", "evaluation", "prediction", "exporting",
+)  # fmt: skip
 END = "<!-- end -->"
 # of other programs
 FOREIGN_FLAGS = {"--torch-backend", "--help", "--shm-size", "--array", "--no-NAME"}
@@ -83,6 +92,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "main": main.build_parser(),
         "predict": Predict_large_image.build_parser(),
         "evaluate": Evaluate_map.build_parser(),
+        "export": Export_model.build_parser(),
     }
 
 
@@ -141,6 +151,23 @@ def names_table() -> str:
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 
+def published_table() -> str:
+    """The published files of encoder weights, as the code knows them."""
+    rows = [
+        "| file | encoder | bands | scaling | trained on | MB | licence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in PUBLISHED.items():
+        encoder = f"tu-{row.encoder}" if row.encoder.startswith("vit") else row.encoder
+        bands = f"{row.sensor}: {' '.join(row.bands)}"
+        cells = (
+            f"[{name}]({row.address})", f"`{encoder}`", bands, row.scaling, row.training,
+            row.megabytes, row.licence,
+        )  # fmt: skip
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows)
+
+
 def options_of(name: str) -> str:
     """The table of a parser by its name."""
     known = [parsers()["extract"]] if name == "batch" else []
@@ -171,10 +198,12 @@ GENERATED = [
             "main",
             "predict",
             "evaluate",
+            "export",
         )
     ),
     (INSTALL, "<!-- requirements -->", requirements_table),
     (MODELS, "<!-- names -->", names_table),
+    (MODELS, "<!-- published -->", published_table),
     (MEASUREMENTS, "<!-- palette -->", palette_table),
 ]
 
@@ -183,7 +212,10 @@ def between(page: Path, mark: str) -> str:
     """What stands between a mark and the end that follows it."""
     text = page.read_text()
     assert text.count(mark) == 1, f"{page.name} has no place for {mark}"
-    return text.split(mark, 1)[1].split(END, 1)[0].strip()
+    found = text.split(mark, 1)[1].split(END, 1)[0].strip()
+    # a merge of two tables may lose an end, and what follows would be replaced
+    assert "<!--" not in found and "\n#" not in found, f"{page.name}: {mark} has no end"
+    return found
 
 
 def write_tables() -> None:
@@ -597,6 +629,14 @@ def test_every_page_and_every_picture_is_shown_somewhere():
         assert str(page.relative_to(ROOT)) in README.read_text(), page
     for picture in (ROOT / "examples").glob("*.png"):
         assert f"examples/{picture.name}" in text
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    known = dict(re.findall(r"^([\w-]+): (.+)$", text, re.MULTILINE))
+    assert (known["cff-version"], known["version"]) == ("1.2.0", VERSION)
+    assert known["license"] == "MIT"
+    assert "[CITATION.cff](CITATION.cff)" in README.read_text()
 
 
 def test_the_readme_is_short():

@@ -1,4 +1,4 @@
-"""The four scripts as programs: what stands at their door loads no heavy library.
+"""The five scripts as programs: what stands at their door loads no heavy library.
 
 Each runs in one fresh process, through all that ends before the work begins.
 """
@@ -31,6 +31,12 @@ DOORS = {
         (["--help"], 0),
         (["--map", "a.tif"], 2),
         (["--map", "a.tif", "--label", "b.tif", "--boundary_tolerance", "x"], 2),
+    ],
+    "Export_model": [
+        (["--help"], 0),
+        (["--model", "m.pth"], 2),
+        (["--model", "m.pth", "--output", "m.pt"], 2),
+        (["--model", "m.pth", "--output", "m.onnx", "--resolution", "0"], 2),
     ],
     "Patch_extraction": [
         (["--help"], 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,15 +20,20 @@ from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import LogitSample, fit_temperature
 from evaluation.examples import draw_examples
 from evaluation.figures import draw_calibration
-from evaluation.reports import TestCollector, plot_training, watch_boundaries
+from evaluation.reports import (
+    PatchMatrices,
+    TestCollector,
+    plot_training,
+    watch_boundaries,
+)
 from evaluation.settings import BOUNDARY_TOLERANCE
 from model_training import (
-    confusion_matrix,
     load_checkpoint,
     normalize,
     predict_classes,
     scores,
 )
+from training.baseline import Network, Task, baseline_report, ground_blocks
 from training.loop import evaluate
 from training.run import TrainingRun
 from training.samples import SampleIndex
@@ -56,12 +61,14 @@ def export(
         "best": dict(run.history.best),
     }
     sample = LogitSample(run.validation.counts.sum(), seed=run.config.seed)
-    report["validation"] = evaluate_split(run, run.validation, sample.add)
+    validated = PatchMatrices(run.config.label_classes)
+    report["validation"] = evaluate_split(run, run.validation, sample.add, validated)
     calibrate(run, [sample])
     if held_out:
         report["held_out"] = evaluate_split(run, held_out.index, held_out)
         report["held_out_names"] = [pair.name for pair in held_out.index.pairs]
-    report |= evaluate_test(run, test)
+    tests, tested = evaluate_test(run, test)
+    report |= tests
     kinds = ("validation", "held_out", "test")
     run.save("final_model", {key: report[key] for key in kinds if key in report})
     report["history"] = run.history.rows
@@ -74,18 +81,32 @@ def export(
         kept = {key: known[key] for key in noted if key in known}
         write_json(path, report | kept)
     plot_training(run.save_dir / "model_training_plot.png", report)
-    return report
+    if held_out:  # the forest comes with all folds
+        return report
+    splits = {"validation": (run.validation, validated.stacked())}
+    if test:
+        splits["test"] = test, tested
+    return report | split_baseline(run, splits)
 
 
-def evaluate_split(
-    run: TrainingRun, index: SampleIndex, watch: Callable | None = None
-) -> dict:
+def split_baseline(run: TrainingRun, splits: Mapping[str, tuple]) -> dict:
+    """``baseline_report`` of a fixed split: patches, and matrices of the network, by split."""
+    task = Task(run.train, {split: index for split, (index, _) in splits.items()})
+    networks = {
+        split: Network(matrices, ground_blocks(index.pairs))
+        for split, (index, matrices) in splits.items()
+    }
+    history = [run.history.rows]
+    return baseline_report(run.config, run.names, [task], networks, history)
+
+
+def evaluate_split(run: TrainingRun, index: SampleIndex, *watches: Callable) -> dict:
     """Loss, scores and boundary scores of a run's model on some patches.
 
-    In float32, by this process alone. ``watch`` is that of ``evaluate``.
+    In float32, by this process alone. ``watches`` are like the ``watch`` of ``evaluate``.
     """
     boundaries = BoundaryScores(run.model_config.label_classes, BOUNDARY_TOLERANCE)
-    watches = [watch_boundaries(boundaries), *([watch] if watch else [])]
+    watches = (watch_boundaries(boundaries), *watches)
 
     def watch_all(logits: Tensor, masks: Tensor) -> None:
         for one in watches:
@@ -118,15 +139,17 @@ def calibrate(run: TrainingRun, samples: Sequence[LogitSample]) -> None:
     )
 
 
-def evaluate_test(run: TrainingRun, test: SampleIndex | None) -> dict:
+def evaluate_test(
+    run: TrainingRun, test: SampleIndex | None
+) -> tuple[dict, np.ndarray | None]:
     """Evaluate a run's model on test/: scores, calibration, areas if asked for, two pictures.
 
     Returns:
-        The keys ``test``, ``test_distance_m``, ``calibration`` and ``areas`` of a report; nothing
-        without patches.
+        The keys ``test``, ``test_distance_m``, ``calibration`` and ``areas`` of a report, and the
+        confusion matrix of each patch, (P, K, K); nothing without patches.
     """
     if not test:
-        return {}
+        return {}, None
     collector = TestCollector(test.pairs, test.counts, run.temperature or 1.0)
     report = {
         "test": evaluate_split(run, test, collector),
@@ -146,7 +169,7 @@ def evaluate_test(run: TrainingRun, test: SampleIndex | None) -> dict:
     draw_examples(
         pictures, collector.examples, run.names, run.colours, run.config.ignore_index
     )
-    return report
+    return report, np.stack(collector.matrices)
 
 
 def map_patches(
@@ -174,7 +197,7 @@ def map_patches(
     return np.array(sizes) @ np.array(pixels), True
 
 
-class HeldOutCollector:
+class HeldOutCollector(PatchMatrices):
     """Collects logits and confusion matrices while a fold's held-out patches are evaluated.
 
     Args:
@@ -184,16 +207,9 @@ class HeldOutCollector:
     """
 
     def __init__(self, index: SampleIndex, labelled: int, seed: int):
-        self.index, self.classes = index, index.counts.shape[1]
-        self.sample = LogitSample(labelled, seed=seed)
-        self.matrices = []  # (K, K) of each patch
-
-    def found(self) -> list[np.ndarray]:
-        """The confusion matrix (K, K) of each patch."""
-        return self.matrices
+        super().__init__(index.counts.shape[1])
+        self.index, self.sample = index, LogitSample(labelled, seed=seed)
 
     def __call__(self, logits: Tensor, masks: Tensor) -> None:
         self.sample.add(logits, masks)
-        for guess, mask in zip(predict_classes(logits), masks):
-            matrix = confusion_matrix(guess, mask, self.classes)
-            self.matrices.append(matrix.cpu().numpy())
+        super().__call__(logits, masks)

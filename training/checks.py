@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.architectures import (
@@ -9,11 +10,18 @@ from common.architectures import (
     AUGMENTATIONS,
     ModelConfig,
     check_model_name,
+    is_weights_file,
     parse_loss,
 )
-from common.errors import require
+from common.errors import OptionError, require
 from common.label_values import parse_names
-from common.options import check_limits, number_or_auto, require_colour_count
+from common.options import (
+    check_limits,
+    number_or_auto,
+    require_colour_count,
+    split_list,
+)
+from training.published import SATLAS_SWIN, published_weights
 
 if TYPE_CHECKING:
     from training.settings import TrainingConfig
@@ -21,14 +29,16 @@ if TYPE_CHECKING:
 
 def check_settings(config: TrainingConfig) -> None:
     """Raise OptionError where an option, or two of them together, cannot be right."""
-    check_model_name(config.model)
     check_limits(config)
     both = config.overwrite and config.resume
     require(not both, "--overwrite", "and --resume", "one of the two")
     check_data(config)
     check_folds(config)
     check_training(config)
-    check_model(config)
+    check_start(config)
+    if config.model is not None:  # else it is checked again when it is known
+        check_model(config)
+    check_weights(config)
 
 
 def check_data(config: TrainingConfig) -> None:
@@ -59,6 +69,8 @@ def check_folds(config: TrainingConfig) -> None:
     spatial = config.fold_by in ("block", "column", "both")
     only, folds = config.only_fold, config.val_strategy == "kfold"
     require(only is None or folds, "--only_fold", only, "--val_strategy kfold with it")
+    fine = not (folds and config.learning_curve)
+    require(fine, "--learning_curve with --val_strategy", "kfold", "split")
     fine = only is None or config.fold_by != "both"
     require(fine, "--only_fold with --fold_by", config.fold_by, "another")
     fine = only is None or only <= config.n_splits
@@ -98,7 +110,17 @@ def check_training(config: TrainingConfig) -> None:
     )
 
 
+def check_start(config: TrainingConfig) -> None:
+    first = config.start_from
+    if config.model is None and first is None:
+        raise OptionError("--model is required, unless --start_from gives it")
+    fine = first is None or not config.weights
+    needed = "neither --pretrained nor --encoder_weights with it"
+    require(fine, "--start_from", first, needed)
+
+
 def check_model(config: TrainingConfig) -> None:
+    check_model_name(config.model)
     entry, rate = ARCHITECTURES[config.model], config.dropout_rate
     require(
         not config.freeze_encoder_epochs or entry.has_encoder,
@@ -126,6 +148,48 @@ def check_model(config: TrainingConfig) -> None:
         "--pretrained or --encoder_weights with it",
     )
     known = (ModelConfig.encoder_name, entry.fixed_encoder)
-    fine = entry.takes_encoder or config.encoder_name in known
+    fine = entry.takes_encoder or config.encoder in known
     expected = f"another --model: {config.model} has no exchangeable encoder"
     require(fine, "--encoder_name", config.encoder_name, expected)
+
+
+def check_weights(config: TrainingConfig) -> None:
+    """Check what is asked of pretrained weights, as far as their name tells."""
+    file = config.weights if is_weights_file(config.weights) else None
+    known, names = published_weights(file), config.weights_bands
+    if file and SATLAS_SWIN.fullmatch(Path(file).name):
+        raise OptionError(
+            f"--encoder_weights {file}: this is a Swin transformer of TorchVision, which no model here "
+            "takes; give a ResNet or a vision transformer of docs/models.md"
+        )
+    needed = "a file with --encoder_weights"
+    require(names is None or bool(file), "--weights_bands", names, f"{needed} with it")
+    fine = names is None or all(split_list(names))
+    require(fine, "--weights_bands", names, "names with commas between them")
+    fine = names is None or not known
+    needed = "no such option: the bands of this file are known"
+    require(fine, f"--weights_bands for {file}", names, needed)
+    many = names is not None or (known and len(known.bands) != 3)
+    needed = "weights of red, green and blue with it"
+    require(not (config.rgb_bands and many), "--rgb_bands", config.rgb_bands, needed)
+    needed = "--pretrained, --encoder_weights or --start_from with it"
+    begun = bool(config.weights or config.start_from)
+    require(config.sensor is None or begun, "--sensor", config.sensor, needed)
+    whose = config.normalization_from
+    require(whose == "auto" or begun, "--normalization_from", whose, needed)
+    fine = whose != "model" or not config.weights
+    needed = "auto or data: encoder weights have no percentiles"
+    require(fine, "--normalization_from", whose, needed)
+    fine = whose == "auto" or config.normalization == "dataset"
+    needed = "--normalization dataset, which has percentiles"
+    require(
+        fine, "--normalization_from with --normalization", config.normalization, needed
+    )
+    encoder = (known and config.model_config(1).encoder_name) or ""
+    fine = not known or encoder.removeprefix("tu-").split(".")[0] == known.encoder
+    vit = known and known.encoder.startswith("vit")
+    other = f"--encoder_name {'tu-' if vit else ''}{known.encoder if known else ''}"
+    needed = f"{other}, whose weights {file} holds" + (
+        ", and --model dpt" if vit else ""
+    )
+    require(fine, "--encoder_name", encoder, needed)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from common.distributed import ProcessGroup
 from common.patches import PatchPair, distance_between
-from common.scores import HEADLINES
 from evaluation.calibration import LogitSample
-from evaluation.matrices import block_bootstrap, fold_summary, score_gap
+from evaluation.matrices import (
+    block_bootstrap,
+    fold_summary,
+    paired_gap,
+    sum_by_block,
+)
 from evaluation.reports import plot_training
 from model_training import scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
+from training.baseline import Network, Task, baseline_report, ground_blocks
 from training.batch_size import settle_batch_size
 from training.dataset import (
     colours_for,
@@ -29,10 +35,21 @@ from training.folds import Fold, fewest_patches, plan_all_folds
 from training.outputs import clear_former_run
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
-from training.weights import build_initial_model, rgb_channels
+from training.start import find_start, keep_copy, report_start
+from training.weights import initial_model
 
 log = logging.getLogger("semanticseg4eo")
+
+
+class FoldResults(NamedTuple):
+    """Folds of one kind, and what their models made of the patches that they did not see."""
+
+    folds: Sequence[Fold]
+    matrices: np.ndarray  # (P, K, K) of each patch
+    blocks: np.ndarray  # (P,) the block or value of each
+    samples: Sequence[LogitSample]  # logits of each fold
 
 
 def train_folds(
@@ -58,7 +75,7 @@ def train_folds(
         place = save_dir / f"fold_{number}"
         report, held_out = train_fold(config, pooled, fold, place, names, device, group)
         reports.append(report)
-        matrices[fold.held_out] = group.broadcast(held_out.found)
+        matrices[fold.held_out] = group.broadcast(held_out.stacked)
         samples.append(held_out.sample)
     return reports, matrices, samples
 
@@ -112,12 +129,15 @@ def cross_validate(
 
     # what cannot be built is an error before the former run is gone
     colours_for(config, pooled)
-    channels = rgb_channels(config, pooled)
-    build_initial_model(config.model_config(pooled.shape[0]), config.weights, channels)
+    start = find_start(config, pooled)
+    initial_model(config, pooled, config.resume, start)
+    require_units(config, pooled)
     fewest = fewest_patches(plans)
     config = settle_batch_size(config, pooled, fewest, device, group)
     group.broadcast(clear_former_run, config)
+    group.broadcast(keep_copy, config)
     if group.is_main_process:
+        report_start(start, names, config.mode == "binary")
         log_weak_spots(config, pooled, None, test, group)
 
     if config.only_fold is not None:
@@ -137,9 +157,7 @@ def cross_validate(
         reports, matrices, samples = train_folds(
             config, pooled, folds, place, names, device, group
         )
-        sums = np.zeros((blocks.max() + 1, *matrices.shape[1:]), np.int64)
-        np.add.at(sums, blocks, matrices)
-        per_block[kind] = sums
+        per_block[kind] = sums = sum_by_block(matrices, blocks)
         results[kind] = {
             "folds": reports,
             "summary": fold_summary([r["held_out"] for r in reports]),
@@ -163,8 +181,11 @@ def cross_validate(
     }
     if both:
         report["random"] = results["random"]
-        report["optimism"] = optimism(results, per_block, measure, config.seed)
-    return config, group.broadcast(export_folds, final, report, samples, test)
+        report["optimism"] = paired_gap(
+            per_block["random"], per_block["block"], measure, config.seed
+        )
+    found = FoldResults(folds, matrices, blocks, samples)
+    return config, group.broadcast(export_folds, final, report, found, test)
 
 
 def _pairs(pooled: SampleIndex, fold: Fold) -> tuple[list[PatchPair], list[PatchPair]]:
@@ -186,43 +207,42 @@ def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:
 def export_folds(
     final: TrainingRun,
     report: dict,
-    samples: Sequence[LogitSample],
+    found: FoldResults,
     test: SampleIndex | None,
 ) -> dict:
-    """Calibrate the final model of k-fold, evaluate it, write it and the plot; its report."""
+    """Calibrate the final model of k-fold, evaluate it, write it and the plot; its report.
+
+    The forest beside it is the last.
+    """
     for criterion in ("loss", "iou"):  # what the checkpoint stores of its validation
         best = [fold["best"][criterion] for fold in report["folds"]]
         final.history.best[criterion] = float(np.mean(best))
-    calibrate(final, samples)
-    report = report | evaluate_test(final, test)
+    calibrate(final, found.samples)
+    tests, tested = evaluate_test(final, test)
+    report = report | tests
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
     final.save("final_model", kept)
     plot_training(final.save_dir / "model_training_plot.png", report)
-    return report
+    return report | fold_baseline(final, report, found, test, tested)
 
 
-def optimism(
-    results: Mapping[str, dict],
-    per_block: Mapping[str, np.ndarray],
-    measure: Callable,
-    seed: int,
+def fold_baseline(
+    final: TrainingRun,
+    report: dict,
+    found: FoldResults,
+    test: SampleIndex | None,
+    tested: np.ndarray | None,
 ) -> dict:
-    """By how much the pooled scores of folds at random are better than those by block.
-
-    Args:
-        results: The "pooled" scores of "random" and "block".
-        per_block: Their confusion matrices by block of the ground, (G, K, K).
-        measure: See ``block_bootstrap``.
-        seed: Likewise.
-
-    Returns:
-        "value" and "interval_95" of each score; the same blocks are drawn for both.
-    """
-    pairs = np.stack([per_block["random"], per_block["block"]], axis=1)
-    gaps = score_gap(results["random"]["pooled"], results["block"]["pooled"])
-    intervals = block_bootstrap(
-        pairs, lambda pair: score_gap(*map(measure, pair)), seed
-    )
-    return {
-        key: {"value": gaps[key], "interval_95": intervals[key]} for key in HEADLINES
-    }
+    """``baseline_report`` of k-fold: a forest per fold, and one on all patches for the test."""
+    pooled = final.train
+    tasks = [
+        Task(pooled.subset(fold.train), {"pooled": pooled.subset(fold.held_out)})
+        for fold in found.folds
+    ]
+    order = np.concatenate([fold.held_out for fold in found.folds])
+    networks = {"pooled": Network(found.matrices[order], found.blocks[order])}
+    if test:
+        tasks.append(Task(pooled, {"test": test}))
+        networks["test"] = Network(tested, ground_blocks(test.pairs))
+    histories = [fold["history"] for fold in report["folds"]] + [report["history"]]
+    return baseline_report(final.config, final.names, tasks, networks, histories)

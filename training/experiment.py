@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from common.architectures import is_weights_file
 from common.devices import local_device
 from common.distributed import ProcessGroup, init_distributed, torch_errors
 from common.errors import DatasetError
@@ -20,6 +21,7 @@ from training.assessment import export
 from training.batch_size import settle_batch_size
 from training.classes import settle_classes
 from training.cross_validation import cross_validate
+from training.curve import learning_curve, plan_curve
 from training.dataset import (
     index_split,
     log_weak_spots,
@@ -37,7 +39,15 @@ from training.outputs import (
 )
 from training.run import TrainingRun, build
 from training.samples import make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
+from training.start import (
+    keep_copy,
+    report_start,
+    require_another_place,
+    settle_model,
+)
+from training.weights import find_weights
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -53,7 +63,7 @@ def run_experiment(config: TrainingConfig) -> dict:
     """
     device = local_device(config.device)
     training_precision(config.amp, device)
-    config = settle_classes(config)
+    config = settle_classes(settle_model(config))
     for check in PREFLIGHT_CHECKS:
         check(config)
     require_patches(config)
@@ -85,8 +95,10 @@ def run_experiment(config: TrainingConfig) -> dict:
 
 
 def require_model(config: TrainingConfig) -> None:
-    """Raise OptionError where the model cannot be built at all."""
+    """Raise SegmentationError where the model cannot be built at all, or its weights are not there."""
     check_architecture(config.model_config(config.in_channels or 1), config.weights)
+    if is_weights_file(config.weights) and not config.resume:
+        find_weights(config.weights)
 
 
 def require_test(config: TrainingConfig) -> None:
@@ -107,7 +119,9 @@ def require_colours(config: TrainingConfig) -> None:
 
 
 # what can be checked before any patch is read
-PREFLIGHT_CHECKS = (require_model, require_output, require_test, require_colours)
+PREFLIGHT_CHECKS = (
+    require_model, require_output, require_test, require_colours, require_another_place,
+)  # fmt: skip
 
 
 def train_split(
@@ -124,14 +138,21 @@ def train_split(
     test = index_split(config, "test", train, required=False)
     require_several_classes(train)
     train = train.beside(validation, test)
+    require_units(config, train)
     config = settle_batch_size(config, train, len(train.pairs), device, group)
+    parts = plan_curve(config, train, group) if config.learning_curve else {}
     run = TrainingRun(
         config, train, validation, Path(config.save_dir), names_for(config, train), config.epochs,
         device, group,
     )  # fmt: skip
     build(run)
     group.broadcast(clear_former_run, config)
+    group.broadcast(keep_copy, config)
     if group.is_main_process:
+        report_start(run.start, run.names, config.mode == "binary")
         log_weak_spots(config, train, validation, test, group)
     fit(run)
-    return config, group.broadcast(export, run, test)
+    report = group.broadcast(export, run, test)
+    if parts:
+        report["learning_curve"] = learning_curve(run, test, parts)
+    return config, report

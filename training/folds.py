@@ -68,11 +68,16 @@ def spatial_groups(
     """
     if fold_by == "column":
         return _strips(footprints.centroid.x.to_numpy(), n_splits)
-    size = block_size or 4 * typical_patch_side(footprints)
+    size = block_size or default_block_size(footprints)
     groups = spatial_block_ids(footprints, size)
     origin = "" if block_size else ", four times the side of a patch (--block_size)"
     log.info("%d blocks of %.6g m%s", groups.max() + 1, size, origin)
     return groups
+
+
+def default_block_size(footprints: GeoSeries) -> float:
+    """The side of a block in metres where ``--block_size`` says none."""
+    return 4 * typical_patch_side(footprints)
 
 
 def _strips(eastings: np.ndarray, count: int) -> np.ndarray:

@@ -15,6 +15,13 @@ def first_conv(module: nn.Module) -> str:
     )
 
 
+def last_conv(module: nn.Module) -> str:
+    """The name of the convolution that gives the logits: the last of a network."""
+    return [
+        name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)
+    ][-1]
+
+
 def match_kernels(weight: Tensor, matches: Sequence[int | None]) -> Tensor:
     """The kernels of a first layer for other bands.
 

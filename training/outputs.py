@@ -19,11 +19,14 @@ from training.settings import TrainingConfig
 
 START_ANEW = "start again with --overwrite"
 
+START_COPY = "model_start.pth"  # of the model of --start_from
+
 # what a run writes; what an earlier one left is removed, since its folds would look like new ones
 RUN_FILES = (
     "model_best_loss.pth", "model_best_iou.pth", "model_best_combined.pth",
     "model_final_model.pth", "model_last.pth", "model_metrics.json", "model_training_log.csv",
-    "model_training_plot.png", "model_reliability.png", "model_test_examples.png",
+    START_COPY, "model_training_plot.png", "model_reliability.png", "model_test_examples.png",
+    "model_learning_curve.png",
 )  # fmt: skip
 
 
@@ -32,6 +35,7 @@ def run_files(run_dir: str | Path) -> list[Path]:
     folders = [Path(run_dir)]
     for kind in ("", "random/", "block/"):
         folders += Path(run_dir).glob(f"{kind}fold_*")
+    folders += Path(run_dir).glob("curve_*")
     return [folder / name for folder in folders for name in RUN_FILES]
 
 
@@ -103,6 +107,8 @@ def clear_former_run(config: TrainingConfig) -> None:
         for folder in [*run_dir.glob(f"{kind}fold_*"), run_dir / kind]:
             if folder != run_dir:
                 remove_empty(folder)
+    for folder in run_dir.glob("curve_*"):
+        remove_empty(folder)
 
 
 def folders_of_jobs(config: TrainingConfig) -> list[Path]:

@@ -18,6 +18,7 @@ from common.distributed import ProcessGroup, torch_errors
 from common.text import duration
 from training.batch_size import settle_batch_size
 from training.classes import settle_classes, settle_without_dataset
+from training.curve import plan_curve
 from training.dataset import (
     index_split,
     log_weak_spots,
@@ -31,7 +32,9 @@ from training.loop import evaluate, train_one_epoch, training_precision
 from training.resume import ResumeState
 from training.run import TrainingRun, build, make_stepper
 from training.samples import SampleIndex, make_cache
+from training.scaling import require_units
 from training.settings import TrainingConfig
+from training.start import find_start, settle_model
 
 
 def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
@@ -46,6 +49,7 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     device = problems.attempt(local_device, config.device)
     if device:
         problems.attempt(training_precision, config.amp, device)
+    config = problems.attempt(settle_model, config) or without_start(config)
     settled = problems.attempt(settle_classes, config)
     config = settled or settle_without_dataset(config)
     for check in PREFLIGHT_CHECKS:
@@ -66,6 +70,10 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
             fewest = fewest_patches(planned[0])
     if train:
         problems.attempt(require_several_classes, train)
+        problems.attempt(require_units, config, train)
+        problems.attempt(find_start, config, train)
+    if train and config.learning_curve:
+        problems.attempt(plan_curve, config, train, ProcessGroup())
     if problems:
         return problems, {}
     group = ProcessGroup()
@@ -81,6 +89,12 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         outlook["total_seconds"] += reading
     patches = {split: len(index.pairs) for split, index in splits.items()}
     return problems, outlook | {"patches": patches, "batch_size": config.batch_size}
+
+
+def without_start(config: TrainingConfig) -> TrainingConfig:
+    """The settings with which the rest is checked where ``--start_from`` cannot be read."""
+    names = {"start_from": None, "sensor": None, "normalization_from": "auto"}
+    return replace(config, model=config.model or "unet", **names)
 
 
 def measure_run(run: TrainingRun) -> dict:
@@ -129,7 +143,7 @@ def measure_batches(run: TrainingRun) -> dict:
 def trainings(config: TrainingConfig) -> float:
     """How many times all patches are trained on: by one model, or by those of folds too."""
     if config.val_strategy != "kfold":
-        return 1.0
+        return 3.0 if config.learning_curve else 1.0
     of_fold = (config.n_splits - 1) / config.n_splits
     if config.only_fold is not None:
         return of_fold

@@ -69,6 +69,8 @@ class ResumeState:
             if index:
                 digest.update("\n".join(pair.name for pair in index.pairs).encode())
                 digest.update(index.counts.tobytes())
+        if run.start:
+            fixed["start_from"] = run.start.record["sha256"]
         return fixed | {
             "patches": digest.hexdigest(),
             "processes": run.group.size,
@@ -81,7 +83,7 @@ class ResumeState:
         Raises:
             SegmentationError: It cannot be read, or belongs to another run.
         """
-        run, path = self.run, self.run.save_dir / "model_last.pth"
+        run, path = self.run, self.run.last_file
         if not path.exists():
             log.info("no run to resume in %s: starting", run.save_dir)
             return

@@ -19,15 +19,16 @@ from model_training import (
     Normalization,
     balanced_weights,
     build_loss,
-    dataset_normalization,
     save_checkpoint,
 )
 from training.dataset import codes_for, colours_for
 from training.loaders import make_loader
 from training.loop import Stepper, make_scheduler, training_precision
 from training.samples import PatchDataset, SampleIndex, band_quartiles
+from training.scaling import choose_normalization
 from training.settings import TrainingConfig
-from training.weights import build_initial_model, rgb_channels
+from training.start import Start, find_start
+from training.weights import initial_model
 
 
 @dataclass
@@ -66,11 +67,17 @@ class TrainingRun:
     normalization: Normalization = None
     colours: list[Colour] = field(default_factory=list)  # of the classes
     quartiles: list[list[float]] | None = None  # of each band's training pixels
+    start: Start | None = None
     origin: dict = field(default_factory=dict)  # of the dataset, see ``joint_headers``
     loss: Callable = None
     history: History = field(default_factory=History)
     temperature: float | None = None  # None: not calibrated
     rates: Sequence[float] = ()  # learning rate of each epoch, in place of a schedule
+
+    @property
+    def last_file(self) -> Path:
+        """What the run continues from with ``--resume``."""
+        return self.save_dir / "model_last.pth"
 
     def loader(
         self,
@@ -110,6 +117,7 @@ class TrainingRun:
             "band_offsets": offsets,
             "band_quartiles": self.quartiles,
             **self.origin,
+            "started_from": self.start and self.start.record,
             "ignore_index": self.config.ignore_index,
             "training_params": asdict(self.config)
             | {
@@ -139,10 +147,7 @@ def build(run: TrainingRun) -> None:
     """
     config, index = run.config, run.train
     run.colours = colours_for(config, index)
-    if config.normalization == "dataset":
-        run.normalization = dataset_normalization(index.samples)
-    else:
-        run.normalization = Normalization("image")
+    run.start = find_start(config, index)
     run.quartiles = band_quartiles(index.samples)
     run.origin = joint_headers(index.headers)
     torch.manual_seed(config.seed)
@@ -151,8 +156,9 @@ def build(run: TrainingRun) -> None:
     if run.device.type == "cuda":
         allow_tf32("fp32")  # float32 is not rounded, as in the prediction
     run.model_config = config.model_config(index.shape[0])
-    channels = rgb_channels(config, index)
-    run.model = build_initial_model(run.model_config, config.weights, channels)
+    resumed = config.resume and run.last_file.exists()
+    run.model = initial_model(config, index, resumed, run.start)
+    run.normalization = choose_normalization(config, index, run.start)
     synchronize_batch_norm(run.model, run.device, run.group)
     run.model.to(run.device, memory_format=torch.channels_last)
     run.precision = training_precision(config.amp, run.device)

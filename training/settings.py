@@ -23,7 +23,20 @@ class TrainingConfig:
     dataset_root: str = setting(
         help="folder that extraction wrote", group="data", may_change=True
     )
-    model: str = setting(help="architecture (see --list_models)", group="model")
+    model: str | None = setting(
+        None,
+        "architecture (see --list_models)",
+        "model",
+        shown="that of --start_from; required without it",
+    )
+    start_from: str | None = setting(
+        None,
+        "checkpoint of this toolkit whose network training starts from, for other bands and classes "
+        "too",
+        "model",
+        shown="none",
+        may_change=True,
+    )
     mode: str | None = setting(
         None,
         "one foreground class against background, or several classes",
@@ -66,6 +79,14 @@ class TrainingConfig:
         "data",
         choices=("dataset", "image"),
     )
+    normalization_from: str = setting(
+        "auto",
+        "whose scaling the dataset's normalization takes: that of the model or the published weights "
+        "that training starts from, or the percentiles of the data; auto is what such a start has "
+        "learnt to expect, where it says so, else the data",
+        "data",
+        choices=("auto", "model", "data"),
+    )
     data_augmentation: str = setting(
         "symmetries",
         "rotate and mirror the training patches, or none, or full (the option alone): vary their "
@@ -89,13 +110,17 @@ class TrainingConfig:
         choices=("auto", "ram", "off"),
         may_change=True,
     )
-    encoder_name: str = setting(
-        ModelConfig.encoder_name, "encoder (see --list_encoders)", "model"
+    encoder_name: str | None = setting(
+        None,
+        "encoder (see --list_encoders); with --start_from that of the model",
+        "model",
+        shown=ModelConfig.encoder_name,
     )
     pretrained: bool = setting(False, "start from the library's weights", "model")
     encoder_weights: str | None = setting(
         None,
-        "which pretrained weights: a name (imagenet, ssl...) or a file of encoder weights",
+        "which pretrained weights: a name (imagenet, ssl...), a file of encoder weights, or the name of "
+        "a published file, which is downloaded (docs/models.md lists them)",
         "model",
         shown="none; imagenet with --pretrained",
     )
@@ -104,6 +129,12 @@ class TrainingConfig:
         "bands that get the red, green and blue kernels of pretrained weights, as 4,3,2",
         "model",
         shown="found from the band descriptions",
+    )
+    weights_bands: str | None = setting(
+        None,
+        "names of the bands that the file of --encoder_weights is for, in its order, as B2,B3,B4,B8",
+        "model",
+        shown="those of published files, else red,green,blue for a file of three bands",
     )
     sensor: str | None = setting(
         None,
@@ -233,6 +264,20 @@ class TrainingConfig:
         "output",
         may_change=True,
     )
+    no_baseline: bool = setting(
+        False,
+        "train no random forest beside the network to compare it with (after a minute of training or "
+        "more, for a tenth of its time)",
+        "output",
+        may_change=True,
+    )
+    learning_curve: bool = setting(
+        False,
+        "train on 25 and 50 %% of the training patches as well, to see whether more labels would help: "
+        "three times the time",
+        "output",
+        may_change=True,
+    )
     area_estimation: bool = setting(
         False,
         "estimate the area of each class from the map of all patches and the errors in the test "
@@ -275,6 +320,11 @@ class TrainingConfig:
         return os.path.join(self.save_dir, *fold)
 
     @property
+    def encoder(self) -> str:
+        """The encoder's name; ``training.start`` settles it where another model gives it."""
+        return self.encoder_name or ModelConfig.encoder_name
+
+    @property
     def weights(self) -> str | None:
         """The pretrained weights to start from, or None."""
         return self.encoder_weights or ("imagenet" if self.pretrained else None)
@@ -282,7 +332,7 @@ class TrainingConfig:
     def model_config(self, in_channels: int) -> ModelConfig:
         """What the network is built from, for so many bands."""
         outputs = self.classes if self.mode == "multiclass" else 1
-        entry, encoder = ARCHITECTURES[self.model], self.encoder_name
+        entry, encoder = ARCHITECTURES[self.model], self.encoder
         if not entry.takes_encoder:
             encoder = entry.fixed_encoder
         return ModelConfig(self.model, in_channels, outputs, encoder, self.dropout_rate)

@@ -11,7 +11,7 @@ patches and are examined on the same test patches:
   less their mean and over their deviation, cross-entropy, Adam, random flips, and the epoch that
   is best on the validation split. Its patches lie in memory, and its libraries are loaded before
   the clock starts, while the toolkit's time is that of the whole process;
-- random forest: 200 trees on single pixels, their bands and 5 x 5 means.
+- random forest: that which a training of an hour puts beside its network (``evaluation/forest.py``).
 
 Blocks are squares of 2 x 2 cells in the scenes: 7.7 km in zion (cells of 128 pixels), 3.6 km in nc
 (64 pixels). The chips of amazon are 5 km wide and 30 km or more apart: each is cut into four patches
@@ -58,8 +58,10 @@ from common.console import settings_from
 from common.devices import pick_device
 from common.files import write_json
 from common.patches import list_pairs, read_patch
+from evaluation.forest import count_patches, draw_pixels, fit_forest
 from evaluation.matrices import fold_statistics
 from model_training import confusion_matrix, scores
+from training.baseline import SIZES
 from training.settings import TrainingConfig
 
 
@@ -116,7 +118,7 @@ VARIANTS = {  # each changes one default
     "batch size 8": "--batch_size 8",
     "encoder resnet34": "--encoder_name resnet34",
 }
-TREES, FOREST_PIXELS = 200, 100_000  # of the training split, drawn at random
+FOREST = SIZES[0]
 
 
 @dataclass(frozen=True)
@@ -294,34 +296,18 @@ def run_toolkit(trial: Trial, words: list[str]) -> dict:
     return result
 
 
-def features(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Bands and their 5 x 5 means over the valid pixels inside the patch, (H * W, 2 C)."""
-    from scipy.ndimage import uniform_filter
-
-    image = np.where(valid, image, 0).astype(np.float32)
-    share = uniform_filter(valid.astype(np.float32), 5, mode="constant")
-    means = uniform_filter(image, (0, 5, 5), mode="constant") / np.maximum(share, 0.02)
-    return np.concatenate([image, means]).reshape(2 * len(image), -1).T
-
-
 def random_forest(trial: Trial) -> dict:
-    """Trees on single pixels of the training patches."""
-    from sklearn.ensemble import RandomForestClassifier
-
+    """The forest that a training puts beside its network, at its largest."""
     clock, classes = time.perf_counter(), trial.source.classes
     train, test = (read_split(trial.patches, split) for split in ("train", "test"))
-    values = np.concatenate(list(map(features, train.images, train.valid)))
-    labels = train.masks.ravel()
-    known = np.flatnonzero(labels < classes)
-    rng = np.random.default_rng(trial.seed)
-    chosen = rng.permutation(known)[:FOREST_PIXELS]
-    parameters = {"n_jobs": trial.threads, "random_state": trial.seed}
-    forest = RandomForestClassifier(TREES, **parameters)
-    forest.fit(values[chosen], labels[chosen])
-    matrix = np.zeros((classes, classes), np.int64)
-    for image, valid, mask in zip(*test):
-        matrix += count(forest.predict(features(image, valid)), mask.ravel(), classes)
-    return measure(trial, matrix, time.perf_counter() - clock)
+    counts = np.stack([count_classes(mask, classes) for mask in train.masks])
+    pixels = draw_pixels(
+        list(zip(*train)).__getitem__, counts, FOREST.pixels, trial.seed
+    )
+    forest = fit_forest(pixels, FOREST.trees, trial.seed, trial.threads)
+    read, patches = list(zip(*test)).__getitem__, len(test.masks)
+    matrices = count_patches(forest, read, patches, classes, trial.threads)
+    return measure(trial, matrices.sum(axis=0), time.perf_counter() - clock)
 
 
 def plain_loop(trial: Trial, seconds: float) -> dict:
@@ -388,7 +374,9 @@ def compare(trial: Trial, options: str, epochs: int | None) -> dict[str, dict]:
     return {
         "toolkit": ours,
         "plain loop": remembered(trial, "plain loop", key, plain_loop, seconds),
-        "random forest": remembered(trial, "random forest", {}, random_forest),
+        "random forest": remembered(
+            trial, "random forest", FOREST._asdict(), random_forest
+        ),
     }
 
 

@@ -98,3 +98,10 @@ def test_bands_without_a_name_meet_none_and_equal_ones_are_refused():
         match_bands(["B4", "B04"], ["B4"])
     with pytest.raises(DatasetError, match="both red.*different descriptions"):
         match_bands(["red"], ["B4", "red edge", "Red", "RED"])
+
+
+def test_a_word_after_a_number_says_what_the_number_is():
+    landsat = ["B2_blue", "B3_green", "Band 4 (Red)", "B5 - NIR", "SR_B6_swir1"]
+    assert common_names(landsat) == ["blue", "green", "red", "nir", "swir1"]
+    assert match_bands(landsat, S2, None, "sentinel2") == [0, 1, 2, 6, 8]
+    assert common_names(["B6_VCID_1", "B4_mean"], "landsat-etm") == ["thermal", None]

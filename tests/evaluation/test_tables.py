@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 from common.scores import HEADLINES, scores
 from evaluation.calibration import Calibration
 from evaluation.figures import plot_reliability
-from evaluation.tables import score_table, side_by_side
+from evaluation.tables import (
+    baseline_table,
+    curve_text,
+    score_table,
+    side_by_side,
+    verdict,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +60,78 @@ def test_side_by_side_stands_missing_scores():
     text = side_by_side(entry(None), entry(0.6))
     assert "optimism" not in text
     assert "nan" not in text.lower()
+
+
+# --- the forest beside the network ----------------------------------------------------------
+
+
+TRY = "docs/training.md says what to try"
+
+
+@pytest.mark.parametrize(
+    ("interval", "blocks", "expected"),
+    [
+        ([0.01, 0.2], 12, "the network is better (12 blocks of ground)"),
+        (
+            [-0.2, -0.01],
+            3,
+            f"the forest is better (3 blocks of ground, too few to trust): {TRY}",
+        ),
+        ([-0.1, 0.2], 12, "12 blocks of ground cannot tell which of the two is better"),
+        (None, 1, "1 block of ground cannot tell which of the two is better"),
+    ],
+)
+def test_no_more_is_said_of_network_and_forest_than_blocks_tell(
+    interval, blocks, expected
+):
+    assert verdict({"iou": {"interval_95": interval}, "blocks": blocks}) == expected
+
+
+def test_the_forest_is_shown_score_by_score():
+    network, forest = (
+        scores(np.array([[90, 10], [10, right]]), ["a", "b"], binary=True)
+        for right in (50, 5)
+    )
+    gaps = {key: {"value": 0.25, "interval_95": [-0.1, 0.5]} for key in HEADLINES}
+    gaps["kappa"] = {"value": None, "interval_95": None}
+    baseline = {"test": forest, "difference": {"test": gaps | {"blocks": 20}}}
+    lines = baseline_table(network, baseline, "test").splitlines()
+    assert lines[0].split() == ["network", "forest", "difference"]
+    numbers = [0.714, 0.2, 0.25]
+    assert [float(cell) for cell in lines[1].split()[2:5]] == numbers
+    assert lines[1].endswith("+0.250 [-0.100, +0.500]")
+    kappa = next(line for line in lines if line.startswith("kappa"))
+    assert kappa.split()[-1] == "-"
+    assert len(lines) == 7
+
+
+def curve_of(interval, blocks=12) -> dict:
+    points = [
+        {"percent": percent, "patches": percent // 5, "network": {"iou": percent / 200}}
+        for percent in (25, 50, 100)
+    ]
+    gain = {"iou": {"value": 0.25, "interval_95": interval}, "blocks": blocks}
+    return {"scored_on": "test", "points": points, "gain": gain}
+
+
+@pytest.mark.parametrize(
+    ("interval", "blocks", "expected"),
+    [
+        ([0.1, 0.4], 12, "more labels like these would probably help"),
+        ([-0.4, -0.1], 12, "more labels like these would hardly help"),
+        ([0.1, 0.4], 9, "cannot be told from these patches"),
+        ([-0.1, 0.4], 12, "cannot be told from these patches"),
+        (None, 1, "cannot be told from these patches"),
+    ],
+)
+def test_a_learning_curve_says_no_more_than_blocks_tell(interval, blocks, expected):
+    lines = curve_text(curve_of(interval, blocks)).splitlines()
+    assert lines[-1].endswith(expected)
+    assert lines[-1].startswith("IoU from half of the patches to all +0.250")
+    assert [line.split() for line in lines[:2]] == [
+        ["patches", "network"],
+        ["25", "%", "5", "0.125"],
+    ]
 
 
 # --- text and figures -----------------------------------------------------------------------

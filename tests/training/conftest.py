@@ -15,6 +15,8 @@ from helpers import (
 )
 from training_helpers import KFOLD
 
+from training import baseline
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -95,6 +97,14 @@ def small_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"), 8, 4, 0, bands=3)
+
+
+@pytest.fixture
+def small_forest(monkeypatch):
+    """A forest of few trees beside the network, also where training takes seconds."""
+    monkeypatch.setattr(baseline, "SIZES", (baseline.ForestSize(5, 2_000),))
+    monkeypatch.setattr(baseline, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(baseline, "SHARE", 1e6)
 
 
 @pytest.fixture

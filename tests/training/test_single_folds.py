@@ -34,8 +34,9 @@ def without_times(report) -> object:
 
 
 def test_folds_trained_alone_are_gathered_to_the_report_of_a_whole_run(
-    multiclass_data, tmp_path, monkeypatch
+    multiclass_data, tmp_path, monkeypatch, small_forest
 ):
+    """The forest's scores included, which belong to all folds together."""
     whole = train(multiclass_data, tmp_path / "whole", *MORE)
     tmp_path = tmp_path / "parts"
     fitted, fit = [], cross_validation.fit
@@ -65,6 +66,7 @@ def test_folds_trained_alone_are_gathered_to_the_report_of_a_whole_run(
     assert err.count("resuming after epoch") == 2 and "no run to resume in" in err
     report = json.loads((tmp_path / "model_metrics.json").read_text())
     assert without_times(report) == without_times(whole.report)
+    assert report["baseline"]["difference"].keys() == {"pooled", "test"}
     assert (tmp_path / "model_final_model.pth").is_file()
     # a finished run is not gathered again
     status, _, err = run_main(*words(multiclass_data, tmp_path))

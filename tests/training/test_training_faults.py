@@ -225,6 +225,9 @@ def fewer_patches(train: int, validation: int = 1, test: int = 0) -> Callable:
         "--model deeplabv3", late=True),
     row("train", "no test split to estimate areas by", drop("test"),
         r"--area_estimation: data has no test split.*; leave it out", "--area_estimation"),
+    row("train", "too few patches for a learning curve", fewer_patches(2, 1),
+        r"--learning_curve: 50 % of the 2 training patches are 1, too few .*; leave it out",
+        "--learning_curve"),
     row("train", "folds by place without places",
         of_all(no_crs, "data/Patch/*/*/*.tif"),
         r"patch_000.tif has no CRS, and --fold_by .*; give --fold_by random",
@@ -285,6 +288,7 @@ def test_faults_of_a_second_training_leave_the_first(
     Path("models").mkdir()
     for name in RUN_FILES:
         Path("models", name).write_bytes(b"weeks of work")
+    text("e.pth")
     options, status = {
         "pretrained": ("--encoder_name resnet18 --pretrained", 1),
         "encoder file": ("--encoder_weights none.pth", 1),

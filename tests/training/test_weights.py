@@ -22,10 +22,11 @@ from common.errors import OptionError, SegmentationError
 from model_training import (
     build_model,
 )
+from training.file_bands import rgb_channels
 from training.samples import (
     SampleIndex,
 )
-from training.weights import build_initial_model, rgb_channels
+from training.weights import build_initial_model
 
 
 def encoder_of(network) -> torch.nn.Module:

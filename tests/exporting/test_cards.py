@@ -1,0 +1,160 @@
+"""The card of an exported model: what Hugging Face and people read."""
+
+from __future__ import annotations
+
+import re
+import runpy
+
+import numpy as np
+import onnx
+import pytest
+from helpers import write_raster
+from huggingface_hub import ModelCard
+from item_helpers import KNOWN, SCORES, make_subject
+
+from exporting.card import card_text, cell, write_card
+
+
+def rows_of(text: str, section: str) -> list[list[str]]:
+    """The cells of the first table of a section, without its heads."""
+    part = text.split(f"\n## {section}\n")[1]
+    lines = part[part.index("\n|") + 1 :].split("\n\n")[0].splitlines()
+    return [[word.strip() for word in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+@pytest.fixture
+def text(tmp_path):
+    return card_text(make_subject(tmp_path, **KNOWN))
+
+
+def test_hugging_face_reads_the_front_matter(text):
+    known = ModelCard(text).data.to_dict()
+    assert known["license"] == "other"
+    assert known["license_name"] == known["license_link"] == "to-be-filled-in"
+    assert known["pipeline_tag"] == "image-segmentation"
+    assert known["classes"] == KNOWN["class_names"]
+    assert known["bands"] == ["blue_1", "B8A_2", "B8A_3"]
+    assert (known["sensor"], known["pixel_size_metres"]) == ("Sentinel-2A", 10.0036)
+
+
+def test_the_front_matter_holds_any_name(tmp_path):
+    names = ['no: "fire"', "- fire # yes"]
+    subject = make_subject(tmp_path, outputs=1, class_names=names)
+    known = ModelCard(card_text(subject)).data.to_dict()
+    assert known["classes"] == names
+    assert "sensor" not in known
+
+
+def test_tables_hold_what_the_checkpoint_knows(text):
+    assert rows_of(text, "Input") == [
+        ["1", "blue_1", "100", "3000", "-9999"],
+        ["2", "B8A_2", "100", "3000", ""],
+        ["3", "B8A_3", "100", "3000", "nan"],
+    ]
+    assert rows_of(text, "Output")[1] == ["1", "forêt", "42", "#006900"]
+    assert rows_of(text, "Scores") == [
+        ["test", "0.432", "0.625", "0.75", ""],
+        ["validation", "0.5", "0.625", "0.75", ""],
+    ]
+    assert rows_of(text, "Place and time")[0][:3] == ["train", "2", "3"]
+    training = dict(rows_of(text, "Training"))
+    assert training["first weights"] == "weights-0abc.pth"
+    assert training["patch (pixels)"] == "32 x 48"
+    assert "Images of 2 days: 2021-06-19 to 2021-08-02." in text
+    assert "By class (test):" in text
+
+
+def test_no_folder_of_a_machine_is_told(text, tmp_path):
+    assert "somebody" not in text
+    assert str(tmp_path) not in text
+
+
+def test_an_older_checkpoint_has_a_card_too(tmp_path):
+    text = card_text(make_subject(tmp_path))
+    assert "The checkpoints hold no scores." in text
+    assert "does not say when the images were taken. It does not say where" in text
+    assert rows_of(text, "Input")[0] == ["1", "band_1", "100", "3000", ""]
+    assert dict(rows_of(text, "Training"))["model"] == "pixel"
+    assert "| None" not in text
+
+
+def test_an_ensemble_tells_its_members_apart(tmp_path):
+    folds = {
+        "training_params": {"val_strategy": "kfold", "n_splits": 2, "fold_by": "block"}
+    }
+    scores = {"performance_metrics": {"held_out": SCORES, "validation": SCORES}}
+    text = card_text(make_subject(tmp_path, members=2, **KNOWN | folds | scores))
+    assert "the mean of 2 models" in text
+    assert "that of their mean was not measured" in text
+    assert rows_of(text, "Input")[0][2] == "100 to 200"
+    assert [row[:2] for row in rows_of(text, "Scores")[::2]] == [
+        ["fold_1/model_final_model.pth", "held out"],
+        ["fold_2/model_final_model.pth", "held out"],
+    ]
+    assert "2 folds, drawn by square blocks of ground." in text
+
+
+def test_scores_are_not_shown_as_better_than_they_are(tmp_path):
+    options = {
+        "training_params": {"val_strategy": "kfold", "n_splits": 5, "fold_by": "random"}
+    }
+    scores = {
+        "performance_metrics": {"pooled": SCORES, "summary": {"iou": {"mean": 0.5}}}
+    }
+    text = card_text(make_subject(tmp_path, **options | scores))
+    assert "by the model of the fold that holds it out, not by this model" in text
+    assert "the scores are better than those on new ground" in text
+
+
+def test_a_model_that_began_as_another_says_so(tmp_path):
+    first = {"started_from": {"file": "/home/somebody/first.pth", "sha256": "ab12"}}
+    text = card_text(make_subject(tmp_path, **KNOWN | first))
+    assert (
+        dict(rows_of(text, "Training"))["first weights"] == "first.pth (SHA-256 ab12)"
+    )
+    assert "where that one has seen the places of these patches" in text
+
+
+def test_names_do_not_break_a_table():
+    assert cell("a|b\nc") == "a\\|b c"
+    assert cell("<i>") == "\\<i>"
+    assert cell("_x_ bare_soil *") == "\\_x\\_ bare_soil \\*"
+
+
+def save_softmax(path, bands: int, size: int) -> None:
+    """An ONNX file whose probabilities are the softmax of its input."""
+    shape = ["N", bands, size, size]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name in ("image", "probabilities")
+    ]
+    node = onnx.helper.make_node("Softmax", ["image"], ["probabilities"], axis=1)
+    graph = onnx.helper.make_graph([node], "softmax", ends[:1], ends[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_example_runs_as_it_is_written(tmp_path, monkeypatch, outputs):
+    subject = make_subject(tmp_path, outputs=outputs)
+    image = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
+    write_raster(tmp_path / "scene.tif", image)
+    save_softmax(subject.onnx, 3, 64)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", card_text(subject), re.DOTALL)
+    (tmp_path / "example.py").write_text(code)
+    found = runpy.run_path("example.py")
+    shares = np.exp(image) / np.exp(image).sum(axis=0)
+    expected = image.argmax(axis=0) if outputs > 1 else shares[0] >= 0.5
+    assert np.array_equal(found["classes"], expected)
+
+
+def test_a_card_that_somebody_has_filled_in_is_kept(tmp_path):
+    subject = make_subject(tmp_path)
+    target = subject.onnx.with_suffix(".md")
+    assert write_card(subject, target, overwrite=False)
+    target.write_text("mine")
+    assert not write_card(subject, target, overwrite=False)
+    assert target.read_text() == "mine"
+    assert write_card(subject, target, overwrite=True)
+    assert target.read_text(encoding="utf-8") == card_text(subject)

@@ -1,0 +1,272 @@
+"""The model that a training starts from, brought to the bands and classes of the data."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.architectures import ARCHITECTURES, ModelConfig
+from common.errors import (
+    CheckpointError,
+    DatasetError,
+    OptionError,
+    UndescribedError,
+    require,
+)
+from common.files import atomic_write
+from common.sensors import match_bands, sensor_of
+from common.text import listed
+from model_training import (
+    Checkpoint,
+    Normalization,
+    build_model,
+    dataset_normalization,
+    load_checkpoint,
+    weights_digest,
+)
+from training.bands import sensor_of_data
+from training.kernels import first_conv, last_conv, match_kernels
+from training.outputs import START_COPY, former_files, run_files
+from training.samples import SampleIndex
+from training.settings import TrainingConfig
+
+log = logging.getLogger("semanticseg4eo")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained model, and which of its bands those of the data are."""
+
+    file: str
+    checkpoint: Checkpoint
+    bands: Sequence[str | None]  # of the data
+    matches: Sequence[int | None]  # per band of the data the model's
+    by_name: bool
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What checkpoints say of it."""
+        state = self.checkpoint.model.network.state_dict()
+        return {"file": Path(self.file).name, "sha256": weights_digest(state)}
+
+
+def settle_model(config: TrainingConfig) -> TrainingConfig:
+    """The settings with the names of model and encoder, those of ``--start_from`` where it is given.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        OptionError: ``--model`` or ``--encoder_name`` is another one.
+    """
+    if config.start_from is None:
+        return replace(config, encoder_name=config.encoder)
+    found = read_start(config).config
+    has_encoder = ARCHITECTURES[found.model_name].has_encoder
+    for option, given, there in (
+        ("--model", config.model, found.model_name),
+        ("--encoder_name", config.encoder_name, found.encoder_name),
+    ):
+        if given is not None and given != there:
+            raise OptionError(
+                f"{option} {given}, but {config.start_from} has {there or 'none'}; leave {option} out"
+            )
+    encoder = found.encoder_name if has_encoder else ModelConfig.encoder_name
+    return replace(config, model=found.model_name, encoder_name=encoder)
+
+
+def read_start(config: TrainingConfig) -> Checkpoint:
+    """Open the model of ``--start_from``; where it is gone, the copy in the folder of the run.
+
+    Raises:
+        CheckpointError: It cannot be read, or does not say of which model it is.
+    """
+    file = Path(config.start_from)
+    if not config.overwrite and not file.is_file():
+        copies = [f for f in run_files(config.save_dir) if f.name == START_COPY]
+        file = next((copy for copy in copies if copy.is_file()), file)
+    try:
+        return load_checkpoint(file)
+    except UndescribedError as error:
+        raise CheckpointError(
+            f"{file} holds weights alone; --start_from takes a checkpoint that main.py wrote, and "
+            "--encoder_weights those of an encoder"
+        ) from error
+
+
+def keep_copy(config: TrainingConfig) -> None:
+    """Keep the model that a run starts from beside its files, for ``--resume`` and later folds."""
+    target = Path(config.run_dir) / START_COPY
+    if config.start_from and not target.is_file():
+        with atomic_write(target) as part:
+            shutil.copyfile(config.start_from, part)
+
+
+def require_another_place(config: TrainingConfig) -> None:
+    """Raise OptionError where the run would remove the model that it starts from."""
+    first = config.start_from
+    if first is None or config.resume:
+        return
+    removed = {file.resolve() for file in former_files(config.run_dir)}
+    fine = Path(first).resolve() not in removed
+    needed = "another --save_dir: it is a file of the run that --overwrite replaces"
+    require(fine, "--start_from", first, needed)
+
+
+def report_start(start: Start | None, names: Sequence[str], binary: bool) -> None:
+    """Log what a training takes over from a model, in one line."""
+    if start is None:
+        return
+    bands = sum(match is not None for match in start.matches)
+    kept = kept_names(names, start.checkpoint.class_names, binary)
+    how = "by name" if start.by_name else "by position, since names are not known"
+    log.info(
+        "starting from %s: %d of %d bands matched %s, %d of %d classes kept%s",
+        *(start.file, bands, len(start.matches), how, len(kept), len(names)),
+        f" ({listed(kept)})" if kept else "",
+    )
+
+
+def find_start(config: TrainingConfig, index: SampleIndex) -> Start | None:
+    """The model that a training on some patches starts from; None where it starts from none.
+
+    Bands are matched by name; by position where the names of one side are not known and both have
+    as many.
+
+    Raises:
+        CheckpointError: See ``read_start``.
+        DatasetError: The model has none of the bands, or nobody says which they are.
+    """
+    if config.start_from is None:
+        return None
+    checkpoint = read_start(config)
+    new, count = index.descriptions, checkpoint.config.in_channels
+    old = checkpoint.metadata.get("band_descriptions") or []
+    by_name = any(new) and any(old) and len(old) == count
+    if by_name:
+        stored = checkpoint.metadata.get("sensor")
+        sensors = sensor_of_data(config, index), sensor_of(stored)
+        matches = match_bands(new, old, *sensors)
+        if all(match is None for match in matches):
+            raise DatasetError(
+                f"{config.start_from} has the bands {listed(filter(None, old))}, and the patches in "
+                f"{config.dataset_root} have none of them ({listed(filter(None, new))})"
+            )
+    elif len(new) == count:
+        matches = list(range(count))
+    else:
+        unnamed = config.start_from if any(new) else config.dataset_root
+        raise DatasetError(
+            f"{unnamed} has no names of bands to match them by, and {config.start_from} has {count} "
+            f"bands, the patches in {config.dataset_root} {len(new)}; describe the bands of the "
+            "scenes before the extraction, or start from another model"
+        )
+    return Start(config.start_from, checkpoint, new, matches, by_name)
+
+
+def start_model(config: ModelConfig, start: Start, names: Sequence[str]) -> nn.Module:
+    """Build a network with the weights of another model.
+
+    Its first layer is for the bands of the data, and its last one has the model's rows for classes
+    of equal names; all other weights are the model's.
+
+    Args:
+        config: What to build.
+        start: Where its weights are from.
+        names: Of the classes.
+
+    Raises:
+        CheckpointError: The model is of another architecture than it says.
+    """
+    model = build_model(config)
+    network, given = model.network, start.checkpoint.model.network
+    state, own = given.state_dict(), network.state_dict()
+    first = f"{first_conv(network)}.weight"
+    state[first] = match_kernels(state[first], start.matches)
+    head = last_conv(network)
+    for key in (f"{head}.weight", f"{head}.bias"):
+        if key in state:
+            rows = own[key], state[key]
+            state[key] = match_rows(*rows, names, start.checkpoint.class_names)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{start.file} cannot be the start of a {config.model_name}: "
+            f"{str(error).splitlines()[1].strip()[:200]}"
+        ) from error
+    return model
+
+
+def kept_names(
+    names: Sequence[str], old_names: Sequence[str], binary: bool
+) -> list[str]:
+    """The classes that keep what a model knows of them; none where it lacks a binary foreground."""
+    if binary and names[1] not in old_names:
+        return []
+    return [name for name in names if name in old_names]
+
+
+def match_rows(
+    new: Tensor, old: Tensor, names: Sequence[str], old_names: Sequence[str]
+) -> Tensor:
+    """The rows of a last layer for some classes, from those of other classes.
+
+    The one row of a binary model is the logit of its second class against its first: it is the
+    difference of their two rows in a model of several classes, where it is split evenly.
+
+    Args:
+        new: (K, ...) as it is initialized; K = 1 is binary. Rows of other classes stay so.
+        old: (J, ...), likewise.
+        names: Of the new classes, two where it is binary.
+        old_names: Of the old ones.
+    """
+    rows = {name: row for name, row in zip(old_names, old)}
+    if len(old) == 1:
+        rest, sought = old_names
+        rows = {rest: -old[0] / 2, sought: old[0] / 2}
+    if len(new) > 1:
+        return torch.stack([rows.get(name, row) for name, row in zip(names, new)])
+    rest, sought = names
+    if not kept_names(names, old_names, binary=True):
+        return new
+    others = [row for name, row in rows.items() if name != sought]
+    against = rows[rest] if rest in rows else torch.stack(others).mean(dim=0)
+    return (rows[sought] - against)[None]
+
+
+def start_normalization(
+    config: TrainingConfig, index: SampleIndex, start: Start
+) -> Normalization:
+    """The normalization of a training that starts from a model, see ``--normalization_from``.
+
+    Raises:
+        DatasetError: The model has no percentiles to keep, though they are asked for.
+    """
+    measured, given = (
+        dataset_normalization(index.samples),
+        start.checkpoint.normalization,
+    )
+    asked, name = config.normalization_from, Path(start.file).name
+    all_named = start.by_name and None not in start.matches
+    if given.rule == "image" and asked == "model":
+        raise DatasetError(
+            f"--normalization_from model: {start.file} scales each patch by its own percentile and has "
+            "none to keep; give auto or data"
+        )
+    keeps = given.rule == "dataset" and asked != "data"
+    if not keeps or (asked == "auto" and not all_named):
+        log.info("normalization: percentiles of the training patches")
+        return measured
+    low, high = list(measured.low), list(measured.high)
+    for band, match in enumerate(start.matches):
+        if match is not None:
+            low[band], high[band] = given.low[match], given.high[match]
+    rest = sum(match is None for match in start.matches)
+    more = f"; percentiles of the patches for {rest} other bands" if rest else ""
+    log.info("normalization: that of %s%s", name, more)
+    return replace(measured, low=tuple(low), high=tuple(high))
