@@ -80,13 +80,9 @@ def missing_products(job: SceneJob, known: dict) -> list[Product]:
 
         products.append(Product(task.polygons, made_from | options, polygons))
     if config.suggest:
-        path = suggestions_path(task)
-        options = {
-            "suggest": config.suggest,
-            "cell_size": cell_side(config, job.models),
-        }
-        make = partial(write_suggestions, job, path)
-        products.append(Product(path, made_from | options, make))
+        path, side = suggestions_path(task), cell_side(config, job.models)
+        asked = made_from | {"suggest": config.suggest, "cell_size": side}
+        products.append(Product(path, asked, partial(write_suggestions, job, path)))
     if config.quicklook:
 
         def quicklook() -> None:

@@ -21,6 +21,7 @@ from prediction_helpers import (
     entropy_share,
     make_pixel_model,
     noise,
+    read_json,
     read_map,
     run,
     write_scene,
@@ -259,6 +260,16 @@ def test_each_scene_gets_cells_of_its_own_and_those_of_an_area_lie_in_it(
     for cell, name in zip(cells_of(table), table["name"]):
         assert name == "r{:03}_c{:03}".format(*cell)
         assert bounds_of(*cell) in table.geometry.bounds.to_numpy().tolist()
+
+
+def test_polygons_quicklook_and_suggestions_are_made_together(tmp_path, patchy):
+    model, areas = make_model(tmp_path / "m.pth"), tmp_path / "areas.gpkg"
+    more = ("--polygons", str(areas), "--min_area", "900", "--quicklook")
+    assert run(model.path, patchy, tmp_path / "map.tif", "--suggest", "3", *more) == 0
+    assert len(suggested(tmp_path / "map.tif")) == 3
+    assert len(geopandas.read_file(areas, layer="areas")) > 3
+    known = read_json(tmp_path / "map_statistics.json")["run"]["products"]
+    assert len(known) == 3 and None not in known.values()
 
 
 def test_cells_of_combined_dates_and_of_a_map_of_codes_have_the_classes_of_the_map(
