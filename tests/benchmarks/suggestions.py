@@ -22,6 +22,7 @@ import json
 import os
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +109,9 @@ def link_dataset(trial: Trial, chosen: list[str], target: Path) -> None:
 
 def call(script, *words) -> None:
     """Run a script in this process, as its libraries take long to load."""
-    if script.main(list(map(str, words))):
+    with redirect_stdout(sys.stderr):  # the tables alone are for stdout
+        failed = script.main(list(map(str, words)))
+    if failed:
         sys.exit(f"{script.__name__} {' '.join(map(str, words))} has failed")
 
 
