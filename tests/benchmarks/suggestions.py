@@ -29,10 +29,11 @@ from typing import NamedTuple
 import geopandas
 import numpy as np
 import torch
-from quality import ROOT, cell, digest, run_script
 
-sys.path.insert(0, str(ROOT / "tests"))
+for folder in (Path(__file__).parent, Path(__file__).parents[1]):
+    sys.path.insert(0, str(folder.resolve()))
 from helpers import pictures
+from quality import ROOT, cell, digest, run_script
 
 import main as training
 import Predict_large_image as prediction
