@@ -13,7 +13,7 @@ from torch import Tensor
 from common.distributed import ProcessGroup
 from common.files import write_json
 from common.ground import pixel_areas
-from common.patches import PatchPair, read_patch
+from common.patches import PatchPair, distance_between, read_patch
 from common.rasters import open_raster
 from evaluation.areas import estimate_areas
 from evaluation.boundaries import BoundaryScores
@@ -150,14 +150,15 @@ def evaluate_test(
     """Evaluate a run's model on test/: scores, calibration, areas if asked for, two pictures.
 
     Returns:
-        The keys ``test``, ``calibration`` and ``areas`` of a report, and the confusion matrix of
-        each patch, (P, K, K); nothing without patches.
+        The keys ``test``, ``test_distance_m``, ``calibration`` and ``areas`` of a report, and the
+        confusion matrix of each patch, (P, K, K); nothing without patches.
     """
     if not test:
         return {}, None
     collector = TestCollector(test.pairs, test.counts, run.temperature or 1.0)
     report = {
         "test": evaluate_split(run, test, collector),
+        "test_distance_m": distance_between([(test.pairs, run.train.pairs)]),
         "calibration": collector.calibration(),
     }
     if run.config.area_estimation:

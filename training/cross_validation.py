@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.distributed import ProcessGroup
+from common.patches import PatchPair, distance_between
 from evaluation.matrices import (
     block_bootstrap,
     fold_summary,
@@ -164,6 +165,7 @@ def cross_validate(
             "folds": reports,
             "summary": fold_summary([r["held_out"] for r in reports]),
             "pooled": measure(matrices.sum(axis=0)),
+            "pooled_distance_m": distance_between([_pairs(pooled, f) for f in folds]),
             "intervals": block_bootstrap(sums, measure, config.seed),
         }
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
@@ -187,6 +189,14 @@ def cross_validate(
         )
     found = FoldResults(folds, matrices, blocks, collected)
     return config, group.broadcast(export_folds, final, report, found, test)
+
+
+def _pairs(pooled: SampleIndex, fold: Fold) -> tuple[list[PatchPair], list[PatchPair]]:
+    """The patches that a fold holds out, and those that it trains on."""
+    held_out, train = (
+        [pooled.pairs[n] for n in some] for some in (fold.held_out, fold.train)
+    )
+    return held_out, train
 
 
 def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:
