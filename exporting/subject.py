@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from common.files import list_models
 from common.model_options import require_alike, require_threshold_fits
 from exporting.settings import ExportConfig
 from model_training import Checkpoint, load_checkpoint
+
+log = logging.getLogger("semanticseg4eo")
 
 LIKE_SIZES = 1.01  # ratio of pixel sizes that count as equal
 
@@ -50,6 +54,7 @@ def load_subject(config: ExportConfig) -> ExportSubject:
                 "ONNX file can repeat for other windows; train it again"
             )
         require_size(config.patch_size, file, checkpoint)
+    warn_of_nodata(files, checkpoints)
     resolution = config.resolution or _trained_resolution(files, checkpoints)
     return ExportSubject(files, checkpoints, config, resolution, Path(config.output))
 
@@ -63,6 +68,20 @@ def require_size(size: int, file: str, checkpoint: Checkpoint) -> None:
     least = f"at least {entry.min_size}" * (entry.min_size > 0)
     expected = ", ".join(filter(None, [multiple, least]))
     require(fine, "--patch_size", size, f"{expected} for the {name} in {file}")
+
+
+def warn_of_nodata(files: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
+    """Warn of a model that may have seen nodata values which its file does not hold."""
+    unknown = (
+        f for f, c in zip(files, checkpoints) if c.metadata.get("nodata") is None
+    )
+    if file := next(unknown, None):
+        log.warning(
+            "warning: %s holds no nodata value of the training patches (they declare different ones, "
+            "or it is of an older version): for this model only NaN and infinity are no data; make "
+            "other such pixels NaN before the exported model sees them",
+            file,
+        )  # fmt: skip
 
 
 def _trained_resolution(files: list[str], checkpoints: list[Checkpoint]) -> float:

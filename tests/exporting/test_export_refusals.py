@@ -93,6 +93,17 @@ def test_pixels_have_a_known_size(tmp_path, model):
     assert subject_of(model, near).resolution == 10
 
 
+def test_a_nodata_value_that_the_file_does_not_hold_is_warned_of(tmp_path, caplog):
+    for stored in ([None] * 3, [0.0] * 3):
+        subject_of(write_checkpoint(tmp_path / "known.pth", nodata=stored))
+    assert not caplog.messages
+    differing = write_checkpoint(tmp_path / "differing.pth", nodata=None)
+    subject_of(tmp_path / "known.pth", differing)
+    (line,) = caplog.messages
+    assert "differing.pth holds no nodata value" in line
+    assert "make other such pixels NaN" in line
+
+
 def test_weights_alone_are_described_by_options(tmp_path, model):
     content = torch.load(model, weights_only=True)
     torch.save(content["model_state_dict"], tmp_path / "weights.pth")
