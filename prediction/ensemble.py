@@ -73,7 +73,6 @@ def load_models(config: PredictionConfig) -> Models:
             route_pointwise_to_onednn(checkpoint.model)
     first = checkpoints[0]
     require_alike(files, checkpoints)
-    compare_codes(files, checkpoints)
     if config.write_codes:
         values_of_codes(first.class_codes)  # raises before any work
     require_threshold_fits(config.threshold, files[0], first.config)
@@ -92,24 +91,6 @@ def load_models(config: PredictionConfig) -> Models:
         )  # fmt: skip
 
     return Models(files, checkpoints, device, make_predictor)
-
-
-def compare_codes(files: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
-    """Warn, in one line, of models whose classes have other codes than those of the first."""
-    first = checkpoints[0].class_codes
-    for file, other in zip(files, checkpoints):
-        if other.class_codes != first:
-            log.warning(
-                "warning: the classes of %s have the codes %s, those of %s %s; the map has the "
-                "latter",
-                file, _codes_text(other), files[0], _codes_text(checkpoints[0]),
-            )  # fmt: skip
-            return
-
-
-def _codes_text(checkpoint: Checkpoint) -> str:
-    codes = list(map(str, checkpoint.class_codes))
-    return ", ".join(codes[:6]) + ", ..." * (len(codes) > 6)
 
 
 def runs_on_onednn(config: PredictionConfig, device: torch.device) -> bool:

@@ -23,11 +23,21 @@ from exporting.onnx_file import write_onnx
 from exporting.settings import ExportConfig
 from exporting.subject import require_size
 from model_training import Normalization, build_model, save_checkpoint
+from prediction.ensemble import load_models
+from prediction.settings import PredictionConfig
 
 
 @pytest.fixture
 def model(tmp_path):
     return write_checkpoint(tmp_path / "a.pth")
+
+
+def predictors_of(*files):
+    """The models of a map."""
+    settings = PredictionConfig(
+        model=list(map(str, files)), input=["a.tif"], output="b.tif", device="cpu"
+    )
+    return load_models(settings)
 
 
 def test_a_model_that_normalizes_each_window_is_refused(tmp_path):
@@ -44,6 +54,39 @@ def test_models_of_other_classes_are_not_averaged(tmp_path, model):
     other = write_checkpoint(tmp_path / "b.pth", class_names=["a", "b", "c"])
     with pytest.raises(CheckpointError, match="class names.*cannot be averaged"):
         subject_of(model, other)
+
+
+def with_bands(path, *names):
+    """A model for bands of these names."""
+    return write_checkpoint(path, band_descriptions=list(names), nodata=[None] * 3)
+
+
+@pytest.mark.parametrize(
+    "load", [subject_of, predictors_of], ids=["export", "prediction"]
+)
+def test_models_of_another_order_of_bands_are_not_averaged(tmp_path, load):
+    first = with_bands(tmp_path / "a.pth", "B02", "B03", "B04")
+    other = with_bands(tmp_path / "b.pth", "B4", "B3", "B2")
+    with pytest.raises(
+        CheckpointError, match="b.pth takes the bands B4, B3, B2, .*leave one out"
+    ):
+        load(first, other)
+    for names in (("Blue", "B3", "b04"), ("B02", "B03", "B08"), (None, "B04", "B03")):
+        load(first, with_bands(tmp_path / "c.pth", *names))
+    first = with_bands(
+        tmp_path / "d.pth", *(f"B04_{y}0101" for y in (2019, 2020, 2021))
+    )
+    load(
+        first,
+        with_bands(tmp_path / "e.pth", *(f"B04_{y}0101" for y in (2020, 2021, 2022))),
+    )
+
+
+def test_codes_of_classes_that_differ_are_named(tmp_path, model, caplog):
+    other = write_checkpoint(tmp_path / "b.pth", class_codes=[4, 5, 6])
+    subject_of(model, other, resolution=10)
+    (line,) = [text for text in caplog.messages if "have the codes" in text]
+    assert "b.pth have the codes 4, 5, 6" in line and "a.pth 0, 1, 2" in line
 
 
 @pytest.mark.parametrize(
