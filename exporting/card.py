@@ -6,14 +6,11 @@ Tables come from the checkpoints. What only a person knows is marked as to be fi
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import SPLITS, VERSION
-from common.files import atomic_write
 from common.text import listed
 from exporting import facts
 from exporting.footprint import bounding_box, outline_of
@@ -21,8 +18,6 @@ from model_training import Checkpoint
 
 if TYPE_CHECKING:
     from exporting.subject import ExportSubject
-
-log = logging.getLogger("semanticseg4eo")
 
 FILL_IN = "*(to be filled in)*"
 # the scores that checkpoints hold, from the most to the least trustworthy, and what each is of
@@ -38,20 +33,6 @@ EXAMINATIONS = {
 HEADS = ("IoU", "F1", "overall accuracy", "kappa")
 SCORES = ("iou", "f1", "overall_accuracy", "kappa")
 CLASS_SCORES = ("iou", "f1", "precision", "recall")
-
-
-def write_card(subject: ExportSubject, target: Path, overwrite: bool) -> bool:
-    """Write the card; one that is there is kept, since a person may have filled it in.
-
-    Returns:
-        Whether it was written.
-    """
-    if target.exists() and not overwrite:
-        log.info("%s is kept as it is; --overwrite makes it anew", target)
-        return False
-    with atomic_write(target) as part:
-        part.write_text(card_text(subject), encoding="utf-8")
-    return True
 
 
 def card_text(subject: ExportSubject) -> str:
@@ -254,7 +235,6 @@ def _scores(subject: ExportSubject) -> str:
         ]
         for name, kind, result in found
     ]
-    kinds = dict.fromkeys(kind for _, kind, _ in found)
     heads = (*(["model"] if several else []), "measured on", *HEADS)
     kinds = dict.fromkeys(kind for _, kind, _ in found)
     notes = [f"- {kind.replace('_', ' ')}: {EXAMINATIONS[kind]}" for kind in kinds]

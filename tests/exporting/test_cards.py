@@ -12,7 +12,7 @@ from helpers import write_raster
 from huggingface_hub import ModelCard
 from item_helpers import KNOWN, SCORES, make_subject
 
-from exporting.card import card_text, cell, write_card
+from exporting.card import card_text, cell
 
 
 def rows_of(text: str, section: str) -> list[list[str]]:
@@ -147,14 +147,3 @@ def test_the_example_runs_as_it_is_written(tmp_path, monkeypatch, outputs):
     shares = np.exp(image) / np.exp(image).sum(axis=0)
     expected = image.argmax(axis=0) if outputs > 1 else shares[0] >= 0.5
     assert np.array_equal(found["classes"], expected)
-
-
-def test_a_card_that_somebody_has_filled_in_is_kept(tmp_path):
-    subject = make_subject(tmp_path)
-    target = subject.onnx.with_suffix(".md")
-    assert write_card(subject, target, overwrite=False)
-    target.write_text("mine")
-    assert not write_card(subject, target, overwrite=False)
-    assert target.read_text() == "mine"
-    assert write_card(subject, target, overwrite=True)
-    assert target.read_text(encoding="utf-8") == card_text(subject)

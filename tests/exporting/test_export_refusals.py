@@ -18,6 +18,7 @@ from helpers import ENCODER
 
 from common.architectures import ModelConfig
 from common.errors import CheckpointError, OptionError, SegmentationError
+from common.files import atomic_write
 from exporting import onnx_file
 from exporting.onnx_file import write_onnx
 from exporting.settings import ExportConfig
@@ -212,7 +213,8 @@ class Plain(torch.nn.Module):
 
 def write(target, graph, images=None):
     images = torch.rand(2, 3, 8, 8) if images is None else images
-    write_onnx(target, graph, (3, 8, 8), images, {"key": "value"})
+    with atomic_write(target) as part:
+        write_onnx(part, graph, (3, 8, 8), images, {"key": "value"})
 
 
 def onnx_model(operator: str, opset: int = 17):
