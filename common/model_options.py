@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from common.earlier_models import DESCRIPTION
 from common.errors import CheckpointError, OptionError
 from common.options import setting
 from common.sensors import plain_name
@@ -32,33 +30,6 @@ def threshold_setting(group: str):
         THRESHOLD, "least foreground probability of a binary map, 0 to 1", group,
         least=0, most=1,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class DescriptionOptions:
-    """What the user says of a model whose file does not describe it."""
-
-    model_name: str | None = setting(
-        None, "architecture, of a checkpoint that does not name it", "model",
-        shown="the checkpoint's", may_change=True,
-    )  # fmt: skip
-    encoder_name: str | None = setting(
-        None, "encoder, likewise", "model", shown="the checkpoint's", may_change=True
-    )
-    in_channels: int | None = setting(
-        None, "bands that the model takes", "model", shown="the checkpoint's",
-        least=1, most=65535, may_change=True,
-    )  # fmt: skip
-    num_classes: int | None = setting(
-        None, "classes of the model; 1 or 2 of a binary one", "model",
-        shown="the checkpoint's", least=1, most=65535, may_change=True,
-    )  # fmt: skip
-
-    @property
-    def described(self) -> dict:
-        """What the options say of the model."""
-        given = {name: getattr(self, name) for name in DESCRIPTION}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 def require_alike(files: Sequence[str], checkpoints: Sequence) -> None:

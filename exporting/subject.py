@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.architectures import ARCHITECTURES
-from common.errors import CheckpointError, OptionError, require
+from common.errors import CheckpointError, OptionError, UndescribedError, require
 from common.files import list_models
 from common.model_options import require_alike, require_threshold_fits
 from exporting.settings import ExportConfig
@@ -43,7 +43,7 @@ def load_subject(config: ExportConfig) -> ExportSubject:
         OptionError: An option does not fit the models.
     """
     files = list_models(config.model)
-    checkpoints = [load_checkpoint(file, "cpu", config.described) for file in files]
+    checkpoints = list(map(_load, files))
     require_alike(files, checkpoints)
     first = checkpoints[0]
     require_threshold_fits(config.threshold, files[0], first.config)
@@ -57,6 +57,16 @@ def load_subject(config: ExportConfig) -> ExportSubject:
     warn_of_nodata(files, checkpoints)
     resolution = config.resolution or _trained_resolution(files, checkpoints)
     return ExportSubject(files, checkpoints, config, resolution, Path(config.output))
+
+
+def _load(file: str) -> Checkpoint:
+    try:
+        return load_checkpoint(file)
+    except UndescribedError as error:
+        raise CheckpointError(
+            f"{file} holds weights alone, without the normalization that the exported model needs; "
+            "give a checkpoint that main.py wrote"
+        ) from error
 
 
 def require_size(size: int, file: str, checkpoint: Checkpoint) -> None:

@@ -148,14 +148,14 @@ def test_a_nodata_value_that_the_file_does_not_hold_is_warned_of(tmp_path, caplo
     assert "make other such pixels NaN" in line
 
 
-def test_weights_alone_are_described_by_options(tmp_path, model):
-    content = torch.load(model, weights_only=True)
-    torch.save(content["model_state_dict"], tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="give --model_name, .*--in_channels"):
-        subject_of(tmp_path / "weights.pth")
-    described = {"model_name": "pixel", "in_channels": 3, "num_classes": 3}
-    with pytest.raises(CheckpointError, match="train it again"):  # of the image rule
-        subject_of(tmp_path / "weights.pth", **described)
+def test_weights_alone_are_refused_whatever_describes_them(tmp_path, model):
+    """Their normalization would be that of each window."""
+    weights = tmp_path / "weights.pth"
+    torch.save(torch.load(model, weights_only=True)["model_state_dict"], weights)
+    with pytest.raises(CheckpointError, match="alone, .*checkpoint that main.py wrote"):
+        subject_of(weights)
+    words = ("--model", weights, "--output", tmp_path / "model.onnx")
+    assert run_export(*words, "--model_name", "pixel").status == 2
 
 
 @pytest.mark.parametrize(
