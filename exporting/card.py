@@ -74,6 +74,13 @@ def between(values: Sequence[float]) -> float | str:
     return low if low == high else f"{low:.6g} to {high:.6g}"
 
 
+def joined(values: Sequence) -> str | None:
+    """What several models hold, each value once; None where none holds any."""
+    known = [value for value in values if value is not None]
+    texts = (f"{v:.9g}" if isinstance(v, float) else str(v) for v in known)
+    return ", ".join(dict.fromkeys(texts)) or None
+
+
 # --- sections -------------------------------------------------------------------------------
 
 
@@ -158,14 +165,15 @@ def _input(subject: ExportSubject) -> str:
     names, size = facts.band_names(subject), subject.config.patch_size
     limits = [facts.limits(checkpoint) for checkpoint in subject.checkpoints]
     lows, highs = zip(*limits)
-    nodata = subject.first.metadata.get("nodata") or [None] * len(names)
+    metadata = [checkpoint.metadata for checkpoint in subject.checkpoints]
+    nodata = zip(*(one.get("nodata") or [None] * len(names) for one in metadata))
     rows = [
-        (number, name, between(low), between(high), declared)
+        (number, name, between(low), between(high), joined(declared))
         for number, name, low, high, declared in zip(
             range(1, len(names) + 1), names, zip(*lows), zip(*highs), nodata
         )
     ]
-    stored = subject.first.metadata.get("data_type")
+    stored = joined([one.get("data_type") for one in metadata])
     kind = f" ({stored} in the training)" if stored else ""
     heads = ("band", "name", "becomes 0", "becomes 1", "nodata")
     return (
@@ -181,7 +189,7 @@ def _output(subject: ExportSubject) -> str:
     config, size = subject.first.config, subject.config.patch_size
     meaning = (
         f"the probability of class 1, which a pixel is where it is at least "
-        f"{subject.config.threshold:g}"
+        f"{subject.config.threshold}"
         if config.mode == "binary"
         else "the probability of each class; a pixel is of the most probable one"
     )
@@ -196,7 +204,7 @@ def _output(subject: ExportSubject) -> str:
 def _how_to(subject: ExportSubject) -> str:
     size, config = subject.config.patch_size, subject.first.config
     classes = (
-        f"(probabilities[0, 0] >= {subject.config.threshold:g}).astype(np.uint8)"
+        f"(probabilities[0, 0] >= {subject.config.threshold}).astype(np.uint8)"
         if config.mode == "binary"
         else "probabilities[0].argmax(axis=0)"
     )
@@ -282,19 +290,22 @@ def _class_scores(subject: ExportSubject, found: Sequence) -> str:
 
 
 def _training(subject: ExportSubject) -> str:
-    first = subject.first
-    origin = facts.origin(first)
+    models = subject.checkpoints
+    origins = ("random" if o == "" else o for o in map(facts.origin, models))
     rows = [
         ("model", facts.architectures(subject)),
-        ("first weights", {None: None, "": "random"}.get(origin, origin)),
-        ("patch (pixels)", _patch_size(first)),
-        ("temperature", between([c.temperature for c in subject.checkpoints])),
+        ("first weights", joined(list(origins))),
+        ("patch (pixels)", joined(list(map(_patch_size, models)))),
+        ("temperature", between([c.temperature for c in models])),
         *_shared_options(subject).items(),
     ]
     known = [row for row in rows if row[1] is not None]
-    return (
-        f"## Training\n\n{_split_text(first)}\n\n{table(('setting', 'value'), known)}"
-    )
+    texts = list(map(_split_text, models))
+    text = texts[0]
+    if len(set(texts)) > 1:
+        names = facts.member_names(subject)
+        text = "\n".join(f"- {cell(n)}: {t}" for n, t in zip(names, texts))
+    return f"## Training\n\n{text}\n\n{table(('setting', 'value'), known)}"
 
 
 def _shared_options(subject: ExportSubject) -> dict:
@@ -336,12 +347,11 @@ def _split_text(checkpoint: Checkpoint) -> str:
 
 
 def _ground(subject: ExportSubject) -> str:
-    days, first = facts.acquired(subject), subject.first
+    days, places = facts.acquired(subject), facts.places(subject)
     taken = "The checkpoint does not say when the images were taken."
     if days:
         ends = dict.fromkeys(day.isoformat() for day in (days[0], days[-1]))
         taken = f"Images of {plural(len(days), 'day')}: {' to '.join(ends)}."
-    places = first.metadata.get("places") or []
     rows = [row for split in SPLITS if (row := _split_row(places, split))]
     if not rows:
         where = "It does not say where the patches lie."

@@ -5,6 +5,7 @@ All of it comes from the checkpoints. What they do not hold is None, or left out
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -95,12 +96,13 @@ def class_entries(subject: ExportSubject) -> list[ClassEntry]:
 
 
 def member_names(subject: ExportSubject) -> list[str]:
-    """The checkpoints by name; those of several with the folders that they do not share."""
-    paths = [Path(file).resolve() for file in subject.files]
-    parents = [path.parents for path in paths]
-    shared = [p for p in parents[0] if all(p in others for others in parents)]
-    top = shared[0] if shared else None  # none on several drives of Windows
-    return [(p.relative_to(top) if top else p).as_posix() for p in paths]
+    """The checkpoints by name, with as many of their folders as tell them apart."""
+    paths = [Path(file).resolve().parts[1:] for file in subject.files]
+    for count in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-count:]) for parts in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
 
 
 def architecture(checkpoint: Checkpoint) -> str:
@@ -141,16 +143,20 @@ def training_splits(checkpoint: Checkpoint) -> tuple[str, ...]:
     return ("train", "validation") if folds else ("train",)
 
 
+def places(subject: ExportSubject) -> list[dict]:
+    """Where the patches of all models lie, once each; none where a checkpoint does not say it."""
+    known = [checkpoint.metadata.get("places") for checkpoint in subject.checkpoints]
+    found = []
+    for place in itertools.chain.from_iterable(known if all(known) else []):
+        if place not in found:
+            found.append(place)
+    return found
+
+
 def training_ground(subject: ExportSubject):
     """Where the training patches lie, in WGS 84; None where a checkpoint does not say it."""
-    places, splits = [], set()
-    for checkpoint in subject.checkpoints:
-        known = checkpoint.metadata.get("places")
-        if not known:
-            return None
-        places += known
-        splits |= set(training_splits(checkpoint))
-    return outline_of(places, splits)
+    splits = set().union(*map(training_splits, subject.checkpoints))
+    return outline_of(places(subject), splits)
 
 
 def limits(checkpoint: Checkpoint) -> tuple[list[float], list[float]]:

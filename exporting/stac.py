@@ -80,7 +80,6 @@ def model_name(stem: str) -> str:
 
 
 def _properties(subject: ExportSubject, name: str) -> dict:
-    first = subject.first
     sensors = facts.sensors(subject)
     models = [checkpoint.model for checkpoint in subject.checkpoints]
     return {
@@ -96,7 +95,7 @@ def _properties(subject: ExportSubject, name: str) -> dict:
         "mlm:total_parameters": sum(
             weights.numel() for model in models for weights in model.parameters()
         ),
-        **_origin(first),
+        **_origin(subject),
         "mlm:accelerator": None,
         "mlm:input": [_input(subject)],
         "mlm:output": [_output(subject)],
@@ -134,11 +133,12 @@ def _times(subject: ExportSubject) -> dict:
     }
 
 
-def _origin(checkpoint: Checkpoint) -> dict:
-    origin = facts.origin(checkpoint)
-    if origin is None:
+def _origin(subject: ExportSubject) -> dict:
+    origins = list(map(facts.origin, subject.checkpoints))
+    if None in origins:
         return {}
-    return {"mlm:pretrained": bool(origin), "mlm:pretrained_source": origin or None}
+    sources = ", ".join(filter(None, dict.fromkeys(origins)))
+    return {"mlm:pretrained": bool(sources), "mlm:pretrained_source": sources or None}
 
 
 def _input(subject: ExportSubject) -> dict:
@@ -161,7 +161,7 @@ def _output(subject: ExportSubject) -> dict:
     binary = config.mode == "binary"
     meaning = (
         "The probability of class 1; a pixel is of class 1 where it is at least "
-        f"{subject.config.threshold:g}."
+        f"{subject.config.threshold}."
         if binary
         else "The probability of each class; a pixel is of the most probable one."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,6 +14,8 @@ from huggingface_hub import ModelCard
 from item_helpers import KNOWN, SCORES, make_subject
 
 from exporting.card import card_text, cell
+from exporting.facts import member_names
+from exporting.stac import stac_item
 
 
 def rows_of(text: str, section: str) -> list[list[str]]:
@@ -92,6 +95,54 @@ def test_an_ensemble_tells_its_members_apart(tmp_path):
         ["fold_2/model_final_model.pth", "held out"],
     ]
     assert "2 folds, drawn by square blocks of ground." in text
+
+
+def test_members_that_differ_are_all_told_of(tmp_path):
+    subject = make_subject(tmp_path, members=2, **KNOWN)
+    first, second = subject.checkpoints
+    elsewhere = KNOWN["places"][0] | {"crs": "EPSG:32632"}
+    other = {
+        "nodata": [-9999.0, 0.0, -1.0], "data_type": "int16", "pretrained": False,
+        "input_size": [64, 64], "places": [*KNOWN["places"], elsewhere],
+        "training_params": {"val_strategy": "kfold", "n_splits": 3, "fold_by": "random"},
+    }  # fmt: skip
+    second = replace(second, metadata=second.metadata | other)
+    subject = replace(subject, checkpoints=[first, second])
+    text = card_text(subject)
+    assert [row[-1] for row in rows_of(text, "Input")] == ["-9999", "0", "nan, -1"]
+    assert "(uint16, int16 in the training)" in text
+    training = dict(rows_of(text, "Training"))
+    assert training["first weights"] == "weights-0abc.pth, random"
+    assert training["patch (pixels)"] == "32 x 48, 64 x 64"
+    assert "- fold_2/model_final_model.pth: 3 folds, drawn at random" in text
+    west, _, east, _ = map(float, rows_of(text, "Place and time")[0][2:])
+    assert (west, round(east, 2)) == (3, 9.02), "of both, each place once"
+    assert rows_of(text, "Place and time")[0][1] == "4"
+    properties = stac_item(subject)["properties"]
+    assert properties["mlm:pretrained"]
+    assert properties["mlm:pretrained_source"] == "weights-0abc.pth"
+    none = replace(second, metadata=second.metadata | {"places": None})
+    text = card_text(replace(subject, checkpoints=[first, none]))
+    assert "It does not say where the patches lie" in text
+
+
+def test_members_have_as_many_folders_as_tell_them_apart(tmp_path):
+    subject = make_subject(tmp_path)
+    for files, expected in (
+        (["/home/somebody/a/m.pth"], ["m.pth"]),
+        (["/home/somebody/a/m.pth", "/data/run/n.pth"], ["m.pth", "n.pth"]),
+        (["/home/somebody/a/m.pth", "/data/b/m.pth"], ["a/m.pth", "b/m.pth"]),
+        (["/a/m.pth", "/a/m.pth"], ["m.pth", "m.pth"]),
+    ):
+        assert member_names(replace(subject, files=files)) == expected
+
+
+def test_a_threshold_of_many_digits_is_told_in_full(tmp_path):
+    subject = make_subject(tmp_path, outputs=1)
+    settings = replace(subject.config, threshold=0.12345678)
+    text = card_text(replace(subject, config=settings))
+    assert "probabilities[0, 0] >= 0.12345678)" in text
+    assert "at least 0.12345678" in text
 
 
 def test_scores_are_not_shown_as_better_than_they_are(tmp_path):
