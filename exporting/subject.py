@@ -50,8 +50,9 @@ def load_subject(config: ExportConfig) -> ExportSubject:
     for file, checkpoint in zip(files, checkpoints):
         if checkpoint.normalization.rule != "dataset":
             raise CheckpointError(
-                f"{file} normalizes by the percentile of each window (an earlier version), which no "
-                "ONNX file can repeat for other windows; train it again"
+                f"{file} normalizes by the percentile of each window (--normalization image, or an "
+                "earlier version), which no ONNX file can repeat for other windows; train it again "
+                "with --normalization dataset"
             )
         require_size(config.patch_size, file, checkpoint)
     warn_of_nodata(files, checkpoints)

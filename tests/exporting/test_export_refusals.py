@@ -46,7 +46,7 @@ def test_a_model_that_normalizes_each_window_is_refused(tmp_path):
     file = tmp_path / "earlier.pth"
     save_checkpoint(file, build_model(config), config, Normalization("image"), {})
     with pytest.raises(
-        CheckpointError, match="percentile of each window.*train it again"
+        CheckpointError, match="train it again with --normalization dataset"
     ):
         subject_of(file)
 
