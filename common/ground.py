@@ -236,7 +236,7 @@ def to_metric_crs(footprints: Sequence[Geometry], systems: Sequence) -> GeoSerie
     degrees = to_one_crs(footprints, systems, "EPSG:4326")
     # a corner, since beyond the antimeridian there is no centroid in degrees
     points, owners = shapely.get_coordinates(degrees.to_numpy(), return_index=True)
-    vectors = _unit_vectors(points[np.unique(owners, return_index=True)[1]])
+    vectors = unit_vectors(points[np.unique(owners, return_index=True)[1]])
     there = (np.abs(points[:, 1]) <= 90).all()  # what is not has no place in a plane
     regions = _regions_of(vectors) if there else np.zeros(len(vectors), int)
     planes = []
@@ -273,7 +273,7 @@ def places_apart(footprints: Sequence[Geometry], scenes: Sequence[str]) -> GeoSe
     return geopandas.GeoSeries(shapely.transform(shapes, moved))
 
 
-def _unit_vectors(points: np.ndarray) -> np.ndarray:
+def unit_vectors(points: np.ndarray) -> np.ndarray:
     """From the middle of the Earth to points in degrees, (N, 3)."""
     east, north = np.radians(np.where(np.isfinite(points), points, np.nan)).T
     away = np.cos(north)

@@ -28,7 +28,7 @@ from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
 from common.machine import fits_in_memory
 from common.nodata import partly_nodata, partly_text
-from common.places import Place, list_places, place_of
+from common.places import Place, centre_distances, list_places, place_of
 from common.provenance import Facts, facts_of_tags, joint_facts
 from common.rasters import Source, open_raster, same_pixel_grid
 from common.tiffs import list_tiffs
@@ -174,6 +174,34 @@ def joint_headers(headers: Sequence[PatchHeader]) -> dict:
         "data_type": types.pop() if len(types) == 1 else None,
         "places": list_places((header.split, header.place) for header in headers),
     }
+
+
+def distance_between(
+    patches: Sequence[tuple[Sequence[PatchPair], Sequence[PatchPair]]],
+) -> float | None:
+    """The median distance from examined patches to the nearest one that was trained on.
+
+    Args:
+        patches: Those that are examined and those that were trained on; several where each part has
+            a training of its own.
+
+    Returns:
+        Metres between centres; None where one patch does not say where it lies on the Earth.
+    """
+    places: dict[Path, Place | None] = {}
+    for pair in {pair for both in patches for some in both for pair in some}:
+        with open_raster(pair.image) as file:
+            places[pair.image] = place_of(file)
+    if None in places.values():
+        return None
+    found = []
+    for both in patches:
+        listed = ([("", places[pair.image]) for pair in some] for some in both)
+        distances = centre_distances(*(list_places(some) or [] for some in listed))
+        if distances is None:
+            return None
+        found.append(distances)
+    return float(np.median(np.concatenate(found)))
 
 
 def read_patch(pair: PatchPair, ignore_index: int = UNLABELLED):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from rasterio.crs import CRS
 
-from common.ground import on_earth
+from common.ground import on_earth, unit_vectors
 
 if TYPE_CHECKING:
     import rasterio
@@ -84,6 +84,86 @@ def footprint_of(
     ]
     unknown = not parts or any(part is None for part in parts)
     return None if unknown else shapely.union_all(parts)
+
+
+def outlines_in(places: Sequence[dict] | None, crs: CRS) -> list[Geometry] | None:
+    """The ground of all patches in another CRS; those that have no place in it are left out.
+
+    Args:
+        places: Those of a checkpoint.
+        crs: Wanted.
+
+    Returns:
+        A polygon per patch; None where the place of one is unknown.
+    """
+    import geopandas
+    import shapely
+    from pyproj.exceptions import ProjError
+
+    found: list = []
+    for place in places or ():
+        known = CRS.from_user_input(place["crs"]) if place["crs"] else None
+        if known is None or not (known == crs or on_earth(known) and on_earth(crs)):
+            return None
+        bounds = np.array(place["bounds"])
+        outlines = shapely.box(*bounds.T)
+        if known != crs:
+            side = float(np.median(bounds[:, 2:] - bounds[:, :2]))
+            outlines = shapely.segmentize(outlines, side / SIDE_PARTS)
+            series = geopandas.GeoSeries(outlines, crs=known.to_wkt())
+            try:
+                outlines = series.to_crs(crs.to_wkt()).to_numpy()
+            except ProjError:
+                return None
+        there = np.isfinite(shapely.bounds(outlines)).all(axis=1)
+        found += outlines[there].tolist()
+    return found if places else None
+
+
+def centre_distances(
+    places: Sequence[dict], others: Sequence[dict]
+) -> np.ndarray | None:
+    """Metres on the ellipsoid from the centre of each place to the nearest centre of the others.
+
+    Args:
+        places: As ``list_places`` gives them, of any CRS. What lies off the Earth is left out.
+        others: Likewise.
+
+    Returns:
+        (N,); None where a CRS is unknown or local, or nothing is left.
+    """
+    from pyproj import Geod
+    from scipy.spatial import KDTree
+
+    here, there = map(_centres_in_degrees, (places, others))
+    if here is None or there is None:
+        return None
+    _, nearest = KDTree(unit_vectors(there)).query(unit_vectors(here))
+    return Geod(ellps="WGS84").inv(*here.T, *there[nearest].T)[2]
+
+
+def _centres_in_degrees(places: Sequence[dict]) -> np.ndarray | None:
+    """Longitude and latitude of the centres of places, (N, 2); see ``centre_distances``."""
+    from pyproj import Transformer
+    from pyproj.exceptions import ProjError
+
+    found = []
+    for place in places:
+        known = CRS.from_user_input(place["crs"]) if place["crs"] else None
+        if known is None or not on_earth(known):
+            return None
+        left, bottom, right, top = np.array(place["bounds"]).T
+        centres = (left + right) / 2, (bottom + top) / 2
+        try:
+            to_degrees = Transformer.from_crs(
+                known.to_wkt(), "EPSG:4326", always_xy=True
+            )
+        except ProjError:
+            return None
+        found.append(np.stack(to_degrees.transform(*centres), axis=1))
+    degrees = np.concatenate(found or [np.zeros((0, 2))])
+    degrees = degrees[np.isfinite(degrees).all(axis=1)]
+    return degrees if len(degrees) else None
 
 
 def _in_degrees(crs: str | None, bounds: np.ndarray) -> Geometry | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from math import sqrt
@@ -14,7 +13,6 @@ from rasterio.windows import Window
 
 from common import MISSING
 from common.errors import RasterError
-from common.files import atomic_write, naming, part_prefix
 from common.ground import pixel_areas
 from common.interruption import until_stopped
 from common.labels import read_label, require_one_band
@@ -30,7 +28,7 @@ from common.sieve import (
     labelled_strips,
 )
 from common.styles import Colour, categorized_style
-from common.vectors import add_style, append_features
+from common.vectors import add_style, append_features, new_geopackage
 
 BATCH = 10_000  # polygons in work at a time
 # memory of ``simplify_together``, measured on maps of 8,000 to 2.8 million polygons
@@ -309,24 +307,14 @@ def write_polygons(
             does not give the size of its pixels.
         SegmentationError: The GeoPackage cannot be written.
     """
-    with (
-        open_raster(map_path) as dataset,
-        atomic_write(target) as part,
-        # SQLite's own files lie beside a GeoPackage while it grows
-        tempfile.TemporaryDirectory(
-            ".part", part_prefix(Path(target)), part.parent
-        ) as folder,
-    ):
+    with open_raster(map_path) as dataset, new_geopackage(target) as file:
         require_one_band(dataset)
         rows = rows_of_map(dataset, len(names), values)
         found = polygons_of_rows(map_path, rows, min_area, simplify, strip)
-        file, total, layer = Path(folder) / "map.gpkg", 0, Path(target).stem
+        total, layer = 0, Path(target).stem
         for table in feature_tables(*found, names, codes, dataset.transform):
-            with naming(target, file):
-                append_features(file, layer, table, dataset.crs)
+            append_features(file, layer, table, dataset.crs)
             total += len(table["class"])
         if colours:
-            with naming(target, file):
-                add_style(file, layer, categorized_style("class_name", names, colours))
-        file.replace(part)
+            add_style(file, layer, categorized_style("class_name", names, colours))
     return total

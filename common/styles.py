@@ -126,6 +126,13 @@ def categorized_style(
     return _document(root)
 
 
+def ramp_colours(count: int) -> list[Colour]:
+    """Colours of ``RAMP`` at equal steps, from its first to its last."""
+    last = len(RAMP) - 1
+    places = [last * number / max(1, count - 1) for number in range(count)]
+    return [RAMP[round(place)] for place in places]
+
+
 def write_style(target: Path, style: str) -> None:
     """Write a style to the file beside a raster where QGIS looks for it."""
     with atomic_write(target) as part:

@@ -13,6 +13,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def distance_text(metres: float) -> str:
+    """As 640 m, 3.2 km or 1,250 km."""
+    if round(metres) < 1000:
+        return f"{metres:.0f} m"
+    return f"{metres / 1000:,.{1 if metres < 1e5 else 0}f} km"
+
+
 def first_reason(skipped: dict) -> str:
     """The first of those that were skipped, by name, and why."""
     name, reason = next(iter(skipped.items()))

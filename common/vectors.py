@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 import warnings
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from common.errors import (
     require,
     unknown_name,
 )
+from common.files import atomic_write, naming, part_prefix
 from common.shapefiles import ASSUMED, decode_utf8, guessed_encoding
 
 if TYPE_CHECKING:
@@ -224,6 +227,22 @@ def write_layer(frame: GeoDataFrame, file: Path, **options) -> None:
             frame.to_file(file, engine="pyogrio", **options)
     except (DataSourceError, DataLayerError) as error:
         raise _incomplete(file, gdal_message(error)) from error
+
+
+@contextmanager
+def new_geopackage(target: Path) -> Iterator[Path]:
+    """A GeoPackage to fill; it gets its name only when the block succeeds."""
+    with (
+        atomic_write(target) as part,
+        # SQLite's own files lie beside a GeoPackage while it grows
+        tempfile.TemporaryDirectory(
+            ".part", part_prefix(Path(target)), part.parent
+        ) as folder,
+    ):
+        file = Path(folder) / "map.gpkg"
+        with naming(target, file):
+            yield file
+        file.replace(part)
 
 
 def add_style(file: Path, layer: str, style: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from common.pictures import (
 )
 from common.text import shorten
 from evaluation.figures import error_map
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def patch_accuracy(
@@ -89,25 +93,48 @@ def draw_examples(
         ignore_index: Label value of unlabelled pixels, which are white.
         source: Where the patches are from.
     """
-    panels, present = [], set()
-    for score, pair, prediction in examples.entries:
-        picture, valid, mask, _ = read_patch_picture(pair, ignore_index)
-        labelled = (mask >= 0) & (mask < len(names))
-        prediction = np.where(valid, prediction, -1)
-        errors, kinds = error_map(prediction, mask, names, colours)
-        present |= {*np.unique(mask[labelled]), *np.unique(prediction[valid])}
-        panels += [
-            {"title": shorten(pair.name), "picture": picture},
-            {"title": "truth", "picture": colour_map(mask, colours)},
-            {"title": "prediction", "picture": colour_map(prediction, colours)},
-            {"title": f"{1 - score:.1%} wrong", "picture": errors},
-        ]  # fmt: skip
-    if not panels:
-        return
     each, seen = examples.each, examples.seen
     title = f"{source}: the {each} worst (above) and the {each} best of {seen} patches"
     if seen <= 2 * each:
         title = f"{source}: all patches, from the worst to the best"
+    rows = [(f"{1 - s:.1%} wrong", pair, guess) for s, pair, guess in examples.entries]
+    figure = draw_rows(rows, "truth", names, colours, ignore_index, title)
+    if figure is not None:
+        save_figure(figure, target)
+
+
+def draw_rows(
+    rows: Sequence[tuple[str, PatchPair, np.ndarray]],
+    label: str,
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    ignore_index: int,
+    title: str,
+) -> Figure | None:
+    """Draw patches with their predictions (H, W), a row each; None without any.
+
+    Args:
+        rows: Title of the errors, patch, prediction.
+        label: What the labels are called.
+        names: K class names.
+        colours: Those of the classes.
+        ignore_index: Label value of unlabelled pixels, which are white.
+        title: Above all.
+    """
+    panels, present, kinds = [], set(), []
+    for errors_title, pair, guess in rows:
+        picture, valid, mask, _ = read_patch_picture(pair, ignore_index)
+        labelled = (mask >= 0) & (mask < len(names))
+        prediction = np.where(valid, guess, -1)
+        errors, kinds = error_map(prediction, mask, names, colours)
+        present |= {*np.unique(mask[labelled]), *np.unique(prediction[valid])}
+        panels += [
+            {"title": shorten(pair.name), "picture": picture},
+            {"title": label, "picture": colour_map(mask, colours)},
+            {"title": "prediction", "picture": colour_map(prediction, colours)},
+            {"title": errors_title, "picture": errors},
+        ]
+    if not panels:
+        return None
     legend = [(names[k], colours[k]) for k in sorted(present)] + kinds
-    figure = draw_panels(panels, legend, title, columns=4)
-    save_figure(figure, target)
+    return draw_panels(panels, legend, title, columns=4)

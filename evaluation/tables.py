@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.scores import HEADLINES
-from common.text import aligned_table
+from common.text import aligned_table, distance_text
 from evaluation.matrices import score_gap
 
 AREA_SHARES = ("share", "users_accuracy", "producers_accuracy")
@@ -261,6 +261,12 @@ def report_text(report: dict) -> str:
     ):
         if key in report:
             lines += ["", title, score_table(report[key])]
+            metres = report.get(f"{key}_distance_m")
+            if metres is not None:
+                lines.append(
+                    f"{distance_text(metres)} from a patch to the nearest training patch (median, "
+                    "of the centres)"
+                )
             if key in baseline:
                 lines.append(baseline_table(report[key], baseline, key))
     if "calibration" in report:

@@ -19,6 +19,7 @@ from common.files import list_models, models_text
 from common.ground import pixel_size
 from common.map_classes import values_of_codes
 from common.model_options import require_alike, require_threshold_fits
+from common.places import centre_distances
 from common.rasters import Source, band_scaling, select_bands
 from common.text import number_dates
 from model_training import Checkpoint, load_checkpoint
@@ -91,6 +92,70 @@ def load_models(config: PredictionConfig) -> Models:
         )  # fmt: skip
 
     return Models(files, checkpoints, device, make_predictor)
+
+
+def distance_of_training(
+    scene: rasterio.DatasetReader, boxes: np.ndarray, models: Models
+) -> float | None:
+    """The median distance from parts of a scene to the nearest training patch of any model.
+
+    Args:
+        scene: Any raster.
+        boxes: (N, 4) left, top, right, bottom of the parts, in its pixels.
+        models: Of the run.
+
+    Returns:
+        Metres between centres; None where a model, or the scene, does not tell where it lies.
+    """
+    others: list[dict] = []
+    for checkpoint in models.checkpoints:
+        trained = training_places(checkpoint.metadata)
+        if not trained:
+            return None
+        others += trained
+    centres = np.stack([boxes[:, ::2].mean(axis=1), boxes[:, 1::2].mean(axis=1)])
+    x, y = scene.transform * tuple(centres)
+    crs = scene.crs.to_wkt() if scene.crs else None
+    here = {"crs": crs, "bounds": np.stack([x, y, x, y], axis=1)}
+    distances = centre_distances([here], others)
+    return None if distances is None else float(np.median(distances))
+
+
+def training_places(metadata: dict) -> list[dict]:
+    """The places of the patches that a model was trained on; of k-fold, those of all folds."""
+    folds = (metadata.get("training_params") or {}).get("val_strategy") == "kfold"
+    splits = ("train", "validation") if folds else ("train",)
+    places = metadata.get("places") or []
+    return [place for place in places if place["split"] in splits]
+
+
+def patch_side(models: Models) -> int | None:
+    """The side of the training patches, the smallest of all models; None if none tells."""
+    stored = [
+        checkpoint.metadata.get("input_size") for checkpoint in models.checkpoints
+    ]
+    sides = [
+        min(sides[-2:])
+        for sides in stored
+        if isinstance(sides, (list, tuple))
+        and len(sides) > 1
+        and all(isinstance(side, int) and side > 0 for side in sides[-2:])
+    ]
+    return min(sides) if sides else None
+
+
+def cell_side(config: PredictionConfig, models: Models) -> int:
+    """The side in pixels of the cells of ``--suggest``.
+
+    Raises:
+        OptionError: It is not given, and no model tells that of its patches.
+    """
+    if side := config.cell_size or patch_side(models):
+        return side
+    raise OptionError(
+        f"--suggest {config.suggest}: {models.files[0]} does not tell the size of its training "
+        "patches; give --cell_size"
+    )
 
 
 def runs_on_onednn(config: PredictionConfig, device: torch.device) -> bool:

@@ -33,10 +33,16 @@ from common.rasters import (
 )
 from common.sieve import centre_pixel, fewest_pixels
 from common.sources import require_whole
+from common.text import distance_text
 from common.vectors import files_of_vector
 from prediction.area import Area, find_area, whole_scene
 from prediction.dates import require_one_grid
-from prediction.ensemble import Models, match_bands, warn_of_differences
+from prediction.ensemble import (
+    Models,
+    distance_of_training,
+    match_bands,
+    warn_of_differences,
+)
 from prediction.layers import Layer, bytes_of, list_layers
 from prediction.reader import READ_ROWS_MOST, rows_at_once, warn_of_high_blocks
 from prediction.settings import PredictionConfig
@@ -153,6 +159,14 @@ class SceneJob:
         columns = [x for x in across.starts if x + across.size > left and x < right]
         return list(product(rows, columns))
 
+    @cached_property
+    def training_distance(self) -> float | None:
+        """Metres from a window to the nearest training patch, see ``distance_of_training``."""
+        sides = [min(one.size, n) for one, n in zip(self.layouts, self.scene.shape)]
+        starts = np.array(self.windows)[:, ::-1]
+        boxes = np.concatenate([starts, starts + sides[::-1]], axis=1)
+        return distance_of_training(self.scene, boxes, self.models)
+
     @property
     def requested(self) -> dict:
         """The part of ``run`` that files and options determine."""
@@ -258,8 +272,8 @@ def prepare_scene(
             raise RasterError(
                 f"{overwritten.pop()} is a part of {one.name}; name another"
             )
-    if scene.crs is None and task.polygons:  # nobody could tell where they lie
-        require_georeference(scene)
+    if scene.crs is None and (task.polygons or config.suggest):
+        require_georeference(scene)  # nobody could tell where they lie
     for option in options_by_centre(config):
         centre_pixel(scene.name, job.pixel_areas, option)
     return job
@@ -312,6 +326,11 @@ def warn_of_scenes(job: SceneJob) -> None:
                 centre_pixel(scene.name, job.pixel_areas, f"--{name}"),
             )  # fmt: skip
     warn_of_differences(job.sources, job.models)
+    if (metres := job.training_distance) is not None:
+        log.info(
+            "the windows of %s lie %s from the nearest training patch (median, of the centres)",
+            scene.name, distance_text(metres),
+        )  # fmt: skip
 
 
 def warn_of_uneven_pixels(name: str, areas: np.ndarray, options: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from common.machine import bounded_map
 from common.polygons import memory_to_simplify
 from common.text import aligned_table, duration
 from model_training import load_checkpoint
-from prediction.ensemble import Models, batch_size_of, load_models
+from prediction.ensemble import Models, batch_size_of, cell_side, load_models
 from prediction.jobs import (
     SceneJob,
     count_workers,
@@ -75,6 +75,8 @@ def check_scenes(config: PredictionConfig) -> tuple[Problems, dict]:
         for scene in problems.attempt(list_scenes, config.input) or []:
             problems.attempt(require_readable, scene, files=[scene])
         return problems, {}
+    if config.suggest:
+        problems.attempt(cell_side, config, models)
     outlook = dict.fromkeys(("scenes", "pixels", "windows", "unfinished", "maps"), 0)
     options = tasks, config, models, every
     settings = problems.attempt(choose_windows, *options) or []

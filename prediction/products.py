@@ -1,18 +1,21 @@
-"""Polygons and quicklook: made from a finished map, each with a fingerprint of its own."""
+"""Polygons, suggested cells and quicklook: made from a finished map, each with a fingerprint of its own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common.errors import SegmentationError
 from common.files import describe_file, write_json
 from common.polygons import write_polygons
+from prediction.ensemble import cell_side
 from prediction.jobs import SceneJob
 from prediction.mapfiles import draw_quicklook
 from prediction.settings import PredictionConfig
+from prediction.suggestions import write_suggestions
 from prediction.tasks import Task
 
 
@@ -37,7 +40,13 @@ def product_key(path: Path) -> str:
 def product_paths(task: Task, config: PredictionConfig) -> list[Path]:
     """The files beside the rasters and the statistics that the options ask for."""
     polygons = [task.polygons] if task.polygons else []
-    return polygons + [task.beside("_quicklook.png")] * config.quicklook
+    suggested = [suggestions_path(task)] * bool(config.suggest)
+    return polygons + suggested + [task.beside("_quicklook.png")] * config.quicklook
+
+
+def suggestions_path(task: Task) -> Path:
+    """The cells of ``--suggest``."""
+    return task.beside("_suggestions.gpkg")
 
 
 def require_own(paths: Sequence[Path], known: dict) -> None:
@@ -70,6 +79,10 @@ def missing_products(job: SceneJob, known: dict) -> list[Product]:
             write_polygons(*files, names, **options, **classes)
 
         products.append(Product(task.polygons, made_from | options, polygons))
+    if config.suggest:
+        path, side = suggestions_path(task), cell_side(config, job.models)
+        asked = made_from | {"suggest": config.suggest, "cell_size": side}
+        products.append(Product(path, asked, partial(write_suggestions, job, path)))
     if config.quicklook:
 
         def quicklook() -> None:

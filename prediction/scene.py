@@ -31,7 +31,7 @@ from common.styles import write_style
 from prediction.area import find_area
 from prediction.blending import blended_rows
 from prediction.dates import mean_of_dates
-from prediction.ensemble import Models, load_models
+from prediction.ensemble import Models, cell_side, load_models
 from prediction.jobs import (
     STORED_AHEAD,
     SceneJob,
@@ -89,6 +89,8 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
     failed = 0
     with init_distributed() as group:
         models = load_models(config)
+        if config.suggest:
+            cell_side(config, models)  # raises before any work
         options = tasks, config, models, every
         settings = group.broadcast(choose_windows, *options)
         work = list(zip(tasks, settings))
@@ -187,7 +189,8 @@ def unfinished_map(task: Task, group: ProcessGroup) -> Iterator[None]:
         if group.is_main_process:
             lock = exclusive_lock("--output", task.output, task.partial)
             stack.enter_context(lock)
-            files = [task.beside("_statistics.json"), task.beside("_quicklook.png")]
+            beside = "_statistics.json", "_quicklook.png", "_suggestions.gpkg"
+            files = [task.beside(ending) for ending in beside]
             remove_partial_files(files + [task.polygons] * bool(task.polygons))
         try:
             yield
@@ -213,7 +216,8 @@ def write_report(job: SceneJob, statistics: Statistics) -> dict:
     report = {"scene": task.scene, "output": str(task.output)}
     report |= {"dates": task.scenes} if task.further else {}
     report |= {"area": job.config.area} if job.config.area else {}
-    report |= {"model": job.models.files} | statistics.report() | {"run": job.run}
+    report |= {"model": job.models.files, "training_distance_m": job.training_distance}
+    report |= statistics.report() | {"run": job.run}
     report |= repetition(job)
     write_json(task.beside("_statistics.json"), report)
     RowStore.remove(task.partial)

@@ -84,6 +84,15 @@ class PredictionOptions:
         None, "smooth borders of polygons, which neighbours share, to within about as many metres",
         "outputs", above=0, shown="none", may_change=True,
     )  # fmt: skip
+    suggest: int | None = setting(
+        None, "write OUTPUT_suggestions.gpkg: that many cells of a scene that are worth labelling "
+        "next; also OUTPUT_uncertainty.tif, by which they are chosen",
+        "outputs", least=1, most=65535, shown="none", may_change=True,
+    )  # fmt: skip
+    cell_size: int | None = setting(
+        None, "side of those cells in pixels", "outputs", least=8, most=65535,
+        shown="that of the training patches", may_change=True,
+    )  # fmt: skip
     area: str | None = setting(
         None, "polygons, in any CRS, of what is to be mapped; the map covers their bounds",
         "scene", shown="all of it",
@@ -153,6 +162,10 @@ class PredictionOptions:
             value = getattr(self, name)
             alone = value and not self.polygons
             require(not alone, f"--{name}", value, "--polygons beside it")
+        alone = self.cell_size and not self.suggest
+        require(not alone, "--cell_size", self.cell_size, "--suggest beside it")
+        if self.suggest:  # the cells are chosen by what it writes
+            object.__setattr__(self, "save_uncertainty", True)
 
     @property
     def shared(self) -> int:

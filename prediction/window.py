@@ -15,7 +15,7 @@ from common.distributed import torch_errors
 from common.errors import SegmentationError
 from common.files import fingerprint
 from common.machine import bounded_map
-from prediction.ensemble import Models
+from prediction.ensemble import Models, patch_side
 from prediction.jobs import (
     SceneJob,
     count_workers,
@@ -96,18 +96,9 @@ def size_of_others(
 
 
 def trained_size(models: Models) -> int | None:
-    """The side of the training patches, the smallest of all models; None if none tells."""
-    stored = [
-        checkpoint.metadata.get("input_size") for checkpoint in models.checkpoints
-    ]
-    sides = [
-        min(sides[-2:])
-        for sides in stored
-        if isinstance(sides, (list, tuple))
-        and len(sides) > 1
-        and all(isinstance(side, int) and side > 0 for side in sides[-2:])
-    ]
-    return max(min(sides), SIDE_MULTIPLE) if sides else None
+    """The side of a window as large as the training patches; None if no model tells theirs."""
+    side = patch_side(models)
+    return side and max(side, SIDE_MULTIPLE)
 
 
 def try_windows(tasks: Sequence[Task], config: PredictionConfig, models: Models) -> int:

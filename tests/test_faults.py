@@ -156,6 +156,7 @@ BESIDE = {
     ("extract", "mask_buffer"): "--mask m.tif --mask_values 1",
     ("batch", "mask_buffer"): "--mask m.tif --mask_values 1",
     ("predict", "mask_buffer"): "--mask m.tif --mask_values 1",
+    ("predict", "cell_size"): "--suggest 3",
     ("predict", "min_area"): "--polygons a.gpkg",
     ("predict", "simplify"): "--polygons a.gpkg",
 }

@@ -21,7 +21,7 @@ from helpers import CRS, ENCODER, ORIGIN, PIXEL, ROOT, cell, grid, write_raster
 import Patch_extraction
 import Predict_large_image
 from common.architectures import ModelConfig
-from common.styles import RAMP
+from common.styles import RAMP, ramp_colours
 from extraction.places import SPLIT_COLOURS
 from model_training import Normalization, build_model, save_checkpoint
 
@@ -97,7 +97,7 @@ def shown(tmp_path_factory) -> dict:
         assert Predict_large_image.main(list(options)) == 0
 
     maps, dates = folder / "maps", folder / "dates.tif"
-    layers = ("--save_confidence", "--save_uncertainty")
+    layers = ("--save_confidence", "--suggest", 3, "--cell_size", 10)
     predict("--input", *scenes, "--output", maps, "--polygons", maps, *layers)
     twice = [scenes[0], scenes[0]]
     predict("--input", *twice, "--output", dates, "--combine", "mean")
@@ -116,7 +116,7 @@ def shown(tmp_path_factory) -> dict:
         table = file.colormap(1)
     colours = [table[number][:3] for number in range(len(NAMES))]
     views = show(files)
-    assert len(views) == len(files) == 12 and all(v["valid"] for v in views.values())
+    assert len(views) == len(files) == 14 and all(v["valid"] for v in views.values())
     return views | {"the map's own": colours}
 
 
@@ -175,6 +175,15 @@ def test_polygons_beside_a_map_of_their_name_have_a_style_of_their_own(shown, nu
     ]
     assert "Provider" in view["message"]  # not the .qml, which is that of the map
     assert view["layers"] == [f"tile{number}_prediction"]  # no question which one
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_suggested_cells_are_drawn_by_rank(shown, number):
+    view = shown[f"tile{number}_prediction_suggestions.gpkg"]
+    assert [label for label, _ in pairs(view)] == ["1", "2", "3"]
+    colours = hexes(ramp_colours(3)[::-1])
+    assert [colour for _, colour in pairs(view)] == colours
+    assert set(colours) <= set(view["colours"])
 
 
 def test_cells_are_coloured_by_split(shown):

@@ -13,11 +13,12 @@ from torch import Tensor
 from common.distributed import ProcessGroup
 from common.files import write_json
 from common.ground import pixel_areas
-from common.patches import PatchPair, read_patch
+from common.patches import PatchPair, distance_between, read_patch
 from common.rasters import open_raster
 from evaluation.areas import estimate_areas
 from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import LogitSample, fit_temperature
+from evaluation.doubt import DoubtCollector
 from evaluation.examples import draw_examples
 from evaluation.figures import draw_calibration
 from evaluation.reports import (
@@ -33,6 +34,7 @@ from model_training import (
     predict_classes,
     scores,
 )
+from training.audit import audit_split
 from training.baseline import Network, Task, baseline_report, ground_blocks
 from training.loop import evaluate
 from training.run import TrainingRun
@@ -65,12 +67,15 @@ def export(
     report["validation"] = evaluate_split(run, run.validation, sample.add, validated)
     calibrate(run, [sample])
     if held_out:
+        held_out.doubts.temperature = run.temperature or 1.0
         report["held_out"] = evaluate_split(run, held_out.index, held_out)
         report["held_out_names"] = [pair.name for pair in held_out.index.pairs]
     tests, tested = evaluate_test(run, test)
     report |= tests
     kinds = ("validation", "held_out", "test")
     run.save("final_model", {key: report[key] for key in kinds if key in report})
+    if not held_out:
+        audit_split(run, test)
     report["history"] = run.history.rows
     report["class_names"] = run.names
     if held_out:  # the report of a whole run gets more keys first
@@ -145,14 +150,15 @@ def evaluate_test(
     """Evaluate a run's model on test/: scores, calibration, areas if asked for, two pictures.
 
     Returns:
-        The keys ``test``, ``calibration`` and ``areas`` of a report, and the confusion matrix of
-        each patch, (P, K, K); nothing without patches.
+        The keys ``test``, ``test_distance_m``, ``calibration`` and ``areas`` of a report, and the
+        confusion matrix of each patch, (P, K, K); nothing without patches.
     """
     if not test:
         return {}, None
     collector = TestCollector(test.pairs, test.counts, run.temperature or 1.0)
     report = {
         "test": evaluate_split(run, test, collector),
+        "test_distance_m": distance_between([(test.pairs, run.train.pairs)]),
         "calibration": collector.calibration(),
     }
     if run.config.area_estimation:
@@ -197,18 +203,21 @@ def map_patches(
 
 
 class HeldOutCollector(PatchMatrices):
-    """Collects logits and confusion matrices while a fold's held-out patches are evaluated.
+    """Collects logits, confusion matrices and doubts while a fold's held-out patches are evaluated.
 
     Args:
         index: The patches that the fold holds out.
         labelled: Labelled pixels of all folds, of which the logits are a sample.
         seed: Of the sample.
+        areas: Whether to collect the areas that contradict their label.
     """
 
-    def __init__(self, index: SampleIndex, labelled: int, seed: int):
+    def __init__(self, index: SampleIndex, labelled: int, seed: int, areas=False):
         super().__init__(index.counts.shape[1])
         self.index, self.sample = index, LogitSample(labelled, seed=seed)
+        self.doubts = DoubtCollector(index.pairs, self.classes, areas=areas)
 
     def __call__(self, logits: Tensor, masks: Tensor) -> None:
         self.sample.add(logits, masks)
+        self.doubts(logits, masks)
         super().__call__(logits, masks)

@@ -79,6 +79,8 @@ def check_folds(config: TrainingConfig) -> None:
     require(fine, "--fold_by", config.fold_by, "--val_strategy kfold with it")
     fine = column is None or folds
     require(fine, "--fold_column", column, "--val_strategy kfold with it")
+    fine = folds or not config.label_audit
+    require(fine, "--label_audit with --val_strategy", "split", "kfold")
     fine = column is None or config.fold_by == "random"
     require(fine, "--fold_column with --fold_by", config.fold_by, "one of the two")
     needed = "--val_strategy kfold and --fold_by block, column or both with it"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.distributed import ProcessGroup
-from evaluation.calibration import LogitSample
+from common.patches import PatchPair, distance_between
 from evaluation.matrices import (
     block_bootstrap,
     fold_summary,
@@ -20,6 +20,7 @@ from evaluation.matrices import (
 from evaluation.reports import plot_training
 from model_training import scores
 from training.assessment import HeldOutCollector, calibrate, evaluate_test, export
+from training.audit import audit_folds
 from training.baseline import Network, Task, baseline_report, ground_blocks
 from training.batch_size import settle_batch_size
 from training.dataset import (
@@ -48,7 +49,7 @@ class FoldResults(NamedTuple):
     folds: Sequence[Fold]
     matrices: np.ndarray  # (P, K, K) of each patch
     blocks: np.ndarray  # (P,) the block or value of each
-    samples: Sequence[LogitSample]  # logits of each fold
+    held_out: Sequence[HeldOutCollector]  # of each fold
 
 
 def train_folds(
@@ -59,24 +60,24 @@ def train_folds(
     names,
     device,
     group: ProcessGroup,
-) -> tuple[list[dict], np.ndarray, list[LogitSample]]:
+) -> tuple[list[dict], np.ndarray, list[HeldOutCollector]]:
     """Train a model per fold and evaluate it, once, on the patches that the fold holds out.
 
     Returns:
         A report per fold, the confusion matrix of each patch (P, K, K) by the model that did not
-        see it, and logits of such patches per fold.
+        see it, and what else was collected of such patches per fold.
     """
     classes = config.label_classes
     matrices = np.zeros((len(pooled.pairs), classes, classes), np.int64)
-    reports, samples = [], []
+    reports, collected = [], []
     for number, fold in enumerate(folds, start=1):
         log.info("fold %d of %d", number, len(folds))
         place = save_dir / f"fold_{number}"
         report, held_out = train_fold(config, pooled, fold, place, names, device, group)
         reports.append(report)
         matrices[fold.held_out] = group.broadcast(held_out.stacked)
-        samples.append(held_out.sample)
-    return reports, matrices, samples
+        collected.append(held_out)
+    return reports, matrices, collected
 
 
 def train_fold(
@@ -97,7 +98,10 @@ def train_fold(
     fit(run)
     # one share of the pixels in all folds, since the temperature is fitted on all together
     held_out = HeldOutCollector(
-        pooled.subset(fold.held_out), pooled.counts.sum(), config.seed
+        pooled.subset(fold.held_out),
+        pooled.counts.sum(),
+        config.seed,
+        config.label_audit,
     )
     return group.broadcast(export, run, None, held_out), held_out
 
@@ -152,8 +156,8 @@ def cross_validate(
     results, per_block = {}, {}
     for kind, folds in plans.items():
         place = save_dir / kind if both else save_dir
-        # the samples that stay are those of the last kind
-        reports, matrices, samples = train_folds(
+        # what was collected of the last kind stays
+        reports, matrices, collected = train_folds(
             config, pooled, folds, place, names, device, group
         )
         per_block[kind] = sums = sum_by_block(matrices, blocks)
@@ -161,6 +165,7 @@ def cross_validate(
             "folds": reports,
             "summary": fold_summary([r["held_out"] for r in reports]),
             "pooled": measure(matrices.sum(axis=0)),
+            "pooled_distance_m": distance_between([_pairs(pooled, f) for f in folds]),
             "intervals": block_bootstrap(sums, measure, config.seed),
         }
     epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
@@ -182,8 +187,16 @@ def cross_validate(
         report["optimism"] = paired_gap(
             per_block["random"], per_block["block"], measure, config.seed
         )
-    found = FoldResults(folds, matrices, blocks, samples)
+    found = FoldResults(folds, matrices, blocks, collected)
     return config, group.broadcast(export_folds, final, report, found, test)
+
+
+def _pairs(pooled: SampleIndex, fold: Fold) -> tuple[list[PatchPair], list[PatchPair]]:
+    """The patches that a fold holds out, and those that it trains on."""
+    held_out, train = (
+        [pooled.pairs[n] for n in some] for some in (fold.held_out, fold.train)
+    )
+    return held_out, train
 
 
 def median_rates(histories: Sequence[list[dict]], epochs: int) -> list[float]:
@@ -207,11 +220,13 @@ def export_folds(
     for criterion in ("loss", "iou"):  # what the checkpoint stores of its validation
         best = [fold["best"][criterion] for fold in report["folds"]]
         final.history.best[criterion] = float(np.mean(best))
-    calibrate(final, found.samples)
+    calibrate(final, [held_out.sample for held_out in found.held_out])
     tests, tested = evaluate_test(final, test)
     report = report | tests
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
     final.save("final_model", kept)
+    doubts = [held_out.doubts for held_out in found.held_out]
+    audit_folds(final, found.folds, doubts, test)
     plot_training(final.save_dir / "model_training_plot.png", report)
     return report | fold_baseline(final, report, found, test, tested)
 

@@ -26,7 +26,8 @@ RUN_FILES = (
     "model_best_loss.pth", "model_best_iou.pth", "model_best_combined.pth",
     "model_final_model.pth", "model_last.pth", "model_metrics.json", "model_training_log.csv",
     START_COPY, "model_training_plot.png", "model_reliability.png", "model_test_examples.png",
-    "model_learning_curve.png",
+    "model_learning_curve.png", "model_patches.gpkg", "model_patches.png",
+    "model_label_audit.gpkg",
 )  # fmt: skip
 
 

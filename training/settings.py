@@ -264,6 +264,13 @@ class TrainingConfig:
         "output",
         may_change=True,
     )
+    label_audit: bool = setting(
+        False,
+        "with kfold, write polygons where models that did not train there confidently contradict "
+        "the labels",
+        "output",
+        may_change=True,
+    )
     no_baseline: bool = setting(
         False,
         "train no random forest beside the network to compare it with (after a minute of training or "

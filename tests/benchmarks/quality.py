@@ -265,8 +265,17 @@ def count(prediction, masks, classes: int) -> np.ndarray:
 # --- methods --------------------------------------------------------------------------------
 
 
-def toolkit(trial: Trial, options: str, epochs: int | None) -> dict:
-    """``main.py`` with options; ``epochs`` instead of the dataset's."""
+def toolkit(
+    trial: Trial,
+    options: str,
+    epochs: int | None,
+    start: Callable = run_script,
+    **conditions,
+) -> dict:
+    """``main.py`` with options; ``epochs`` instead of the dataset's.
+
+    ``conditions`` are what else the result depends on, where ``start`` changes more than options.
+    """
     mode = f"--mode multiclass --classes {trial.source.classes}"
     words = [
         *("--mode binary" if trial.binary else mode).split(),
@@ -275,16 +284,16 @@ def toolkit(trial: Trial, options: str, epochs: int | None) -> dict:
     ]
     parsed = training.build_parser().parse_args([*words, "--dataset_root", ""])
     config = settings_from(TrainingConfig, parsed)
-    key = {"settings": asdict(replace(config, save_dir=""))}
-    return remembered(trial, "toolkit", key, run_toolkit, words)
+    key = {"settings": asdict(replace(config, save_dir="")), **conditions}
+    return remembered(trial, "toolkit", key, run_toolkit, words, start)
 
 
-def run_toolkit(trial: Trial, words: list[str]) -> dict:
-    """Train in a process of its own; its time is from the start to the last report."""
+def run_toolkit(trial: Trial, words: list[str], start: Callable) -> dict:
+    """Train as ``start`` does it, and read the report; the time is that of all but the reading."""
     with tempfile.TemporaryDirectory(dir=trial.folder) as place:
         clock = time.perf_counter()
         where = ("--dataset_root", trial.patches, "--save_dir", place)
-        run_script("main.py", *words, *where)
+        start("main.py", *words, *where)
         seconds = time.perf_counter() - clock
         report = json.loads((Path(place) / "model_metrics.json").read_text())
     test = report["test"]

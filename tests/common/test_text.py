@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from common.text import aligned_table, duration, ranges_text, shorten, some_of
+from common.text import (
+    aligned_table,
+    distance_text,
+    duration,
+    ranges_text,
+    shorten,
+    some_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,6 +20,14 @@ from common.text import aligned_table, duration, ranges_text, shorten, some_of
 )
 def test_durations_are_minutes_and_hours(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "metres, text",
+    [(0, "0 m"), (640.4, "640 m"), (999.7, "1.0 km"), (3249, "3.2 km"), (1.25e6, "1,250 km")],
+)  # fmt: skip
+def test_distances_are_metres_and_kilometres(metres, text):
+    assert distance_text(metres) == text
 
 
 def test_a_long_name_keeps_its_ends():

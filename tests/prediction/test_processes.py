@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 from helpers import ROOT, torchrun, write_raster
@@ -25,6 +26,7 @@ SCRIPT = str(ROOT / "Predict_large_image.py")
 OPTIONS = [
     *("--patch_size", "64", "--overlap", "16", "--precision", "fp32", "--device", "cpu"),
     *("--save_confidence", "--save_uncertainty", "--save_probabilities", "--sieve", "900"),
+    *("--suggest", "4", "--cell_size", "32"),
 ]  # fmt: skip
 
 
@@ -52,13 +54,15 @@ def command(folder: Path, output: Path, *more: str) -> list[str]:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    """All that was written for a map, by ending."""
-    stem = output.stem
-    return {
-        path.name.removeprefix(stem): path.read_bytes()
-        for path in sorted(output.parent.glob(f"{stem}*"))
-        if not path.name.endswith(".json")
-    }
+    """All that was written for a map, by ending; of a GeoPackage, which is dated, the table."""
+    stem, found = output.stem, {}
+    for path in sorted(output.parent.glob(f"{stem}*")):
+        if path.suffix == ".gpkg":
+            table = geopandas.read_file(path, layer=path.stem)
+            found[path.name.removeprefix(stem)] = table.to_json().encode()
+        elif path.suffix != ".json":
+            found[path.name.removeprefix(stem)] = path.read_bytes()
+    return found
 
 
 NAMED = ("output", "run", "settings", "command")

@@ -14,7 +14,13 @@ from helpers import (
     same_weights,
     train,
 )
-from training_helpers import CHECKPOINTS, OF_THE_TEST, count_pixels, pooled_pixels
+from training_helpers import (
+    CHECKPOINTS,
+    OF_THE_LABELS,
+    OF_THE_TEST,
+    count_pixels,
+    pooled_pixels,
+)
 
 import main
 from common.patches import list_pairs
@@ -39,7 +45,7 @@ def any_run(request):
 
 def test_a_split_run_leaves_the_documented_files(split_run):
     expected = {f"model_{name}.pth" for name in (*CHECKPOINTS, "last")}
-    expected |= {*REPORTS, *OF_THE_TEST}
+    expected |= {*REPORTS, *OF_THE_TEST, *OF_THE_LABELS}
     assert {path.name for path in split_run.save_dir.iterdir()} == expected
 
 
@@ -49,7 +55,8 @@ def test_a_kfold_run_leaves_the_same_files_per_fold_and_a_final_model(kfold_run)
         folder = kfold_run.save_dir / f"fold_{number}"
         assert {path.name for path in folder.iterdir()} == expected
     top = {path.name for path in kfold_run.save_dir.iterdir()}
-    files = {"model_final_model.pth", "model_last.pth", *REPORTS, *OF_THE_TEST}
+    files = {"model_final_model.pth", "model_last.pth", *REPORTS}
+    files |= {*OF_THE_TEST, *OF_THE_LABELS}
     assert top == {"fold_1", "fold_2", "fold_3", *files}
 
 

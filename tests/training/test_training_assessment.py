@@ -21,8 +21,9 @@ from helpers import (
 from training_helpers import CHECKPOINTS, OF_THE_TEST, drawn_folds, origin_of
 
 import Evaluate_map
-from common.patches import list_pairs, read_patch
+from common.patches import PatchPair, distance_between, list_pairs, read_patch
 from common.rasters import open_raster
+from common.text import distance_text
 from evaluation.areas import estimate_areas
 from evaluation.boundaries import BoundaryScores
 from evaluation.calibration import (
@@ -30,6 +31,7 @@ from evaluation.calibration import (
     fit_temperature,
 )
 from evaluation.reliability import expected_calibration_error
+from evaluation.tables import report_text
 from model_training import (
     confusion_matrix,
     load_checkpoint,
@@ -265,3 +267,54 @@ def test_areas_without_a_test_split_are_an_error_before_training(
     assert status == 1
     assert "--area_estimation" in err and "no test split" in err
     assert not (tmp_path / "out").exists()
+
+
+def nearest_metres(examined, trained) -> list[float]:
+    """Metres from the centres of patches to the nearest of others, in the plane of their CRS."""
+
+    def centres(pairs) -> np.ndarray:
+        found = []
+        for pair in pairs:
+            with open_raster(pair.image) as file:
+                found.append(file.transform * (file.width / 2, file.height / 2))
+        return np.array(found)
+
+    apart = centres(examined)[:, None] - centres(trained)
+    return np.hypot(*apart.transpose(2, 0, 1)).min(axis=1).tolist()
+
+
+def test_beside_test_scores_stands_the_distance_to_the_training(
+    multiclass_run, multiclass_data
+):
+    test, trained = (list_pairs(multiclass_data, split) for split in ("test", "train"))
+    found = multiclass_run.report["test_distance_m"]
+    assert found == pytest.approx(np.median(nearest_metres(test, trained)), rel=2e-3)
+    lines = report_text(multiclass_run.report).split("\nTest\n")[1].splitlines()
+    told = f"{distance_text(found)} from a patch to the nearest training patch"
+    assert any(line.startswith(told) for line in lines)
+
+
+def test_of_folds_each_patch_counts_against_the_training_of_its_own_fold(
+    binary_kfold, binary_data
+):
+    pairs, folds = drawn_folds(binary_kfold, binary_data)
+    metres = []
+    for fold in folds:
+        held_out, trained = (
+            [pairs[n] for n in some] for some in (fold.held_out, fold.train)
+        )
+        metres += nearest_metres(held_out, trained)
+    report = binary_kfold.report
+    assert report["pooled_distance_m"] == pytest.approx(np.median(metres), rel=2e-3)
+    test = nearest_metres(list_pairs(binary_data, "test"), pairs)
+    assert report["test_distance_m"] == pytest.approx(np.median(test), rel=2e-3)
+    assert report_text(report).count("to the nearest training patch (median") == 2
+
+
+def test_without_a_place_of_every_patch_no_distance_is_told(binary_data, tmp_path):
+    pairs = list_pairs(binary_data, "test")
+    lost = PatchPair(tmp_path / "lost.tif", pairs[0].label)
+    write_raster(lost.image, np.zeros((1, 8, 8), np.uint8), crs=None)
+    trained = list_pairs(binary_data, "train")
+    assert distance_between([(pairs, trained)]) is not None
+    assert distance_between([(pairs, [*trained, lost])]) is None

@@ -28,6 +28,7 @@ CHECKPOINTS = ("best_loss", "best_iou", "best_combined", "final_model")
 
 
 OF_THE_TEST = ("model_reliability.png", "model_test_examples.png")
+OF_THE_LABELS = ("model_patches.gpkg", "model_patches.png")
 
 
 KFOLD = ("--val_strategy", "kfold", "--n_splits", 3)
