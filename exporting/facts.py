@@ -10,14 +10,16 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
+from common import SPLITS
 from common.architectures import ARCHITECTURES
 from common.colours import hex_of_colour
+from common.places import training_places
 from common.sensors import common_names, sensor_of
 from common.text import split_dates
 from exporting.footprint import outline_of
@@ -136,27 +138,25 @@ def trained_at(subject: ExportSubject) -> datetime:
     return datetime.fromtimestamp(round(last), UTC)
 
 
-def training_splits(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The splits whose patches a model was trained on: folds are drawn from two."""
-    options = checkpoint.metadata.get("training_params") or {}
-    folds = options.get("val_strategy") == "kfold"
-    return ("train", "validation") if folds else ("train",)
-
-
 def places(subject: ExportSubject) -> list[dict]:
     """Where the patches of all models lie, once each; none where a checkpoint does not say it."""
-    known = [checkpoint.metadata.get("places") for checkpoint in subject.checkpoints]
-    found = []
-    for place in itertools.chain.from_iterable(known if all(known) else []):
-        if place not in found:
-            found.append(place)
-    return found
+    return _once_each(c.metadata.get("places") for c in subject.checkpoints)
 
 
 def training_ground(subject: ExportSubject):
     """Where the training patches lie, in WGS 84; None where a checkpoint does not say it."""
-    splits = set().union(*map(training_splits, subject.checkpoints))
-    return outline_of(places(subject), splits)
+    trained = _once_each(training_places(c.metadata) for c in subject.checkpoints)
+    return outline_of(trained, SPLITS)
+
+
+def _once_each(lists: Iterable[list | None]) -> list:
+    """What lists hold, without repetition; nothing where one of them is empty."""
+    lists = list(lists)
+    found = []
+    for one in itertools.chain.from_iterable(lists if all(lists) else []):
+        if one not in found:
+            found.append(one)
+    return found
 
 
 def limits(checkpoint: Checkpoint) -> tuple[list[float], list[float]]:

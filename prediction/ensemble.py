@@ -19,7 +19,7 @@ from common.files import list_models, models_text
 from common.ground import pixel_size
 from common.map_classes import values_of_codes
 from common.model_options import require_alike, require_threshold_fits
-from common.places import centre_distances
+from common.places import centre_distances, training_places
 from common.rasters import Source, band_scaling, select_bands
 from common.text import number_dates
 from model_training import Checkpoint, load_checkpoint
@@ -119,14 +119,6 @@ def distance_of_training(
     here = {"crs": crs, "bounds": np.stack([x, y, x, y], axis=1)}
     distances = centre_distances([here], others)
     return None if distances is None else float(np.median(distances))
-
-
-def training_places(metadata: dict) -> list[dict]:
-    """The places of the patches that a model was trained on; of k-fold, those of all folds."""
-    folds = (metadata.get("training_params") or {}).get("val_strategy") == "kfold"
-    splits = ("train", "validation") if folds else ("train",)
-    places = metadata.get("places") or []
-    return [place for place in places if place["split"] in splits]
 
 
 def patch_side(models: Models) -> int | None:

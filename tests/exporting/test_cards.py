@@ -101,12 +101,15 @@ def test_members_that_differ_are_all_told_of(tmp_path):
     subject = make_subject(tmp_path, members=2, **KNOWN)
     first, second = subject.checkpoints
     elsewhere = KNOWN["places"][0] | {"crs": "EPSG:32632"}
+    held_out = elsewhere | {"split": "validation", "crs": "EPSG:32630"}
     other = {
         "nodata": [-9999.0, 0.0, -1.0], "data_type": "int16", "pretrained": False,
-        "input_size": [64, 64], "places": [*KNOWN["places"], elsewhere],
+        "input_size": [64, 64], "places": [*KNOWN["places"], elsewhere, held_out],
         "training_params": {"val_strategy": "kfold", "n_splits": 3, "fold_by": "random"},
     }  # fmt: skip
     second = replace(second, metadata=second.metadata | other)
+    chosen_by = [*KNOWN["places"], held_out | {"crs": "EPSG:32633"}]
+    first = replace(first, metadata=first.metadata | {"places": chosen_by})
     subject = replace(subject, checkpoints=[first, second])
     text = card_text(subject)
     assert [row[-1] for row in rows_of(text, "Input")] == ["-9999", "0", "nan, -1"]
@@ -118,7 +121,13 @@ def test_members_that_differ_are_all_told_of(tmp_path):
     west, _, east, _ = map(float, rows_of(text, "Place and time")[0][2:])
     assert (west, round(east, 2)) == (3, 9.02), "of both, each place once"
     assert rows_of(text, "Place and time")[0][1] == "4"
-    properties = stac_item(subject)["properties"]
+    item = stac_item(subject)
+    west, _, east, north = item["bbox"]
+    assert west == -3, "folds are drawn from validation patches too"
+    assert (round(east, 2), round(north, 1)) == (9.02, 41.6), (
+        "other splits do not count"
+    )
+    properties = item["properties"]
     assert properties["mlm:pretrained"]
     assert properties["mlm:pretrained_source"] == "weights-0abc.pth"
     none = replace(second, metadata=second.metadata | {"places": None})
