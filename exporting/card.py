@@ -19,6 +19,7 @@ from model_training import Checkpoint
 if TYPE_CHECKING:
     from exporting.subject import ExportSubject
 
+NAMED_CLASSES = 20  # the most that the introduction names; the table names all
 FILL_IN = "*(to be filled in)*"
 # the scores that checkpoints hold, from the most to the least trustworthy, and what each is of
 EXAMINATIONS = {
@@ -106,13 +107,15 @@ def _introduction(subject: ExportSubject) -> str:
     first = subject.first
     count = len(subject.checkpoints)
     members = f", the mean of {count} models" if count > 1 else ""
+    few = len(first.class_names) <= NAMED_CLASSES
+    names = f" ({cell(listed(first.class_names))})" if few else ""
     sensor = (
         " and ".join(facts.sensors(subject)) or "a sensor that the images do not name"
     )
     return (
         f"# {cell(subject.onnx.stem)}\n\n"
         f"A model for semantic segmentation ({facts.architectures(subject)}{members}): it gives each "
-        f"pixel one of {len(first.class_names)} classes ({cell(listed(first.class_names))}), from "
+        f"pixel one of {len(first.class_names)} classes{names}, from "
         f"{first.config.in_channels} bands of {cell(sensor)} at {subject.resolution:.4g} m. "
         f"SemanticSeg4EO {VERSION} exported it and wrote this card; a STAC item with the same facts "
         f"for machines is in `{subject.onnx.stem}.json`.\n\n"

@@ -175,6 +175,13 @@ def test_a_model_that_began_as_another_says_so(tmp_path):
     assert "where that one has seen the places of these patches" in text
 
 
+def test_many_classes_are_named_in_tables_alone(tmp_path):
+    names = [f"class {number}" for number in range(300)]
+    text = card_text(make_subject(tmp_path, outputs=300, class_names=names))
+    assert "gives each pixel one of 300 classes, from" in text
+    assert [row[1] for row in rows_of(text, "Output")] == names
+
+
 def test_names_do_not_break_a_table():
     assert cell("a|b\nc") == "a\\|b c"
     assert cell("<i>") == "\\<i>"
