@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from common.earlier_models import DESCRIPTION
 from common.errors import CheckpointError, OptionError
 from common.options import setting
+from common.sensors import plain_name
+from common.text import split_dates
+
+log = logging.getLogger("semanticseg4eo")
 
 THRESHOLD = 0.5
 
@@ -29,35 +32,10 @@ def threshold_setting(group: str):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class DescriptionOptions:
-    """What the user says of a model whose file does not describe it."""
-
-    model_name: str | None = setting(
-        None, "architecture, of a checkpoint that does not name it", "model",
-        shown="the checkpoint's", may_change=True,
-    )  # fmt: skip
-    encoder_name: str | None = setting(
-        None, "encoder, likewise", "model", shown="the checkpoint's", may_change=True
-    )
-    in_channels: int | None = setting(
-        None, "bands that the model takes", "model", shown="the checkpoint's",
-        least=1, most=65535, may_change=True,
-    )  # fmt: skip
-    num_classes: int | None = setting(
-        None, "classes of the model; 1 or 2 of a binary one", "model",
-        shown="the checkpoint's", least=1, most=65535, may_change=True,
-    )  # fmt: skip
-
-    @property
-    def described(self) -> dict:
-        """What the options say of the model."""
-        given = {name: getattr(self, name) for name in DESCRIPTION}
-        return {name: value for name, value in given.items() if value is not None}
-
-
 def require_alike(files: Sequence[str], checkpoints: Sequence) -> None:
     """Raise CheckpointError unless models can be averaged.
+
+    Codes of classes may differ, which is warned of: the result has those of the first.
 
     Args:
         files: Their names.
@@ -74,6 +52,43 @@ def require_alike(files: Sequence[str], checkpoints: Sequence) -> None:
                 raise CheckpointError(
                     f"{file} has {what} {b}, but {files[0]} has {a}; they cannot be averaged"
                 )
+        bands = [one.metadata.get("band_descriptions") or [] for one in (first, other)]
+        if in_another_order(*bands):
+            raise CheckpointError(
+                f"{file} takes the bands {', '.join(bands[1])}, but {files[0]} "
+                f"{', '.join(bands[0])}; models of another order of bands cannot be averaged: leave "
+                "one out"
+            )
+    _compare_codes(files, checkpoints)
+
+
+def _compare_codes(files: Sequence[str], checkpoints: Sequence) -> None:
+    """Warn, in one line, of models whose classes have other codes than those of the first."""
+    first = checkpoints[0]
+    for file, other in zip(files, checkpoints):
+        if other.class_codes != first.class_codes:
+            log.warning(
+                "warning: the classes of %s have the codes %s, those of %s %s; the result has the "
+                "latter",
+                file, _codes_text(other), files[0], _codes_text(first),
+            )  # fmt: skip
+            return
+
+
+def _codes_text(checkpoint) -> str:
+    codes = list(map(str, checkpoint.class_codes))
+    return ", ".join(codes[:6]) + ", ..." * (len(codes) > 6)
+
+
+def in_another_order(first: Sequence[str | None], other: Sequence[str | None]) -> bool:
+    """Whether two models take a band of one name at different places; no, where one has no names."""
+    if not all(first) or not all(other):
+        return False
+    one, two = (
+        [(plain_name(name), date) for name, date in split_dates(names)]
+        for names in (first, other)
+    )
+    return any(a != b and a in two for a, b in zip(one, two))
 
 
 def require_threshold_fits(threshold: float, file: str, config) -> None:

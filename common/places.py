@@ -61,6 +61,14 @@ def list_places(patches: Iterable[tuple[str, Place | None]]) -> list[dict] | Non
     ] or None
 
 
+def training_places(metadata: dict) -> list[dict]:
+    """The places of the patches that a model was trained on; of k-fold, those of all folds."""
+    folds = (metadata.get("training_params") or {}).get("val_strategy") == "kfold"
+    splits = ("train", "validation") if folds else ("train",)
+    places = metadata.get("places") or []
+    return [place for place in places if place["split"] in splits]
+
+
 def footprint_of(
     places: Sequence[dict] | None, splits: Sequence[str]
 ) -> Geometry | None:

@@ -6,14 +6,11 @@ Tables come from the checkpoints. What only a person knows is marked as to be fi
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import SPLITS, VERSION
-from common.files import atomic_write
 from common.text import listed
 from exporting import facts
 from exporting.footprint import bounding_box, outline_of
@@ -22,8 +19,7 @@ from model_training import Checkpoint
 if TYPE_CHECKING:
     from exporting.subject import ExportSubject
 
-log = logging.getLogger("semanticseg4eo")
-
+NAMED_CLASSES = 20  # the most that the introduction names; the table names all
 FILL_IN = "*(to be filled in)*"
 # the scores that checkpoints hold, from the most to the least trustworthy, and what each is of
 EXAMINATIONS = {
@@ -38,20 +34,6 @@ EXAMINATIONS = {
 HEADS = ("IoU", "F1", "overall accuracy", "kappa")
 SCORES = ("iou", "f1", "overall_accuracy", "kappa")
 CLASS_SCORES = ("iou", "f1", "precision", "recall")
-
-
-def write_card(subject: ExportSubject, target: Path, overwrite: bool) -> bool:
-    """Write the card; one that is there is kept, since a person may have filled it in.
-
-    Returns:
-        Whether it was written.
-    """
-    if target.exists() and not overwrite:
-        log.info("%s is kept as it is; --overwrite makes it anew", target)
-        return False
-    with atomic_write(target) as part:
-        part.write_text(card_text(subject), encoding="utf-8")
-    return True
 
 
 def card_text(subject: ExportSubject) -> str:
@@ -93,6 +75,13 @@ def between(values: Sequence[float]) -> float | str:
     return low if low == high else f"{low:.6g} to {high:.6g}"
 
 
+def joined(values: Sequence) -> str | None:
+    """What several models hold, each value once; None where none holds any."""
+    known = [value for value in values if value is not None]
+    texts = (f"{v:.9g}" if isinstance(v, float) else str(v) for v in known)
+    return ", ".join(dict.fromkeys(texts)) or None
+
+
 # --- sections -------------------------------------------------------------------------------
 
 
@@ -118,13 +107,15 @@ def _introduction(subject: ExportSubject) -> str:
     first = subject.first
     count = len(subject.checkpoints)
     members = f", the mean of {count} models" if count > 1 else ""
+    few = len(first.class_names) <= NAMED_CLASSES
+    names = f" ({cell(listed(first.class_names))})" if few else ""
     sensor = (
         " and ".join(facts.sensors(subject)) or "a sensor that the images do not name"
     )
     return (
         f"# {cell(subject.onnx.stem)}\n\n"
         f"A model for semantic segmentation ({facts.architectures(subject)}{members}): it gives each "
-        f"pixel one of {len(first.class_names)} classes ({cell(listed(first.class_names))}), from "
+        f"pixel one of {len(first.class_names)} classes{names}, from "
         f"{first.config.in_channels} bands of {cell(sensor)} at {subject.resolution:.4g} m. "
         f"SemanticSeg4EO {VERSION} exported it and wrote this card; a STAC item with the same facts "
         f"for machines is in `{subject.onnx.stem}.json`.\n\n"
@@ -177,14 +168,15 @@ def _input(subject: ExportSubject) -> str:
     names, size = facts.band_names(subject), subject.config.patch_size
     limits = [facts.limits(checkpoint) for checkpoint in subject.checkpoints]
     lows, highs = zip(*limits)
-    nodata = subject.first.metadata.get("nodata") or [None] * len(names)
+    metadata = [checkpoint.metadata for checkpoint in subject.checkpoints]
+    nodata = zip(*(one.get("nodata") or [None] * len(names) for one in metadata))
     rows = [
-        (number, name, between(low), between(high), declared)
+        (number, name, between(low), between(high), joined(declared))
         for number, name, low, high, declared in zip(
             range(1, len(names) + 1), names, zip(*lows), zip(*highs), nodata
         )
     ]
-    stored = subject.first.metadata.get("data_type")
+    stored = joined([one.get("data_type") for one in metadata])
     kind = f" ({stored} in the training)" if stored else ""
     heads = ("band", "name", "becomes 0", "becomes 1", "nodata")
     return (
@@ -200,7 +192,7 @@ def _output(subject: ExportSubject) -> str:
     config, size = subject.first.config, subject.config.patch_size
     meaning = (
         f"the probability of class 1, which a pixel is where it is at least "
-        f"{subject.config.threshold:g}"
+        f"{subject.config.threshold}"
         if config.mode == "binary"
         else "the probability of each class; a pixel is of the most probable one"
     )
@@ -215,7 +207,7 @@ def _output(subject: ExportSubject) -> str:
 def _how_to(subject: ExportSubject) -> str:
     size, config = subject.config.patch_size, subject.first.config
     classes = (
-        f"(probabilities[0, 0] >= {subject.config.threshold:g}).astype(np.uint8)"
+        f"(probabilities[0, 0] >= {subject.config.threshold}).astype(np.uint8)"
         if config.mode == "binary"
         else "probabilities[0].argmax(axis=0)"
     )
@@ -254,7 +246,6 @@ def _scores(subject: ExportSubject) -> str:
         ]
         for name, kind, result in found
     ]
-    kinds = dict.fromkeys(kind for _, kind, _ in found)
     heads = (*(["model"] if several else []), "measured on", *HEADS)
     kinds = dict.fromkeys(kind for _, kind, _ in found)
     notes = [f"- {kind.replace('_', ' ')}: {EXAMINATIONS[kind]}" for kind in kinds]
@@ -302,19 +293,22 @@ def _class_scores(subject: ExportSubject, found: Sequence) -> str:
 
 
 def _training(subject: ExportSubject) -> str:
-    first = subject.first
-    origin = facts.origin(first)
+    models = subject.checkpoints
+    origins = ("random" if o == "" else o for o in map(facts.origin, models))
     rows = [
         ("model", facts.architectures(subject)),
-        ("first weights", {None: None, "": "random"}.get(origin, origin)),
-        ("patch (pixels)", _patch_size(first)),
-        ("temperature", between([c.temperature for c in subject.checkpoints])),
+        ("first weights", joined(list(origins))),
+        ("patch (pixels)", joined(list(map(_patch_size, models)))),
+        ("temperature", between([c.temperature for c in models])),
         *_shared_options(subject).items(),
     ]
     known = [row for row in rows if row[1] is not None]
-    return (
-        f"## Training\n\n{_split_text(first)}\n\n{table(('setting', 'value'), known)}"
-    )
+    texts = list(map(_split_text, models))
+    text = texts[0]
+    if len(set(texts)) > 1:
+        names = facts.member_names(subject)
+        text = "\n".join(f"- {cell(n)}: {t}" for n, t in zip(names, texts))
+    return f"## Training\n\n{text}\n\n{table(('setting', 'value'), known)}"
 
 
 def _shared_options(subject: ExportSubject) -> dict:
@@ -356,12 +350,11 @@ def _split_text(checkpoint: Checkpoint) -> str:
 
 
 def _ground(subject: ExportSubject) -> str:
-    days, first = facts.acquired(subject), subject.first
+    days, places = facts.acquired(subject), facts.places(subject)
     taken = "The checkpoint does not say when the images were taken."
     if days:
         ends = dict.fromkeys(day.isoformat() for day in (days[0], days[-1]))
         taken = f"Images of {plural(len(days), 'day')}: {' to '.join(ends)}."
-    places = first.metadata.get("places") or []
     rows = [row for split in SPLITS if (row := _split_row(places, split))]
     if not rows:
         where = "It does not say where the patches lie."

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from common.files import models_text, require_folder, require_new_files
-from exporting.card import write_card
+from common.files import (
+    atomic_write,
+    models_text,
+    require_folder,
+    require_new_files,
+    write_json,
+)
+from exporting.card import card_text
 from exporting.deepness import deepness_metadata
 from exporting.graph import ProbabilityGraph
 from exporting.onnx_file import BATCH, require_libraries, write_onnx
 from exporting.settings import ExportConfig
-from exporting.stac import write_item
-from exporting.subject import load_subject
+from exporting.stac import stac_item
+from exporting.subject import ExportSubject, load_subject
 from model_training import Checkpoint
 
 log = logging.getLogger("semanticseg4eo")
@@ -39,17 +46,30 @@ def export_model(config: ExportConfig) -> list[Path]:
     require_folder("--output", subject.onnx.parent)
     item, card = (subject.onnx.with_suffix(suffix) for suffix in (".json", ".md"))
     require_new_files([subject.onnx, item], config.overwrite)
-    side, bands = config.patch_size, subject.first.config.in_channels
+    kept = card.exists() and not config.overwrite  # a person may have filled it in
+    if kept:
+        log.info("%s is kept as it is; --overwrite makes it anew", card)
+    files = [subject.onnx, item, *([] if kept else [card])]
+    with ExitStack() as stack:
+        # all are complete before the first, the ONNX file, gets its name
+        parts = {f: stack.enter_context(atomic_write(f)) for f in reversed(files)}
+        write_file(subject, parts[subject.onnx])
+        write_json(parts[item], stac_item(subject, parts[subject.onnx]))
+        if not kept:
+            parts[card].write_text(card_text(subject), encoding="utf-8")
+    return files
+
+
+def write_file(subject: ExportSubject, target: Path) -> None:
+    """Write the ONNX file of a subject."""
+    side, bands = subject.config.patch_size, subject.first.config.in_channels
     write_onnx(
-        subject.onnx,
+        target,
         ProbabilityGraph(subject.checkpoints),
         (bands, side, side),
         trial_images(subject.first, side),
         deepness_metadata(subject),
     )
-    write_item(subject, item, config.overwrite)
-    written = write_card(subject, card, config.overwrite)
-    return [subject.onnx, item, *([card] if written else [])]
 
 
 def trial_images(checkpoint: Checkpoint, side: int) -> Tensor:

@@ -5,18 +5,21 @@ All of it comes from the checkpoints. What they do not hold is None, or left out
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
+from common import SPLITS
 from common.architectures import ARCHITECTURES
 from common.colours import hex_of_colour
+from common.places import training_places
 from common.sensors import common_names, sensor_of
 from common.text import split_dates
 from exporting.footprint import outline_of
@@ -95,12 +98,13 @@ def class_entries(subject: ExportSubject) -> list[ClassEntry]:
 
 
 def member_names(subject: ExportSubject) -> list[str]:
-    """The checkpoints by name; those of several with the folders that they do not share."""
-    paths = [Path(file).resolve() for file in subject.files]
-    parents = [path.parents for path in paths]
-    shared = [p for p in parents[0] if all(p in others for others in parents)]
-    top = shared[0] if shared else None  # none on several drives of Windows
-    return [(p.relative_to(top) if top else p).as_posix() for p in paths]
+    """The checkpoints by name, with as many of their folders as tell them apart."""
+    paths = [Path(file).resolve().parts[1:] for file in subject.files]
+    for count in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-count:]) for parts in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
 
 
 def architecture(checkpoint: Checkpoint) -> str:
@@ -134,23 +138,25 @@ def trained_at(subject: ExportSubject) -> datetime:
     return datetime.fromtimestamp(round(last), UTC)
 
 
-def training_splits(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The splits whose patches a model was trained on: folds are drawn from two."""
-    options = checkpoint.metadata.get("training_params") or {}
-    folds = options.get("val_strategy") == "kfold"
-    return ("train", "validation") if folds else ("train",)
+def places(subject: ExportSubject) -> list[dict]:
+    """Where the patches of all models lie, once each; none where a checkpoint does not say it."""
+    return _once_each(c.metadata.get("places") for c in subject.checkpoints)
 
 
 def training_ground(subject: ExportSubject):
     """Where the training patches lie, in WGS 84; None where a checkpoint does not say it."""
-    places, splits = [], set()
-    for checkpoint in subject.checkpoints:
-        known = checkpoint.metadata.get("places")
-        if not known:
-            return None
-        places += known
-        splits |= set(training_splits(checkpoint))
-    return outline_of(places, splits)
+    trained = _once_each(training_places(c.metadata) for c in subject.checkpoints)
+    return outline_of(trained, SPLITS)
+
+
+def _once_each(lists: Iterable[list | None]) -> list:
+    """What lists hold, without repetition; nothing where one of them is empty."""
+    lists = list(lists)
+    found = []
+    for one in itertools.chain.from_iterable(lists if all(lists) else []):
+        if one not in found:
+            found.append(one)
+    return found
 
 
 def limits(checkpoint: Checkpoint) -> tuple[list[float], list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -11,8 +12,8 @@ from shapely.geometry.polygon import orient
 from common.places import footprint_of
 
 MOST_POLYGONS = 100  # where patches lie in more parts, neighbours get a hull
-DIGITS = 6  # of a degree, which is a tenth of a metre
-UNIT = 10**-DIGITS
+UNIT = 1e-6  # of a degree, which is a tenth of a metre; less where patches are small
+DIGITS = 9  # the most of a degree that small patches get
 
 
 def outline_of(
@@ -22,7 +23,12 @@ def outline_of(
     ground = footprint_of(places, splits)
     if ground is None:
         return None
-    ground = shapely.set_precision(_fewer_parts(ground.simplify(10 * UNIT)), UNIT)
+    side = float(np.median(np.sqrt(shapely.area(shapely.get_parts(ground)))))
+    digits = math.ceil(-math.log10(min(max(side / 100, 10.0**-DIGITS), UNIT)))
+    unit = 10.0**-digits
+    ground = shapely.set_precision(_fewer_parts(ground.simplify(10 * unit)), unit)
+    if ground.is_empty:  # smaller than what the digits show
+        return None
     parts = [orient(part) for part in shapely.get_parts(ground)]  # RFC 7946, 3.1.6
     return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 

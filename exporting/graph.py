@@ -121,9 +121,13 @@ class ProbabilityGraph(nn.Module):
 
 
 def declared_nodata(checkpoint: Checkpoint) -> tuple:
-    """The nodata value of each band in the dtype of the training patches, None where none is known."""
+    """The nodata value of each band in the dtype of the training patches, None where none is known.
+
+    Where the patches are of several types, a value is taken as of float64: so it counts in any band
+    where it does by every type, as a negative one.
+    """
     stored = checkpoint.metadata.get("nodata")
-    kind = checkpoint.metadata.get("data_type")
-    if stored is None or kind is None:
+    if stored is None:
         return (None,) * checkpoint.config.in_channels
-    return tuple(as_dtype(value, np.dtype(kind)) for value in stored)
+    kind = np.dtype(checkpoint.metadata.get("data_type") or np.float64)
+    return tuple(as_dtype(value, kind) for value in stored)

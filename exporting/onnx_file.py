@@ -1,4 +1,4 @@
-"""One ONNX file of a module, compared with it before it gets its name.
+"""One ONNX file of a module, compared with it.
 
 ``onnx``, ``onnxscript`` and ``onnxruntime`` are installed only where somebody exports; they are imported
 within the functions that need them.
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from common.devices import memory_ran_out
 from common.errors import SegmentationError
-from common.files import atomic_write
 
 if TYPE_CHECKING:
     import onnx
@@ -53,7 +52,7 @@ def write_onnx(
     """Write a module from images to probabilities as one ONNX file.
 
     Args:
-        target: The file; one that exists is replaced.
+        target: The file, under the name that it has until it is found good.
         graph: From (N, C, S, S) float32 to (N, K, S, S).
         shape: (C, S, S) of an image.
         images: (N, C, S, S) that the file is tried on.
@@ -72,14 +71,13 @@ def write_onnx(
     with _scarce_memory(target):
         model = make_model(graph, shape)
         model.metadata_props.extend(_entries(metadata))
-        with atomic_write(target) as part:
-            part.write_bytes(model.SerializeToString())
-            difference = largest_difference(part, graph, images)
-            if not difference <= ACCURACY:  # it may be NaN
-                raise SegmentationError(
-                    f"{target}: onnxruntime's probabilities differ from PyTorch's by {difference:.2g}; "
-                    "this network cannot be exported"
-                )
+        target.write_bytes(model.SerializeToString())
+        difference = largest_difference(target, graph, images)
+    if not difference <= ACCURACY:  # it may be NaN
+        raise SegmentationError(
+            f"{target}: onnxruntime's probabilities differ from PyTorch's by {difference:.2g}; this "
+            "network cannot be exported"
+        )
 
 
 def _entries(metadata: dict[str, str]) -> list:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import require
-from common.model_options import DescriptionOptions, model_setting, threshold_setting
+from common.model_options import model_setting, threshold_setting
 from common.options import check_limits, setting
 
 SCARCE = "--patch_size"  # what takes memory
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """The settings of an export, but for what describes a model."""
+class ExportConfig:
+    """The settings of an export; the options are made from these fields."""
 
     model: Sequence[str] = model_setting()
     output: str = setting(help="file to write (.onnx)", group="files")
@@ -34,9 +34,3 @@ class ExportOptions:
         check_limits(self)
         fine = Path(self.output).suffix == ".onnx"
         require(fine, "--output", self.output, "a name that ends in .onnx")
-
-
-# the fields of the last class come first, so that --help begins with the files
-@dataclass(frozen=True)
-class ExportConfig(DescriptionOptions, ExportOptions):
-    """Every setting of ``Export_model.py``."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import shapely
 
 from common import VERSION
-from common.files import require_new_files, write_json
 from exporting import facts
 from exporting.footprint import bounding_box
 from exporting.onnx_file import INPUT, OUTPUT
@@ -40,18 +39,13 @@ COMMON_NAMES = {
 TASKS = ["semantic-segmentation"]
 
 
-def write_item(subject: ExportSubject, target: Path, overwrite: bool) -> None:
-    """Write the item of an ONNX file that is there already.
+def stac_item(subject: ExportSubject, written: Path | None = None) -> dict:
+    """The item, with references from the folder of the ONNX file.
 
-    Raises:
-        SegmentationError: The item is there too, and may not be replaced.
+    Args:
+        subject: What is exported.
+        written: Where the ONNX file lies as long as it has no name.
     """
-    require_new_files([target], overwrite)
-    write_json(target, stac_item(subject))
-
-
-def stac_item(subject: ExportSubject) -> dict:
-    """The item, with references from the folder of the ONNX file."""
     ground = facts.training_ground(subject)
     name = model_name(subject.onnx.stem)
     place = {"geometry": None}
@@ -75,7 +69,7 @@ def stac_item(subject: ExportSubject) -> dict:
                 "title": "Model card",
             }
         ],
-        "assets": _assets(subject),
+        "assets": _assets(subject, written or subject.onnx),
     }
 
 
@@ -86,7 +80,6 @@ def model_name(stem: str) -> str:
 
 
 def _properties(subject: ExportSubject, name: str) -> dict:
-    first = subject.first
     sensors = facts.sensors(subject)
     models = [checkpoint.model for checkpoint in subject.checkpoints]
     return {
@@ -102,7 +95,7 @@ def _properties(subject: ExportSubject, name: str) -> dict:
         "mlm:total_parameters": sum(
             weights.numel() for model in models for weights in model.parameters()
         ),
-        **_origin(first),
+        **_origin(subject),
         "mlm:accelerator": None,
         "mlm:input": [_input(subject)],
         "mlm:output": [_output(subject)],
@@ -140,11 +133,12 @@ def _times(subject: ExportSubject) -> dict:
     }
 
 
-def _origin(checkpoint: Checkpoint) -> dict:
-    origin = facts.origin(checkpoint)
-    if origin is None:
+def _origin(subject: ExportSubject) -> dict:
+    origins = list(map(facts.origin, subject.checkpoints))
+    if None in origins:
         return {}
-    return {"mlm:pretrained": bool(origin), "mlm:pretrained_source": origin or None}
+    sources = ", ".join(filter(None, dict.fromkeys(origins)))
+    return {"mlm:pretrained": bool(sources), "mlm:pretrained_source": sources or None}
 
 
 def _input(subject: ExportSubject) -> dict:
@@ -167,7 +161,7 @@ def _output(subject: ExportSubject) -> dict:
     binary = config.mode == "binary"
     meaning = (
         "The probability of class 1; a pixel is of class 1 where it is at least "
-        f"{subject.config.threshold:g}."
+        f"{subject.config.threshold}."
         if binary
         else "The probability of each class; a pixel is of the most probable one."
     )
@@ -223,7 +217,7 @@ def _nodata(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(float(value))
 
 
-def _assets(subject: ExportSubject) -> dict:
+def _assets(subject: ExportSubject, written: Path) -> dict:
     pairs = zip(facts.band_names(subject), facts.band_words(subject))
     bands = [
         {"name": name}
@@ -231,7 +225,7 @@ def _assets(subject: ExportSubject) -> dict:
         for name, word in pairs
     ]
     model = {
-        **_file(subject.onnx, subject.onnx.parent),
+        **_file(subject.onnx, subject.onnx.parent, written),
         "type": "application/octet-stream; framework=ONNX",
         "title": "The model, with normalization and nodata rule inside",
         "roles": ["mlm:model", "mlm:compiled"],
@@ -245,7 +239,7 @@ def _checkpoints(files: Sequence[str], folder: Path) -> dict:
     numbers = [""] if len(files) == 1 else [f"_{n}" for n in range(1, len(files) + 1)]
     return {
         f"checkpoint{number}": {
-            **_file(Path(file), folder),
+            **_file(Path(file), folder, Path(file)),
             "type": "application/octet-stream; framework=PyTorch",
             "title": "What the model was made from, for SemanticSeg4EO",
             "roles": ["mlm:checkpoint", "mlm:weights", "checkpoint", "weights"],
@@ -254,13 +248,13 @@ def _checkpoints(files: Sequence[str], folder: Path) -> dict:
     }
 
 
-def _file(path: Path, folder: Path) -> dict:
-    """Where a file lies, from a folder, with its size and multihash."""
-    with open(path, "rb") as file:
+def _file(path: Path, folder: Path, written: Path) -> dict:
+    """Where a file lies, from a folder, with the size and multihash of what is written."""
+    with open(written, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "href": _reference(path.resolve(), folder.resolve()),
-        "file:size": path.stat().st_size,
+        "file:size": written.stat().st_size,
         "file:checksum": f"1220{digest}",  # the multihash of SHA-256
     }
 

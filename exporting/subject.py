@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.architectures import ARCHITECTURES
-from common.errors import CheckpointError, OptionError, require
+from common.errors import CheckpointError, OptionError, UndescribedError, require
 from common.files import list_models
 from common.model_options import require_alike, require_threshold_fits
 from exporting.settings import ExportConfig
 from model_training import Checkpoint, load_checkpoint
+
+log = logging.getLogger("semanticseg4eo")
 
 LIKE_SIZES = 1.01  # ratio of pixel sizes that count as equal
 
@@ -39,19 +43,31 @@ def load_subject(config: ExportConfig) -> ExportSubject:
         OptionError: An option does not fit the models.
     """
     files = list_models(config.model)
-    checkpoints = [load_checkpoint(file, "cpu", config.described) for file in files]
+    checkpoints = list(map(_load, files))
     require_alike(files, checkpoints)
     first = checkpoints[0]
     require_threshold_fits(config.threshold, files[0], first.config)
     for file, checkpoint in zip(files, checkpoints):
         if checkpoint.normalization.rule != "dataset":
             raise CheckpointError(
-                f"{file} normalizes by the percentile of each window (an earlier version), which no "
-                "ONNX file can repeat for other windows; train it again"
+                f"{file} normalizes by the percentile of each window (--normalization image, or an "
+                "earlier version), which no ONNX file can repeat for other windows; train it again "
+                "with --normalization dataset"
             )
         require_size(config.patch_size, file, checkpoint)
+    warn_of_nodata(files, checkpoints)
     resolution = config.resolution or _trained_resolution(files, checkpoints)
     return ExportSubject(files, checkpoints, config, resolution, Path(config.output))
+
+
+def _load(file: str) -> Checkpoint:
+    try:
+        return load_checkpoint(file)
+    except UndescribedError as error:
+        raise CheckpointError(
+            f"{file} holds weights alone, without the normalization that the exported model needs; "
+            "give a checkpoint that main.py wrote"
+        ) from error
 
 
 def require_size(size: int, file: str, checkpoint: Checkpoint) -> None:
@@ -63,6 +79,20 @@ def require_size(size: int, file: str, checkpoint: Checkpoint) -> None:
     least = f"at least {entry.min_size}" * (entry.min_size > 0)
     expected = ", ".join(filter(None, [multiple, least]))
     require(fine, "--patch_size", size, f"{expected} for the {name} in {file}")
+
+
+def warn_of_nodata(files: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
+    """Warn of a model that may have seen nodata values which its file does not hold."""
+    unknown = (
+        f for f, c in zip(files, checkpoints) if c.metadata.get("nodata") is None
+    )
+    if file := next(unknown, None):
+        log.warning(
+            "warning: %s holds no nodata value of the training patches (they declare different ones, "
+            "or it is of an older version): for this model only NaN and infinity are no data; make "
+            "other such pixels NaN before the exported model sees them",
+            file,
+        )  # fmt: skip
 
 
 def _trained_resolution(files: list[str], checkpoints: list[Checkpoint]) -> float:

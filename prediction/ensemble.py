@@ -19,7 +19,7 @@ from common.files import list_models, models_text
 from common.ground import pixel_size
 from common.map_classes import values_of_codes
 from common.model_options import require_alike, require_threshold_fits
-from common.places import centre_distances
+from common.places import centre_distances, training_places
 from common.rasters import Source, band_scaling, select_bands
 from common.text import number_dates
 from model_training import Checkpoint, load_checkpoint
@@ -74,7 +74,6 @@ def load_models(config: PredictionConfig) -> Models:
             route_pointwise_to_onednn(checkpoint.model)
     first = checkpoints[0]
     require_alike(files, checkpoints)
-    compare_codes(files, checkpoints)
     if config.write_codes:
         values_of_codes(first.class_codes)  # raises before any work
     require_threshold_fits(config.threshold, files[0], first.config)
@@ -122,14 +121,6 @@ def distance_of_training(
     return None if distances is None else float(np.median(distances))
 
 
-def training_places(metadata: dict) -> list[dict]:
-    """The places of the patches that a model was trained on; of k-fold, those of all folds."""
-    folds = (metadata.get("training_params") or {}).get("val_strategy") == "kfold"
-    splits = ("train", "validation") if folds else ("train",)
-    places = metadata.get("places") or []
-    return [place for place in places if place["split"] in splits]
-
-
 def patch_side(models: Models) -> int | None:
     """The side of the training patches, the smallest of all models; None if none tells."""
     stored = [
@@ -157,24 +148,6 @@ def cell_side(config: PredictionConfig, models: Models) -> int:
         f"--suggest {config.suggest}: {models.files[0]} does not tell the size of its training "
         "patches; give --cell_size"
     )
-
-
-def compare_codes(files: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
-    """Warn, in one line, of models whose classes have other codes than those of the first."""
-    first = checkpoints[0].class_codes
-    for file, other in zip(files, checkpoints):
-        if other.class_codes != first:
-            log.warning(
-                "warning: the classes of %s have the codes %s, those of %s %s; the map has the "
-                "latter",
-                file, _codes_text(other), files[0], _codes_text(checkpoints[0]),
-            )  # fmt: skip
-            return
-
-
-def _codes_text(checkpoint: Checkpoint) -> str:
-    codes = list(map(str, checkpoint.class_codes))
-    return ", ".join(codes[:6]) + ", ..." * (len(codes) > 6)
 
 
 def runs_on_onednn(config: PredictionConfig, device: torch.device) -> bool:

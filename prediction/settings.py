@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.architectures import PRECISIONS, TTA_TRANSFORMS
+from common.earlier_models import DESCRIPTION
 from common.errors import require
 from common.mask_options import MaskOptions
-from common.model_options import DescriptionOptions, model_setting, threshold_setting
+from common.model_options import model_setting, threshold_setting
 from common.options import check_limits, nodata_setting, number_or_auto, setting
 
 SCARCE = "--batch_size, --patch_size or --max_memory"  # what takes memory
@@ -170,6 +171,33 @@ class PredictionOptions:
     def shared(self) -> int:
         """Pixels that neighbouring windows share."""
         return self.patch_size // 4 if self.overlap is None else self.overlap
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptionOptions:
+    """What the user says of a model whose file does not describe it."""
+
+    model_name: str | None = setting(
+        None, "architecture, of a checkpoint that does not name it", "model",
+        shown="the checkpoint's", may_change=True,
+    )  # fmt: skip
+    encoder_name: str | None = setting(
+        None, "encoder, likewise", "model", shown="the checkpoint's", may_change=True
+    )
+    in_channels: int | None = setting(
+        None, "bands that the model takes", "model", shown="the checkpoint's",
+        least=1, most=65535, may_change=True,
+    )  # fmt: skip
+    num_classes: int | None = setting(
+        None, "classes of the model; 1 or 2 of a binary one", "model",
+        shown="the checkpoint's", least=1, most=65535, may_change=True,
+    )  # fmt: skip
+
+    @property
+    def described(self) -> dict:
+        """What the options say of the model."""
+        given = {name: getattr(self, name) for name in DESCRIPTION}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 # the fields of the last class come first, so that --help begins with the files

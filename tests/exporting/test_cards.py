@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,7 +13,9 @@ from helpers import write_raster
 from huggingface_hub import ModelCard
 from item_helpers import KNOWN, SCORES, make_subject
 
-from exporting.card import card_text, cell, write_card
+from exporting.card import card_text, cell
+from exporting.facts import member_names
+from exporting.stac import stac_item
 
 
 def rows_of(text: str, section: str) -> list[list[str]]:
@@ -94,6 +97,63 @@ def test_an_ensemble_tells_its_members_apart(tmp_path):
     assert "2 folds, drawn by square blocks of ground." in text
 
 
+def test_members_that_differ_are_all_told_of(tmp_path):
+    subject = make_subject(tmp_path, members=2, **KNOWN)
+    first, second = subject.checkpoints
+    elsewhere = KNOWN["places"][0] | {"crs": "EPSG:32632"}
+    held_out = elsewhere | {"split": "validation", "crs": "EPSG:32630"}
+    other = {
+        "nodata": [-9999.0, 0.0, -1.0], "data_type": "int16", "pretrained": False,
+        "input_size": [64, 64], "places": [*KNOWN["places"], elsewhere, held_out],
+        "training_params": {"val_strategy": "kfold", "n_splits": 3, "fold_by": "random"},
+    }  # fmt: skip
+    second = replace(second, metadata=second.metadata | other)
+    chosen_by = [*KNOWN["places"], held_out | {"crs": "EPSG:32633"}]
+    first = replace(first, metadata=first.metadata | {"places": chosen_by})
+    subject = replace(subject, checkpoints=[first, second])
+    text = card_text(subject)
+    assert [row[-1] for row in rows_of(text, "Input")] == ["-9999", "0", "nan, -1"]
+    assert "(uint16, int16 in the training)" in text
+    training = dict(rows_of(text, "Training"))
+    assert training["first weights"] == "weights-0abc.pth, random"
+    assert training["patch (pixels)"] == "32 x 48, 64 x 64"
+    assert "- fold_2/model_final_model.pth: 3 folds, drawn at random" in text
+    west, _, east, _ = map(float, rows_of(text, "Place and time")[0][2:])
+    assert (west, round(east, 2)) == (3, 9.02), "of both, each place once"
+    assert rows_of(text, "Place and time")[0][1] == "4"
+    item = stac_item(subject)
+    west, _, east, north = item["bbox"]
+    assert west == -3, "folds are drawn from validation patches too"
+    assert (round(east, 2), round(north, 1)) == (9.02, 41.6), (
+        "other splits do not count"
+    )
+    properties = item["properties"]
+    assert properties["mlm:pretrained"]
+    assert properties["mlm:pretrained_source"] == "weights-0abc.pth"
+    none = replace(second, metadata=second.metadata | {"places": None})
+    text = card_text(replace(subject, checkpoints=[first, none]))
+    assert "It does not say where the patches lie" in text
+
+
+def test_members_have_as_many_folders_as_tell_them_apart(tmp_path):
+    subject = make_subject(tmp_path)
+    for files, expected in (
+        (["/home/somebody/a/m.pth"], ["m.pth"]),
+        (["/home/somebody/a/m.pth", "/data/run/n.pth"], ["m.pth", "n.pth"]),
+        (["/home/somebody/a/m.pth", "/data/b/m.pth"], ["a/m.pth", "b/m.pth"]),
+        (["/a/m.pth", "/a/m.pth"], ["m.pth", "m.pth"]),
+    ):
+        assert member_names(replace(subject, files=files)) == expected
+
+
+def test_a_threshold_of_many_digits_is_told_in_full(tmp_path):
+    subject = make_subject(tmp_path, outputs=1)
+    settings = replace(subject.config, threshold=0.12345678)
+    text = card_text(replace(subject, config=settings))
+    assert "probabilities[0, 0] >= 0.12345678)" in text
+    assert "at least 0.12345678" in text
+
+
 def test_scores_are_not_shown_as_better_than_they_are(tmp_path):
     options = {
         "training_params": {"val_strategy": "kfold", "n_splits": 5, "fold_by": "random"}
@@ -113,6 +173,13 @@ def test_a_model_that_began_as_another_says_so(tmp_path):
         dict(rows_of(text, "Training"))["first weights"] == "first.pth (SHA-256 ab12)"
     )
     assert "where that one has seen the places of these patches" in text
+
+
+def test_many_classes_are_named_in_tables_alone(tmp_path):
+    names = [f"class {number}" for number in range(300)]
+    text = card_text(make_subject(tmp_path, outputs=300, class_names=names))
+    assert "gives each pixel one of 300 classes, from" in text
+    assert [row[1] for row in rows_of(text, "Output")] == names
 
 
 def test_names_do_not_break_a_table():
@@ -147,14 +214,3 @@ def test_the_example_runs_as_it_is_written(tmp_path, monkeypatch, outputs):
     shares = np.exp(image) / np.exp(image).sum(axis=0)
     expected = image.argmax(axis=0) if outputs > 1 else shares[0] >= 0.5
     assert np.array_equal(found["classes"], expected)
-
-
-def test_a_card_that_somebody_has_filled_in_is_kept(tmp_path):
-    subject = make_subject(tmp_path)
-    target = subject.onnx.with_suffix(".md")
-    assert write_card(subject, target, overwrite=False)
-    target.write_text("mine")
-    assert not write_card(subject, target, overwrite=False)
-    assert target.read_text() == "mine"
-    assert write_card(subject, target, overwrite=True)
-    assert target.read_text(encoding="utf-8") == card_text(subject)

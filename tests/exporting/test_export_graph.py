@@ -85,6 +85,17 @@ def test_older_checkpoints_know_no_nodata_but_nan():
     assert rule(values).flatten().tolist() == [False, False, True, True]
 
 
+@pytest.mark.parametrize("value", [-9999.0, 0.0])
+def test_patches_of_several_types_have_their_nodata_too(tmp_path, value):
+    checkpoints = [make_checkpoint(nodata=[value] * BANDS, data_type=None)]
+    pixels = random_scene().astype("int16")
+    pixels[:, 4:12, 8:20] = value
+    pixels[1, 20:25, 8:20] = value  # data where it is 0
+    scene = write_geotiff(tmp_path / "scene.tif", pixels, nodata=value)
+    expected, found = predicted(checkpoints, scene), exported(checkpoints, scene)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
 def test_bands_may_declare_values_of_their_own():
     values = [0, None, 65535]
     declared = [as_dtype(value, np.dtype("uint16")) for value in values]

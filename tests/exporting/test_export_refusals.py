@@ -18,11 +18,14 @@ from helpers import ENCODER
 
 from common.architectures import ModelConfig
 from common.errors import CheckpointError, OptionError, SegmentationError
+from common.files import atomic_write
 from exporting import onnx_file
 from exporting.onnx_file import write_onnx
 from exporting.settings import ExportConfig
 from exporting.subject import require_size
 from model_training import Normalization, build_model, save_checkpoint
+from prediction.ensemble import load_models
+from prediction.settings import PredictionConfig
 
 
 @pytest.fixture
@@ -30,12 +33,20 @@ def model(tmp_path):
     return write_checkpoint(tmp_path / "a.pth")
 
 
+def predictors_of(*files):
+    """The models of a map."""
+    settings = PredictionConfig(
+        model=list(map(str, files)), input=["a.tif"], output="b.tif", device="cpu"
+    )
+    return load_models(settings)
+
+
 def test_a_model_that_normalizes_each_window_is_refused(tmp_path):
     config = ModelConfig("pixel", 3, 1, None)
     file = tmp_path / "earlier.pth"
     save_checkpoint(file, build_model(config), config, Normalization("image"), {})
     with pytest.raises(
-        CheckpointError, match="percentile of each window.*train it again"
+        CheckpointError, match="train it again with --normalization dataset"
     ):
         subject_of(file)
 
@@ -44,6 +55,39 @@ def test_models_of_other_classes_are_not_averaged(tmp_path, model):
     other = write_checkpoint(tmp_path / "b.pth", class_names=["a", "b", "c"])
     with pytest.raises(CheckpointError, match="class names.*cannot be averaged"):
         subject_of(model, other)
+
+
+def with_bands(path, *names):
+    """A model for bands of these names."""
+    return write_checkpoint(path, band_descriptions=list(names), nodata=[None] * 3)
+
+
+@pytest.mark.parametrize(
+    "load", [subject_of, predictors_of], ids=["export", "prediction"]
+)
+def test_models_of_another_order_of_bands_are_not_averaged(tmp_path, load):
+    first = with_bands(tmp_path / "a.pth", "B02", "B03", "B04")
+    other = with_bands(tmp_path / "b.pth", "B4", "B3", "B2")
+    with pytest.raises(
+        CheckpointError, match="b.pth takes the bands B4, B3, B2, .*leave one out"
+    ):
+        load(first, other)
+    for names in (("Blue", "B3", "b04"), ("B02", "B03", "B08"), (None, "B04", "B03")):
+        load(first, with_bands(tmp_path / "c.pth", *names))
+    first = with_bands(
+        tmp_path / "d.pth", *(f"B04_{y}0101" for y in (2019, 2020, 2021))
+    )
+    load(
+        first,
+        with_bands(tmp_path / "e.pth", *(f"B04_{y}0101" for y in (2020, 2021, 2022))),
+    )
+
+
+def test_codes_of_classes_that_differ_are_named(tmp_path, model, caplog):
+    other = write_checkpoint(tmp_path / "b.pth", class_codes=[4, 5, 6])
+    subject_of(model, other, resolution=10)
+    (line,) = [text for text in caplog.messages if "have the codes" in text]
+    assert "b.pth have the codes 4, 5, 6" in line and "a.pth 0, 1, 2" in line
 
 
 @pytest.mark.parametrize(
@@ -93,14 +137,25 @@ def test_pixels_have_a_known_size(tmp_path, model):
     assert subject_of(model, near).resolution == 10
 
 
-def test_weights_alone_are_described_by_options(tmp_path, model):
-    content = torch.load(model, weights_only=True)
-    torch.save(content["model_state_dict"], tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="give --model_name, .*--in_channels"):
-        subject_of(tmp_path / "weights.pth")
-    described = {"model_name": "pixel", "in_channels": 3, "num_classes": 3}
-    with pytest.raises(CheckpointError, match="train it again"):  # of the image rule
-        subject_of(tmp_path / "weights.pth", **described)
+def test_a_nodata_value_that_the_file_does_not_hold_is_warned_of(tmp_path, caplog):
+    for stored in ([None] * 3, [0.0] * 3):
+        subject_of(write_checkpoint(tmp_path / "known.pth", nodata=stored))
+    assert not caplog.messages
+    differing = write_checkpoint(tmp_path / "differing.pth", nodata=None)
+    subject_of(tmp_path / "known.pth", differing)
+    (line,) = caplog.messages
+    assert "differing.pth holds no nodata value" in line
+    assert "make other such pixels NaN" in line
+
+
+def test_weights_alone_are_refused_whatever_describes_them(tmp_path, model):
+    """Their normalization would be that of each window."""
+    weights = tmp_path / "weights.pth"
+    torch.save(torch.load(model, weights_only=True)["model_state_dict"], weights)
+    with pytest.raises(CheckpointError, match="alone, .*checkpoint that main.py wrote"):
+        subject_of(weights)
+    words = ("--model", weights, "--output", tmp_path / "model.onnx")
+    assert run_export(*words, "--model_name", "pixel").status == 2
 
 
 @pytest.mark.parametrize(
@@ -158,7 +213,8 @@ class Plain(torch.nn.Module):
 
 def write(target, graph, images=None):
     images = torch.rand(2, 3, 8, 8) if images is None else images
-    write_onnx(target, graph, (3, 8, 8), images, {"key": "value"})
+    with atomic_write(target) as part:
+        write_onnx(part, graph, (3, 8, 8), images, {"key": "value"})
 
 
 def onnx_model(operator: str, opset: int = 17):

@@ -80,7 +80,9 @@ def water(tmp_path_factory) -> Exported:
     models = [folder / f"run/fold_{fold}/{FINAL_MODEL}" for fold in (1, 2)]
     for seed, file in enumerate(models):
         file.parent.mkdir(parents=True)
-        write_checkpoint(file, "pixel", 1, seed, temperature=0.05)
+        write_checkpoint(
+            file, "pixel", 1, seed, temperature=0.05, nodata=[None] * BANDS
+        )
     words = ("--threshold", 0.4, "--resolution", 2.5)
     return export(folder, [folder / "run"], models, *words)
 

@@ -24,6 +24,24 @@ def test_patches_side_by_side_are_one_polygon():
     assert bounding_box(ground) == [10, 50, 12, 51]
 
 
+@pytest.mark.parametrize("side", [3.2, 0.64, 0.02])  # metres: drones, a microscope
+def test_small_patches_keep_their_form(side):
+    x, y = 500_000, 4_600_000
+    bounds = [(x + n * side, y, x + (n + 1) * side, y + side) for n in (0, 2)]
+    ground = outline_of([place(*bounds, crs="EPSG:32631")], {"train"})
+    assert shapely.get_num_coordinates(ground) == 10
+    west, south, east, north = bounding_box(ground)
+    metres = 111_320 * np.cos(np.radians(41.55))
+    assert (east - west) * metres == pytest.approx(3 * side, rel=0.1)
+    assert (north - south) * 111_320 == pytest.approx(side, rel=0.1)
+    assert ground.area * metres * 111_320 == pytest.approx(2 * side**2, rel=0.1)
+
+
+def test_patches_that_no_digit_shows_have_no_outline():
+    small = place((10, 50, 10 + 1e-11, 50 + 1e-11))
+    assert outline_of([small], {"train"}) is None
+
+
 def test_ground_around_a_pole_has_all_longitudes():
     ground = outline_of([place((-1e5, -1e5, 1e5, 1e5), crs="EPSG:3413")], {"train"})
     assert bounding_box(ground)[::2] == [-180, 180]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,8 +14,7 @@ from export_helpers import run_export, write_checkpoint
 from item_helpers import KNOWN, errors_of, make_subject, schemas
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
-from common.errors import SegmentationError
-from exporting.stac import model_name, stac_item, write_item
+from exporting.stac import model_name, stac_item
 
 CASES = {
     "all that is known": ({"members": 1} | KNOWN),
@@ -203,18 +203,6 @@ def test_names_that_the_extension_allows():
     assert model_name("a") == "model_a"
 
 
-def test_what_exists_is_replaced_only_on_demand(tmp_path):
-    subject = make_subject(tmp_path)
-    target = subject.onnx.with_suffix(".json")
-    target.write_text("{}")
-    with pytest.raises(
-        SegmentationError, match="model.json is there already; give --overwrite"
-    ):
-        write_item(subject, target, overwrite=False)
-    write_item(subject, target, overwrite=True)
-    assert json.loads(target.read_text())["id"] == "model"
-
-
 def test_the_script_writes_an_item_and_keeps_a_card(tmp_path, monkeypatch):
     def write(target, *_):
         target.write_bytes(b"onnx")
@@ -236,3 +224,30 @@ def test_the_script_writes_an_item_and_keeps_a_card(tmp_path, monkeypatch):
     done = run_export(*words, "--overwrite")
     assert done.out.split() == [str(file), str(item), str(card)]
     assert card.read_text() != "mine"
+
+
+@pytest.mark.parametrize("step", ["stac_item", "card_text"])
+def test_an_export_that_fails_leaves_all_files_as_they_were(
+    tmp_path, monkeypatch, step
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(target, *_):
+        target.write_bytes(b"onnx")
+
+    monkeypatch.setattr("exporting.export.write_onnx", write)
+    monkeypatch.setattr("exporting.export.require_libraries", lambda: None)
+    monkeypatch.setattr(f"exporting.export.{step}", full)
+    model, folder = write_checkpoint(tmp_path / "model.pth"), tmp_path / "out"
+    words = ("--model", model, "--output", folder / "model.onnx", "--patch_size", 32)
+    done = run_export(*words)
+    assert done.status == 1
+    assert "No space left on device" in done.err
+    assert list(folder.iterdir()) == []
+    for ending in ("onnx", "json", "md"):
+        (folder / f"model.{ending}").write_text(ending)
+    assert run_export(*words, "--overwrite").status == 1
+    assert {f.name: f.read_text() for f in folder.iterdir()} == {
+        f"model.{ending}": ending for ending in ("onnx", "json", "md")
+    }
