@@ -22,6 +22,9 @@ class Architecture:
     min_size: int = 0  # and to at least this
     takes_encoder: bool = True  # any of --encoder_name
     fixed_encoder: str | None = None  # where it takes none
+    may_name_default: bool = (
+        False  # of --encoder_name, as settings of earlier versions do
+    )
     has_dropout: bool = False  # of --dropout_rate
 
     @property
@@ -31,7 +34,9 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "unet-dropout": Architecture(16, takes_encoder=False, has_dropout=True),
+    "unet-dropout": Architecture(
+        16, takes_encoder=False, may_name_default=True, has_dropout=True
+    ),
     "unet": Architecture(),
     "unet++": Architecture(),
     "manet": Architecture(),
@@ -45,7 +50,7 @@ ARCHITECTURES = {
     "upernet": Architecture(),
     "dpt": Architecture(),  # with vision transformers: tu-vit_base_patch16_224...
     "deeplabv3_resnet50": Architecture(
-        1, takes_encoder=False, fixed_encoder="resnet50"
+        1, takes_encoder=False, fixed_encoder="resnet50", may_name_default=True
     ),
     "pixel": Architecture(1, takes_encoder=False, has_dropout=True),
 }

@@ -149,8 +149,10 @@ def check_model(config: TrainingConfig) -> None:
         config.rgb_bands,
         "--pretrained or --encoder_weights with it",
     )
-    known = (ModelConfig.encoder_name, entry.fixed_encoder)
-    fine = entry.takes_encoder or config.encoder in known
+    known = {None, entry.fixed_encoder}
+    if entry.may_name_default:
+        known.add(ModelConfig.encoder_name)
+    fine = entry.takes_encoder or config.encoder_name in known
     expected = f"another --model: {config.model} has no exchangeable encoder"
     require(fine, "--encoder_name", config.encoder_name, expected)
 

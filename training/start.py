@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.architectures import ModelConfig
+from common.architectures import ARCHITECTURES, ModelConfig
 from common.errors import (
     CheckpointError,
     DatasetError,
@@ -66,7 +66,9 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
         OptionError: ``--model`` or ``--encoder_name`` is another one.
     """
     if config.start_from is None:
-        return replace(config, encoder_name=config.encoder)
+        entry = ARCHITECTURES[config.model]
+        named = entry.takes_encoder or entry.may_name_default
+        return replace(config, encoder_name=config.encoder) if named else config
     found, file = read_start(config).config, start_file(config)
     if file != Path(config.start_from):
         log.info("%s is not there: its copy %s is taken", config.start_from, file)

@@ -15,6 +15,7 @@ from helpers import (
 
 from common.errors import OptionError
 from training.settings import TrainingConfig
+from training.start import settle_model
 
 # --- settings -------------------------------------------------------------------------------
 
@@ -97,6 +98,13 @@ def test_multiclass_models_have_an_output_per_class():
 def test_an_encoder_for_a_model_without_one_is_refused(model):
     with pytest.raises(OptionError, match="resnet18.*no exchangeable encoder"):
         settings(model=model, encoder_name="resnet18").model_config(3)
+
+
+def test_a_model_for_pixels_takes_no_encoder_at_all():
+    with pytest.raises(OptionError, match="resnet34.*no exchangeable encoder"):
+        settings(model="pixel", encoder_name="resnet34")
+    assert settle_model(settings(model="pixel")).encoder_name is None
+    assert settle_model(settings(model="unet-dropout")).encoder_name == "resnet34"
 
 
 # --- training -------------------------------------------------------------------------------
