@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from shapely import Geometry
 
+log = logging.getLogger("semanticseg4eo")
+
 VECTOR_SUFFIXES = (
     ".shp", ".gpkg", ".geojson", ".json", ".fgb", ".kml", ".gml", ".parquet", ".zip",
 )  # fmt: skip
@@ -43,6 +47,17 @@ STYLE_TABLE = (
     """INSERT INTO gpkg_contents (table_name, data_type, identifier, srs_id)
         VALUES ('layer_styles', 'attributes', 'layer_styles', 0)""",
 )
+
+
+def has_vector_library(otherwise: str) -> bool:
+    """Whether geopandas is there; a line says what is done ``otherwise``.
+
+    Training and mapping need it for extras alone, and may run on a machine of few libraries.
+    """
+    there = find_spec("geopandas") is not None
+    if not there:
+        log.warning("geopandas is not installed: %s", otherwise)
+    return there
 
 
 def file_and_layer(source: str) -> tuple[str, str | None]:

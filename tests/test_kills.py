@@ -147,6 +147,9 @@ def whole_training(out: Path) -> dict:
             rows = list(csv.DictReader(path.open()))
             assert rows and all(None not in row.values() for row in rows)
             found[path.name] = without_times(rows)
+        elif path.suffix == ".gpkg":
+            table = geopandas.read_file(path, layer=path.stem)
+            found[path.name] = table.to_wkt().to_csv()
         else:
             Image.open(path).load()
             found[path.name] = None

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from common.distributed import ProcessGroup
+from common.vectors import has_vector_library
 from evaluation.audit import (
     PatchRow,
     draw_doubtful,
@@ -21,9 +22,13 @@ from training.samples import SampleIndex
 
 log = logging.getLogger("semanticseg4eo")
 
+LEFT_OUT = "no model_patches.gpkg is written"
+
 
 def audit_split(run: TrainingRun, test: SampleIndex | None) -> None:
     """Write the patches of a run with a split; validation and test were not trained on."""
+    if not has_vector_library(LEFT_OUT):
+        return
     rows, unseen = [], []
     for split, index in (
         ("train", run.train),
@@ -56,6 +61,8 @@ def audit_folds(
         held_out: What the model of each fold finds in the patches that it holds out.
         test: Patches of the test split.
     """
+    if not has_vector_library(LEFT_OUT):
+        return
     by_number = {}
     for number, (fold, collector) in enumerate(zip(folds, held_out), start=1):
         found = zip(fold.held_out.tolist(), collector.records)
@@ -91,6 +98,7 @@ def collect(run: TrainingRun, index: SampleIndex) -> DoubtCollector:
 def write_audit(
     run: TrainingRun, rows: Sequence[PatchRow], unseen: Sequence[DoubtCollector]
 ) -> None:
+    """Write ``model_patches.gpkg`` and its picture."""
     target = run.save_dir / "model_patches.gpkg"
     write_patches(target, rows, run.names, run.config.mode == "binary")
     ignored = run.config.ignore_index
