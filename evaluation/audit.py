@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from common.colours import Colour
-from common.files import atomic_write, naming, part_prefix
 from common.ground import footprint, to_one_crs
 from common.patches import PatchPair
 from common.pictures import save_figure
 from common.rasters import open_raster
 from common.scores import scores
 from common.styles import categorized_style
-from common.vectors import add_style, write_layer
+from common.vectors import add_style, new_geopackage, write_layer
 from evaluation.doubt import Contradiction, DoubtCollector, PatchRecord, doubt_of
 from evaluation.examples import draw_rows
 
@@ -157,19 +155,10 @@ def write_one_layer(
             outlines[number] = outline
     crs = known[0].to_wkt() if known else None
     table = geopandas.GeoDataFrame(columns, geometry=outlines, crs=crs)
-    with (
-        atomic_write(target) as part,
-        # SQLite's own files lie beside a GeoPackage while it grows
-        tempfile.TemporaryDirectory(
-            ".part", part_prefix(target), part.parent
-        ) as folder,
-    ):
-        file = Path(folder) / "layer.gpkg"
-        with naming(target, file):
-            kind = {"geometry_type": "Polygon"}
-            write_layer(table, file, driver="GPKG", layer=target.stem, **kind)
-            add_style(file, target.stem, style)
-        file.replace(part)
+    with new_geopackage(target) as file:
+        kind = {"geometry_type": "Polygon"}
+        write_layer(table, file, driver="GPKG", layer=target.stem, **kind)
+        add_style(file, target.stem, style)
 
 
 def draw_doubtful(
