@@ -16,7 +16,7 @@ from common.rasters import open_raster
 from common.scores import scores
 from common.styles import categorized_style
 from common.vectors import add_style, new_geopackage, write_layer
-from evaluation.doubt import Contradiction, DoubtCollector, PatchRecord, doubt_of
+from evaluation.doubt import SHOWN, Contradiction, DoubtCollector, PatchRecord, doubt_of
 from evaluation.examples import draw_rows
 
 # shares of the list that have doubts, from its head, by name and colour of the style
@@ -96,9 +96,8 @@ def write_patches(
         [entry["iou"] for entry in scores(row.final.matrix, names, binary)["per_class"]]
         for row in rows
     ]
-    for number, name in enumerate(
-        names
-    ):  # the number tells names of another case apart
+    # the number tells names of another case apart
+    for number, name in enumerate(names):
         columns[f"iou {number} {name}"] = [values[number] for values in ious]
     shapes, systems, shares = [], [], []
     for row in rows:
@@ -175,7 +174,7 @@ def draw_doubtful(
         for negative, number, guess in collector.worst
     ]
     found.sort(key=lambda entry: (-entry[0], entry[1].name))
-    rows = [(f"doubt {doubt:.2f}", pair, guess) for doubt, pair, guess in found[:6]]
+    rows = [(f"doubt {doubt:.2f}", pair, guess) for doubt, pair, guess in found[:SHOWN]]
     title = "labels to look at first, by models that did not train on them"
     figure = draw_rows(rows, "label", names, colours, ignore_index, title)
     if figure is not None:

@@ -202,7 +202,7 @@ def map_patches(
     return np.array(sizes) @ np.array(pixels), True
 
 
-class HeldOutCollector(PatchMatrices):
+class HeldOutCollector:
     """Collects logits, confusion matrices and doubts while a fold's held-out patches are evaluated.
 
     Args:
@@ -213,11 +213,13 @@ class HeldOutCollector(PatchMatrices):
     """
 
     def __init__(self, index: SampleIndex, labelled: int, seed: int, areas=False):
-        super().__init__(index.counts.shape[1])
         self.index, self.sample = index, LogitSample(labelled, seed=seed)
-        self.doubts = DoubtCollector(index.pairs, self.classes, areas=areas)
+        self.doubts = DoubtCollector(index.pairs, index.counts.shape[1], areas=areas)
+
+    def stacked(self) -> np.ndarray:
+        """The confusion matrix of each patch, (P, K, K)."""
+        return np.stack([record.matrix for record in self.doubts.records])
 
     def __call__(self, logits: Tensor, masks: Tensor) -> None:
         self.sample.add(logits, masks)
         self.doubts(logits, masks)
-        super().__call__(logits, masks)

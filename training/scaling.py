@@ -16,7 +16,7 @@ from training.file_bands import file_bands, rgb_channels
 from training.published import PublishedWeights, published_weights
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
-from training.start import Start, start_normalization, start_ranges
+from training.start import Start, start_ranges
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -36,22 +36,29 @@ def choose_normalization(
         if start:
             log.info("normalization: each patch by its own percentile, as asked for")
         return Normalization("image")
+    measured, origin = dataset_normalization(index.samples), ""
     if start:
-        return start_normalization(config, index, start)
-    measured = dataset_normalization(index.samples)
-    scaling, matches = _published_scaling(config, index)
-    if not scaling:
-        if config.weights:
+        ranges, origin = start_ranges(config, start), Path(start.file).name
+    else:
+        scaling, matches = _published_scaling(config, index)
+        ranges = {}
+        if scaling:
+            origin = f"{Path(config.weights).name} ({scaling.scaling})"
+            ranges = {
+                band: (scaling.low[match], scaling.high[match])
+                for band, match in enumerate(matches)
+                if match is not None
+            }
+    if not ranges:
+        if start or config.weights:
             log.info("normalization: percentiles of the training patches")
         return measured
     low, high = list(measured.low), list(measured.high)
-    for band, match in enumerate(matches):
-        if match is not None:
-            low[band], high[band] = scaling.low[match], scaling.high[match]
-    rest = sum(match is None for match in matches)
+    for band, (least, most) in ranges.items():
+        low[band], high[band] = least, most
+    rest = len(low) - len(ranges)
     more = f"; percentiles of the patches for {rest} other bands" if rest else ""
-    text = "normalization: that of %s (%s)%s"
-    log.info(text, Path(config.weights).name, scaling.scaling, more)
+    log.info("normalization: that of %s%s", origin, more)
     return replace(measured, low=tuple(low), high=tuple(high))
 
 

@@ -26,9 +26,7 @@ from common.sensors import match_bands, sensor_of
 from common.text import listed
 from model_training import (
     Checkpoint,
-    Normalization,
     build_model,
-    dataset_normalization,
     load_checkpoint,
     weights_digest,
 )
@@ -47,7 +45,6 @@ class Start:
 
     file: str
     checkpoint: Checkpoint
-    bands: Sequence[str | None]  # of the data
     matches: Sequence[int | None]  # per band of the data the model's
     by_name: bool
 
@@ -192,7 +189,7 @@ def find_start(config: TrainingConfig, index: SampleIndex) -> Start | None:
             f"bands, the patches in {config.dataset_root} {len(new)}; describe the bands of the "
             "scenes before the extraction, or start from another model"
         )
-    return Start(config.start_from, checkpoint, new, matches, by_name)
+    return Start(config.start_from, checkpoint, matches, by_name)
 
 
 def start_model(config: ModelConfig, start: Start, names: Sequence[str]) -> nn.Module:
@@ -265,27 +262,6 @@ def match_rows(
     others = [row for name, row in rows.items() if name != sought]
     against = rows[rest] if rest in rows else torch.stack(others).mean(dim=0)
     return (rows[sought] - against)[None]
-
-
-def start_normalization(
-    config: TrainingConfig, index: SampleIndex, start: Start
-) -> Normalization:
-    """The normalization of a training that starts from a model, see ``--normalization_from``.
-
-    Raises:
-        DatasetError: The model has no percentiles to keep, though they are asked for.
-    """
-    measured, ranges = dataset_normalization(index.samples), start_ranges(config, start)
-    if not ranges:
-        log.info("normalization: percentiles of the training patches")
-        return measured
-    low, high = list(measured.low), list(measured.high)
-    for band, (least, most) in ranges.items():
-        low[band], high[band] = least, most
-    rest = len(low) - len(ranges)
-    more = f"; percentiles of the patches for {rest} other bands" if rest else ""
-    log.info("normalization: that of %s%s", Path(start.file).name, more)
-    return replace(measured, low=tuple(low), high=tuple(high))
 
 
 def start_ranges(

@@ -28,7 +28,7 @@ from common.repeat import command_line
 from model_training import Normalization, build_model, load_checkpoint, save_checkpoint
 from training.kernels import last_conv
 from training.samples import index_samples
-from training.scaling import require_start_units
+from training.scaling import choose_normalization, require_start_units
 from training.settings import TrainingConfig
 from training.start import (
     find_start,
@@ -37,7 +37,6 @@ from training.start import (
     read_start,
     settle_model,
     start_model,
-    start_normalization,
 )
 
 BANDS = ("B02", "B03", "B04", "B08", "B8A")
@@ -275,7 +274,7 @@ def test_whose_percentiles_are_taken(tmp_path, descriptions, asked, kept):
     file = write_start(tmp_path / "a.pth")
     index = index_of(tmp_path, descriptions, count=len(descriptions) or 5)
     config = settings(file, normalization_from=asked)
-    found = start_normalization(config, index, find_start(config, index))
+    found = choose_normalization(config, index, find_start(config, index))
     own = np.percentile(np.concatenate(index.samples), [1, 99], axis=0)
     for band, old in enumerate(kept):
         low = own[0][band] if old is None else STATISTICS.low[old]
@@ -304,11 +303,11 @@ def test_a_model_of_the_image_rule_has_no_percentiles_to_keep(tmp_path):
     file = write_start(tmp_path / "a.pth", normalization=Normalization("image"))
     index = index_of(tmp_path)
     config = settings(file)
-    found = start_normalization(config, index, find_start(config, index))
+    found = choose_normalization(config, index, find_start(config, index))
     assert found.rule == "dataset"
     config = settings(file, normalization_from="model")
     with pytest.raises(DatasetError, match="none to keep; give auto or data"):
-        start_normalization(config, index, find_start(config, index))
+        choose_normalization(config, index, find_start(config, index))
 
 
 # --- runs --------------------------------------------------------------------------------------
