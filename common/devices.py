@@ -198,10 +198,13 @@ def autocast(device: torch.device, precision: str):
 
 
 def allow_tf32(precision: str) -> None:
-    """Have GPUs multiply in TF32 from here on if that is the ``precision``, else in float32."""
-    kind = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = kind
-    torch.backends.cuda.matmul.fp32_precision = kind
+    """Have GPUs multiply in TF32 from here on if that is the ``precision``, else in float32.
+
+    By PyTorch's older switches, which can still be read after it: its export to ONNX reads them, and
+    ends with an error where the newer ones were set to "ieee" (seen with 2.15).
+    """
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 @cache

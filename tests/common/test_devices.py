@@ -78,13 +78,14 @@ def test_a_gpu_of_apple_computes_in_float32(monkeypatch):
 
 
 def test_tf32_is_on_only_where_it_is_asked_for():
-    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [kind.fp32_precision for kind in kinds]
-    for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")):
+    kinds = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [kind.allow_tf32 for kind in kinds]
+    for precision, expected in (("tf32", True), ("fp32", False), ("bf16", False)):
         allow_tf32(precision)
-        assert [kind.fp32_precision for kind in kinds] == [expected] * 2
+        # PyTorch's export to ONNX reads them too, and fails where they cannot be read
+        assert [kind.allow_tf32 for kind in kinds] == [expected] * 2
     for kind, value in zip(kinds, before):
-        kind.fp32_precision = value
+        kind.allow_tf32 = value
 
 
 def test_a_device_that_does_not_exist_is_a_wrong_option():

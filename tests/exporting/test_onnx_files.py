@@ -20,14 +20,16 @@ from export_helpers import (
     write_checkpoint,
 )
 from exports import END, FAMILIES, MARK, MODELS, networks
-from helpers import ENCODER, ROOT, write_geotiff
+from helpers import ENCODER, ROOT, train, write_geotiff
 from item_helpers import errors_of
 from rasterio.windows import Window
 
+import Patch_extraction
 from common.architectures import ARCHITECTURES
 from common.files import FINAL_MODEL
 from common.rasters import Source, open_raster
 from common.windows import window_starts
+from examples.demo import synthesize_scene
 from exporting.onnx_file import INPUT, OUTPUT, open_session
 from model_training import Checkpoint
 from prediction.predictor import Predictor
@@ -210,21 +212,43 @@ def predict(exported: Exported, image: np.ndarray, valid: np.ndarray) -> np.ndar
     return predictor(images, torch.from_numpy(valid)[None])[0].numpy()
 
 
-def test_a_scene_window_by_window_is_as_prediction_has_it(land, tmp_path):
-    pixels = random_scene(80, 72)
-    pixels[0, 30:50, 10:40] = NODATA
-    path = write_geotiff(tmp_path / "scene.tif", pixels, nodata=NODATA)
+def compare_windows(exported: Exported, path: Path, side: int, step: int) -> None:
+    """Each window of a scene by onnxruntime has the probabilities and classes of prediction."""
     with open_raster(path) as scene:
         source = Source(scene)
-        for top in window_starts(80, SIDE, SIDE - 8):
-            for left in window_starts(72, SIDE, SIDE - 8):
-                window = Window(left, top, SIDE, SIDE)
-                expected = predict(land, *source.read(window))
-                found = land(scene.read(window=window).astype(np.float32)[None])[0]
+        for top in window_starts(scene.height, side, step):
+            for left in window_starts(scene.width, side, step):
+                window = Window(left, top, side, side)
+                expected = predict(exported, *source.read(window))
+                found = exported(scene.read(window=window).astype(np.float32)[None])[0]
                 np.testing.assert_allclose(found, expected, atol=1e-4)
                 best = np.sort(expected, axis=0)
                 differing = found.argmax(axis=0) != expected.argmax(axis=0)
                 assert (best[-1] - best[-2])[differing].max(initial=0) < 2e-4
+
+
+def test_a_scene_window_by_window_is_as_prediction_has_it(land, tmp_path):
+    pixels = random_scene(80, 72)
+    pixels[0, 30:50, 10:40] = NODATA
+    path = write_geotiff(tmp_path / "scene.tif", pixels, nodata=NODATA)
+    compare_windows(land, path, SIDE, SIDE - 8)
+
+
+@pytest.mark.slow
+def test_a_trained_model_maps_the_scene_of_the_demo_as_prediction_does(tmp_path):
+    scene = synthesize_scene(tmp_path, size=384, seed=3, patch_size=64)
+    data, out = tmp_path / "data", tmp_path / "run"
+    files = f"--image {scene.image} --label {scene.label} --grid {scene.grid} --output {data}"
+    words = f"extract {files} --patch_size 64 --class_names water,forest,grass,crops,soil,town"
+    assert Patch_extraction.main(words.split()) == 0
+    model = "--mode", "multiclass", "--model", "unet", "--encoder_name", "resnet18"
+    assert train(data, out, *model, "--epochs", 3).status == 0
+    model = out / FINAL_MODEL
+    words = "--model", model, "--output", tmp_path / "model.onnx", "--patch_size", 128
+    outcome = run_export(*words)
+    assert outcome.status == 0, outcome.err
+    exported = Exported(tmp_path / "model.onnx", subject_of(model).checkpoints, outcome)
+    compare_windows(exported, scene.image, 128, 128)
 
 
 # --- the table in the documentation ---------------------------------------------------------
