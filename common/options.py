@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, field, fields
+from importlib.util import find_spec
 
 from common.errors import require
 
@@ -82,6 +83,21 @@ def split_list(text: str | None) -> list[str]:
 def is_legend(text: str) -> bool:
     """Whether ``--class_colors`` names a legend file, and lists no colours."""
     return text.lower().endswith((".qml", ".clr"))
+
+
+def has_geopandas() -> bool:
+    return find_spec("geopandas") is not None
+
+
+def require_geopandas(config, *names: str) -> None:
+    """Raise OptionError where one of some options is given that need geopandas, and it is missing."""
+    if not has_geopandas():
+        for name in names:
+            value = getattr(config, name)
+            expected = (
+                "geopandas with it, which is not installed: pip install geopandas"
+            )
+            require(not value, f"--{name}", value, expected)
 
 
 def require_colour_count(text: str | None, count: int) -> None:

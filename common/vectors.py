@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from common.errors import (
     unknown_name,
 )
 from common.files import atomic_write, naming, part_prefix
+from common.options import has_geopandas
 from common.shapefiles import ASSUMED, decode_utf8, guessed_encoding
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def has_vector_library(otherwise: str) -> bool:
 
     Training and mapping need it for extras alone, and may run on a machine of few libraries.
     """
-    there = find_spec("geopandas") is not None
+    there = has_geopandas()
     if not there:
         log.warning("geopandas is not installed: %s", otherwise)
     return there

@@ -10,7 +10,13 @@ from common.earlier_models import DESCRIPTION
 from common.errors import require
 from common.mask_options import MaskOptions
 from common.model_options import model_setting, threshold_setting
-from common.options import check_limits, nodata_setting, number_or_auto, setting
+from common.options import (
+    check_limits,
+    nodata_setting,
+    number_or_auto,
+    require_geopandas,
+    setting,
+)
 
 SCARCE = "--batch_size, --patch_size or --max_memory"  # what takes memory
 SIDE_MULTIPLE = 32  # a scene smaller than a patch is padded to a multiple of this
@@ -164,6 +170,7 @@ class PredictionOptions:
             require(not alone, f"--{name}", value, "--polygons beside it")
         alone = self.cell_size and not self.suggest
         require(not alone, "--cell_size", self.cell_size, "--suggest beside it")
+        require_geopandas(self, "area", "polygons", "suggest")
         if self.suggest:  # the cells are chosen by what it writes
             object.__setattr__(self, "save_uncertainty", True)
 

@@ -19,6 +19,7 @@ from common.options import (
     check_limits,
     number_or_auto,
     require_colour_count,
+    require_geopandas,
     split_list,
 )
 from training.published import SATLAS_SWIN, published_weights
@@ -81,6 +82,7 @@ def check_folds(config: TrainingConfig) -> None:
     require(fine, "--fold_column", column, "--val_strategy kfold with it")
     fine = folds or not config.label_audit
     require(fine, "--label_audit with --val_strategy", "split", "kfold")
+    require_geopandas(config, "label_audit")
     fine = column is None or config.fold_by == "random"
     require(fine, "--fold_column with --fold_by", config.fold_by, "one of the two")
     needed = "--val_strategy kfold and --fold_by block, column or both with it"

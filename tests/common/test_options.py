@@ -20,6 +20,7 @@ from common.errors import (
     unknown_name,
 )
 from common.options import setting
+from prediction.settings import PredictionConfig
 
 # --- the module ------------------------------------------------------------------------------
 
@@ -135,3 +136,21 @@ def test_require_passes_what_holds_and_names_option_value_and_expectation_otherw
     require(True, "--epochs", 3, "at least 1")
     with pytest.raises(OptionError, match=r"^--epochs 0: expected at least 1$"):
         require(False, "--epochs", 0, "at least 1")
+
+
+@pytest.mark.parametrize(
+    "option", [{"suggest": 8}, {"polygons": "a.gpkg"}, {"area": "b.gpkg"}, {}]
+)
+def test_options_that_need_geopandas_are_refused_at_once_without_it(
+    option, monkeypatch
+):
+    given = {"model": ["a.pth"], "input": ["a.tif"], "output": "map.tif"} | option
+    PredictionConfig(**given)
+    monkeypatch.setitem(sys.modules, "geopandas", None)
+    if not option:
+        PredictionConfig(**given)
+        return
+    with pytest.raises(
+        OptionError, match=f"--{next(iter(option))} .*pip install geopandas"
+    ):
+        PredictionConfig(**given)
