@@ -94,7 +94,7 @@ def footprint_of(
     return None if unknown else shapely.union_all(parts)
 
 
-def outlines_in(places: Sequence[dict] | None, crs: CRS) -> list[Geometry] | None:
+def outlines_in(places: Sequence[dict] | None, crs: CRS) -> tuple[list[Geometry], bool]:
     """The ground of all patches in another CRS; those that have no place in it are left out.
 
     Args:
@@ -102,30 +102,40 @@ def outlines_in(places: Sequence[dict] | None, crs: CRS) -> list[Geometry] | Non
         crs: Wanted.
 
     Returns:
-        A polygon per patch; None where the place of one is unknown.
+        A polygon per patch whose place is known; whether that is so of all.
     """
+    import shapely
+
+    found = [_outlines_of_one(place, crs) for place in places or ()]
+    known = [outlines for outlines in found if outlines is not None]
+    there = [
+        outline
+        for outlines in known
+        for outline in outlines[np.isfinite(shapely.bounds(outlines)).all(axis=1)]
+    ]
+    return there, bool(places) and len(known) == len(found)
+
+
+def _outlines_of_one(place: dict, crs: CRS) -> np.ndarray | None:
+    """The patches of one CRS in another; None where their place in it is unknown."""
     import geopandas
     import shapely
     from pyproj.exceptions import ProjError
 
-    found: list = []
-    for place in places or ():
-        known = CRS.from_user_input(place["crs"]) if place["crs"] else None
-        if known is None or not (known == crs or on_earth(known) and on_earth(crs)):
-            return None
-        bounds = np.array(place["bounds"])
-        outlines = shapely.box(*bounds.T)
-        if known != crs:
-            side = float(np.median(bounds[:, 2:] - bounds[:, :2]))
-            outlines = shapely.segmentize(outlines, side / SIDE_PARTS)
-            series = geopandas.GeoSeries(outlines, crs=known.to_wkt())
-            try:
-                outlines = series.to_crs(crs.to_wkt()).to_numpy()
-            except ProjError:
-                return None
-        there = np.isfinite(shapely.bounds(outlines)).all(axis=1)
-        found += outlines[there].tolist()
-    return found if places else None
+    known = CRS.from_user_input(place["crs"]) if place["crs"] else None
+    if known is None or not (known == crs or on_earth(known) and on_earth(crs)):
+        return None
+    bounds = np.array(place["bounds"])
+    outlines = shapely.box(*bounds.T)
+    if known == crs:
+        return outlines
+    side = float(np.median(bounds[:, 2:] - bounds[:, :2]))
+    outlines = shapely.segmentize(outlines, side / SIDE_PARTS)
+    series = geopandas.GeoSeries(outlines, crs=known.to_wkt())
+    try:
+        return series.to_crs(crs.to_wkt()).to_numpy()
+    except ProjError:
+        return None
 
 
 def centre_distances(

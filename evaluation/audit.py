@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.colours import Colour
-from common.ground import footprint, to_one_crs
+from common.ground import footprint, on_earth, to_one_crs
 from common.patches import PatchPair
 from common.pictures import save_figure
 from common.rasters import open_raster
@@ -26,6 +26,7 @@ LEVELS = (
     ("others", 1.0, (146, 197, 222)),
 )
 TRAINED_ON = "trained on", (217, 217, 217)
+NO_LABEL = "no label", (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,17 @@ def levels(rows: Sequence[PatchRow]) -> list[str]:
     found = []
     for number, row in enumerate(rows):
         if row.doubt is None:
-            found.append(TRAINED_ON[0])
+            found.append((NO_LABEL if row.wrong_share is None else TRAINED_ON)[0])
             continue
         found.append(
             next(n for n, share, _ in LEVELS if number < np.ceil(share * doubtful))
         )
     return found
+
+
+def numbers(values: Iterable[float | None]) -> np.ndarray:
+    """A column of numbers also where all of them are unknown: None becomes NaN."""
+    return np.array(list(values), float)
 
 
 def write_patches(
@@ -82,15 +88,17 @@ def write_patches(
     there is none. Patches of several CRS are in that of the first; without a CRS they are in their
     own coordinates.
     """
+    import pandas
+
     rows = in_order(rows)
-    columns: dict[str, list] = {
+    columns: dict[str, Sequence] = {
         "name": [row.pair.name for row in rows],
         "split": [row.split for row in rows],
-        "fold": [row.fold for row in rows],
+        "fold": pandas.array([row.fold for row in rows], "Int32"),
         "level": levels(rows),
-        "doubt": [row.doubt for row in rows],
-        "contradicted": [row.unseen and row.unseen.contradicted for row in rows],
-        "wrong_share": [row.wrong_share for row in rows],
+        "doubt": numbers(row.doubt for row in rows),
+        "contradicted": numbers(row.unseen and row.unseen.contradicted for row in rows),
+        "wrong_share": numbers(row.wrong_share for row in rows),
     }
     ious = [
         [entry["iou"] for entry in scores(row.final.matrix, names, binary)["per_class"]]
@@ -98,7 +106,7 @@ def write_patches(
     ]
     # the number tells names of another case apart
     for number, name in enumerate(names):
-        columns[f"iou {number} {name}"] = [values[number] for values in ious]
+        columns[f"iou {number} {name}"] = numbers(values[number] for values in ious)
     shapes, systems, shares = [], [], []
     for row in rows:
         with open_raster(row.pair.image) as file:
@@ -106,7 +114,7 @@ def write_patches(
             systems.append(file.crs)
             shares.append(float(row.final.matrix.sum() / (file.height * file.width)))
     columns["labelled_share"] = shares
-    kinds = [*((name, colour) for name, _, colour in LEVELS), TRAINED_ON]
+    kinds = [*((name, colour) for name, _, colour in LEVELS), TRAINED_ON, NO_LABEL]
     style = categorized_style("level", *zip(*kinds))
     write_one_layer(target, columns, shapes, systems, style)
 
@@ -123,8 +131,8 @@ def write_contradictions(
         "patch": [one.pair.name for one in found],
         "given": [names[one.given] for one in found],
         "predicted": [names[one.predicted] for one in found],
-        "confidence": [one.confidence for one in found],
-        "square_metres": [one.square_metres for one in found],
+        "confidence": numbers(one.confidence for one in found),
+        "square_metres": numbers(one.square_metres for one in found),
     }
     systems = []
     for one in found:
@@ -140,19 +148,24 @@ def write_one_layer(
 ) -> None:
     """Write polygons of several CRS as a GeoPackage of one layer, named after the file.
 
-    One without a CRS beside others that have one gets no outline, since its place is unknown.
+    It is in the first CRS that lies on the Earth, else in the first. One without a CRS beside others
+    that have one, in a local CRS beside others, or off the Earth, gets no outline, since its place is
+    unknown.
     """
     import geopandas
 
     known = [crs for crs in systems if crs is not None]
+    first = next(filter(on_earth, known), known[0] if known else None)
     outlines = list(shapes)
-    if known:
-        there = [n for n, crs in enumerate(systems) if crs is not None]
-        moved = to_one_crs([shapes[n] for n in there], known, known[0].to_wkt())
+    if first is not None:
         outlines = [None] * len(shapes)
-        for number, outline in zip(there, moved):
-            outlines[number] = outline
-    crs = known[0].to_wkt() if known else None
+        here = [crs is not None and (crs == first or on_earth(crs)) for crs in systems]
+        there = np.flatnonzero(here)
+        parts = [shapes[n] for n in there], [systems[n] for n in there]
+        for number, outline in zip(there, to_one_crs(*parts, first.to_wkt())):
+            if np.isfinite(outline.bounds).all():
+                outlines[number] = outline
+    crs = None if first is None else first.to_wkt()
     table = geopandas.GeoDataFrame(columns, geometry=outlines, crs=crs)
     with new_geopackage(target) as file:
         kind = {"geometry_type": "Polygon"}

@@ -115,13 +115,13 @@ def labelled_cells(job: SceneJob, cells: CellMeans) -> np.ndarray:
     stored = [
         checkpoint.metadata.get("places") for checkpoint in job.models.checkpoints
     ]
-    found = [outlines_in(places, job.scene.crs) for places in stored]
-    if None in found:
+    found, known = zip(*(outlines_in(places, job.scene.crs) for places in stored))
+    if not all(known):
         log.warning(
             "warning: --suggest: %s does not say where all patches of its dataset lie, so suggested "
-            "cells may lie on them", job.models.files[found.index(None)],
+            "cells may lie on them", job.models.files[known.index(False)],
         )  # fmt: skip
-    outlines = [outline for several in found for outline in several or ()]
+    outlines = [outline for several in found for outline in several]
     if not outlines:
         return held
     a, b, c, d, e, f = (~job.scene.transform)[:6]

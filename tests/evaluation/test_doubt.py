@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import geopandas
 import numpy as np
 import pyogrio
 import pytest
+import shapely
 import torch
-from helpers import write_dataset
+from helpers import CRS, write_dataset, write_raster
 
 from common.patches import PatchPair, list_pairs
 from evaluation.audit import (
@@ -20,7 +23,7 @@ from evaluation.audit import (
     write_contradictions,
     write_patches,
 )
-from evaluation.doubt import SHOWN, DoubtCollector, PatchRecord
+from evaluation.doubt import SHOWN, Contradiction, DoubtCollector, PatchRecord
 
 COLOURS = [(0, 0, 255), (0, 255, 0), (255, 0, 0)]
 
@@ -114,6 +117,42 @@ def test_the_list_begins_with_the_most_doubtful(pairs):
     assert levels(rows) == [names[0], names[2], TRAINED_ON[0], TRAINED_ON[0]]
 
 
+def test_a_patch_without_labels_is_not_called_trained_on(pairs):
+    nothing = PatchRecord(np.zeros((2, 2), int), None, None)
+    rows = [
+        PatchRow(pair, "test", nothing, seen)
+        for pair, seen in zip(pairs, [nothing, None])
+    ]
+    assert levels([*rows, *rows_of(pairs, None)]) == [
+        "no label",
+        "no label",
+        TRAINED_ON[0],
+    ]
+
+
+def test_columns_of_unknown_numbers_are_columns_of_numbers(pairs, tmp_path):
+    nothing = PatchRow(
+        pairs[0], "test", PatchRecord(np.zeros((2, 2), int), None, None), None
+    )
+    write_patches(tmp_path / "a.gpkg", [nothing], ["no", "yes"], True)
+    texts = geopandas.read_file(tmp_path / "a.gpkg", layer="a").select_dtypes(
+        ["object", "str"]
+    )
+    assert sorted(texts) == ["level", "name", "split"]
+    folds = [
+        replace(row, fold=n) for row, n in zip(rows_of(pairs, 1.0, 0.5), (2, None))
+    ]
+    write_patches(tmp_path / "b.gpkg", folds, ["no", "yes"], True)
+    kinds = pyogrio.read_info(tmp_path / "b.gpkg", layer="b")
+    assert dict(zip(kinds["fields"], kinds["dtypes"]))["fold"] == "int32"
+    area = Contradiction(pairs[0], shapely.box(0, 0, 1, 1), 0, 1, 0.9, None)
+    write_contradictions(tmp_path / "c.gpkg", [area], ["no", "yes"], COLOURS[:2])
+    texts = geopandas.read_file(tmp_path / "c.gpkg", layer="c").select_dtypes(
+        ["object", "str"]
+    )
+    assert sorted(texts) == ["given", "patch", "predicted"]
+
+
 def test_patches_are_a_layer_with_a_style(pairs, tmp_path):
     target = tmp_path / "model_patches.gpkg"
     write_patches(target, rows_of(pairs, 0.5, None, 2.0, 1.0), ["no", "yes"], True)
@@ -127,8 +166,6 @@ def test_patches_are_a_layer_with_a_style(pairs, tmp_path):
 
 
 def test_patches_without_a_crs_stay_in_their_own_coordinates(tmp_path):
-    from helpers import write_raster
-
     made = []
     for name in "ab":
         for kind in ("images", "labels"):
@@ -143,6 +180,22 @@ def test_patches_without_a_crs_stay_in_their_own_coordinates(tmp_path):
     write_patches(target, rows_of(made, 0.5, 1.0), ["no", "yes"], True)
     table = geopandas.read_file(target, layer="patches")
     assert len(table) == 2 and (table.area > 0).all()
+
+
+LOCAL = 'LOCAL_CS["site", UNIT["metre", 1]]'
+
+
+@pytest.mark.parametrize(
+    "other, loss", [(None, 9.0), (LOCAL, 9.0), (LOCAL, 0.1), ("EPSG:4326", 0.1)]
+)
+def test_a_patch_without_a_place_beside_others_gets_no_outline(pairs, other, loss):
+    values = np.zeros((3, 2, 2), np.uint16)
+    write_raster(pairs[0].image, values, crs=other)  # metres, which are no degrees
+    target = pairs[0].image.with_name("patches.gpkg")
+    write_patches(target, rows_of(pairs, loss, 0.5, 1.0, 2.0), ["no", "yes"], True)
+    table = geopandas.read_file(target, layer="patches").set_index("name")
+    assert table.crs == CRS and table.geometry[pairs[0].name] is None
+    assert (table.geometry.drop(pairs[0].name).area > 0).all()
 
 
 @pytest.mark.usefixtures("real_pictures")

@@ -166,6 +166,16 @@ def test_patches_whose_place_is_not_known_here_are_told(tmp_path, patchy, capsys
     assert len(suggested(tmp_path / "map.tif")) == 2
 
 
+def test_cells_on_patches_of_a_known_place_are_left_out_beside_others(
+    tmp_path, patchy, capsys
+):
+    places = [{"crs": None, "split": "train", "bounds": [[0, 0, 160, 160]]}]
+    model = make_model(tmp_path / "m.pth", all_but({(1, 3), (4, 1)}) + places)
+    assert run(model.path, patchy, tmp_path / "map.tif", "--suggest", "2") == 0
+    assert "m.pth does not say where all patches" in capsys.readouterr().err
+    assert {*cells_of(suggested(tmp_path / "map.tif"))} == {(1, 3), (4, 1)}
+
+
 def test_several_models_suggest_by_their_disagreement(tmp_path, patchy):
     models = [make_model(tmp_path / f"{n}.pth", shift=3 * n).path for n in range(2)]
     output = tmp_path / "map.tif"
