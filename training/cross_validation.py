@@ -242,16 +242,21 @@ def fold_baseline(
     test: SampleIndex | None,
     tested: np.ndarray | None,
 ) -> dict:
-    """``baseline_report`` of k-fold: a forest per fold, and one on all patches for the test."""
-    pooled = final.train
+    """``baseline_report`` of k-fold: a forest per fold, and one on all patches for the test.
+
+    Where folds are drawn at random, whose blocks are single places, those of the ground count.
+    """
+    pooled, config = final.train, final.config
+    at_random = config.fold_by == "random" and config.fold_values is None
+    blocks = ground_blocks(pooled.pairs) if at_random else found.blocks
     tasks = [
         Task(pooled.subset(fold.train), {"pooled": pooled.subset(fold.held_out)})
         for fold in found.folds
     ]
     order = np.concatenate([fold.held_out for fold in found.folds])
-    networks = {"pooled": Network(found.matrices[order], found.blocks[order])}
+    networks = {"pooled": Network(found.matrices[order], blocks[order])}
     if test:
         tasks.append(Task(pooled, {"test": test}))
         networks["test"] = Network(tested, ground_blocks(test.pairs))
     histories = [fold["history"] for fold in report["folds"]] + [report["history"]]
-    return baseline_report(final.config, final.names, tasks, networks, histories)
+    return baseline_report(config, final.names, tasks, networks, histories)

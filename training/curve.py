@@ -88,13 +88,19 @@ def require_batches(
 
 def part_run(run: TrainingRun, share: int, chosen: np.ndarray) -> TrainingRun:
     """A run like another on some of its patches, with as many steps of the weights in all."""
-    times = len(run.train.pairs) / len(chosen)
+
+    def steps(patches: int) -> int:
+        given = patches, run.config.batch_size, run.config.seed, run.group
+        return math.ceil(len(EpochBatchSampler(*given)) / run.config.accumulate)
+
+    # not the ratio of patches: the last batch of an epoch may be small, or left out
+    times = steps(len(run.train.pairs)) / steps(len(chosen))
     numbers = "epochs", "patience", "warmup_epochs", "freeze_encoder_epochs"
     longer = {key: math.ceil(times * getattr(run.config, key)) for key in numbers}
     config = replace(run.config, **longer)
     return TrainingRun(
         config, run.train.subset(chosen), run.validation, run.save_dir / f"curve_{share}",
-        run.names, config.epochs, run.device, run.group,
+        run.names, config.epochs, run.device, run.group, times=times,
     )  # fmt: skip
 
 

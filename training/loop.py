@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
 
+PLATEAU = 5  # epochs without a lower loss, after which the learning rate is halved
 LOOK_EVERY = 50  # batches, between two looks at whether the loss is a number: each waits for a GPU
 
 
@@ -243,17 +245,21 @@ def evaluate(
     return mean.result(group), matrix.cpu().numpy()
 
 
-def make_scheduler(optimizer, config: TrainingConfig, epochs: int, steps: int = 1):
+def make_scheduler(
+    optimizer, config: TrainingConfig, epochs: int, steps: int = 1, times: float = 1.0
+):
     """The learning-rate schedule after the warm-up; None for ``none``.
 
     It is stepped once per epoch, ``onecycle`` (Smith and Topin 2018) after each of the ``steps`` of
-    an epoch.
+    an epoch. ``plateau`` waits for ``PLATEAU`` epochs, or ``times`` as many where epochs are shorter.
     """
     rate, epochs = config.learning_rate, epochs - config.warmup_epochs
     if config.scheduler == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=0)
     if config.scheduler == "plateau":
-        return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+        return lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=math.ceil(times * PLATEAU)
+        )
     if config.scheduler == "onecycle":
         return lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from common.distributed import ProcessGroup, torch_errors
 from common.text import duration
 from training.batch_size import settle_batch_size
 from training.classes import settle_classes, settle_without_dataset
-from training.curve import plan_curve
+from training.curve import part_run, plan_curve, require_batches
 from training.dataset import (
     index_split,
     log_weak_spots,
@@ -48,7 +49,8 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     Returns:
         The problems found, a line each; and, where there are none, what the run will take:
         "patches" per split, "batch_size", "parameters", "epoch_seconds" and "total_seconds" at most
-        (measured on a batch), and "memory" in bytes (of the GPU, else of this process).
+        (measured on a batch), "memory" in bytes (of the GPU, else of this process), and "advice" or
+        None.
     """
     problems = Problems()
     device = problems.attempt(local_device, config.device)
@@ -80,11 +82,11 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
         if start or not config.start_from:
             problems.attempt(require_same_start, config, start)
             problems.attempt(require_start_units, config, train, start)
+    group, parts = ProcessGroup(), {}
     if train and config.learning_curve:
-        problems.attempt(plan_curve, config, train, ProcessGroup())
+        parts = problems.attempt(plan_curve, config, train, group)
     if problems:
         return problems, {}
-    group = ProcessGroup()
     options = config, train, fewest, device, group
     config = problems.attempt(settle_batch_size, *options)
     if not config:
@@ -93,11 +95,12 @@ def check_experiment(config: TrainingConfig) -> tuple[Problems, dict]:
     names, place = names_for(config, train), Path(config.save_dir)
     report_start(start, names, config.mode == "binary")
     run = TrainingRun(config, train, validation, place, names, config.epochs, device)
-    outlook = problems.attempt(measure_run, run) or {}
+    outlook = problems.attempt(measure_run, run, parts) or {}
     if outlook:
         outlook["total_seconds"] += reading
     patches = {split: len(index.pairs) for split, index in splits.items()}
-    return problems, outlook | {"patches": patches, "batch_size": config.batch_size}
+    sizes = {"patches": patches, "batch_size": config.batch_size}
+    return problems, outlook | sizes | {"advice": weights_advice(config)}
 
 
 def without_start(config: TrainingConfig) -> TrainingConfig:
@@ -106,19 +109,30 @@ def without_start(config: TrainingConfig) -> TrainingConfig:
     return replace(config, model=config.model or "unet", **names)
 
 
-def measure_run(run: TrainingRun) -> dict:
+def measure_run(run: TrainingRun, parts: Mapping[int, np.ndarray]) -> dict:
     """Build a run's model, train and evaluate a batch; what the run will take by that.
+
+    Args:
+        run: Not yet built.
+        parts: See ``plan_curve``; none without a learning curve.
 
     Returns:
         See ``check_experiment``.
+
+    Raises:
+        DatasetError: A part is too small for the batches.
     """
+    for share, chosen in parts.items():  # with the batch size that was found
+        patches = len(chosen), len(run.train.pairs)
+        require_batches(run.config, share, *patches, run.group)
+    further = [part_run(run, *part) for part in parts.items()]
     with torch_errors(run.device, SCARCE):
         build(run)
-        return measure_batches(run)
+        return measure_batches(run, further)
 
 
-def measure_batches(run: TrainingRun) -> dict:
-    """See ``measure_run``, for a run that is built."""
+def measure_batches(run: TrainingRun, parts: Sequence[TrainingRun]) -> dict:
+    """See ``measure_run``, for a run that is built, and those of its parts."""
     config, device = run.config, run.device
     stepper, scheduler = make_stepper(run, len(run.loader(run.train, training=True)))
     stepper.scheduler = None  # that of a run may have fewer steps than are measured
@@ -138,13 +152,17 @@ def measure_batches(run: TrainingRun) -> dict:
         evaluate(run.model, [batch], run.loss, device, classes, None, run.precision)
         training, validating = trained - started, time.perf_counter() - trained
     checked = len(run.validation.pairs) if run.validation else 0
-    epoch = (reading + training) * len(loader)
-    epoch += (reading + validating) * math.ceil(checked / config.batch_size)
-    epoch += writing_seconds(run, stepper, scheduler)
+    learning = (reading + training) * len(loader)
+    others = (reading + validating) * math.ceil(checked / config.batch_size)
+    others += writing_seconds(run, stepper, scheduler)
+    total = (learning + others) * config.epochs * trainings(config)
+    for part in parts:  # of more epochs, each with all of the validation
+        share = len(part.train.pairs) / len(run.train.pairs)
+        total += (learning * share + others) * part.epochs
     return {
         "parameters": sum(p.numel() for p in run.model.parameters()),
-        "epoch_seconds": epoch,
-        "total_seconds": epoch * config.epochs * trainings(config),
+        "epoch_seconds": learning + others,
+        "total_seconds": total,
         "memory": peak_memory(device),
     }
 
@@ -152,12 +170,28 @@ def measure_batches(run: TrainingRun) -> dict:
 def trainings(config: TrainingConfig) -> float:
     """How many times all patches are trained on: by one model, or by those of folds too."""
     if config.val_strategy != "kfold":
-        return 3.0 if config.learning_curve else 1.0
+        return 1.0
     of_fold = (config.n_splits - 1) / config.n_splits
     if config.only_fold is not None:
         return of_fold
     kinds = 2 if config.fold_by == "both" else 1
     return 1 + kinds * config.n_splits * of_fold
+
+
+def weights_advice(config: TrainingConfig) -> str | None:
+    """A line on pretrained weights, where they were measured to help and the library has some."""
+    from segmentation_models_pytorch.encoders import encoders
+    from timm.models import is_model_pretrained
+
+    name = config.model_config(1).encoder_name
+    if config.model != "unet" or config.weights or config.start_from:
+        return None
+    if name.startswith("tu-"):
+        known = is_model_pretrained(name.removeprefix("tu-"))
+    else:
+        known = "imagenet" in encoders.get(name, {}).get("pretrained_settings", {})
+    text = "try --pretrained, better in 14 of 15 trainings (docs/measurements.md)"
+    return text if known else None
 
 
 def writing_seconds(run: TrainingRun, stepper, scheduler) -> float:
@@ -187,4 +221,6 @@ def outlook_text(outlook: dict) -> str:
     ]
     if outlook["memory"]:
         lines.append(f"memory        {outlook['memory'] / 1e9:.1f} GB")
+    if outlook["advice"]:
+        lines.append(f"advice        {outlook['advice']}")
     return "\n".join([*lines, "No problems found."])

@@ -73,6 +73,7 @@ class TrainingRun:
     history: History = field(default_factory=History)
     temperature: float | None = None  # None: not calibrated
     rates: Sequence[float] = ()  # learning rate of each epoch, in place of a schedule
+    times: float = 1.0  # as many epochs as the run that it is a part of
 
     @property
     def last_file(self) -> Path:
@@ -181,7 +182,7 @@ def make_stepper(run: TrainingRun, batches: int) -> tuple[Stepper, object]:
     )
     steps = math.ceil(batches / config.accumulate)
     # of all epochs, also where a run ends before, as the final model of k-fold does
-    scheduler = make_scheduler(optimizer, config, config.epochs, steps)
+    scheduler = make_scheduler(optimizer, config, config.epochs, steps, run.times)
     fp16 = run.precision == "fp16"
     stepper = Stepper(
         optimizer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from training.baseline import (
     estimated_seconds,
     ground_blocks,
 )
+from training.cross_validation import FoldResults, fold_baseline
+from training.folds import Fold
 from training.samples import index_samples
 
 NAMES = ["other", "water"]
@@ -218,11 +221,30 @@ def test_a_forest_of_a_fold_never_saw_what_the_fold_holds_out(
         for one in (found, report)
     ]
     assert truth[0] == truth[1]
-    assert found["difference"]["pooled"]["blocks"] == 9
+    assert found["difference"]["pooled"]["blocks"] == 3  # of neighbours each
     assert {*found["difference"]} == {"pooled", "test"}
     gap = found["difference"]["pooled"]["iou"]["value"]
     assert gap == pytest.approx(report["pooled"]["iou"] - found["pooled"]["iou"])
     assert out.startswith("Forest: ") and out.count("difference") == 2
+
+
+@pytest.mark.parametrize(
+    "folds, count",
+    [({}, 1), ({"fold_by": "block"}, 4), ({"fold_column": "site"}, 4)],
+)
+def test_a_difference_is_resampled_by_ground_or_by_the_blocks_of_the_folds(
+    splits, monkeypatch, folds, count
+):
+    given = []
+    monkeypatch.setattr(
+        "training.cross_validation.baseline_report", lambda *args: given.extend(args)
+    )
+    config = settings(val_strategy="kfold", **folds)
+    final = SimpleNamespace(train=splits["train"], config=config, names=NAMES)
+    fold = Fold(np.arange(2), np.arange(2), np.arange(4))
+    found = FoldResults([fold], np.zeros((4, 2, 2), int), np.arange(4), [])
+    fold_baseline(final, {"folds": [], "history": []}, found, None, None)
+    assert len(set(given[3]["pooled"].blocks)) == count
 
 
 def test_a_resumed_run_has_the_same_forest_and_may_leave_it_out(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import QUICK, interrupt, run_main, settings, write_dataset
+import torch
+from helpers import ENCODER, QUICK, interrupt, run_main, settings, write_dataset
 
 from common.distributed import ProcessGroup
 from common.errors import DatasetError
@@ -15,8 +18,8 @@ from common.patches import list_pairs
 from training import baseline
 from training.curve import part_run, plan_curve
 from training.outputs import clear_former_run
-from training.preflight import trainings
-from training.run import TrainingRun
+from training.preflight import measure_run
+from training.run import TrainingRun, make_stepper
 from training.samples import index_samples
 
 ALONE = ProcessGroup()
@@ -56,13 +59,34 @@ def test_too_few_patches_are_an_error(index):
         plan_curve(settings(batch_size=1), index.subset([0, 1]), ALONE)
 
 
-def test_a_part_gets_as_many_steps_as_the_whole(index, tmp_path):
-    config = settings(epochs=10, patience=5, warmup_epochs=1)
-    run = TrainingRun(config, index, None, tmp_path, [], 10, SimpleNamespace())
+@pytest.mark.parametrize(
+    "whole, part, options, epochs",
+    [
+        (12, 3, {"batch_size": 3}, 40),
+        (12, 3, {}, 30),  # 3 batches of 4, and one of 3
+        (9, 5, {}, 20),  # 4 + 4 and 4: one patch alone is left out
+        (12, 6, {"accumulate": 2}, 20),  # of 2 + 1 batches, and of 2
+        (2, 1, {"batch_size": 1}, 20),
+    ],
+)
+def test_a_part_gets_as_many_steps_as_the_whole(index, whole, part, options, epochs):
+    config = settings(epochs=10, patience=5, warmup_epochs=1, **options)
+    some = index.subset(range(whole))
+    run = TrainingRun(config, some, None, Path("run"), [], 10, SimpleNamespace())
+    found = part_run(run, 25, np.arange(part))
+    assert found.epochs == found.config.epochs == epochs
+    assert found.config.patience == epochs // 2
+    assert found.config.warmup_epochs == epochs // 10
+    assert found.save_dir == Path("run/curve_25") and len(found.train.pairs) == part
+
+
+def test_a_plateau_of_a_part_is_as_many_steps_long_as_that_of_the_whole(index):
+    config, device = settings(scheduler="plateau", batch_size=3), torch.device("cpu")
+    run = TrainingRun(config, index, None, Path("run"), [], 10, device)
     part = part_run(run, 25, np.arange(3))
-    assert part.epochs == part.config.epochs == 40
-    assert part.config.patience == 20 and part.config.warmup_epochs == 4
-    assert part.save_dir == tmp_path / "curve_25" and len(part.train.pairs) == 3
+    for one, patience in ((run, 5), (part, 20)):
+        one.model = torch.nn.Linear(1, 1)
+        assert make_stepper(one, 1)[1].patience == patience
 
 
 def test_a_part_too_small_for_the_batches_is_refused_before_the_training(index):
@@ -104,8 +128,29 @@ def test_a_curve_is_trained_reported_and_resumed(tmp_path, small_forest, monkeyp
     assert not list(place.iterdir())
 
 
-def test_check_counts_the_trainings_of_the_parts():
-    assert trainings(settings(learning_curve=True)) == 3 * trainings(settings())
+def test_check_counts_all_epochs_of_the_parts(index, monkeypatch):
+    # 4, 4 and 2 epochs of 2, 4 and 8 patches, in each of which files are written
+    monkeypatch.setattr("training.preflight.writing_seconds", lambda *_: 1e4)
+    config = settings(model="linknet", encoder_name=ENCODER, device="cpu", epochs=2)
+    some, device = index.subset(range(8)), torch.device("cpu")
+    run = TrainingRun(config, some, some, Path("run"), [], 2, device)
+    found = measure_run(run, {25: np.arange(2), 50: np.arange(4)})
+    assert found["total_seconds"] == pytest.approx(10 * 1e4, rel=0.01)
+
+
+def test_check_refuses_parts_too_small_for_the_batch_size_that_it_finds(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "training.preflight.settle_batch_size",
+        lambda config, *_: replace(config, batch_size=4),
+    )
+    root = write_dataset(tmp_path, 4, 1, 0, bands=1)
+    given = ("--dataset_root", root, "--save_dir", tmp_path / "new", *QUICK)
+    more = ("--learning_curve", "--batch_size", "auto", "--check")
+    status, _, err = run_main(*given, *more)
+    assert status == 1
+    assert "--learning_curve: 25 % of the 4 training patches are 1, too few" in err
 
 
 def test_folds_have_no_learning_curve(binary_data, tmp_path):

@@ -18,7 +18,7 @@ from helpers import (
 import model_training
 import training.dataset
 from model_training import build_model
-from training.preflight import check_experiment
+from training.preflight import check_experiment, weights_advice
 from training.samples import PatchDataset
 from training.settings import TrainingConfig
 
@@ -29,9 +29,11 @@ def check(*options) -> tuple[int, str, str]:
 
 def test_a_check_tells_what_a_run_will_take_and_leaves_nothing(data, tmp_path):
     out = tmp_path / "out"
-    status, told, err = check("--dataset_root", data, "--save_dir", out)
+    where = "--dataset_root", data, "--save_dir", out
+    status, told, err = check(*where, "--model", "unet")
     assert status == 0 and "error" not in err
     assert "patches       8 train, 4 validation" in told
+    assert "advice        try --pretrained" in told
     assert told.splitlines()[-1] == "No problems found."
     assert not out.exists()
 
@@ -58,6 +60,25 @@ def test_a_run_of_one_step_is_measured_too(data, tmp_path):
     status, told, err = check("--dataset_root", data, "--save_dir", tmp_path, *options)
     assert status == 0, err
     assert told.splitlines()[-1] == "No problems found."
+
+
+@pytest.mark.parametrize(
+    "changes, advised",
+    [
+        ({}, True),
+        ({"encoder_name": "resnet18"}, True),
+        ({"encoder_name": "tu-resnet18"}, True),
+        ({"encoder_name": "dpn92"}, False),  # without weights of ImageNet
+        ({"model": "linknet"}, False),  # measured: none
+        ({"pretrained": True}, False),
+        ({"encoder_weights": "some.pth"}, False),
+        ({"start_from": "some.pth"}, False),
+    ],
+)
+def test_pretrained_weights_are_advised_where_they_help(changes, advised):
+    advice = weights_advice(settings(**({"model": "unet"} | changes)))
+    assert bool(advice) == advised
+    assert not advised or "--pretrained" in advice
 
 
 @pytest.mark.fault(31)
