@@ -1,9 +1,10 @@
 """Which epoch's weights to keep: each rule examined on the test blocks of the same runs.
 
-    python tests/benchmarks/final_epoch.py --seeds 4
+    python tests/benchmarks/final_epoch.py --threads 1 --seeds 3 --grounds zion nc amazon
+    python tests/benchmarks/final_epoch.py --threads 1 --seeds 8 --grounds "zion, thinned" "nc, thinned" made
 
-Each run trains to its last epoch (``--patience 0``) on the datasets and splits of ``quality.py`` and
-is examined on the test split after every epoch. Rules: the best epoch by the validation split of
+Each run trains to its last epoch (``--patience 0``) on a ground of ``levers.py`` and is examined on
+the test split after every epoch. Rules: the best epoch by the validation split of
 all; of those that ``--patience 20`` would have run; of the last third of the schedule; the last
 epoch; and the mean of the weights of the last third's epochs. The tables show mean IoU less that of
 the first rule, paired by run. The last row is what nobody can choose, the best epoch on the test.
@@ -26,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
-from quality import MODEL, SOURCES, Trial, cell, make_trial, remembered
+from levers import EPOCHS, GROUNDS, make_ground
+from pretraining import with_interval
+from quality import MODEL, Trial, cell, remembered
 
 import main as training
 import training.epochs as epochs_module
@@ -83,12 +86,12 @@ class Examiner:
         return self.examine()
 
 
-def train(trial: Trial, epochs: int | None) -> dict:
+def train(trial: Trial, epochs: int) -> dict:
     mode = f"--mode multiclass --classes {trial.source.classes}"
     words = [
         *("--mode binary" if trial.binary else mode).split(),
-        *f"{MODEL} --epochs {epochs or trial.source.epochs} --seed {trial.seed}".split(),
-        *("--patience", "0", "--dataset_root", str(trial.patches)),
+        *f"{MODEL} --epochs {epochs} --seed {trial.seed} --patience 0 --no_baseline".split(),
+        *("--dataset_root", str(trial.patches)),
     ]
     clock, examiner = time.perf_counter(), Examiner()
     with (
@@ -144,13 +147,9 @@ def print_table(results: dict[str, list[dict]]) -> None:
     first = rows[RULES[0]]
     print(f"| {RULES[0]}: mean IoU | {' | '.join(cell(v) for v in first)} | |")
     for rule, columns in list(rows.items())[1:]:
-        gains = [(np.array(v) - f).tolist() for v, f in zip(columns, first)]
-        pooled = np.concatenate(gains)
-        half = (
-            1.96 * np.std(pooled, ddof=1) / len(pooled) ** 0.5 if len(pooled) > 1 else 0
-        )
-        text = f"{np.mean(pooled):+.3f} [{np.mean(pooled) - half:+.3f}, {np.mean(pooled) + half:+.3f}]"
-        print(f"| {rule} | {' | '.join(cell(g, '+.3f') for g in gains)} | {text} |")
+        gains = [np.subtract(values, best) for values, best in zip(columns, first)]
+        cells = [with_interval(g.tolist()) for g in [*gains, np.hstack(gains)]]
+        print(f"| {rule} | {' | '.join(cells)} |")
 
 
 def main() -> int:
@@ -159,23 +158,22 @@ def main() -> int:
     shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
     add("--data", type=Path, default=shared, help="folder of the datasets")
     add("--folder", type=Path, default=Path("benchmark_data/quality"))
-    add("--datasets", nargs="+", choices=SOURCES, default=list(SOURCES))
+    add("--grounds", nargs="+", choices=GROUNDS, default=GROUNDS[:3])
     add("--seeds", type=int, default=3, help="how many, from 0")
-    add("--epochs", type=int, help="default: a number per dataset")
     add("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[dict]] = {name: [] for name in arguments.datasets}
+    results: dict[str, list[dict]] = {name: [] for name in arguments.grounds}
     for seed in range(arguments.seeds):
-        for name in arguments.datasets:
-            trial = make_trial(
-                name, seed, arguments.data, arguments.folder, arguments.threads
-            )
-            key = {"epochs": arguments.epochs or trial.source.epochs}
-            found = remembered(trial, "final epoch", key, train, arguments.epochs)
-            results[name].append(found)
-            print(json.dumps({name: found["rules"]}), file=sys.stderr)
+        for ground in arguments.grounds:
+            where = arguments.data, arguments.folder, arguments.threads
+            trial = make_ground(ground, seed, *where)
+            epochs = EPOCHS[trial.name]
+            key = {"epochs": epochs, "ground": ground}
+            found = remembered(trial, "final epoch", key, train, epochs)
+            results[ground].append(found)
+            print(json.dumps({ground: found["rules"]}), file=sys.stderr)
     print_table(results)
     return 0
 

@@ -38,9 +38,11 @@ WRONG_PATCHES, WRONG_SHARE = 0.1, 0.3
 MEASURES = ("mean loss", "contradicted share")
 
 
-def plant(pairs, classes: int, rng: np.random.Generator) -> list[str]:
-    """Write wrong labels into some patches; their names."""
-    chosen = rng.choice(len(pairs), max(1, round(WRONG_PATCHES * len(pairs))), False)
+def plant(
+    pairs, classes: int, rng: np.random.Generator, share: float = WRONG_PATCHES
+) -> list[str]:
+    """Write wrong labels into a share of the patches; their names."""
+    chosen = rng.choice(len(pairs), max(1, round(share * len(pairs))), False)
     for number in chosen:
         with rasterio.open(pairs[number].label, "r+") as file:
             label = file.read(1)

@@ -25,11 +25,11 @@ once.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,9 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-from quality import ROOT, SOURCES, Trial, cell, make_trial, toolkit
+from quality import ROOT, SOURCES, Trial, cell, make_trial, toolkit, train_here
 
-import main as training
 from evaluation.matrices import fold_statistics
 from training.weights import build_initial_model
 
@@ -104,20 +103,6 @@ def build_scaled(scaling, config, weights=None, rgb_channels=None, bands=None):
     return model
 
 
-def train_here(scaling, script: str, *words) -> None:
-    """Run ``main.py`` in this process, without its output."""
-    build = partial(build_scaled, scaling) if scaling else build_initial_model
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-        patch("training.weights.build_initial_model", build),
-    ):
-        status = training.main(list(map(str, words)))
-    if status:
-        sys.exit(f"{script} {shlex.join(map(str, words))} failed")
-
-
 def result_of(trial: Trial, name: str, model: str, weights: Path) -> float:
     """The mean IoU of a method on the test split of a trial."""
     method = METHODS[name]
@@ -127,7 +112,9 @@ def result_of(trial: Trial, name: str, model: str, weights: Path) -> float:
     if method.frozen:
         options += f" --freeze_encoder_epochs {FROZEN_EPOCHS[trial.name]}"
     conditions = {"scaling": method.scaling} if method.scaling else {}
-    start = partial(train_here, method.scaling)
+    build = partial(build_scaled, method.scaling)
+    scaled = patch("training.weights.build_initial_model", build)
+    start = partial(train_here, scaled if method.scaling else nullcontext())
     return toolkit(trial, options, EPOCHS[trial.name], start, **conditions)["mean_iou"]
 
 

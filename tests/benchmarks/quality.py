@@ -31,8 +31,10 @@ side by side can share one when their datasets differ. ``--threads`` is for the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import hashlib
+import io
 import json
 import os
 import shlex
@@ -168,6 +170,15 @@ def run_script(script: str, *words) -> None:
     )
     if done.returncode:
         sys.exit(f"{shlex.join(map(str, command))}\n{done.stderr}")
+
+
+def train_here(context, script: str, *words) -> None:
+    """Run ``main.py`` in this process, in a context; what it says is shown where it fails."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), context:
+        status = training.main(list(map(str, words)))
+    if status:
+        sys.exit(f"{script} {shlex.join(map(str, words))}\n{said.getvalue()}")
 
 
 def link_chips(chips: Path, target: Path) -> Path:

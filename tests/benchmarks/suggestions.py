@@ -30,7 +30,7 @@ import geopandas
 import numpy as np
 import torch
 
-for folder in (Path(__file__).parent, Path(__file__).parents[1]):
+for folder in (Path(__file__).parent, *Path(__file__).parents[1:3]):
     sys.path.insert(0, str(folder.resolve()))
 from helpers import pictures
 from quality import ROOT, cell, digest, run_script
