@@ -15,13 +15,14 @@ Levers:
   scratch, which is less the default (resnet18);
 - mean teacher: the mean of the weights (Tarvainen and Valpola 2017) teaches the network on all
   pixels, labelled or not, of patches pasted into each other (CutMix: French et al. 2020), and is what
-  is evaluated and kept; its epochs are fewer, so that the time is equal;
+  is evaluated and kept;
 - forgiving loss: the generalized cross-entropy of Zhang and Sabuncu (2018, q = 0.7) in place of the
   cross-entropy;
-- resnet34: a larger encoder;
-- resnet18 or 34: whichever the validation split prefers.
+- resnet34: a larger encoder; three levels: resnet18's first three, of five;
+- best by validation: whichever of the three encoders the validation split prefers.
 
-All are ``main.py`` in this process. Results are kept in ``--folder`` as ``quality.py`` keeps them.
+Epochs are more or fewer than the defaults' where a lever's cost less or more, so that the time is about
+equal. All are ``main.py`` in this process. Results are kept in ``--folder`` as ``quality.py`` keeps them.
 """
 
 from __future__ import annotations
@@ -234,6 +235,14 @@ def forgiving_loss(text, mode, ignore_index, class_weights=None, q=0.7):
     return loss
 
 
+def three_levels(seed: int):
+    """Networks of a shallow encoder: what a pixel is told depends on fewer around it."""
+    import segmentation_models_pytorch as smp
+
+    shape = {"encoder_depth": 3, "decoder_channels": (64, 32, 16)}
+    return patch.object(smp, "create_model", partial(smp.create_model, **shape))
+
+
 class Lever(NamedTuple):
     """What is changed: options of ``main.py``, or a context in which it runs."""
 
@@ -252,16 +261,18 @@ LEVERS = {
     "forgiving loss": Lever(
         "defaults", "", lambda seed: patch("training.run.build_loss", forgiving_loss)
     ),
-    "resnet34": Lever("defaults", "--encoder_name resnet34"),
+    "resnet34": Lever("defaults", "--encoder_name resnet34", cost=1.35),
+    "three levels": Lever("defaults", "", three_levels, 0.5),
 }  # fmt: skip
-CHOSEN = "resnet18 or 34"
+CHOSEN = "best by validation"
+ENCODERS = "defaults", "resnet34", "three levels"
 
 
-def result_of(trial: Trial, ground: str, name: str, weights: Path) -> dict:
+def result_of(trial: Trial, ground: str, name: str, weights: Path, times: int) -> dict:
     lever = LEVERS[name]
     words = f"--patience 0 --amp off --no_baseline {lever.options}"
     options = words.format(weights=shlex.quote(str(weights)))
-    epochs = max(1, round(EPOCHS[trial.name] / lever.cost))
+    epochs = max(1, round(times * EPOCHS[trial.name] / lever.cost))
     run = partial(train_here, lever.context(trial.seed))
     conditions = (
         {"lever": name} if lever.context is not LEVERS["defaults"].context else {}
@@ -295,6 +306,8 @@ def main() -> int:
     add("--grounds", nargs="+", choices=GROUNDS, default=GROUNDS)
     add("--levers", nargs="+", choices=LEVERS, default=list(LEVERS))
     add("--seeds", type=int, default=3, help="how many, from 0")
+    text = "train for so many times the epochs"
+    add("--times", type=int, default=1, help=text)
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -303,7 +316,7 @@ def main() -> int:
     if "lite0, pretrained" in arguments.levers:
         write_weights(weights)
     names = [*arguments.levers]
-    if {"defaults", "resnet34"} <= set(names):
+    if set(ENCODERS) <= set(names):
         names.append(CHOSEN)
     found = {ground: {name: [] for name in names} for ground in arguments.grounds}
     for seed in range(arguments.seeds):
@@ -311,13 +324,12 @@ def main() -> int:
             where = arguments.data, arguments.folder, arguments.threads
             trial = make_ground(ground, seed, *where)
             results = {
-                name: result_of(trial, ground, name, weights)
+                name: result_of(trial, ground, name, weights, arguments.times)
                 for name in arguments.levers
             }
             if CHOSEN in names:
-                results[CHOSEN] = max(
-                    (results["defaults"], results["resnet34"]), key=validation_score
-                )
+                encoders = [results[name] for name in ENCODERS]
+                results[CHOSEN] = max(encoders, key=validation_score)
             for name, result in results.items():
                 found[ground][name].append(result["mean_iou"])
     print_table(found)

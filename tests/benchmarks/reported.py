@@ -1,0 +1,87 @@
+"""How near the reported scores are to those on ground that was used for nothing.
+
+    python tests/benchmarks/reported.py --threads 1 --seeds 3
+
+On the datasets and splits of ``quality.py``, in short trainings, the test split is kept apart. Two
+scores are reported without it: that of the validation split in its best epoch, by which the model was
+chosen, and that of a 5-fold cross-validation by block on all the other patches, over what the folds
+hold out (``pooled``). Both are compared with the final models' scores on the test split. Results are
+kept in ``--folder`` as those of ``quality.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from levers import EPOCHS
+from quality import MODEL, Trial, cell, make_trial, remembered, train_here
+
+DATASETS = "zion", "nc", "amazon"
+KINDS = {
+    "validation": "",
+    "folds": "--val_strategy kfold --fold_by block --n_splits 5 --block_size {block}",
+}
+
+
+def run(trial: Trial, kind: str) -> dict:
+    """Train, and read the score that is reported without the test split beside that on it."""
+    clock, classes = time.perf_counter(), trial.source.classes
+    mode = "binary" if trial.binary else f"multiclass --classes {classes}"
+    block = re.search(r"--block_size (\d+)", trial.source.cut)[1]
+    words = f"--mode {mode} {MODEL} --epochs {EPOCHS[trial.name]} --seed {trial.seed} "
+    words += f"--patience 0 --amp off --no_baseline {KINDS[kind].format(block=block)}"
+    with tempfile.TemporaryDirectory(dir=trial.folder) as place:
+        where = "--dataset_root", trial.patches, "--save_dir", place
+        train_here(contextlib.nullcontext(), "main.py", *words.split(), *where)
+        report = json.loads((Path(place) / "model_metrics.json").read_text())
+    if kind == "folds":
+        reported = report["pooled"]["mean_iou"]
+    else:
+        best = max(report["history"], key=lambda row: row["val_combined"])
+        reported = best["val_mean_iou"]
+    found = {"reported": reported, "mean_iou": report["test"]["mean_iou"]}
+    return found | {"seconds": time.perf_counter() - clock}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    add("--data", type=Path, default=shared, help="folder of the datasets")
+    add("--folder", type=Path, default=Path("benchmark_data/quality"))
+    add("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    add("--seeds", type=int, default=3, help="how many, from 0")
+    add("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    where = arguments.data, arguments.folder, arguments.threads
+    print("| | reported | test | reported less test |\n|---|---|---|---|")
+    for name in arguments.datasets:
+        trials = [make_trial(name, seed, *where) for seed in range(arguments.seeds)]
+        for kind in arguments.kinds:
+            key = {"kind": KINDS[kind], "epochs": EPOCHS[name]}
+            results = [remembered(t, "reported", key, run, kind) for t in trials]
+            reported, tested = (
+                [result[score] for result in results]
+                for score in ("reported", "mean_iou")
+            )
+            gaps = [one - other for one, other in zip(reported, tested)]
+            cells = cell(reported), cell(tested), cell(gaps, "+.3f")
+            print(f"| {name}, {kind} | {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
