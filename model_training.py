@@ -76,12 +76,20 @@ __all__ = [
 ]
 
 
+DECODER_CHANNELS = (256, 128, 64, 32, 16)  # of the library, from the deepest level
+
+
 def _build_smp(config: ModelConfig, weights: str | None) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     # a vision transformer takes other sizes than its own only when told so
     options = {"dynamic_img_size": True} if config.model_name == "dpt" else {}
-    return smp.create_model(
+    depth = config.encoder_depth
+    if ARCHITECTURES[config.model_name].takes_depth:
+        options["encoder_depth"] = depth
+        if config.model_name != "linknet":  # which has the encoder's own
+            options["decoder_channels"] = DECODER_CHANNELS[-depth:]
+    network = smp.create_model(
         config.model_name.replace("+", "plus"),
         encoder_name=config.encoder_name,
         encoder_weights=weights,
@@ -89,6 +97,30 @@ def _build_smp(config: ModelConfig, weights: str | None) -> nn.Module:
         classes=config.num_classes,
         **options,
     )
+    if depth < ModelConfig.encoder_depth:
+        _drop_unused(network, config.in_channels)
+    return network
+
+
+def _drop_unused(network: nn.Module, in_channels: int) -> None:
+    """Take out of an encoder what no output depends on: the levels below its depth."""
+    logits = network.eval()(torch.zeros(1, in_channels, 64, 64))
+    weights = list(network.encoder.parameters())
+    slopes = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+    unused = {id(w) for w, slope in zip(weights, slopes) if slope is None}
+    for module in list(network.encoder.modules()):
+        for name, child in list(module.named_children()):
+            own = [id(weight) for weight in child.parameters()]
+            if own and unused.issuperset(own):
+                setattr(module, name, _LeftOut())
+    network.train()
+
+
+class _LeftOut(nn.Module):
+    """In the place of layers that no output depends on; some encoders call them all the same."""
+
+    def forward(self, features: Tensor, *more) -> Tensor:
+        return features
 
 
 def _build_torchvision(config: ModelConfig, weights: str | None) -> nn.Module:
@@ -693,6 +725,7 @@ def _read_config(path, metadata: dict, state: dict) -> ModelConfig:
             num_classes=num_classes,
             encoder_name=metadata.get("encoder_name"),
             dropout_rate=float(metadata.get("dropout_rate", ModelConfig.dropout_rate)),
+            encoder_depth=int(metadata.get("encoder_depth", ModelConfig.encoder_depth)),
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has a wrong description: {error}") from error

@@ -26,6 +26,7 @@ class Architecture:
         False  # of --encoder_name, as settings of earlier versions do
     )
     has_dropout: bool = False  # of --dropout_rate
+    takes_depth: bool = False  # of --encoder_depth
 
     @property
     def has_encoder(self) -> bool:
@@ -37,10 +38,10 @@ ARCHITECTURES = {
     "unet-dropout": Architecture(
         16, takes_encoder=False, may_name_default=True, has_dropout=True
     ),
-    "unet": Architecture(),
-    "unet++": Architecture(),
-    "manet": Architecture(),
-    "linknet": Architecture(),
+    "unet": Architecture(takes_depth=True),
+    "unet++": Architecture(takes_depth=True),
+    "manet": Architecture(takes_depth=True),
+    "linknet": Architecture(takes_depth=True),
     "fpn": Architecture(),
     "pspnet": Architecture(),
     "pan": Architecture(min_size=128),  # it pools 16 x 8 times
@@ -76,6 +77,7 @@ class ModelConfig:
     num_classes: int  # output channels: 1 when binary
     encoder_name: str | None = "resnet34"
     dropout_rate: float = 0.3  # unet-dropout and pixel only
+    encoder_depth: int = 5  # levels, each of half the resolution of the one before
 
     @property
     def mode(self) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from common import SPLITS
-from common.architectures import ARCHITECTURES
+from common.architectures import ARCHITECTURES, ModelConfig
 from common.colours import hex_of_colour
 from common.places import training_places
 from common.sensors import common_names, sensor_of
@@ -108,10 +108,12 @@ def member_names(subject: ExportSubject) -> list[str]:
 
 
 def architecture(checkpoint: Checkpoint) -> str:
-    """As "unet++ with resnet34"."""
+    """As "unet++ with resnet34", or "unet with resnet18 of 3 levels"."""
     config = checkpoint.config
     encoder = f" with {config.encoder_name}" if config.encoder_name else ""
-    return f"{config.model_name}{encoder}"
+    whole = config.encoder_depth == ModelConfig.encoder_depth
+    levels = "" if whole else f" of {config.encoder_depth} levels"
+    return f"{config.model_name}{encoder}{levels}"
 
 
 def architectures(subject: ExportSubject) -> str:

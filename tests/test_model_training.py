@@ -293,6 +293,45 @@ def test_padding_repeats_the_edge_and_is_cropped_away(model):
         torch.testing.assert_close(network(image), expected)
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "efficientnet-b0", TINY_ENCODER])
+@pytest.mark.parametrize("model", ["unet", "unet++", "manet", "linknet"])
+def test_fewer_levels_leave_no_weight_without_a_use(model, encoder):
+    whole, config = (
+        ModelConfig(model, 4, 3, encoder, encoder_depth=depth) for depth in (5, 3)
+    )
+    network = build_model(config)
+    network(torch.rand(2, 4, 50, 70)).square().mean().backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+    count, of_all = (
+        sum(weight.numel() for weight in net.parameters())
+        for net in (network, build_model(whole))
+    )
+    assert count < of_all / 2
+
+
+@pytest.mark.parametrize("depth, equal", [(3, True), (5, False)])
+def test_fewer_levels_see_less_around_a_pixel(depth, equal):
+    config = ModelConfig("unet", 1, 2, "resnet18", encoder_depth=depth)
+    network = build_model(config).eval()
+    image = torch.rand(1, 1, 256, 256)
+    other = image.clone()
+    other[..., 150:, :] = 9  # 149 pixels and more from the first row
+    with torch.inference_mode():
+        first, second = network(image)[..., 0, :], network(other)[..., 0, :]
+    assert torch.allclose(first, second, atol=1e-7) == equal
+
+
+def test_a_checkpoint_keeps_the_levels_of_its_encoder(tmp_path):
+    config = ModelConfig("unet", 3, 2, "resnet18", encoder_depth=4)
+    network = build_model(config).eval()
+    save_checkpoint(tmp_path / "m.pth", network, config, Normalization("image"), {})
+    again = load_checkpoint(tmp_path / "m.pth")
+    assert again.config == config
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(again.model(image), network(image))
+
+
 def test_a_pixel_model_sees_no_neighbour():
     config = ModelConfig("pixel", 4, 3, None, dropout_rate=0.45)
     network = build_model(config)

@@ -116,6 +116,14 @@ class TrainingConfig:
         "model",
         shown=ModelConfig.encoder_name,
     )
+    encoder_depth: int | None = setting(
+        None,
+        "levels of the encoder of unet, unet++, manet and linknet; fewer see less around a pixel; with "
+        "--start_from those of the model",
+        "model",
+        choices=(3, 4, 5),
+        shown=str(ModelConfig.encoder_depth),
+    )
     pretrained: bool = setting(False, "start from the library's weights", "model")
     encoder_weights: str | None = setting(
         None,
@@ -342,4 +350,7 @@ class TrainingConfig:
         entry, encoder = ARCHITECTURES[self.model], self.encoder
         if not entry.takes_encoder:
             encoder = entry.fixed_encoder
-        return ModelConfig(self.model, in_channels, outputs, encoder, self.dropout_rate)
+        depth = self.encoder_depth or ModelConfig.encoder_depth
+        return ModelConfig(
+            self.model, in_channels, outputs, encoder, self.dropout_rate, depth
+        )

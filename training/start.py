@@ -65,19 +65,28 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
     if config.start_from is None:
         entry = ARCHITECTURES[config.model]
         named = entry.takes_encoder or entry.may_name_default
-        return replace(config, encoder_name=config.encoder) if named else config
+        config = replace(config, encoder_name=config.encoder) if named else config
+        depth = config.encoder_depth or ModelConfig.encoder_depth
+        return replace(config, encoder_depth=depth) if entry.takes_depth else config
     found, file = read_start(config).config, start_file(config)
     if file != Path(config.start_from):
         log.info("%s is not there: its copy %s is taken", config.start_from, file)
     for option, given, there in (
         ("--model", config.model, found.model_name),
         ("--encoder_name", config.encoder_name, found.encoder_name),
+        ("--encoder_depth", config.encoder_depth, found.encoder_depth),
     ):
         if given is not None and given != there:
             raise OptionError(
                 f"{option} {given}, but {config.start_from} has {there or 'none'}; leave {option} out"
             )
-    return replace(config, model=found.model_name, encoder_name=found.encoder_name)
+    levels = ARCHITECTURES[found.model_name].takes_depth
+    return replace(
+        config,
+        model=found.model_name,
+        encoder_name=found.encoder_name,
+        encoder_depth=found.encoder_depth if levels else None,
+    )
 
 
 def start_file(config: TrainingConfig) -> Path:

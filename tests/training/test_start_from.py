@@ -92,7 +92,11 @@ def test_model_and_encoder_come_from_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value", "has"),
-    [("model", "unet", "linknet"), ("encoder_name", "resnet18", "tu-test_resnet")],
+    [
+        ("model", "unet", "linknet"),
+        ("encoder_name", "resnet18", "tu-test_resnet"),
+        ("encoder_depth", 3, 5),
+    ],
 )
 def test_another_model_than_that_of_the_file_is_refused(tmp_path, option, value, has):
     file = write_start(tmp_path / "a.pth")

@@ -109,6 +109,14 @@ def test_the_model_options_choose_the_model(small_data, tmp_path):
     assert done.metadata()["encoder_name"] is None
 
 
+def test_an_encoder_has_the_levels_that_are_asked_for(small_data, tmp_path):
+    done = train(small_data, tmp_path, "--encoder_depth", 3)
+    assert done.metadata()["encoder_depth"] == 3
+    loaded = load_checkpoint(tmp_path / "model_final_model.pth")
+    images = torch.rand(1, loaded.config.in_channels, 64, 64)
+    assert len(loaded.model.network.encoder(images)) == 4  # and the image
+
+
 def test_image_normalization_is_recorded_and_followed(small_data, tmp_path):
     done = train(small_data, tmp_path, "--normalization", "image")
     assert done.metadata()["normalization_statistics"]["rule"] == "image"
@@ -235,11 +243,11 @@ def saturating_data(tmp_path_factory):
 
 def test_training_stops_when_patience_runs_out(saturating_data, tmp_path):
     options = ("--mode", "multiclass", "--loss", "ce", "--learning_rate", 0.01)
-    done = train(saturating_data, tmp_path, *options, "--epochs", 60, "--patience", 2)
+    done = train(saturating_data, tmp_path, *options, "--epochs", 60, "--patience", 6)
     best = done.report["best_epoch"]["combined"]
     assert done.report["best"]["combined"] == 1
-    assert len(done.report["history"]) == best + 2 < 60
-    assert done.metadata()["training_params"]["epochs_run"] == best + 2
+    assert len(done.report["history"]) == best + 6 < 60
+    assert done.metadata()["training_params"]["epochs_run"] == best + 6
 
 
 @pytest.mark.slow
