@@ -158,6 +158,13 @@ def test_without_free_ground_no_cell_is_suggested(tmp_path, patchy, capsys):
     assert len(suggested(tmp_path / "map.tif")) == 0
 
 
+def test_a_scene_without_half_a_valid_cell_gets_no_suggestion(tmp_path, patchy, capsys):
+    model, output = make_model(tmp_path / "m.pth", all_but(())), tmp_path / "map.tif"
+    assert run(model.path, patchy, output, "--suggest", "5", "--cell_size", "300") == 0
+    assert "has 0 such cells of 300 pixels" in capsys.readouterr().err
+    assert len(suggested(output)) == 0
+
+
 def test_patches_whose_place_is_not_known_here_are_told(tmp_path, patchy, capsys):
     places = [{"crs": None, "split": "train", "bounds": [[0, 0, 160, 160]]}]
     model = make_model(tmp_path / "m.pth", places)
