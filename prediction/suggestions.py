@@ -63,9 +63,9 @@ def write_suggestions(job: SceneJob, target: Path) -> int:
     with new_geopackage(target) as file:
         table = suggestion_table(job, cells, chosen)
         append_features(file, target.stem, table, job.scene.crs)
-        colours = ramp_colours(len(chosen))[::-1]  # the first are the brightest
+        colours = ramp_colours(max(2, len(chosen)))[::-1]  # the first is the brightest
         column = 'to_string("rank")'  # QGIS compares texts
-        style = categorized_style(column, list(map(str, ranks)), colours)
+        style = categorized_style(column, list(map(str, ranks)), colours[: len(ranks)])
         add_style(file, target.stem, style)
     return len(chosen)
 

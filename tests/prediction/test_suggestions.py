@@ -29,6 +29,7 @@ from prediction_helpers import (
 from rasterio.warp import transform_bounds
 
 import Patch_extraction
+from common.styles import RAMP
 from prediction.suggestions import choose_cells
 
 SIDE = 16
@@ -311,6 +312,17 @@ def test_the_style_shows_the_cells_by_rank(tmp_path, patchy):
     assert renderer.get("attr") == 'to_string("rank")'
     categories = renderer.findall("categories/category")
     assert [one.get("value") for one in categories] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_first_cell_is_the_brightest_whatever_their_number(tmp_path, patchy, count):
+    model, output = make_model(tmp_path / "m.pth"), tmp_path / "map.tif"
+    assert run(model.path, patchy, output, "--suggest", str(count)) == 0
+    with closing(sqlite3.connect(tmp_path / "map_suggestions.gpkg")) as base:
+        (style,) = base.execute("SELECT styleQML FROM layer_styles").fetchone()
+    root = ElementTree.fromstring(style.split(">", 1)[1])
+    first = ElementTree.tostring(root.find(".//symbol[@name='0']"), "unicode")
+    assert ",".join(map(str, RAMP[-1])) in first
 
 
 def test_what_cannot_be_suggested_is_refused_before_any_work(
