@@ -63,9 +63,9 @@ def write_suggestions(job: SceneJob, target: Path) -> int:
     with new_geopackage(target) as file:
         table = suggestion_table(job, cells, chosen)
         append_features(file, target.stem, table, job.scene.crs)
-        colours = ramp_colours(len(chosen))[::-1]  # the first are the brightest
+        colours = ramp_colours(max(2, len(chosen)))[::-1]  # the first is the brightest
         column = 'to_string("rank")'  # QGIS compares texts
-        style = categorized_style(column, list(map(str, ranks)), colours)
+        style = categorized_style(column, list(map(str, ranks)), colours[: len(ranks)])
         add_style(file, target.stem, style)
     return len(chosen)
 
@@ -122,13 +122,13 @@ def labelled_cells(job: SceneJob, cells: CellMeans) -> np.ndarray:
             "cells may lie on them", job.models.files[known.index(False)],
         )  # fmt: skip
     outlines = [outline for several in found for outline in several]
-    if not outlines:
+    places = np.argwhere(cells.valid >= LEAST_VALID)
+    if not outlines or not len(places):
         return held
     a, b, c, d, e, f = (~job.scene.transform)[:6]
     turn, origin = np.array([[a, d], [b, e]]), (c, f)
     patches = np.unique(shapely.to_wkb(outlines))  # models of one run have the same
     pixels = shapely.transform(shapely.from_wkb(patches), lambda xy: xy @ turn + origin)
-    places = np.argwhere(cells.valid >= LEAST_VALID)
     boxes = [shapely.box(*cells.box(*place, inner=TOUCHING)) for place in places]
     taken = shapely.STRtree(pixels).query(boxes, predicate="intersects")[0]
     held[tuple(places[taken].T)] = True

@@ -29,6 +29,7 @@ from prediction_helpers import (
 from rasterio.warp import transform_bounds
 
 import Patch_extraction
+from common.styles import RAMP
 from prediction.suggestions import choose_cells
 
 SIDE = 16
@@ -156,6 +157,13 @@ def test_without_free_ground_no_cell_is_suggested(tmp_path, patchy, capsys):
     assert run(model.path, patchy, tmp_path / "map.tif", "--suggest", "5") == 0
     assert "has 0 such cells" in capsys.readouterr().err
     assert len(suggested(tmp_path / "map.tif")) == 0
+
+
+def test_a_scene_without_half_a_valid_cell_gets_no_suggestion(tmp_path, patchy, capsys):
+    model, output = make_model(tmp_path / "m.pth", all_but(())), tmp_path / "map.tif"
+    assert run(model.path, patchy, output, "--suggest", "5", "--cell_size", "300") == 0
+    assert "has 0 such cells of 300 pixels" in capsys.readouterr().err
+    assert len(suggested(output)) == 0
 
 
 def test_patches_whose_place_is_not_known_here_are_told(tmp_path, patchy, capsys):
@@ -304,6 +312,17 @@ def test_the_style_shows_the_cells_by_rank(tmp_path, patchy):
     assert renderer.get("attr") == 'to_string("rank")'
     categories = renderer.findall("categories/category")
     assert [one.get("value") for one in categories] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_first_cell_is_the_brightest_whatever_their_number(tmp_path, patchy, count):
+    model, output = make_model(tmp_path / "m.pth"), tmp_path / "map.tif"
+    assert run(model.path, patchy, output, "--suggest", str(count)) == 0
+    with closing(sqlite3.connect(tmp_path / "map_suggestions.gpkg")) as base:
+        (style,) = base.execute("SELECT styleQML FROM layer_styles").fetchone()
+    root = ElementTree.fromstring(style.split(">", 1)[1])
+    first = ElementTree.tostring(root.find(".//symbol[@name='0']"), "unicode")
+    assert ",".join(map(str, RAMP[-1])) in first
 
 
 def test_what_cannot_be_suggested_is_refused_before_any_work(
