@@ -69,15 +69,18 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
     found, file = read_start(config).config, start_file(config)
     if file != Path(config.start_from):
         log.info("%s is not there: its copy %s is taken", config.start_from, file)
+    entry = ARCHITECTURES[found.model_name]
+    # earlier versions store a name for models without an exchangeable encoder too
+    encoder = found.encoder_name if entry.takes_encoder else entry.fixed_encoder
     for option, given, there in (
         ("--model", config.model, found.model_name),
-        ("--encoder_name", config.encoder_name, found.encoder_name),
+        ("--encoder_name", config.encoder_name, encoder),
     ):
         if given is not None and given != there:
             raise OptionError(
                 f"{option} {given}, but {config.start_from} has {there or 'none'}; leave {option} out"
             )
-    return replace(config, model=found.model_name, encoder_name=found.encoder_name)
+    return replace(config, model=found.model_name, encoder_name=encoder)
 
 
 def start_file(config: TrainingConfig) -> Path:

@@ -110,6 +110,22 @@ def test_models_without_an_encoder_are_a_start_too(tmp_path):
     assert settle_model(found) == found and "--encoder" not in command_line("", found)
 
 
+@pytest.mark.parametrize(
+    ("model", "own"), [("unet-dropout", None), ("deeplabv3_resnet50", "resnet50")]
+)
+def test_a_name_of_an_encoder_that_a_model_does_not_have_is_no_obstacle(
+    tmp_path, model, own
+):
+    config = ModelConfig(model, 3, 1, own)
+    said = {"encoder_name": "resnet101"}  # as earlier versions stored the option
+    save_checkpoint(
+        tmp_path / "a.pth", build_model(config), config, Normalization(), said
+    )
+    found = settings(tmp_path / "a.pth")
+    assert (found.model, found.encoder_name) == (model, own)
+    assert settle_model(found) == found
+
+
 def test_options_that_contradict_a_start_are_refused(tmp_path):
     with pytest.raises(OptionError, match="--model is required, unless --start_from"):
         TrainingConfig("patches")
