@@ -37,6 +37,8 @@ WORDS = {word: word for bands in SENSORS.values() for word in bands.values()} | 
     "nir09": "water_vapour", "water_vapor": "water_vapour", "swir16": "swir1", "swir22": "swir2",
     "lwir11": "thermal", "lwir12": "thermal2",
 }  # fmt: skip
+# each of them by the spelling without spaces and signs: "SWIR 1" and "Red Edge 1"
+_WORDS_BY_LETTERS = {word.replace("_", ""): word for word in WORDS}
 _PLATFORMS = {
     r"(sentinel|s)-?1[a-d]?": "sentinel1",
     r"(sentinel|s)-?2[a-d]?": "sentinel2",
@@ -71,12 +73,12 @@ _NUMBER_AND_WORD = re.compile(
 
 
 def plain_name(name: str) -> str:
-    """A band's name in one spelling: B02, b2, SR_B2 and "Band 2" are B2; "Red Edge" is red_edge.
+    """A band's name in one spelling: B02, b2, SR_B2 and "Band 2" are B2; "SWIR 1" is swir1.
 
     Where a word of ``WORDS`` follows a number, it is the word, which means one thing: B4_red is red.
     """
     both = _NUMBER_AND_WORD.fullmatch(name.strip().lower())
-    if both and (word := re.sub(r"[\s-]+", "_", both[1])) in WORDS:
+    if both and (word := _plain_word(both[1])) in WORDS:
         return word
     number = re.fullmatch(
         r"(?:s[rt]_)?b(?:and)?[ _]?0*(\d+)(a|_vcid_[12])?", name.strip(), re.IGNORECASE
@@ -86,7 +88,12 @@ def plain_name(name: str) -> str:
     polarization = name.strip().upper()
     if polarization in SENSORS["sentinel1"]:
         return polarization
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
+    return _plain_word(name)
+
+
+def _plain_word(text: str) -> str:
+    word = re.sub(r"[\s-]+", "_", text.strip().lower())
+    return _WORDS_BY_LETTERS.get(word.replace("_", ""), word)
 
 
 # what else a name as it is written says: ESA pads numbers, and so does harmonized Landsat 8, which

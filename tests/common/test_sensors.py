@@ -116,3 +116,18 @@ def test_a_word_after_a_number_says_what_the_number_is():
     assert common_names(landsat) == ["blue", "green", "red", "nir", "swir1"]
     assert match_bands(landsat, S2, None, "sentinel2") == [0, 1, 2, 6, 8]
     assert common_names(["B6_VCID_1", "B4_mean"], "landsat-etm") == ["thermal", None]
+
+
+def test_words_may_be_written_apart():
+    words = [
+        "SWIR 1",
+        "swir-2",
+        "Red Edge 1",
+        "rededge_3",
+        "NIR narrow",
+        "Band 6 - SWIR 1",
+    ]
+    expected = ["swir1", "swir2", "rededge1", "rededge3", "nir_narrow", "swir1"]
+    assert common_names(words) == expected
+    assert match_bands(words[:3], S2, None, "sentinel2") == [8, 9, 3]
+    assert common_names(["Red Edge", "SWIR"]) == [None, None]
