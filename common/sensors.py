@@ -30,8 +30,7 @@ SENSORS = {
     },
     "sentinel1": {"VV": "vv", "VH": "vh", "HH": "hh", "HV": "hv"},
 }  # fmt: skip
-# names that mean one thing whatever the sensor: the common ones, and those of STAC; its nir08 is
-# Sentinel-2's B8A, but Landsat's only near infrared
+# names that mean one thing whatever the sensor: the common ones, and those of STAC
 WORDS = {word: word for bands in SENSORS.values() for word in bands.values()} | {
     "rededge071": "rededge1", "rededge075": "rededge2", "rededge078": "rededge3",
     "nir09": "water_vapour", "water_vapor": "water_vapour", "swir16": "swir1", "swir22": "swir2",
@@ -39,6 +38,10 @@ WORDS = {word: word for bands in SENSORS.values() for word in bands.values()} | 
 }  # fmt: skip
 # each of them by the spelling without spaces and signs: "SWIR 1" and "Red Edge 1"
 _WORDS_BY_LETTERS = {word.replace("_", ""): word for word in WORDS}
+# names of STAC that depend on the sensor: nir08 is Sentinel-2's B8A, but Landsat's only near infrared
+_STAC_WORDS = {
+    sensor: {"nir08": "nir", "lwir": "thermal"} for sensor in SENSORS if "landsat" in sensor
+} | {"sentinel2": {"nir08": "nir_narrow"}}  # fmt: skip
 _PLATFORMS = {
     r"(sentinel|s)-?1[a-d]?": "sentinel1",
     r"(sentinel|s)-?2[a-d]?": "sentinel2",
@@ -133,7 +136,10 @@ def common_names(
         things on the sensors which it can be of.
     """
     known = [name for name in names if name]
-    tables = [SENSORS[s] for s in ([sensor] if sensor else possible_sensors(known))]
+    tables = [
+        SENSORS[s] | _STAC_WORDS.get(s, {})
+        for s in ([sensor] if sensor else possible_sensors(known))
+    ]
     tables.append(SENSORS["sentinel1"])
     return [_meaning(plain_name(name), tables) if name else None for name in names]
 
