@@ -212,7 +212,9 @@ def start_model(config: ModelConfig, start: Start, names: Sequence[str]) -> nn.M
     model = build_model(config)
     network, given = model.network, start.checkpoint.model.network
     state, own = given.state_dict(), network.state_dict()
-    for layer in band_layers(network, config.in_channels):
+    same = list(start.matches) == list(range(start.checkpoint.config.in_channels))
+    # those stay as they are, also where the encoder rearranges the image before them
+    for layer in [] if same else band_layers(network, config.in_channels):
         key = f"{layer}.weight"
         state[key] = match_kernels(state[key], start.matches)
     head = last_conv(network)

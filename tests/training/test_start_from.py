@@ -161,6 +161,21 @@ def test_the_same_bands_in_another_order_give_the_same_logits(tmp_path):
         torch.testing.assert_close(model(images[:, order]), expected)
 
 
+def test_the_same_bands_need_no_first_layer_that_reads_them(tmp_path, monkeypatch):
+    def none(*_):
+        raise OptionError("The encoder rearranges the image")
+
+    monkeypatch.setattr("training.start.band_layers", none)
+    file, index = write_start(tmp_path / "a.pth"), index_of(tmp_path)
+    model = begin(settings(file), index)
+    state = load_checkpoint(file).model.state_dict()
+    assert all(
+        torch.equal(value, state[key]) for key, value in model.state_dict().items()
+    )
+    with pytest.raises(OptionError, match="rearranges"):
+        begin(settings(file), index_of(tmp_path / "b", BANDS[::-1]))
+
+
 def test_new_bands_get_the_mean_and_old_ones_go(tmp_path):
     file = write_start(tmp_path / "a.pth")
     index = index_of(tmp_path, ("elevation", "B04", "nir"))
