@@ -30,13 +30,18 @@ SENSORS = {
     },
     "sentinel1": {"VV": "vv", "VH": "vh", "HH": "hh", "HV": "hv"},
 }  # fmt: skip
-# names that mean one thing whatever the sensor: the common ones, and those of STAC; its nir08 is
-# Sentinel-2's B8A, but Landsat's only near infrared
+# names that mean one thing whatever the sensor: the common ones, and those of STAC
 WORDS = {word: word for bands in SENSORS.values() for word in bands.values()} | {
     "rededge071": "rededge1", "rededge075": "rededge2", "rededge078": "rededge3",
     "nir09": "water_vapour", "water_vapor": "water_vapour", "swir16": "swir1", "swir22": "swir2",
     "lwir11": "thermal", "lwir12": "thermal2",
 }  # fmt: skip
+# each of them by the spelling without spaces and signs: "SWIR 1" and "Red Edge 1"
+_WORDS_BY_LETTERS = {word.replace("_", ""): word for word in WORDS}
+# names of STAC that depend on the sensor: nir08 is Sentinel-2's B8A, but Landsat's only near infrared
+_STAC_WORDS = {
+    sensor: {"nir08": "nir", "lwir": "thermal"} for sensor in SENSORS if "landsat" in sensor
+} | {"sentinel2": {"nir08": "nir_narrow"}}  # fmt: skip
 _PLATFORMS = {
     r"(sentinel|s)-?1[a-d]?": "sentinel1",
     r"(sentinel|s)-?2[a-d]?": "sentinel2",
@@ -71,12 +76,12 @@ _NUMBER_AND_WORD = re.compile(
 
 
 def plain_name(name: str) -> str:
-    """A band's name in one spelling: B02, b2, SR_B2 and "Band 2" are B2; "Red Edge" is red_edge.
+    """A band's name in one spelling: B02, b2, SR_B2 and "Band 2" are B2; "SWIR 1" is swir1.
 
     Where a word of ``WORDS`` follows a number, it is the word, which means one thing: B4_red is red.
     """
     both = _NUMBER_AND_WORD.fullmatch(name.strip().lower())
-    if both and (word := re.sub(r"[\s-]+", "_", both[1])) in WORDS:
+    if both and (word := _plain_word(both[1])) in WORDS:
         return word
     number = re.fullmatch(
         r"(?:s[rt]_)?b(?:and)?[ _]?0*(\d+)(a|_vcid_[12])?", name.strip(), re.IGNORECASE
@@ -86,7 +91,12 @@ def plain_name(name: str) -> str:
     polarization = name.strip().upper()
     if polarization in SENSORS["sentinel1"]:
         return polarization
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
+    return _plain_word(name)
+
+
+def _plain_word(text: str) -> str:
+    word = re.sub(r"[\s-]+", "_", text.strip().lower())
+    return _WORDS_BY_LETTERS.get(word.replace("_", ""), word)
 
 
 # what else a name as it is written says: ESA pads numbers, and so does harmonized Landsat 8, which
@@ -126,7 +136,10 @@ def common_names(
         things on the sensors which it can be of.
     """
     known = [name for name in names if name]
-    tables = [SENSORS[s] for s in ([sensor] if sensor else possible_sensors(known))]
+    tables = [
+        SENSORS[s] | _STAC_WORDS.get(s, {})
+        for s in ([sensor] if sensor else possible_sensors(known))
+    ]
     tables.append(SENSORS["sentinel1"])
     return [_meaning(plain_name(name), tables) if name else None for name in names]
 

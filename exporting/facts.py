@@ -84,7 +84,9 @@ def band_words(subject: ExportSubject) -> list[str | None]:
         first.metadata.get("band_descriptions") or [None] * first.config.in_channels
     )
     plain = [name for name, _ in split_dates(stored)]
-    words = common_names(plain, sensor_of(",".join(sensors(subject))))
+    options = first.metadata.get("training_params") or {}
+    said = options.get("sensor") or ",".join(sensors(subject))
+    words = common_names(plain, sensor_of(said))
     return [None if word == "?" else word for word in words]
 
 

@@ -41,8 +41,8 @@ class CellMeans:
     valid: np.ndarray  # share of the cell
     classes: np.ndarray  # the most frequent one
 
-    def box(self, row: int, column: int, inner: float = 0.0) -> tuple:
-        """The sides of a cell in pixels of the scene, moved inwards: left, top, right, bottom."""
+    def box(self, row, column, inner: float = 0.0) -> tuple:
+        """The sides of a cell, or of several, in pixels of the scene, moved inwards: left, top, right, bottom."""
         left, top = (self.column + column) * self.side, (self.row + row) * self.side
         ends = left + self.side, top + self.side
         return (left + inner, top + inner, ends[0] - inner, ends[1] - inner)
@@ -129,7 +129,7 @@ def labelled_cells(job: SceneJob, cells: CellMeans) -> np.ndarray:
     turn, origin = np.array([[a, d], [b, e]]), (c, f)
     patches = np.unique(shapely.to_wkb(outlines))  # models of one run have the same
     pixels = shapely.transform(shapely.from_wkb(patches), lambda xy: xy @ turn + origin)
-    boxes = [shapely.box(*cells.box(*place, inner=TOUCHING)) for place in places]
+    boxes = shapely.box(*cells.box(*places.T, inner=TOUCHING))
     taken = shapely.STRtree(pixels).query(boxes, predicate="intersects")[0]
     held[tuple(places[taken].T)] = True
     return held

@@ -38,7 +38,7 @@ def file_bands(config: TrainingConfig, index: SampleIndex) -> FileBands | None:
     """The bands of the file of ``--encoder_weights``, and which of them each band of the data is.
 
     None where nobody says their names, and for a file of red, green and blue, which
-    ``rgb_channels`` is for.
+    ``rgb_channels`` is for, unless the data are of several dates and all have them.
 
     Raises:
         DatasetError: The data have none of them, no names, or names that need a ``--sensor``.
@@ -46,15 +46,17 @@ def file_bands(config: TrainingConfig, index: SampleIndex) -> FileBands | None:
     named = split_list(config.weights_bands)
     known = published_weights(config.weights)
     names = named or (known.bands if known else ())
-    if not named and len(names) in (0, 3):
+    dated = split_dates(index.descriptions)
+    dates = {order for _, order in dated}
+    colours = len(names) == 3 and (len(dates - {0}) < 2 or config.rgb_bands)
+    if not named and (not names or colours):
         return None
     if not any(index.descriptions):
         return _by_position(config, names, len(index.descriptions))
     possible = [known.sensor] if known else possible_sensors(names)
     sensor = possible[0] if len(possible) == 1 else None
     matches: list[int | None] = [None] * len(index.descriptions)
-    dated = split_dates(index.descriptions)
-    for date in {order for _, order in dated}:  # each gets the kernels of its bands
+    for date in dates:  # each gets the kernels of its bands
         places = [place for place, (_, order) in enumerate(dated) if order == date]
         here = [dated[place][0] for place in places]
         found = match_bands(

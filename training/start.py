@@ -56,11 +56,11 @@ class Start:
 
 
 def settle_model(config: TrainingConfig) -> TrainingConfig:
-    """The settings with the names of model and encoder, those of ``--start_from`` where it is given.
+    """The settings with model, encoder and its depth, those of ``--start_from`` where it is given.
 
     Raises:
         CheckpointError: It cannot be read.
-        OptionError: ``--model`` or ``--encoder_name`` is another one.
+        OptionError: ``--model``, ``--encoder_name`` or ``--encoder_depth`` is another one.
     """
     if config.start_from is None:
         entry = ARCHITECTURES[config.model]
@@ -71,21 +71,21 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
     found, file = read_start(config).config, start_file(config)
     if file != Path(config.start_from):
         log.info("%s is not there: its copy %s is taken", config.start_from, file)
+    entry = ARCHITECTURES[found.model_name]
+    # earlier versions store a name for models without an exchangeable encoder too
+    encoder = found.encoder_name if entry.takes_encoder else entry.fixed_encoder
+    depth = found.encoder_depth if entry.takes_depth else None
     for option, given, there in (
         ("--model", config.model, found.model_name),
-        ("--encoder_name", config.encoder_name, found.encoder_name),
-        ("--encoder_depth", config.encoder_depth, found.encoder_depth),
+        ("--encoder_name", config.encoder_name, encoder),
+        ("--encoder_depth", config.encoder_depth, depth),
     ):
         if given is not None and given != there:
             raise OptionError(
                 f"{option} {given}, but {config.start_from} has {there or 'none'}; leave {option} out"
             )
-    levels = ARCHITECTURES[found.model_name].takes_depth
     return replace(
-        config,
-        model=found.model_name,
-        encoder_name=found.encoder_name,
-        encoder_depth=found.encoder_depth if levels else None,
+        config, model=found.model_name, encoder_name=encoder, encoder_depth=depth
     )
 
 
@@ -218,7 +218,9 @@ def start_model(config: ModelConfig, start: Start, names: Sequence[str]) -> nn.M
     model = build_model(config)
     network, given = model.network, start.checkpoint.model.network
     state, own = given.state_dict(), network.state_dict()
-    for layer in band_layers(network, config.in_channels):
+    same = list(start.matches) == list(range(start.checkpoint.config.in_channels))
+    # those stay as they are, also where the encoder rearranges the image before them
+    for layer in [] if same else band_layers(network, config.in_channels):
         key = f"{layer}.weight"
         state[key] = match_kernels(state[key], start.matches)
     head = last_conv(network)

@@ -116,3 +116,30 @@ def test_a_word_after_a_number_says_what_the_number_is():
     assert common_names(landsat) == ["blue", "green", "red", "nir", "swir1"]
     assert match_bands(landsat, S2, None, "sentinel2") == [0, 1, 2, 6, 8]
     assert common_names(["B6_VCID_1", "B4_mean"], "landsat-etm") == ["thermal", None]
+
+
+def test_words_may_be_written_apart():
+    words = [
+        "SWIR 1",
+        "swir-2",
+        "Red Edge 1",
+        "rededge_3",
+        "NIR narrow",
+        "Band 6 - SWIR 1",
+    ]
+    expected = ["swir1", "swir2", "rededge1", "rededge3", "nir_narrow", "swir1"]
+    assert common_names(words) == expected
+    assert match_bands(words[:3], S2, None, "sentinel2") == [8, 9, 3]
+    assert common_names(["Red Edge", "SWIR"]) == [None, None]
+
+
+def test_words_of_stac_that_depend_on_the_sensor_are_known_with_it():
+    landsat = ["blue", "green", "red", "nir08", "swir16", "swir22"]
+    numbers = [f"SR_B{number}" for number in (2, 3, 4, 5, 6, 7)]
+    assert match_bands(landsat, numbers, *["landsat-oli"] * 2) == [0, 1, 2, 3, 4, 5]
+    assert match_bands(["red", "nir08"], S2, "sentinel2") == [2, 7]
+    assert match_bands(["nir08"], ["nir08"], "landsat-oli", "sentinel2") == [None]
+    assert match_bands(["nir08"], ["nir08"]) == [0]
+    assert common_names(["lwir", "nir08"], "landsat-etm") == ["thermal", "nir"]
+    with pytest.raises(DatasetError, match="nir08 are not the same.*--sensor"):
+        match_bands(["red", "nir08"], S2)

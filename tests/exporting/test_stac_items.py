@@ -191,6 +191,8 @@ def test_bands_have_stacs_names_where_it_is_certain_what_they_are(tmp_path):
     assert common(["Red", "B8A", "B11"]) == ["red", "nir08", "swir16"]
     assert common(["B3", "B4", "B6"]) == [None] * 3, "of which sensor?"
     assert common(["B3", "B4", "B6"], sensor="Landsat-7") == ["red", "nir", None]
+    said = {"training_params": {"sensor": "landsat-oli"}}
+    assert common(["B3", "B4", "B6"], **said) == ["green", "red", "swir16"]
     dates = ["B04_20210619", "B05_20210619", "height"]
     assert common(dates, sensor="Sentinel-2B") == ["red", "rededge", None]
 

@@ -133,6 +133,23 @@ def test_each_date_gets_the_kernels_of_its_bands(tmp_path, publish):
     assert str(found) == "kernels of B4, B8A, the mean of all for 1 of the data's bands"
 
 
+def test_colours_of_each_date_get_their_kernels_and_scaling(tmp_path, publish):
+    file = publish(encoder_file(tmp_path, 3), ("B4", "B3", "B2"))
+    days = ("20210619", "20210724")
+    names = [f"{band}_{day}" for day in days for band in ("B02", "B03", "B04", "B8A")]
+    index = index_of(*names)
+    known = [True, True, True, False] * 2
+    high = choose_normalization(asked(file), index).high
+    assert [value == 10_000 for value in high] == known
+    model = initial_model(asked(file), index)
+    kernels = first_kernels(model)
+    expected = kernels_of(file) * 3 / len(names)
+    for place, band in ((0, 2), (1, 1), (2, 0), (4, 2), (5, 1), (6, 0)):
+        torch.testing.assert_close(kernels[:, place], expected[:, band])
+    picked = asked(file, rgb_bands="3,2,1")
+    assert file_bands(picked, index) is None
+
+
 def test_a_resnet_and_its_classifier_go_into_the_encoder_of_that_name(tmp_path):
     file = encoder_file(tmp_path, 10, "resnet18")
     config = settings(

@@ -114,6 +114,22 @@ def test_models_without_an_encoder_are_a_start_too(tmp_path):
     assert settle_model(found) == found and "--encoder" not in command_line("", found)
 
 
+@pytest.mark.parametrize(
+    ("model", "own"), [("unet-dropout", None), ("deeplabv3_resnet50", "resnet50")]
+)
+def test_a_name_of_an_encoder_that_a_model_does_not_have_is_no_obstacle(
+    tmp_path, model, own
+):
+    config = ModelConfig(model, 3, 1, own)
+    said = {"encoder_name": "resnet101"}  # as earlier versions stored the option
+    save_checkpoint(
+        tmp_path / "a.pth", build_model(config), config, Normalization(), said
+    )
+    found = settings(tmp_path / "a.pth")
+    assert (found.model, found.encoder_name) == (model, own)
+    assert settle_model(found) == found
+
+
 def test_options_that_contradict_a_start_are_refused(tmp_path):
     with pytest.raises(OptionError, match="--model is required, unless --start_from"):
         TrainingConfig("patches")
@@ -147,6 +163,21 @@ def test_the_same_bands_in_another_order_give_the_same_logits(tmp_path):
     with torch.inference_mode():
         expected = load_checkpoint(file).model(images)
         torch.testing.assert_close(model(images[:, order]), expected)
+
+
+def test_the_same_bands_need_no_first_layer_that_reads_them(tmp_path, monkeypatch):
+    def none(*_):
+        raise OptionError("The encoder rearranges the image")
+
+    monkeypatch.setattr("training.start.band_layers", none)
+    file, index = write_start(tmp_path / "a.pth"), index_of(tmp_path)
+    model = begin(settings(file), index)
+    state = load_checkpoint(file).model.state_dict()
+    assert all(
+        torch.equal(value, state[key]) for key, value in model.state_dict().items()
+    )
+    with pytest.raises(OptionError, match="rearranges"):
+        begin(settings(file), index_of(tmp_path / "b", BANDS[::-1]))
 
 
 def test_new_bands_get_the_mean_and_old_ones_go(tmp_path):
