@@ -43,8 +43,8 @@ _STAC_WORDS = {
     sensor: {"nir08": "nir", "lwir": "thermal"} for sensor in SENSORS if "landsat" in sensor
 } | {"sentinel2": {"nir08": "nir_narrow"}}  # fmt: skip
 _PLATFORMS = {
-    r"(sentinel|s)-?1[a-d]?": "sentinel1",
-    r"(sentinel|s)-?2[a-d]?": "sentinel2",
+    r"(sentinel|s)[ _-]?1[a-d]?([ _-]sar)?": "sentinel1",
+    r"(sentinel|s)[ _-]?2[a-d]?([ _-]msi)?": "sentinel2",
     r"landsat[ _-]?[45](?!.*mss).*": "landsat-tm",
     r"landsat[ _-]?7.*": "landsat-etm",
     r"landsat[ _-]?[89].*": "landsat-oli",

@@ -13,6 +13,10 @@ S2 = ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
 @pytest.mark.parametrize(
     ("text", "sensor"),
     [
+        ("Sentinel 2", "sentinel2"),
+        ("sentinel_2a", "sentinel2"),
+        ("Sentinel-2 MSI", "sentinel2"),
+        ("Sentinel-1A SAR", "sentinel1"),
         ("Sentinel-2A", "sentinel2"),
         ("Sentinel-2A,Sentinel-2B", "sentinel2"),
         ("sentinel-2c", "sentinel2"),
