@@ -6,8 +6,8 @@ makes a scene of 10 bands by repeating the demo's, trains two small models for a
 the scene in several ways, each in a process of its own: the bound (the plain eager float32 forward
 pass over as many windows, with nothing read or written; the better of batch 1 and 4), the toolkit
 in each precision, and a loop that holds the whole scene in memory, as it is often written. What
-counts are the ratios. ``--host`` measures what the host does beside a GPU, ``--memory`` maps a Sentinel-2 tile and one twice as high instead. A GPU is
-used when there is one.
+counts are the ratios. ``--host`` measures what the host does beside a GPU, ``--memory`` maps a
+Sentinel-2 tile and one twice as high instead. A GPU is used when there is one.
 """
 
 from __future__ import annotations
