@@ -23,34 +23,37 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from levers import EPOCHS
+from levers import EPOCHS, result_of
 from quality import MODEL, Trial, cell, make_trial, remembered, train_here
 
 DATASETS = "zion", "nc", "amazon"
-KINDS = {
-    "validation": "",
-    "folds": "--val_strategy kfold --fold_by block --n_splits 5 --block_size {block}",
-}
+KINDS = "validation", "folds"
+FOLDS = "--val_strategy kfold --fold_by block --n_splits 5 --block_size {block}"
 
 
-def run(trial: Trial, kind: str) -> dict:
-    """Train, and read the score that is reported without the test split beside that on it."""
+def by_validation(trial: Trial) -> dict:
+    """The score on the validation split in the best epoch, beside that on the test split."""
+    result = result_of(trial, trial.name, "defaults", Path(), 1)
+    best = max(result["history"], key=lambda row: row["val_combined"])
+    return result | {"reported": best["val_mean_iou"]}
+
+
+def by_folds(trial: Trial) -> dict:
+    """The score over what folds hold out, beside that of the final model on the test split."""
     clock, classes = time.perf_counter(), trial.source.classes
     mode = "binary" if trial.binary else f"multiclass --classes {classes}"
     block = re.search(r"--block_size (\d+)", trial.source.cut)[1]
     words = f"--mode {mode} {MODEL} --epochs {EPOCHS[trial.name]} --seed {trial.seed} "
-    words += f"--patience 0 --amp off --no_baseline {KINDS[kind].format(block=block)}"
+    words += f"--patience 0 --amp off --no_baseline {FOLDS.format(block=block)}"
     with tempfile.TemporaryDirectory(dir=trial.folder) as place:
         where = "--dataset_root", trial.patches, "--save_dir", place
         train_here(contextlib.nullcontext(), "main.py", *words.split(), *where)
         report = json.loads((Path(place) / "model_metrics.json").read_text())
-    if kind == "folds":
-        reported = report["pooled"]["mean_iou"]
-    else:
-        best = max(report["history"], key=lambda row: row["val_combined"])
-        reported = best["val_mean_iou"]
-    found = {"reported": reported, "mean_iou": report["test"]["mean_iou"]}
-    return found | {"seconds": time.perf_counter() - clock}
+    return {
+        "reported": report["pooled"]["mean_iou"],
+        "mean_iou": report["test"]["mean_iou"],
+        "seconds": time.perf_counter() - clock,
+    }
 
 
 def main() -> int:
@@ -60,7 +63,7 @@ def main() -> int:
     add("--data", type=Path, default=shared, help="folder of the datasets")
     add("--folder", type=Path, default=Path("benchmark_data/quality"))
     add("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
-    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    add("--kinds", nargs="+", choices=KINDS, default=KINDS)
     add("--seeds", type=int, default=3, help="how many, from 0")
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -71,8 +74,11 @@ def main() -> int:
     for name in arguments.datasets:
         trials = [make_trial(name, seed, *where) for seed in range(arguments.seeds)]
         for kind in arguments.kinds:
-            key = {"kind": KINDS[kind], "epochs": EPOCHS[name]}
-            results = [remembered(t, "reported", key, run, kind) for t in trials]
+            if kind == "validation":
+                results = list(map(by_validation, trials))
+            else:
+                key = {"folds": FOLDS, "epochs": EPOCHS[name]}
+                results = [remembered(t, "folds", key, by_folds) for t in trials]
             reported, tested = (
                 [result[score] for result in results]
                 for score in ("reported", "mean_iou")
