@@ -303,6 +303,7 @@ def test_folds_trained_alone_take_the_size_of_the_first(
     config = small(
         **LINKNET, dataset_root=str(data), save_dir=str(tmp_path),
         val_strategy="kfold", n_splits=2, epochs=1, only_fold=1, scheduler="none",
+        encoder_depth=5,
     )  # fmt: skip
     assert former_batch_size(config) == 2
     # of another run

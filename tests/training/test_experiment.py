@@ -142,6 +142,7 @@ def test_the_report_stores_the_settings_of_the_command_line(binary_run, binary_d
         mode="binary",
         classes=2,
         encoder_name=ENCODER,
+        encoder_depth=5,
         epochs=4,
         learning_rate=0.01,
         seed=3,
