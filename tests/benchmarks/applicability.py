@@ -26,7 +26,6 @@ ranges) ground counts as outside: its share, and the share of wrong pixels there
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -42,7 +41,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import rasterio
 import torch
-from quality import MODEL, SOURCES, Trial, cell, digest, make_trial, remembered
+from quality import (
+    MODEL,
+    SOURCES,
+    Trial,
+    begin,
+    cell,
+    digest,
+    make_trial,
+    remembered,
+    shared_parser,
+)
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -283,17 +292,12 @@ def print_tables(results: dict[str, list[dict]]) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = shared_parser(__doc__, seeds=None)
     add = parser.add_argument
-    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    add("--data", type=Path, default=shared, help="folder of the datasets")
-    add("--folder", type=Path, default=Path("benchmark_data/quality"))
     add("--datasets", nargs="+", choices=SOURCES, default=list(EPOCHS))
     add("--halves", nargs="+", choices=HALVES, default=HALVES)
-    add("--threads", type=int, default=1)
     arguments = parser.parse_args(words)
-    torch.set_num_threads(arguments.threads)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    begin(arguments)
     results: dict[str, list[dict]] = {}
     for half in arguments.halves:
         for name in arguments.datasets:

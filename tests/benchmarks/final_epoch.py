@@ -14,9 +14,7 @@ Results are kept in ``--folder`` as ``quality.py`` keeps its own.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -26,10 +24,16 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-import torch
 from levers import EPOCHS, GROUNDS, make_ground
 from pretraining import with_interval
-from quality import MODEL, Trial, cell, remembered
+from quality import (
+    MODEL,
+    Trial,
+    begin,
+    cell,
+    remembered,
+    shared_parser,
+)
 
 import main as training
 import training.epochs as epochs_module
@@ -153,17 +157,11 @@ def print_table(results: dict[str, list[dict]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = shared_parser(__doc__, threads=None)
     add = parser.add_argument
-    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    add("--data", type=Path, default=shared, help="folder of the datasets")
-    add("--folder", type=Path, default=Path("benchmark_data/quality"))
     add("--grounds", nargs="+", choices=GROUNDS, default=GROUNDS[:3])
-    add("--seeds", type=int, default=3, help="how many, from 0")
-    add("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    begin(arguments)
     results: dict[str, list[dict]] = {name: [] for name in arguments.grounds}
     for seed in range(arguments.seeds):
         for ground in arguments.grounds:

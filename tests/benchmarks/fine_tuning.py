@@ -11,9 +11,7 @@ and all that is random in training. Results are kept in ``--folder`` as those of
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -22,7 +20,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from quality import MODEL, Trial, cell, make_trial, measure, remembered, run_script
+from quality import (
+    MODEL,
+    Trial,
+    begin,
+    cell,
+    make_trial,
+    measure,
+    remembered,
+    run_script,
+    shared_parser,
+)
 
 from common import SPLITS
 from common.patches import list_pairs
@@ -76,16 +84,9 @@ def train(trial: Trial, size: int | None, method: str, first: Path) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    add("--data", type=Path, default=shared, help="folder of the datasets")
-    add("--folder", type=Path, default=Path("benchmark_data/quality"))
-    add("--seeds", type=int, default=3, help="how many, from 0")
-    add("--threads", type=int, default=1)
+    parser = shared_parser(__doc__)
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the scripts
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    begin(arguments)
     where = arguments.data, arguments.folder, arguments.threads
     first = first_model(make_trial("zion", 0, *where)).resolve()
     results: dict = {(size, method): [] for size in SIZES for method in METHODS}

@@ -11,7 +11,6 @@ errors (precision), and of those with errors that the head holds (recall), for b
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -23,8 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import rasterio
-import torch
-from quality import MODEL, SOURCES, Trial, cell, make_trial, remembered
+from quality import (
+    MODEL,
+    SOURCES,
+    Trial,
+    begin,
+    cell,
+    make_trial,
+    remembered,
+    shared_parser,
+)
 
 import main as training
 from common import UNLABELLED
@@ -108,18 +115,12 @@ def find_errors(trial: Trial, epochs: int) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = shared_parser(__doc__)
     add = parser.add_argument
-    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    add("--data", type=Path, default=shared, help="folder of the datasets")
-    add("--folder", type=Path, default=Path("benchmark_data/quality"))
     add("--datasets", nargs="+", choices=SOURCES, default=["nc", "zion"])
-    add("--seeds", type=int, default=3, help="how many, from 0")
     add("--epochs", type=int, default=30)
-    add("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    begin(arguments)
     results: dict[str, list[dict]] = {name: [] for name in arguments.datasets}
     for seed in range(arguments.seeds):
         for name in arguments.datasets:

@@ -27,7 +27,6 @@ equal. All are ``main.py`` in this process. Results are kept in ``--folder`` as 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import shlex
@@ -49,7 +48,17 @@ import torch
 from demo import synthesize_scene
 from label_errors import plant
 from pretraining import with_interval, write_weights
-from quality import SOURCES, Source, Trial, cell, make_trial, toolkit, train_here
+from quality import (
+    SOURCES,
+    Source,
+    Trial,
+    begin,
+    cell,
+    make_trial,
+    shared_parser,
+    toolkit,
+    train_here,
+)
 
 import model_training
 from common import UNLABELLED
@@ -290,20 +299,14 @@ def print_table(found: dict[str, dict[str, list[float]]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = shared_parser(__doc__)
     add = parser.add_argument
-    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    add("--data", type=Path, default=shared, help="folder of the datasets")
-    add("--folder", type=Path, default=Path("benchmark_data/quality"))
     add("--grounds", nargs="+", choices=GROUNDS, default=GROUNDS)
     add("--levers", nargs="+", choices=LEVERS, default=list(LEVERS))
-    add("--seeds", type=int, default=3, help="how many, from 0")
     text = "train for so many times the epochs"
     add("--times", type=int, default=1, help=text)
-    add("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    begin(arguments)
     weights = arguments.folder / "efficientnet_lite0.pth"
     if "lite0, pretrained" in arguments.levers:
         write_weights(weights)

@@ -24,8 +24,6 @@ once.
 
 from __future__ import annotations
 
-import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,7 +38,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-from quality import ROOT, SOURCES, Trial, cell, make_trial, toolkit, train_here
+from quality import (
+    SOURCES,
+    Trial,
+    begin,
+    cell,
+    make_trial,
+    shared_parser,
+    toolkit,
+    train_here,
+)
 
 from evaluation.matrices import fold_statistics
 from training.weights import build_initial_model
@@ -142,19 +149,13 @@ def print_table(found: dict[str, dict[str, list[float]]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = shared_parser(__doc__, seeds=5, threads=None)
     add = parser.add_argument
-    shared = ROOT.parent / "shared" / "data"
-    add("--data", type=Path, default=shared, help="folder of the datasets")
-    add("--folder", type=Path, default=Path("benchmark_data/quality"))
     add("--datasets", nargs="+", choices=SOURCES, default=list(EPOCHS))
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--model", default="linknet", help="decoder (default: the quickest)")
-    add("--seeds", type=int, default=5, help="how many, from 0")
-    add("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    begin(arguments)
     weights = arguments.folder / "efficientnet_lite0.pth"
     write_weights(weights)
     found = {name: {m: [] for m in arguments.methods} for name in arguments.datasets}

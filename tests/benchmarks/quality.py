@@ -432,17 +432,33 @@ def print_table(results: list[dict[str, dict]]) -> dict:
     return table
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    shared = ROOT.parent / "shared" / "data"
-    add("--data", type=Path, default=shared, help="folder of the datasets")
+def shared_parser(
+    doc: str, seeds: int | None = 3, threads: int | None = 1
+) -> argparse.ArgumentParser:
+    """The options that these benchmarks have in common; without ``seeds`` where there is one."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    add, data = parser.add_argument, ROOT.parent / "shared" / "data"
+    add("--data", type=Path, default=data, help="folder of the datasets")
     add("--folder", type=Path, default=Path("benchmark_data/quality"))
+    if seeds:
+        add("--seeds", type=int, default=seeds, help="how many, from 0")
+    add("--threads", type=int, default=threads or os.cpu_count())
+    return parser
+
+
+def begin(arguments) -> None:
+    """Settle the threads, of scripts that are started too, and make the folder of results."""
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = shared_parser(__doc__, threads=None)
+    add = parser.add_argument
     add("--datasets", nargs="+", choices=SOURCES, default=list(SOURCES))
-    add("--seeds", type=int, default=3, help="how many, from 0")
     add("--epochs", type=int, help="of the toolkit (default: a number per dataset)")
     add("--options", default="", help='more of main.py, as --options="--loss ce"')
-    add("--threads", type=int, default=os.cpu_count())
     add("--ablate", action="store_true", help="variants of the toolkit alone")
     text = "of --ablate; the others are compared with the first"
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help=text)
@@ -451,9 +467,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = build_parser().parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the scripts
-    torch.set_num_threads(arguments.threads)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    begin(arguments)
     options, epochs = arguments.options, arguments.epochs
     kind = "ablation" if arguments.ablate else "quality"
     for name in arguments.datasets:

@@ -11,7 +11,6 @@ kept in ``--folder`` as those of ``quality.py``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import re
@@ -22,9 +21,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch
 from levers import EPOCHS, result_of
-from quality import MODEL, Trial, cell, make_trial, remembered, train_here
+from quality import (
+    MODEL,
+    Trial,
+    begin,
+    cell,
+    make_trial,
+    remembered,
+    shared_parser,
+    train_here,
+)
 
 DATASETS = "zion", "nc", "amazon"
 KINDS = "validation", "folds"
@@ -57,18 +64,12 @@ def by_folds(trial: Trial) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = shared_parser(__doc__)
     add = parser.add_argument
-    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    add("--data", type=Path, default=shared, help="folder of the datasets")
-    add("--folder", type=Path, default=Path("benchmark_data/quality"))
     add("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     add("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    add("--seeds", type=int, default=3, help="how many, from 0")
-    add("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    begin(arguments)
     where = arguments.data, arguments.folder, arguments.threads
     print("| | reported | test | reported less test |\n|---|---|---|---|")
     for name in arguments.datasets:
