@@ -140,7 +140,7 @@ def check_model(config: TrainingConfig) -> None:
         f"unet-dropout or pixel with it, since {config.model} does not use it",
     )
     require(
-        entry.takes_depth or config.encoder_depth in (None, ModelConfig.encoder_depth),
+        entry.takes_depth or config.depth == ModelConfig.encoder_depth,
         "--encoder_depth",
         config.encoder_depth,
         f"unet, unet++, manet or linknet with it, since {config.model} does not take it",

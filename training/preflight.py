@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common import SPLITS
+from common.architectures import ModelConfig
 from common.console import Problems
 from common.devices import local_device, peak_memory
 from common.distributed import ProcessGroup, torch_errors
@@ -184,7 +185,8 @@ def weights_advice(config: TrainingConfig) -> str | None:
     from timm.models import is_model_pretrained
 
     name = config.model_config(1).encoder_name
-    if config.model != "unet" or config.weights or config.start_from:
+    whole = config.depth == ModelConfig.encoder_depth  # as measured
+    if config.model != "unet" or not whole or config.weights or config.start_from:
         return None
     if name.startswith("tu-"):
         known = is_model_pretrained(name.removeprefix("tu-"))

@@ -340,6 +340,11 @@ class TrainingConfig:
         return self.encoder_name or ModelConfig.encoder_name
 
     @property
+    def depth(self) -> int:
+        """The encoder's levels; ``training.start`` settles them where another model gives them."""
+        return self.encoder_depth or ModelConfig.encoder_depth
+
+    @property
     def weights(self) -> str | None:
         """The pretrained weights to start from, or None."""
         return self.encoder_weights or ("imagenet" if self.pretrained else None)
@@ -350,7 +355,6 @@ class TrainingConfig:
         entry, encoder = ARCHITECTURES[self.model], self.encoder
         if not entry.takes_encoder:
             encoder = entry.fixed_encoder
-        depth = self.encoder_depth or ModelConfig.encoder_depth
         return ModelConfig(
-            self.model, in_channels, outputs, encoder, self.dropout_rate, depth
+            self.model, in_channels, outputs, encoder, self.dropout_rate, self.depth
         )

@@ -66,8 +66,8 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
         entry = ARCHITECTURES[config.model]
         named = entry.takes_encoder or entry.may_name_default
         config = replace(config, encoder_name=config.encoder) if named else config
-        depth = config.encoder_depth or ModelConfig.encoder_depth
-        return replace(config, encoder_depth=depth) if entry.takes_depth else config
+        depth = config.depth if entry.takes_depth else None
+        return replace(config, encoder_depth=depth)
     found, file = read_start(config).config, start_file(config)
     if file != Path(config.start_from):
         log.info("%s is not there: its copy %s is taken", config.start_from, file)

@@ -70,6 +70,7 @@ def test_a_run_of_one_step_is_measured_too(data, tmp_path):
         ({"encoder_name": "tu-resnet18"}, True),
         ({"encoder_name": "dpn92"}, False),  # without weights of ImageNet
         ({"model": "linknet"}, False),  # measured: none
+        ({"encoder_depth": 3}, False),  # not measured
         ({"pretrained": True}, False),
         ({"encoder_weights": "some.pth"}, False),
         ({"start_from": "some.pth"}, False),
