@@ -22,7 +22,8 @@ Levers:
 - best by validation: whichever of the three encoders the validation split prefers.
 
 Epochs are more or fewer than the defaults' where a lever's cost less or more, so that the time is about
-equal. All are ``main.py`` in this process. Results are kept in ``--folder`` as ``quality.py`` keeps them.
+equal; with ``--full_length`` each trains for the epochs of ``main.py``, or until its patience ends. All
+are ``main.py`` in this process. Results are kept in ``--folder`` as ``quality.py`` keeps them.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ from common import UNLABELLED
 from common.patches import list_pairs
 from common.sieve import label_strip
 from training import epochs as epochs_module
+from training.settings import TrainingConfig
 
 EPOCHS = {"nc": 60, "zion": 20, "amazon": 4, "made": 20}
 THINNED = 0.04
@@ -269,11 +271,16 @@ CHOSEN = "best by validation"
 ENCODERS = "defaults", "resnet34", "three levels"
 
 
-def result_of(trial: Trial, ground: str, name: str, weights: Path, times: int) -> dict:
+def result_of(
+    trial: Trial, ground: str, name: str, weights: Path, full_length: bool = False
+) -> dict:
     lever = LEVERS[name]
-    words = f"--patience 0 --amp off --no_baseline {lever.options}"
+    words = f"--amp off --no_baseline {lever.options}"
     options = words.format(weights=shlex.quote(str(weights)))
-    epochs = max(1, round(times * EPOCHS[trial.name] / lever.cost))
+    epochs = TrainingConfig.epochs
+    if not full_length:
+        options += " --patience 0"
+        epochs = max(1, round(EPOCHS[trial.name] / lever.cost))
     run = partial(train_here, lever.context(trial.seed))
     conditions = (
         {"lever": name} if lever.context is not LEVERS["defaults"].context else {}
@@ -303,8 +310,8 @@ def main() -> int:
     add = parser.add_argument
     add("--grounds", nargs="+", choices=GROUNDS, default=GROUNDS)
     add("--levers", nargs="+", choices=LEVERS, default=list(LEVERS))
-    text = "train for so many times the epochs"
-    add("--times", type=int, default=1, help=text)
+    text = "train for the epochs of main.py, with its patience, whatever the time"
+    add("--full_length", action="store_true", help=text)
     arguments = parser.parse_args()
     begin(arguments)
     weights = arguments.folder / "efficientnet_lite0.pth"
@@ -319,7 +326,7 @@ def main() -> int:
             where = arguments.data, arguments.folder, arguments.threads
             trial = make_ground(ground, seed, *where)
             results = {
-                name: result_of(trial, ground, name, weights, arguments.times)
+                name: result_of(trial, ground, name, weights, arguments.full_length)
                 for name in arguments.levers
             }
             if CHOSEN in names:

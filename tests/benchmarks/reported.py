@@ -40,7 +40,7 @@ FOLDS = "--val_strategy kfold --fold_by block --n_splits 5 --block_size {block}"
 
 def by_validation(trial: Trial) -> dict:
     """The score on the validation split in the best epoch, beside that on the test split."""
-    result = result_of(trial, trial.name, "defaults", Path(), 1)
+    result = result_of(trial, trial.name, "defaults", Path())
     best = max(result["history"], key=lambda row: row["val_combined"])
     return result | {"reported": best["val_mean_iou"]}
 
