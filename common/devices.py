@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from common import machine
 from common.errors import OptionError, SegmentationError, require
@@ -24,6 +25,7 @@ NVIDIA_DRIVER = (
     "/dev/dxg",
     r"C:\Windows\System32\nvcuda.dll",
 )
+MPS_LACKS = torch.float64, torch.uint16, torch.uint32, torch.uint64
 NO_ALGORITHM = " does not have a deterministic implementation"  # in PyTorch's warning
 
 
@@ -73,12 +75,27 @@ def local_device(name: str | None) -> torch.device:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     fine = not (several and (name or "").startswith("cuda:"))
     require(fine, "--device", name, "cuda, since each process takes a GPU of its own")
+    fine = not ("WORLD_SIZE" in os.environ and (name or "").startswith("mps"))
+    require(
+        fine, "--device", name, "cuda or cpu, since torchrun knows no other devices"
+    )
     if several and (name == "cuda" or name is None and torch.cuda.is_available()):
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     device = pick_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a GPU copies it beside other work where it is pinned.
+
+    For GPUs of Apple numbers of the types that they lack become float32.
+    """
+    if device.type == "mps" and tensor.dtype in MPS_LACKS:
+        tensor = tensor.float()
+    # elsewhere the memory can be used again before it is copied
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -93,7 +110,8 @@ def peak_memory(device: torch.device) -> int | None:
 def free_memory(device) -> int:
     """Bytes that this process can still take on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept  # PyTorch uses it again
     if device.type == "mps":
         most = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         return min(most, machine.free_memory())  # one memory for both

@@ -125,7 +125,7 @@ def torch_errors(device: torch.device, scarce: str) -> Iterator[None]:
         message = translate_torch_error(error, device, scarce)
         if message is None:
             raise
-        if LOST_PROCESS in message or "DataLoader worker" in str(error):
+        if LOST_PROCESS in message or reader_died(error):
             stop_if_requested()  # the signal has reached them too
         raise SegmentationError(message) from error
 
@@ -147,13 +147,21 @@ def translate_torch_error(
         )
     if memory_ran_out(error):
         return f"The memory of {device} is too small; lower {scarce}"
-    if "DataLoader worker" in text:
+    if reader_died(error):
         return (
             f"A process that reads patches was killed (out of memory?); lower {scarce}"
         )
     if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
         return LOST_PROCESS
+    if device.type == "mps" and "MPS" in text:
+        return f"{device} cannot compute this model ({text.splitlines()[0]}); use --device cpu"
     return None
+
+
+def reader_died(error: Exception) -> bool:
+    """Whether a process of a DataLoader ended by itself, which its pinning thread may see first."""
+    text = str(error)
+    return "DataLoader worker" in text or "Pin memory thread exited" in text
 
 
 @contextmanager

@@ -7,8 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from itertools import repeat, takewhile
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.interruption import until_stopped
@@ -168,8 +167,17 @@ def bounded_map(
 
 @contextmanager
 def prefetch(items: Iterable) -> Iterator[Iterator]:
-    """Have a thread fetch the next item while the present one is worked on."""
+    """Have a thread fetch the next item while the present one is worked on.
+
+    A requested stop is left to the caller, and after an error nothing more is fetched.
+    """
     end, source = object(), iter(items)
-    fetched = bounded_map(lambda _: next(source, end), repeat(None), 1, ahead=1)
-    with closing(fetched):
-        yield takewhile(lambda item: item is not end, fetched)
+    with ThreadPoolExecutor(1) as pool:
+
+        def fetched() -> Iterator:
+            following = pool.submit(next, source, end)
+            while (item := following.result()) is not end:
+                following = pool.submit(next, source, end)
+                yield item
+
+        yield fetched()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.devices import to_device
 from common.machine import bounded_map
 from prediction.reader import RowBlock, RowBuffer
 from prediction.tiling import (
@@ -92,7 +93,7 @@ def cut_batches(
                 valid = torch.from_numpy(np.stack(masks))
                 if device.type == "cuda":  # pragma: no cover - GPU
                     valid = valid.pin_memory()
-                valid = valid.to(device, non_blocking=True)
+                valid = to_device(valid, device)
             finished = None
             if group is groups[-1]:
                 done = finished_by(down, row, part)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.console import Problems
-from common.devices import peak_memory, shared_threads
+from common.devices import peak_memory, shared_threads, to_device
 from common.distributed import torch_errors
 from common.files import exclusive_lock, list_models
 from common.machine import bounded_map
@@ -132,7 +132,8 @@ def measure_windows(job: SceneJob) -> dict:
         return {}  # nothing but nodata: the next scene may have more
     count, workers = batch_size_of(config, models), count_workers(job)
     images, masks = (
-        torch.from_numpy(np.stack([array] * count)).to(device) for array in probes[0]
+        to_device(torch.from_numpy(np.stack([array] * count)), device)
+        for array in probes[0]
     )
     predictor = models.make_predictor(precision, count)
 
@@ -161,7 +162,7 @@ def polygon_bytes(job: SceneJob, predictor: Predictor, probes) -> float:
     total = pixels = 0
     for image, valid in probes:
         arrays = torch.from_numpy(image), torch.from_numpy(valid)
-        batch = (array[None].to(job.models.device) for array in arrays)
+        batch = (to_device(array[None], job.models.device) for array in arrays)
         classes = classify(predictor(*batch)[0], job.config.threshold)[0]
         known = np.where(valid, classes.cpu().numpy(), -1).astype(np.int32)
         total += memory_to_simplify(known, fewest)

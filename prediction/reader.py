@@ -16,7 +16,7 @@ import torch
 from rasterio.windows import Window
 from torch import Tensor
 
-from common.devices import own_stream
+from common.devices import own_stream, to_device
 from common.machine import bounded_map, free_memory
 from common.rasters import Source, open_raster
 from prediction.area import Area, whole_scene
@@ -158,9 +158,7 @@ def read_row_blocks(
 def upload(block: RowBlock, device: torch.device) -> RowBlock:
     """A block whose image is on a device; to a GPU it is copied beside the forward passes."""
     if device.type != "cuda":
-        # GPUs of Apple know few types
-        image = block.image.float() if device.type == "mps" else block.image
-        return block._replace(image=image.to(device))
+        return block._replace(image=to_device(block.image, device))
     with torch.cuda.stream(own_stream(device, "upload")):
         image = block.image.to(device)
     image.record_stream(torch.cuda.default_stream(device))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from common.devices import shared_threads
+from common.devices import shared_threads, to_device
 from common.distributed import torch_errors
 from common.errors import SegmentationError
 from common.files import fingerprint
@@ -163,7 +163,7 @@ def kept_classes(
     models, threshold = job.models, job.config.threshold
     predictor = Predictor(models.checkpoints, models.device)
     probes = [
-        [torch.from_numpy(array).to(models.device) for array in probe]
+        [to_device(torch.from_numpy(array), models.device) for array in probe]
         for probe in probe_windows(job)
     ]
     workers = count_workers(job)

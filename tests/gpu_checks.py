@@ -326,10 +326,12 @@ def memory_prediction(place: Place) -> str:
     outputs = [place.new_folder() / "map.tif" for _ in range(2)]
     # in one piece, of which the free memory would have made several
     words = (*EXACT, "--max_memory", 4)
+    # a batch of its own choice would fit into what is left
+    words = (*words, "--patch_size", 512, "--batch_size", 16)
     succeeded(place.predict(model, scene, outputs[0], *words), "with all memory")
-    prepare = [("leave_memory", 1.5e9)]
+    prepare = [("leave_memory", 1e9)]
     run = place.predict(model, scene, outputs[1], *words, prepare=prepare)
-    succeeded(run, "with 1.5 GB")
+    succeeded(run, "with 1 GB")
     halved = [line for line in run.err.splitlines() if "memory ran out" in line]
     require(bool(halved), "the memory did not run out")
     kept = same_classes(*outputs)

@@ -80,12 +80,13 @@ class CallServer:
         line = json.dumps(call | {"folder": str(folder)})
         print(line, file=self.process.stdin, flush=True)
         child = int(self.process.stdout.readline())
-        late = threading.Timer(limit, end_process, [child])
+        killed = threading.Event()
+        late = threading.Timer(limit, end_process, [child, killed])
         late.start()
         status = int(self.process.stdout.readline())
         late.cancel()
         out, err = ((folder / name).read_text() for name in ("stdout", "stderr"))
-        if late.finished.is_set() and status == -signal.SIGKILL:
+        if killed.is_set():
             err += f"\nnot finished after {limit:.0f} s"
         return Outcome(status, out, err)
 
@@ -104,7 +105,8 @@ def describe_call(function: str, arguments, prepare=(), threads: int = 1) -> dic
     }
 
 
-def end_process(process: int) -> None:
+def end_process(process: int, killed: threading.Event) -> None:
+    killed.set()
     with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.kill(process, signal.SIGKILL)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.devices import to_device
 from common.distributed import ProcessGroup
 from common.errors import DatasetError, require
 from common.machine import available_cores, free_memory, prefetch
@@ -112,11 +113,11 @@ def to_input(
     Returns:
         Images (N, C, H, W) float32 in [0, 1], channels-last; masks (N, H, W) int64.
     """
-    images, valid, masks = (part.to(device, non_blocking=True) for part in batch[:3])
+    images, valid, masks = (to_device(part, device) for part in batch[:3])
     images = normalize(images, valid, normalization)
     images = images.contiguous(memory_format=torch.channels_last)
     if batch.drawn:
-        table = batch.table.to(device, non_blocking=True)
+        table = to_device(batch.table, device)
         images = jitter_radiometry(images, valid, batch.drawn, table)
     return images, masks.long()
 

@@ -15,7 +15,7 @@ import numpy as np
 from common import SPLITS
 from common.architectures import ModelConfig
 from common.console import Problems
-from common.devices import local_device, peak_memory
+from common.devices import deterministic, local_device, peak_memory
 from common.distributed import ProcessGroup, torch_errors
 from common.text import duration
 from training.batch_size import settle_batch_size
@@ -147,7 +147,8 @@ def measure_batches(run: TrainingRun, parts: Sequence[TrainingRun]) -> dict:
     options = stepper, device, run.precision
     for _ in range(2):  # libraries warm up in the first
         started = time.perf_counter()
-        train_one_epoch(run.model, [batch], run.loss, *options)
+        with deterministic(device):  # as a training does
+            train_one_epoch(run.model, [batch], run.loss, *options)
         trained = time.perf_counter()
         classes = run.model_config.label_classes
         evaluate(run.model, [batch], run.loss, device, classes, None, run.precision)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.devices import allow_tf32, local_device, native_precision, pick_device
+from common.devices import (
+    allow_tf32,
+    free_memory,
+    local_device,
+    native_precision,
+    pick_device,
+    to_device,
+)
 from common.errors import OptionError, SegmentationError
 from training.loop import training_precision
 
@@ -75,6 +82,40 @@ def test_a_gpu_of_apple_computes_in_float32(monkeypatch):
     for amp in ("fp16", "bf16"):
         with pytest.raises(OptionError, match="auto or off on mps"):
             training_precision(amp, device)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "sent", "waits"),
+    [
+        ("mps", torch.float64, torch.float32, True),
+        ("mps", torch.uint16, torch.float32, True),
+        ("mps", torch.int16, torch.int16, True),
+        ("cuda", torch.float64, torch.float64, False),
+        ("cpu", torch.uint16, torch.uint16, True),
+    ],
+)
+def test_only_a_gpu_of_nvidia_copies_without_waiting(
+    monkeypatch, kind, dtype, sent, waits
+):
+    def to(tensor, device, non_blocking):
+        return device.type, tensor.dtype, not non_blocking
+
+    tensor = torch.ones(2).to(dtype)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    assert to_device(tensor, torch.device(kind)) == (kind, sent, waits)
+
+
+def test_torchrun_knows_no_gpu_of_apple(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(OptionError, match="--device mps.*cuda or cpu"):
+        local_device("mps")
+
+
+def test_what_pytorch_keeps_of_a_gpu_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200)
+    assert free_memory(torch.device("cuda", 0)) == 1300
 
 
 def test_tf32_is_on_only_where_it_is_asked_for():

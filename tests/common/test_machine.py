@@ -9,6 +9,7 @@ from contextlib import closing
 import joblib
 import pytest
 
+from common import machine
 from common.machine import SerialWorker, available_cores, bounded_map, prefetch
 
 
@@ -84,6 +85,29 @@ def test_prefetch_raises_what_the_source_raises():
     with pytest.raises(KeyError, match="source"), prefetch(items()) as ahead:
         assert next(ahead) == 1
         next(ahead)
+
+
+def test_prefetch_fetches_nothing_after_an_error():
+    class Source:
+        asked = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.asked += 1
+            raise KeyError("source")
+
+    source = Source()
+    with pytest.raises(KeyError), prefetch(source) as ahead:
+        next(ahead)
+    assert source.asked == 1
+
+
+def test_a_stop_is_left_to_those_who_take_what_is_prefetched(monkeypatch):
+    monkeypatch.setattr(machine, "until_stopped", lambda items: iter(()))
+    with prefetch(range(3)) as ahead:
+        assert list(ahead) == [0, 1, 2]
 
 
 def test_a_serial_worker_keeps_the_order_lets_few_wait_and_raises_what_a_call_raised():

@@ -180,6 +180,10 @@ def test_errors_of_processes_that_read_patches_are_one_line(dataset, words):
         ),
         (torch.distributed.DistNetworkError("recv failed"), LOST_PROCESS),
         (
+            RuntimeError("Pin memory thread exited unexpectedly"),
+            "A process that reads patches was killed (out of memory?); lower --batch_size",
+        ),
+        (
             RuntimeError("[gloo/transport/tcp/pair.cc:5] Connection closed"),
             LOST_PROCESS,
         ),
@@ -195,6 +199,16 @@ def test_errors_of_torch_say_what_to_do(error, expected):
     ):
         raise error
     assert str(caught.value) == (expected or str(error))
+
+
+def test_what_a_gpu_of_apple_cannot_compute_is_named():
+    error = RuntimeError("Adaptive pool MPS: input sizes must be divisible\nmore")
+    message = translate_torch_error(error, torch.device("mps"), "--batch_size")
+    assert message == (
+        "mps cannot compute this model (Adaptive pool MPS: input sizes must be divisible); "
+        "use --device cpu"
+    )
+    assert translate_torch_error(error, CPU, "--batch_size") is None
 
 
 # --- two processes --------------------------------------------------------------------------
