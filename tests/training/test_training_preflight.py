@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from helpers import (
 import model_training
 import training.dataset
 from model_training import build_model
+from training import preflight
 from training.preflight import check_experiment, weights_advice
 from training.samples import PatchDataset
 from training.settings import TrainingConfig
@@ -106,6 +108,29 @@ def test_reading_and_writing_of_an_epoch_are_in_its_time(data, tmp_path, monkeyp
         _, found = check_experiment(config)
     assert found["epoch_seconds"] >= 4 * 0.2
     assert not (tmp_path / "new").exists()
+
+
+def test_a_check_measures_the_steps_with_the_algorithms_of_a_training(
+    data, tmp_path, monkeypatch
+):
+    order = []
+
+    @contextlib.contextmanager
+    def deterministic(device):
+        order.append("begin")
+        yield
+        order.append("end")
+
+    def noted(*arguments):
+        order.append("train")
+        return train(*arguments)
+
+    train = preflight.train_one_epoch
+    monkeypatch.setattr(preflight, "deterministic", deterministic)
+    monkeypatch.setattr(preflight, "train_one_epoch", noted)
+    config = settings(dataset_root=str(data), save_dir=str(tmp_path), batch_size=4)
+    check_experiment(config)
+    assert order == ["begin", "train", "end"] * 2
 
 
 @pytest.mark.fault(31)
