@@ -23,7 +23,7 @@ from common.errors import (
 )
 from common.files import atomic_write, compare_runs
 from common.sensors import match_bands, sensor_of
-from common.text import listed
+from common.text import listed, split_dates
 from model_training import (
     Checkpoint,
     build_model,
@@ -188,6 +188,7 @@ def find_start(config: TrainingConfig, index: SampleIndex) -> Start | None:
             raise DatasetError(
                 f"{config.start_from} has the bands {listed(filter(None, old))}, and the patches in "
                 f"{config.dataset_root} have none of them ({listed(filter(None, new))})"
+                + hint_of_dates(new, old)
             )
     elif len(new) == count:
         matches = list(range(count))
@@ -199,6 +200,13 @@ def find_start(config: TrainingConfig, index: SampleIndex) -> Start | None:
             "scenes before the extraction, or start from another model"
         )
     return Start(config.start_from, checkpoint, matches, by_name)
+
+
+def hint_of_dates(new: Sequence[str | None], old: Sequence[str | None]) -> str:
+    """What to add to a message where the bands of one side alone have dates."""
+    dated = [any(order for _, order in split_dates(side)) for side in (new, old)]
+    alike = dated[0] == dated[1]
+    return "" if alike else "; bands with dates are matched with bands with dates alone"
 
 
 def start_model(config: ModelConfig, start: Start, names: Sequence[str]) -> nn.Module:

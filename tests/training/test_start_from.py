@@ -232,7 +232,14 @@ def test_bands_without_names_meet_by_position_where_there_are_as_many(tmp_path):
 def test_no_band_in_common_is_refused(tmp_path):
     file = write_start(tmp_path / "a.pth")
     index = index_of(tmp_path, ("VV", "VH"))
-    with pytest.raises(DatasetError, match=r"have none of them \(VV, VH\)"):
+    with pytest.raises(DatasetError, match=r"have none of them \(VV, VH\)$"):
+        find_start(settings(file), index)
+
+
+def test_dates_on_one_side_alone_are_the_reason_that_is_given(tmp_path):
+    file = write_start(tmp_path / "a.pth")
+    index = index_of(tmp_path, [f"{name}_20210619" for name in BANDS])
+    with pytest.raises(DatasetError, match=r"; bands with dates are matched with"):
         find_start(settings(file), index)
 
 
