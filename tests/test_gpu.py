@@ -35,7 +35,7 @@ from prediction.layers import compute_layers, list_layers
 from prediction.predictor import Predictor
 from prediction.settings import PredictionConfig
 from prediction.tiling import Extent, lay_windows
-from training.augmentation import Radiometry, radiometry_table
+from training.augmentation import Radiometry, Symmetry, radiometry_table
 from training.loaders import RawBatch, to_input
 from training.loop import MeanLoss, Stepper, evaluate, train_one_epoch
 
@@ -83,10 +83,12 @@ def make_batches() -> list:
     """One of two patches, from main memory to the GPU as a loader brings it there."""
     shape = 2, SIDE, SIDE
     drawn = [Radiometry(contrast=1.1, lost_band=1)] * 2
+    symmetries = [Symmetry(1, True), Symmetry(2)]
     raw = RawBatch(
         torch.zeros(2, BANDS, SIDE, SIDE, dtype=torch.uint16),
         torch.ones(shape, dtype=torch.bool),
         torch.zeros(shape, dtype=torch.uint8),
+        symmetries,
         drawn,
         torch.from_numpy(radiometry_table(drawn, BANDS)),
     )

@@ -14,28 +14,26 @@ import torch
 from torch import Tensor
 
 
-def random_d4(image, valid, mask, rng: np.random.Generator):
-    """A symmetry of the square, since a scene seen from above has no upright.
+class Symmetry(NamedTuple):
+    """A symmetry of the square, since a scene seen from above has no upright."""
 
-    Patches that are not square keep their shape (four symmetries).
+    turns: int = 0  # by quarters, before it is mirrored
+    mirrored: bool = False
 
-    Args:
-        image: (C, H, W).
-        valid: (H, W).
-        mask: (H, W).
-        rng: The source of all choices.
 
-    Returns:
-        The three as views, turned by quarters and mirrored.
-    """
-    quarter = 1 if mask.shape[0] == mask.shape[1] else 2
-    turns, flip = quarter * int(rng.integers(4)), bool(rng.integers(2))
+def random_symmetry(shape: tuple[int, int], rng: np.random.Generator) -> Symmetry:
+    """One of the eight; of the four that keep the shape where (height, width) differ."""
+    quarter = 1 if shape[0] == shape[1] else 2
+    return Symmetry(quarter * int(rng.integers(4)) % 4, bool(rng.integers(2)))
 
-    def turn(array):
-        array = np.rot90(array, turns, axes=(-2, -1))
-        return array[..., ::-1] if flip else array
 
-    return turn(image), turn(valid), turn(mask)
+def turn_patches(stacked: Tensor, symmetries: Sequence[Symmetry]) -> Tensor:
+    """Turn and mirror each of some patches (N, ..., H, W), in place."""
+    for patch, (turns, mirrored) in zip(stacked, symmetries):
+        if turns or mirrored:
+            turned = patch.rot90(turns, (-2, -1)) if turns else patch
+            patch.copy_(turned.flip(-1) if mirrored else turned)
+    return stacked
 
 
 class Radiometry(NamedTuple):
@@ -60,6 +58,13 @@ def random_radiometry(bands: int, rng: np.random.Generator) -> Radiometry:
     if bands > 1 and rng.random() < 0.1:
         drawn = drawn._replace(lost_band=int(rng.integers(bands)))
     return drawn
+
+
+class Variation(NamedTuple):
+    """How a patch is varied in one draw."""
+
+    symmetry: Symmetry
+    radiometry: Radiometry | None  # None: the values stay
 
 
 def radiometry_table(drawn: Sequence[Radiometry], bands: int) -> np.ndarray:

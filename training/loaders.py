@@ -25,7 +25,14 @@ from common.distributed import ProcessGroup
 from common.errors import DatasetError, require
 from common.machine import available_cores, free_memory, prefetch
 from model_training import Normalization, normalize
-from training.augmentation import Radiometry, jitter_radiometry, radiometry_table
+from training.augmentation import (
+    Radiometry,
+    Symmetry,
+    Variation,
+    jitter_radiometry,
+    radiometry_table,
+    turn_patches,
+)
 from training.samples import DecodedPatch, PatchDataset, Sample
 from training.settings import TrainingConfig
 
@@ -76,24 +83,27 @@ class EpochBatchSampler:
 
 
 class RawBatch(NamedTuple):
-    """Patches as they are stored, and their radiometry."""
+    """Patches as they are stored, and how they are to be varied."""
 
     images: Tensor  # (N, C, H, W) of the files' type
     valid: Tensor  # (N, H, W) bool
     masks: Tensor  # (N, H, W) of the smallest type that holds them
-    drawn: list[Radiometry]  # empty: the images stay as they are
+    symmetries: list[Symmetry]  # empty: none is turned
+    drawn: list[Radiometry]  # empty: the values stay as they are
     table: Tensor | None  # (N, 2 + C), see ``radiometry_table``
 
 
 def collate(
-    items: Sequence[tuple[DecodedPatch, Radiometry | None]], pinned: bool = False
+    items: Sequence[tuple[DecodedPatch, Variation | None]], pinned: bool = False
 ) -> RawBatch:
     """Stack items of a ``PatchDataset``, in memory that a GPU reads without waiting if ``pinned``."""
-    patches, drawn = zip(*items)
-    drawn = [one for one in drawn if one]  # of all or of none
+    patches, variations = zip(*items)
+    symmetries = [one.symmetry for one in variations if one]  # of all or of none
+    drawn = [one.radiometry for one in variations if one and one.radiometry]  # likewise
     bands = len(patches[0].image)
     table = stack(radiometry_table(drawn, bands), pinned) if drawn else None
-    return RawBatch(*(stack(arrays, pinned) for arrays in zip(*patches)), drawn, table)
+    parts = (stack(arrays, pinned) for arrays in zip(*patches))
+    return RawBatch(*parts, symmetries, drawn, table)
 
 
 def stack(arrays: Sequence[np.ndarray], pinned: bool) -> Tensor:
@@ -108,7 +118,7 @@ def stack(arrays: Sequence[np.ndarray], pinned: bool) -> Tensor:
 def to_input(
     batch: RawBatch, normalization: Normalization, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """A batch on a device as a network takes it.
+    """A batch on a device as a network takes it; the batch itself is used up.
 
     Returns:
         Images (N, C, H, W) float32 in [0, 1], channels-last; masks (N, H, W) int64.
@@ -116,10 +126,14 @@ def to_input(
     images, valid, masks = (to_device(part, device) for part in batch[:3])
     images = normalize(images, valid, normalization)
     images = images.contiguous(memory_format=torch.channels_last)
+    masks = masks.long()
+    if batch.symmetries:
+        for part in images, valid, masks:
+            turn_patches(part, batch.symmetries)
     if batch.drawn:
         table = to_device(batch.table, device)
         images = jitter_radiometry(images, valid, batch.drawn, table)
-    return images, masks.long()
+    return images, masks
 
 
 class PatchLoader:

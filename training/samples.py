@@ -28,7 +28,7 @@ from common.patches import (
 )
 from common.rasters import band_scaling, open_raster
 from common.text import number_dates
-from training.augmentation import Radiometry, random_d4, random_radiometry
+from training.augmentation import Variation, random_radiometry, random_symmetry
 from training.settings import TrainingConfig
 
 if TYPE_CHECKING:
@@ -285,10 +285,10 @@ class Sample(NamedTuple):
 class PatchDataset:
     """Patches as they are stored: a map-style dataset for ``torch.utils.data.DataLoader``.
 
-    An item is a ``DecodedPatch`` and its radiometry, None for as it is; batches become network input
-    on the device (``training.loaders``). It is asked for by index, or by a ``Sample``, which is varied
-    as ``augment`` says (see ``--data_augmentation``); the variation depends on the seed and the draw
-    alone, so worker processes do not change it.
+    An item is a ``DecodedPatch`` and its variation, None for as it is; batches are varied and become
+    network input on the device (``training.loaders``). It is asked for by index, or by a ``Sample``,
+    which is varied as ``augment`` says (see ``--data_augmentation``); the variation depends on the seed
+    and the draw alone, so worker processes do not change it.
     """
 
     def __init__(
@@ -324,7 +324,7 @@ class PatchDataset:
         other.decoded = [None] * len(self)
         return other
 
-    def __getitem__(self, item: int | Sample) -> tuple[DecodedPatch, Radiometry | None]:
+    def __getitem__(self, item: int | Sample) -> tuple[DecodedPatch, Variation | None]:
         index, draw = item if isinstance(item, Sample) else (item, None)
         patch = self.decoded[index] or DecodedPatch.compact(
             *read_patch(self.pairs[index], self.ignore_index)
@@ -332,6 +332,7 @@ class PatchDataset:
         if self.augment == "none" or draw is None:
             return patch, None
         rng = np.random.default_rng([self.seed, draw])
-        patch = DecodedPatch(*random_d4(*patch, rng))
+        symmetry = random_symmetry(patch.mask.shape, rng)
         full = self.augment == "full"
-        return patch, random_radiometry(self.shape[0], rng) if full else None
+        radiometry = random_radiometry(self.shape[0], rng) if full else None
+        return patch, Variation(symmetry, radiometry)

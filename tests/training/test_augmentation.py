@@ -14,23 +14,26 @@ from training.augmentation import (
     Radiometry,
     jitter_radiometry,
     radiometry_table,
-    random_d4,
     random_radiometry,
+    random_symmetry,
+    turn_patches,
 )
 
 
 def vary(image, valid, mask, draws: int = 300):
     """Draws of a patch, varied as one batch."""
-    turned, drawn = [], []
+    symmetries, drawn = [], []
     for seed in range(draws):
         rng = np.random.default_rng(seed)
-        turned.append(random_d4(image, valid, mask, rng))
+        symmetries.append(random_symmetry(mask.shape, rng))
         drawn.append(random_radiometry(len(image), rng))
-    images, known, masks = (np.stack(arrays) for arrays in zip(*turned))
-    images, known = torch.from_numpy(images), torch.from_numpy(known)
+    images, known, masks = (
+        turn_patches(torch.from_numpy(np.stack([array] * draws)), symmetries)
+        for array in (image, valid, mask)
+    )
     table = torch.from_numpy(radiometry_table(drawn, len(image)))
     jittered = jitter_radiometry(images, known, drawn, table).numpy()
-    yield from zip(jittered, known.numpy(), masks)
+    yield from zip(jittered, known.numpy(), masks.numpy())
 
 
 @pytest.mark.parametrize(("shape", "count"), [((5, 5), 8), ((4, 6), 4)])
