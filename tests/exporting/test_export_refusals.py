@@ -249,6 +249,7 @@ class Untraceable(torch.nn.Module):
         return images if float(images.sum()) > 3 else -images
 
 
+@pytest.mark.slow
 def test_a_network_without_a_form_in_onnx_is_one_line(tmp_path):
     pytest.importorskip("onnxscript")
     with pytest.raises(

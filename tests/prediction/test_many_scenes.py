@@ -96,6 +96,7 @@ def windows(draw):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(scenes(), windows())
 def test_every_valid_pixel_is_mapped_once_and_where_it_lies(scene, window):

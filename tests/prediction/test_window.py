@@ -83,6 +83,7 @@ def excited(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @fault(56)
 def test_a_model_that_pools_over_its_window_gets_that_of_its_training(
     excited, tmp_path, capsys

@@ -247,6 +247,7 @@ def test_a_difference_is_resampled_by_ground_or_by_the_blocks_of_the_folds(
     assert len(set(given[3]["pooled"].blocks)) == count
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_forest_and_may_leave_it_out(
     binary_data, binary_run, tmp_path, small_forest
 ):

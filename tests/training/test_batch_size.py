@@ -254,6 +254,7 @@ def refuse_trials(monkeypatch) -> list:
     return interrupt(monkeypatch, "training.batch_size.try_batches", 1, AssertionError)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_the_size_and_tries_none(
     data, tmp_path, gpu_for, monkeypatch
 ):
@@ -270,6 +271,7 @@ def test_a_run_that_goes_on_keeps_the_size_and_tries_none(
     assert done.report["settings"]["batch_size"] == 2
 
 
+@pytest.mark.slow
 def test_folds_have_one_size_found_once(data, tmp_path, gpu_for, monkeypatch):
     """12 patches in two folds, whose models train on fewer than eight."""
     gpu_for(99)
@@ -292,6 +294,7 @@ def test_folds_have_one_size_found_once(data, tmp_path, gpu_for, monkeypatch):
     assert len(trials) == 1 and same_weights(again.checkpoint(), done.checkpoint())
 
 
+@pytest.mark.slow
 def test_folds_trained_alone_take_the_size_of_the_first(
     data, tmp_path, gpu_for, monkeypatch
 ):

@@ -381,6 +381,7 @@ def test_check_and_training_refuse_other_units_before_any_work(tmp_path, publish
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_weights_no_more(tmp_path, publish):
     file = publish(encoder_file(tmp_path, 13))
     root = write_dataset(tmp_path / "data", 6, 0, 0, descriptions=SENTINEL)

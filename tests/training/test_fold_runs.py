@@ -181,6 +181,7 @@ def test_a_run_reports_folds_pooled_and_bootstrapped(runs):
     assert runs("block").report["blocks"] == 9
 
 
+@pytest.mark.slow
 def test_both_trains_both_and_one_final_model(scene, runs):
     found = runs("both")
     folders = [f"{kind}/fold_{n}" for kind in ("random", "block") for n in (1, 2, 3)]

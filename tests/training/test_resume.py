@@ -98,6 +98,7 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(
     assert rows_of(whole, "seconds") == rows_of(tmp_path / "parts", "seconds")
 
 
+@pytest.mark.slow
 def test_folds_go_on_too(data, tmp_path, monkeypatch):
     options = ("--val_strategy", "kfold", "--n_splits", 2, "--epochs", 2)
     whole = train(data, tmp_path / "whole", *options)

@@ -33,6 +33,7 @@ def without_times(report) -> object:
     return [without_times(v) for v in report] if isinstance(report, list) else report
 
 
+@pytest.mark.slow
 def test_folds_trained_alone_are_gathered_to_the_report_of_a_whole_run(
     multiclass_data, tmp_path, monkeypatch, small_forest
 ):
@@ -172,6 +173,7 @@ def test_what_is_no_fold_is_refused(multiclass_data, tmp_path, options, error):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_overwrite_begins_anew_instead_of_gathering(multiclass_data, tmp_path):
     given = words(multiclass_data, tmp_path)
     assert run_main(*given, "--only_fold", 1)[0] == 0
@@ -183,6 +185,7 @@ def test_overwrite_begins_anew_instead_of_gathering(multiclass_data, tmp_path):
     assert status == 0 and "gathering" not in err
 
 
+@pytest.mark.slow
 def test_an_interrupted_gathering_is_continued_by_the_same_command(
     multiclass_data, tmp_path, monkeypatch
 ):

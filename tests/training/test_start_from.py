@@ -387,6 +387,7 @@ def test_a_run_without_a_start_records_none(small_data, tmp_path):
     assert train(small_data, tmp_path).metadata()["started_from"] is None
 
 
+@pytest.mark.slow
 def test_folds_start_from_the_model_and_need_it_no_more(trained, tmp_path, monkeypatch):
     root, file = trained
     options = ("--start_from", file, "--val_strategy", "kfold", "--n_splits", 2)
@@ -413,6 +414,7 @@ def test_folds_start_from_the_model_and_need_it_no_more(trained, tmp_path, monke
         assert one["metadata"]["started_from"] == other["metadata"]["started_from"]
 
 
+@pytest.mark.slow
 def test_folds_trained_alone_are_gathered_without_the_first_model(trained, tmp_path):
     root, file = trained
     options = ("--start_from", file, "--val_strategy", "kfold", "--n_splits", 2)

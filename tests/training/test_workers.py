@@ -58,6 +58,7 @@ def test_workers_beside_collectives_are_not_forked_whoever_reads(dataset, monkey
     assert not loader.dataset.in_memory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_workers_end_when_the_process_that_trains_is_killed(tmp_path):
     """They hold its output open as long as they are there."""
