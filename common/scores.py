@@ -68,3 +68,12 @@ def scores(
         ],
         "confusion_matrix": matrix.astype(int).tolist(),
     }
+
+
+def scores_of_labelled(matrix: np.ndarray, names: Sequence[str], binary: bool) -> dict:
+    """``scores`` of the classes that the labels hold, to compare models on the same labels.
+
+    A class that one of the models maps and the labels do not hold lowers no mean, which a single pixel
+    of it would do otherwise.
+    """
+    return scores(matrix, names, binary, of=np.asarray(matrix).sum(axis=1) > 0)

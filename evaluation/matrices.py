@@ -114,13 +114,20 @@ def paired_gap(
         seed: Likewise.
 
     Returns:
-        "value" and "interval_95" of each score; the same blocks are drawn for both.
+        "scores" (of both), "value" and "interval_95" of each score; the same blocks are drawn for
+        both.
     """
-    gaps = score_gap(*(measure(matrices.sum(axis=0)) for matrices in (first, second)))
+    whole = [measure(matrices.sum(axis=0)) for matrices in (first, second)]
+    gaps = score_gap(*whole)
     pairs = np.stack([first, second], axis=1)
     intervals = block_bootstrap(
         pairs, lambda pair: score_gap(*map(measure, pair)), seed
     )
     return {
-        key: {"value": gaps[key], "interval_95": intervals[key]} for key in HEADLINES
+        key: {
+            "scores": [one[key] for one in whole],
+            "value": gaps[key],
+            "interval_95": intervals[key],
+        }
+        for key in HEADLINES
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from common.scores import HEADLINES
 from common.text import aligned_table, distance_text
-from evaluation.matrices import score_gap
 
 AREA_SHARES = ("share", "users_accuracy", "producers_accuracy")
 AREAS_TITLE = (
@@ -94,13 +93,13 @@ def map_text(report: dict) -> str:
     return "\n".join(lines)
 
 
-def side_by_side(random: dict, blocked: dict, gap: dict | None = None) -> str:
+def side_by_side(random: dict, blocked: dict, gap: dict) -> str:
     """The scores of folds at random and by block as aligned text, and their difference.
 
     Args:
         random: "pooled" scores and their "intervals" by ``block_bootstrap``.
         blocked: Likewise.
-        gap: The interval of the difference by name, from the same blocks for both.
+        gap: The "value" and "interval_95" of their difference by name, see ``paired_gap``.
     """
     rows = [["", "folds at random", "folds by block"]]
     for key in HEADLINES:
@@ -110,10 +109,9 @@ def side_by_side(random: dict, blocked: dict, gap: dict | None = None) -> str:
         ]
         rows.append([key.replace("_", " "), *cells])
     table = aligned_table(rows, left=3)
-    difference = score_gap(random["pooled"], blocked["pooled"])["iou"]
+    difference, interval = gap["iou"]["value"], gap["iou"]["interval_95"]
     if difference is None:
         return table
-    interval = (gap or {}).get("iou")
     verdict = "what random folds gain from neighbours, and a new place will not give"
     if difference <= 0:
         verdict = "random folds are not better here"
@@ -203,13 +201,21 @@ def baseline_table(network: dict, baseline: dict, key: str) -> str:
         baseline: Of a report.
         key: The name of the patches that both were scored on.
     """
-    forest, gaps = baseline[key], baseline["difference"][key]
-    rows = [["", "network", "forest", "difference"]]
-    binary = any(one["iou"] != one["mean_iou"] for one in (network, forest))
-    foreground = {"iou": "foreground IoU"} if binary else {}
+    gaps = baseline["difference"][key]
+    ours, means = gaps["iou"]["scores"], gaps["mean_iou"]["scores"]
+    foreground = {"iou": "foreground IoU"} if ours != means else {}
+    all_labelled = network["mean_iou"] == means[0]
+    rows = [
+        [
+            "" if all_labelled else "classes with labels",
+            "network",
+            "forest",
+            "difference",
+        ]
+    ]
     for score, name in (foreground | INTERVALS).items():
         gap = with_interval(gaps[score]["value"], gaps[score]["interval_95"], "+.3f")
-        rows.append([name, number(network[score]), number(forest[score]), gap])
+        rows.append([name, *map(number, gaps[score]["scores"]), gap])
     return f"{aligned_table(rows)}\n{verdict(gaps)}"
 
 
@@ -286,6 +292,5 @@ def report_text(report: dict) -> str:
                 "narrow; give a smaller --block_size, or of whole scenes or values more"
             )
     if "optimism" in report:
-        gap = {key: entry["interval_95"] for key, entry in report["optimism"].items()}
-        lines += ["", side_by_side(report["random"], report, gap)]
+        lines += ["", side_by_side(report["random"], report, report["optimism"])]
     return "\n".join(lines)

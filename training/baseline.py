@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from common.errors import DatasetError
 from common.ground import spatial_block_ids
 from common.machine import available_cores
 from common.patches import PatchPair, patch_footprints
+from common.scores import scores_of_labelled
 from common.vectors import has_vector_library
 from evaluation.forest import count_patches, draw_pixels, fit_forest
 from evaluation.matrices import paired_gap, sum_by_block
@@ -180,13 +182,12 @@ def compare(
         "random forest: %d trees on %d pixels, %.1f s", size.trees, max(drawn), seconds
     )
 
-    def measure(matrix: np.ndarray) -> dict:
-        return scores(matrix, names, config.mode == "binary")
-
+    binary = config.mode == "binary"
+    measure = partial(scores_of_labelled, names=names, binary=binary)
     report["difference"] = {}
     for key, network in networks.items():
         matrices = np.concatenate(found[key])
-        report[key] = measure(matrices.sum(axis=0))
+        report[key] = scores(matrices.sum(axis=0), names, binary)
         sums = [sum_by_block(m, network.blocks) for m in (network.matrices, matrices)]
         report["difference"][key] = {
             "blocks": int(sums[0].any(axis=(1, 2)).sum()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from common.distributed import ProcessGroup
 from common.patches import PatchPair, distance_between
+from common.scores import scores_of_labelled
 from evaluation.matrices import (
     block_bootstrap,
     fold_summary,
@@ -189,7 +191,10 @@ def cross_validate(
     if both:
         report["random"] = results["random"]
         report["optimism"] = paired_gap(
-            per_block["random"], per_block["block"], measure, config.seed
+            per_block["random"],
+            per_block["block"],
+            partial(scores_of_labelled, names=names, binary=config.mode == "binary"),
+            config.seed,
         )
     found = FoldResults(folds, matrices, blocks, collected)
     return config, group.broadcast(export_folds, final, report, found, test)

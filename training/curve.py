@@ -6,17 +6,18 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from common.distributed import ProcessGroup
 from common.errors import DatasetError
 from common.machine import available_cores
-from common.scores import HEADLINES
+from common.scores import HEADLINES, scores_of_labelled
 from evaluation.figures import draw_learning_curve
 from evaluation.matrices import paired_gap, sum_by_block
 from evaluation.reports import PatchMatrices
-from model_training import load_checkpoint, scores
+from model_training import load_checkpoint
 from training.assessment import evaluate_split
 from training.baseline import (
     SIZES,
@@ -130,22 +131,23 @@ def measure_curve(runs: Mapping[int, TrainingRun], test: SampleIndex | None) -> 
     seconds = sum(row["seconds"] for one in runs.values() for row in one.history.rows)
     size = choose_size(tasks, seconds, cores) or SIZES[-1]
 
-    def measure(matrix: np.ndarray) -> dict:
-        return scores(matrix, run.names, run.config.mode == "binary")
-
+    binary = run.config.mode == "binary"
+    measure = partial(scores_of_labelled, names=run.names, binary=binary)
     points, sums = [], {}
     for (share, part), task in zip(runs.items(), tasks):
         best = load_checkpoint(part.save_dir / "model_best_combined.pth", part.device)
         part.model.load_state_dict(best.model.state_dict())
         seen = PatchMatrices(part.config.label_classes)
-        found = evaluate_split(part, index, seen)
+        evaluate_split(part, index, seen)
+        sums[share] = sum_by_block(seen.stacked(), blocks)
+        found = measure(sums[share].sum(axis=0))
         point = {"percent": share, "patches": len(part.train.pairs)}
         point["network"] = {name: found[name] for name in HEADLINES}
-        sums[share] = sum_by_block(seen.stacked(), blocks)
         if not run.config.no_baseline:
             network = {key: Network(seen.stacked(), blocks)}
             forest = compare(part.config, run.names, [task], network, size, cores)
-            point["forest"] = {name: forest[key][name] for name in HEADLINES}
+            gaps = forest["difference"][key]
+            point["forest"] = {name: gaps[name]["scores"][1] for name in HEADLINES}
         points.append(point)
     gain = paired_gap(sums[100], sums[50], measure, run.config.seed)
     gain["blocks"] = int(sums[100].any(axis=(1, 2)).sum())

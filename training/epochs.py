@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common.devices import deterministic
 from common.distributed import distribute
 from common.files import atomic_write
-from common.scores import HEADLINES
+from common.scores import HEADLINES, scores_of_labelled
 from common.text import duration
 from evaluation.reports import plot_training, write_log
 from model_training import combined_score, scores
@@ -147,7 +147,7 @@ def validate(run: TrainingRun, validation, row: dict) -> list[str]:
     result = scores(matrix, run.names, binary)
     row |= {f"val_{key}": result[key] for key in HEADLINES}
     # chosen by the classes that the labels hold, the same in every epoch
-    held = scores(matrix, run.names, binary, of=matrix.sum(axis=1) > 0)
+    held = scores_of_labelled(matrix, run.names, binary)
     row["val_combined"] = combined_score(held)
     row["val_false_alarms"] = false_alarms(matrix)
     values = {

@@ -37,27 +37,30 @@ def entry(value: float | None) -> dict:
     }
 
 
+def gap(value: float | None, interval: list | None) -> dict:
+    return {"iou": {"value": value, "interval_95": interval}}
+
+
 def test_side_by_side_tells_the_optimism():
-    gap = {key: [0.1, 0.2] for key in HEADLINES}
-    text = side_by_side(entry(0.8), entry(0.65), gap)
+    text = side_by_side(entry(0.8), entry(0.65), gap(0.15, [0.1, 0.2]))
     assert "kappa             0.800 [0.780, 0.820]  0.650 [0.630, 0.670]" in text
     last = text.splitlines()[-1]
     assert last.startswith("optimism of iou 0.150 [0.100, 0.200]: what random folds")
 
 
 def test_side_by_side_claims_no_optimism_that_may_be_chance():
-    text = side_by_side(entry(0.8), entry(0.7), {"iou": [-0.1, 0.3]})
+    text = side_by_side(entry(0.8), entry(0.7), gap(0.1, [-0.1, 0.3]))
     assert text.endswith(
         "0.100 [-0.100, 0.300]: too few blocks to distinguish it from chance"
     )
 
 
 def test_side_by_side_claims_no_optimism_where_there_is_none():
-    assert "not better here" in side_by_side(entry(0.5), entry(0.6))
+    assert "not better here" in side_by_side(entry(0.5), entry(0.6), gap(-0.1, None))
 
 
 def test_side_by_side_stands_missing_scores():
-    text = side_by_side(entry(None), entry(0.6))
+    text = side_by_side(entry(None), entry(0.6), gap(None, None))
     assert "optimism" not in text
     assert "nan" not in text.lower()
 
@@ -92,8 +95,15 @@ def test_the_forest_is_shown_score_by_score():
         scores(np.array([[90, 10], [10, right]]), ["a", "b"], binary=True)
         for right in (50, 5)
     )
-    gaps = {key: {"value": 0.25, "interval_95": [-0.1, 0.5]} for key in HEADLINES}
-    gaps["kappa"] = {"value": None, "interval_95": None}
+    gaps = {
+        key: {
+            "scores": [network[key], forest[key]],
+            "value": 0.25,
+            "interval_95": [-0.1, 0.5],
+        }
+        for key in HEADLINES
+    }
+    gaps["kappa"] = {"scores": [0.5, None], "value": None, "interval_95": None}
     baseline = {"test": forest, "difference": {"test": gaps | {"blocks": 20}}}
     lines = baseline_table(network, baseline, "test").splitlines()
     assert lines[0].split() == ["network", "forest", "difference"]

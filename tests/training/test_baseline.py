@@ -12,7 +12,7 @@ from helpers import QUICK, run_main, settings, write_dataset, write_raster
 from training_helpers import KFOLD
 
 from common.patches import list_pairs
-from common.scores import HEADLINES
+from common.scores import HEADLINES, scores
 from evaluation.tables import report_text
 from training import baseline
 from training.baseline import (
@@ -102,14 +102,39 @@ def test_a_difference_is_positive_where_the_network_is_better(splits, monkeypatc
     assert all(gaps[key]["interval_95"][0] > 0 for key in HEADLINES)
 
 
-def test_the_forest_stands_beside_the_network_in_the_printed_report(report):
-    text = report_text({"baseline": report, "test": report["test"] | {"iou": 0.5}})
+def test_a_pixel_of_a_class_without_labels_decides_no_comparison(splits, monkeypatch):
+    def stray(*given):  # the forest is right, but for a pixel of the third class
+        matrices = np.zeros((len(found), 3, 3), int)
+        matrices[:, :2, :2] = found[:, :, None] * np.eye(2, dtype=int)
+        matrices[0, 0, [0, 2]] += -1, 1
+        return matrices
+
+    found = splits["test"].counts
+    monkeypatch.setattr(baseline, "count_patches", stray)
+    right = networks_of(splits, 0.9)["test"]
+    wide = np.pad(right.matrices, ((0, 0), (0, 1), (0, 1)))
+    networks = {"test": Network(wide, right.blocks)}
+    config = settings(seed=1, mode="multiclass", classes=3)
+    names, size = [*NAMES, "reed"], ForestSize(5, 2_000)
+    found_report = compare(config, names, tasks_of(splits), networks, size, 1)
+    assert found_report["test"]["mean_iou"] < 0.7  # reed counts as 0 there
+    gap = found_report["difference"]["test"]["mean_iou"]
+    assert gap["scores"][1] > 0.99 and gap["value"] < 0 and gap["interval_95"][1] < 0
+    network = scores(wide.sum(axis=0), names, binary=False)
+    text = report_text({"baseline": found_report, "test": network})
+    assert "the forest is better" in text
+
+
+def test_the_forest_stands_beside_the_network_in_the_printed_report(splits, report):
+    matrix = networks_of(splits, 0.6)["test"].matrices.sum(axis=0)
+    network = scores(matrix, NAMES, binary=True)
+    text = report_text({"baseline": report, "test": network})
     assert text.startswith(
         "Forest: a random forest of 5 trees on 2,000 training pixels, "
     )
     lines = text.splitlines()
     row = next(line for line in lines if line.startswith("foreground IoU"))
-    assert row.split()[2] == "0.500" and "-0." in row
+    assert row.split()[2] == f"{network['iou']:.3f}" and "-0." in row
     assert (
         "the forest is better (5 blocks of ground, too few to trust): docs/training.md "
         "says what to try"
