@@ -126,9 +126,19 @@ def fit_forest(
             forest.n_estimators = min(grown + cores, trees)
             forest.fit(*pixels)
             bar.update(forest.n_estimators - grown)
-    # blocks of pixels are predicted side by side: the sums of one have a fixed order
-    forest.n_jobs = 1
     return forest
+
+
+def predict_pixels(forest: RandomForestClassifier, features: np.ndarray) -> np.ndarray:
+    """The classes of pixels (M, F), as ``forest.predict`` finds them, by this thread alone.
+
+    That calls for threads of its own, which in threads that run side by side damage Python's warning
+    filters for the whole process.
+    """
+    features = np.ascontiguousarray(features, np.float32)
+    trees = forest.estimators_
+    votes = sum(tree.predict_proba(features, check_input=False) for tree in trees)
+    return forest.classes_[votes.argmax(axis=1)]
 
 
 def count_patches(
@@ -147,7 +157,7 @@ def count_patches(
         total = np.zeros((classes, classes), np.int64)
         parts = math.ceil(len(known) * 2 * len(image) / BLOCK)
         for places in np.array_split(known, parts) if parts else ():
-            guess = forest.predict(pixel_features(image, valid, places))
+            guess = predict_pixels(forest, pixel_features(image, valid, places))
             both = torch.from_numpy(guess), torch.from_numpy(flat[places].astype(int))
             total += confusion_matrix(*both, classes).numpy()
         return total

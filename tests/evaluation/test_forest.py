@@ -12,6 +12,7 @@ from evaluation.forest import (
     draw_pixels,
     fit_forest,
     pixel_features,
+    predict_pixels,
 )
 
 CLASSES = 2
@@ -140,6 +141,14 @@ def test_a_forest_is_the_same_for_any_number_of_cores_and_blocks(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 200)
     np.testing.assert_array_equal(
         count_patches(two, noisy.__getitem__, 3, CLASSES, 3), first
+    )
+
+
+def test_pixels_are_predicted_as_the_library_does():
+    rng, forest = np.random.default_rng(3), grow(make_patches(2), trees=9)
+    features = rng.normal(0, 3, (500, forest.n_features_in_))
+    np.testing.assert_array_equal(
+        predict_pixels(forest, features), forest.predict(features)
     )
 
 
