@@ -25,6 +25,7 @@ class Classes:
     values: list[int]
     names: list[str]
     named: bool  # by somebody, and not by its number alone
+    codes: tuple[int | str, ...] = ()  # in the labels of the training, where known
 
     @classmethod
     def numbered(cls, values: Iterable[int]) -> Classes:
@@ -43,7 +44,9 @@ class Pairing(NamedTuple):
 
 def stored_classes(raster: rasterio.DatasetReader) -> Classes | None:
     """The classes that a raster describes itself: by tags, attribute table or category names."""
-    found = {value: one.name for value, one in (classes_of_map(raster) or {}).items()}
+    known = classes_of_map(raster) or {}
+    found = {value: one.name for value, one in known.items()}
+    codes = tuple(one.code for one in known.values())
     if not found:
         names = read_categories(f"{raster.name}.aux.xml")
         found = {number: name for number, name in enumerate(names) if name}
@@ -51,7 +54,7 @@ def stored_classes(raster: rasterio.DatasetReader) -> Classes | None:
         return None
     values, names = list(found), list(found.values())
     defaults = default_class_names(len(names)), BINARY_NAMES, list(map(str, values))
-    return Classes(values, names, names not in defaults)
+    return Classes(values, names, names not in defaults, codes)
 
 
 def pair_classes(

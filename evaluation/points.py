@@ -215,15 +215,22 @@ def read_references(
         these, -1 where it is empty.
 
     Raises:
-        SegmentationError: A text that is nearly the name of a class, or a number that is none.
+        SegmentationError: A text that is nearly the name of a class, a number that is none, or one
+            that is the code of a class and the map's number of another.
     """
-    place = {str(value): number for number, value in enumerate(mapped.values)}
-    place |= {
-        name.strip().casefold(): number for number, name in enumerate(mapped.names)
-    }
+    values = {str(value): number for number, value in enumerate(mapped.values)}
+    codes = {_plain_text(code): number for number, code in enumerate(mapped.codes)}
+    plain = {name.strip().casefold(): n for n, name in enumerate(mapped.names)}
+    place = codes | values | plain
     names, more, found = list(mapped.names), Counter(), []
     for value in column:
         text = _plain_text(value)
+        kinds = {known[text] for known in (codes, values) if text in known}
+        if len(kinds) == 2 and text not in plain:
+            raise DatasetError(
+                f"{source}: the reference {value} is the code of {names[codes[text]]}, but the map's "
+                f"number of {names[values[text]]}; write the names of the classes"
+            )
         if text and text not in place:
             number = text.replace("-", "").replace(".", "").isdigit()
             if number or get_close_matches(text, place, n=1, cutoff=0.8):

@@ -16,6 +16,7 @@ from helpers import ENCODER, ORIGIN, PIXEL, patch_everywhere
 from map_helpers import NAMES, run, write_map
 
 from common.architectures import ModelConfig
+from common.map_classes import map_class_tags
 from evaluation.sampling import allocate, spread_of
 from model_training import Normalization, build_model, save_checkpoint
 
@@ -268,6 +269,39 @@ def test_references_are_names_or_numbers_in_any_case(scene, tmp_path, values):
     for report in (found, expected):
         del report["sample"], report["settings"], report["command"]
     assert found == expected
+
+
+def coded_scene(scene, codes) -> tuple:
+    """The scene with codes of its classes, which its map does not hold."""
+    path, guess, truth = scene
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(**map_class_tags(NAMES, codes, None))
+    return path, guess, truth
+
+
+def test_references_are_codes_where_they_are_no_numbers_of_other_classes(
+    scene, tmp_path
+):
+    scene = coded_scene(scene, (0, 20, 30))
+    table, *_ = sample(scene, tmp_path / "s.gpkg", "--sample", 100)
+    accuracies = []
+    for number, values in enumerate((NAMES, [0, 20, 30], ["0", "1", "30"])):
+        fill(scene, table, tmp_path / f"{number}.gpkg", values)
+        found, *_ = estimates(scene, tmp_path / f"{number}.gpkg", tmp_path / "a")
+        accuracies.append(found["overall_accuracy"]["value"])
+    assert accuracies[0] == accuracies[1] == accuracies[2] < 1
+
+
+def test_a_code_of_one_class_that_is_the_number_of_another_is_refused(scene, tmp_path):
+    scene = coded_scene(scene, (1, 2, 3))
+    table, *_ = sample(scene, tmp_path / "s.gpkg", "--sample", 100)
+    table["reference"] = 2
+    table.to_file(tmp_path / "f.gpkg", layer="sample", driver="GPKG")
+    status, _, err = run("--map", scene[0], "--label", tmp_path / "f.gpkg")
+    assert status == 1 and err.endswith(
+        "the reference 2 is the code of forest, but the map's number of town; write the names of "
+        "the classes\n"
+    )
 
 
 def test_points_without_a_reference_are_counted_and_left_out(scene, tmp_path):
