@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from common.errors import DatasetError
 from common.files import list_models
+from evaluation.reading import statistics_of_map
 from evaluation.settings import EvaluationConfig
 from model_training import load_checkpoint
 
@@ -50,16 +49,11 @@ def expected_accuracies(config: EvaluationConfig, names: Sequence[str]) -> list[
 
 def models_of_map(path: str) -> list[str]:
     """The checkpoints that the statistics beside a map name, those that are there."""
-    statistics = Path(path).with_name(f"{Path(path).stem}_statistics.json")
-    if not statistics.is_file():
+    statistics, found = statistics_of_map(path)
+    if found is None:
         log.info("no %s names the model of the map; --model does", statistics)
         return []
-    try:
-        named = json.loads(statistics.read_text()).get("model") or []
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise DatasetError(
-            f"{statistics} is no readable report of a map; move it, or give --model"
-        ) from error
+    named = found.get("model") or []
     absent = [file for file in named if not Path(file).is_file()]
     if absent:
         text = "%s, which %s names as the model of the map, is not there; --model says where it is"

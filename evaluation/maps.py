@@ -43,6 +43,7 @@ from evaluation.reading import (
     read_guess,
     read_truth,
     row_strips,
+    statistics_of_map,
 )
 from evaluation.reliability import Reliability
 from evaluation.settings import EvaluationConfig, tolerance_in_pixels
@@ -179,13 +180,20 @@ def block_side(asked: float | None, raster, metres: float | None) -> int:
 
 @contextmanager
 def open_confidence(path: str, raster) -> Iterator[Source | None]:
-    """The confidence that lies beside a map; None where there is none.
+    """The confidence that lies beside a map; None where there is none, or it is of other classes.
 
     Raises:
         RasterError: It lies on other pixels than the map.
     """
     beside = Path(path).with_name(f"{Path(path).stem}_confidence.tif")
     if not beside.is_file():
+        yield None
+        return
+    _, statistics = statistics_of_map(path)
+    if ((statistics or {}).get("settings") or {}).get("sieve"):
+        log.info(
+            "%s is of the classes before --sieve: no calibration is computed", beside
+        )
         yield None
         return
     with open_raster(beside) as file:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import rasterio
@@ -154,3 +156,23 @@ def read_truth(label: Label, window: Window, labelled: Classes, pairing: Pairing
             "name the values that are classes in --label_values"
         )
     return np.array([*pairing.of_label, -1], np.int16)[places]
+
+
+def statistics_of_map(path: str) -> tuple[Path, dict | None]:
+    """The report that a prediction writes beside its map: where it would be, and what it holds.
+
+    Raises:
+        DatasetError: It is there and cannot be read.
+    """
+    beside = Path(path).with_name(f"{Path(path).stem}_statistics.json")
+    if not beside.is_file():
+        return beside, None
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(
+            f"{beside} is no readable report of a map; move it"
+        ) from error
+    if not isinstance(found, dict):
+        raise DatasetError(f"{beside} is no readable report of a map; move it")
+    return beside, found

@@ -171,7 +171,7 @@ def test_a_map_that_write_codes_made_has_values_names_and_colours(tmp_path, tagg
     path = write_raster(tmp_path / "map.tif", np.zeros((4, 4), np.int16), 9, tags=tags)
     add_class_table(tmp_path / "map.tif.aux.xml", NAMES, colours, codes, codes)
     with rasterio.open(path) as file:
-        assert stored_classes(file) == Classes(codes, NAMES, True)
+        assert stored_classes(file) == Classes(codes, NAMES, True, tuple(codes))
         assert colours_of_map(file) == dict(zip(codes, colours))
 
 
@@ -309,6 +309,16 @@ def test_confidence_beside_the_map_is_compared_with_accuracy(tmp_path):
     )
     assert sum(report["calibration"]["pixels"]) == guess[4:].size
     assert (tmp_path / "evaluation" / "reliability.png").is_file()
+
+    statistics = tmp_path / "map_statistics.json"
+    statistics.write_text(json.dumps({"settings": {"sieve": 5000}}))
+    words = "--map", made, "--label", label, "--output", tmp_path / "sieved"
+    status, _, err = run(*words)
+    assert status == 0 and "is of the classes before --sieve" in err
+    sieved = json.loads((tmp_path / "sieved" / "evaluation.json").read_text())
+    assert "calibration" not in sieved
+
+    statistics.write_text(json.dumps({"settings": {"sieve": None}}))
     write_raster(tmp_path / "map_confidence.tif", confidence[1:], -1)
     status, _, err = run(
         "--map", made, "--label", label, "--output", tmp_path / "other"
