@@ -12,7 +12,7 @@ from common.text import listed
 ABSENT = {
     "train": ("training", "the model cannot learn to map it"),
     "validation": ("validation", "the best epoch is chosen without it"),
-    "test": ("test", "no test score includes it"),
+    "test": ("test", "mapped there all the same, it counts as 0 in the means"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import rasterio
 
-from common.errors import DatasetError
+from common.errors import DatasetError, require
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -298,9 +298,16 @@ def typical_patch_side(footprints: GeoSeries) -> float:
 
 
 def spatial_block_ids(footprints: GeoSeries, size: float) -> np.ndarray:
-    """A number per patch, 0, 1...: the square block of ``size`` metres that its centre lies in."""
+    """A number per patch, 0, 1...: the square block of ``size`` metres that its centre lies in.
+
+    Raises:
+        OptionError: The blocks are smaller than a patch.
+    """
+    side = typical_patch_side(footprints)
+    what = f"at least {round(side, 1):g}, the side of a patch in metres; smaller blocks keep no neighbours together"
+    require(size > 0.99 * side, "--block_size", f"{size:g}", what)
     centres = np.stack([footprints.centroid.x, footprints.centroid.y], axis=1)
-    origin = centres.min(axis=0) - typical_patch_side(footprints) / 2
+    origin = centres.min(axis=0) - side / 2
     blocks = np.floor((centres - origin) / size).astype(int)
     return np.unique(blocks, axis=0, return_inverse=True)[1].ravel()
 

@@ -146,7 +146,10 @@ def test_classes_that_a_split_lacks_are_said_at_extraction_and_by_info(site, cap
     for split, what in (
         ("train", "training pixel ({}): the model cannot learn to map it"),
         ("validation", "validation pixel ({}): the best epoch is chosen without it"),
-        ("test", "test pixel ({}): no test score includes it"),
+        (
+            "test",
+            "test pixel ({}): mapped there all the same, it counts as 0 in the means",
+        ),
     ):
         counts = [*counts_by_hand(site.out / "Patch", split)[2], 0, 0, 0]
         absent = [name for name, count in zip("abcd", counts) if not count]
@@ -165,7 +168,8 @@ def test_classes_without_names_count_where_they_occur_at_all():
     }
     assert absent_lines(summaries, None) == [
         "1 of 2 classes without a training pixel (class 1): the model cannot learn to map it",
-        "1 of 2 classes without a test pixel (class 2): no test score includes it",
+        "1 of 2 classes without a test pixel (class 2): "
+        + "mapped there all the same, it counts as 0 in the means",
     ]
 
 
