@@ -336,13 +336,17 @@ def _split_text(checkpoint: Checkpoint) -> str:
             f"{FILL_IN}. Scores on patches that lie among those of the training are better than those on new "
             "ground."
         )
+    blocks = "by square blocks of ground"
     kind = {
         "random": "at random: neighbours of a patch are in other folds, so the scores are better than "
         "those on new ground",
-        "block": "by square blocks of ground",
+        "block": blocks,
+        "both": blocks,  # whose scores count, and whose epochs the final model has
         "column": "by upright strips of the area",
         "scene": "by whole scenes",
     }.get(options.get("fold_by"), f"by {options.get('fold_by')}")
+    if "fold_column" in options:
+        kind = f"by equal values of {cell(options['fold_column'])}"
     return (
         f"{options.get('n_splits')} folds, drawn {kind}. Each chose its epoch by validation patches "
         "of its own."

@@ -33,12 +33,13 @@ TRAINING_OPTIONS = (
     "epochs", "epochs_run", "batch_size", "accumulate", "learning_rate", "weight_decay",
     "scheduler", "warmup_epochs", "freeze_encoder_epochs", "clip_grad", "patience", "loss",
     "use_class_weights", "dropout_rate", "data_augmentation", "val_strategy", "n_splits",
-    "fold_by", "block_size", "buffer", "normalization_from", "seed", "best_val_loss",
-    "best_val_iou",
+    "fold_by", "fold_column", "block_size", "buffer", "normalization_from", "seed",
+    "best_val_loss", "best_val_iou",
 )  # fmt: skip
 FOLD_OPTIONS = {
     "n_splits",
     "fold_by",
+    "fold_column",
     "block_size",
     "buffer",
 }  # without folds they do nothing
@@ -172,6 +173,8 @@ def training_options(checkpoint: Checkpoint) -> dict:
     """How a model was trained, as far as its file says it."""
     known = checkpoint.metadata.get("training_params") or {}
     idle = set() if known.get("val_strategy") == "kfold" else FOLD_OPTIONS
+    if known.get("fold_column") is not None:  # which draws the folds
+        idle = idle | {"fold_by"}
     if not ARCHITECTURES[checkpoint.config.model_name].has_dropout:
         idle = idle | {"dropout_rate"}
     names = (name for name in TRAINING_OPTIONS if name not in idle)

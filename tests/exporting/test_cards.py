@@ -166,6 +166,20 @@ def test_scores_are_not_shown_as_better_than_they_are(tmp_path):
     assert "the scores are better than those on new ground" in text
 
 
+def test_folds_are_said_to_be_drawn_as_they_were(tmp_path):
+    folds = {"val_strategy": "kfold", "n_splits": 2}
+    by_column = folds | {"fold_by": "random", "fold_column": "region_*"}
+    text = card_text(make_subject(tmp_path, training_params=by_column))
+    assert "2 folds, drawn by equal values of region\\_\\*. Each chose" in text
+    rows = dict(rows_of(text, "Training"))
+    assert rows["fold_column"] == "region\\_\\*"
+    assert "fold_by" not in rows
+    text = card_text(
+        make_subject(tmp_path, training_params=folds | {"fold_by": "both"})
+    )
+    assert "2 folds, drawn by square blocks of ground. Each chose" in text
+
+
 def test_a_model_that_began_as_another_says_so(tmp_path):
     first = {"started_from": {"file": "/home/somebody/first.pth", "sha256": "ab12"}}
     text = card_text(make_subject(tmp_path, **KNOWN | first))
