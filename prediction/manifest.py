@@ -12,7 +12,12 @@ from prediction.ensemble import batch_size_of
 from prediction.jobs import SceneJob, count_pieces, warn_of_scenes
 from prediction.layers import list_layers, style_endings
 from prediction.precision import choose_precision
-from prediction.products import product_key, product_paths, require_own
+from prediction.products import (
+    known_products,
+    product_key,
+    product_paths,
+    require_own,
+)
 from prediction.rowstore import RowStore, require_room
 from prediction.settings import PredictionConfig
 from prediction.tasks import Task
@@ -76,7 +81,7 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
             job.layouts[1], batch_size, count_pieces(job), *job.area.extent[2:]
         ),
         # those that are there may be replaced, also by the run that resumes this one
-        "products": {product_key(path): None for path in there},
+        "products": {product_key(job.task, path): None for path in there},
     }
     return run, False
 
@@ -98,8 +103,8 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
         if not found:
             # without statistics no run of ours has made the styles that are there
             styles = [] if file.is_file() else style_endings(job.layers)
-            require_own([task.beside(ending) for ending in styles], {})
-            require_own(product_paths(task, job.config), {})
+            require_own(task, [task.beside(ending) for ending in styles], {})
+            require_own(task, product_paths(task, job.config), {})
             return None
         if not file.is_file():
             raise SegmentationError(
@@ -114,7 +119,7 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
             f"--resume: of the finished map {task.output} some files are missing; start again "
             "with --overwrite"
         )
-    require_own(product_paths(task, job.config), run.get("products", {}))
+    require_own(task, product_paths(task, job.config), known_products(task, run))
     return run, finished
 
 

@@ -24,17 +24,26 @@ class Product:
     """A file that is made from the map of a scene."""
 
     path: Path
+    key: str  # see ``product_key``
     made_from: dict  # its fingerprint, as JSON
     make: Callable[[], object]
 
-    @property
-    def key(self) -> str:
-        return product_key(self.path)
+
+def product_key(task: Task, path: str | Path) -> str:
+    """How ``run["products"]`` names a file: from the folder of the map, which may be moved."""
+    try:
+        return os.path.relpath(path, task.output.parent)
+    except ValueError:  # on another drive
+        return os.path.abspath(path)
 
 
-def product_key(path: Path) -> str:
-    """How ``run["products"]`` names a file."""
-    return os.path.abspath(path)
+def known_products(task: Task, run: dict) -> dict:
+    """``run["products"]``, which an earlier run may have named from the root."""
+    known = run.get("products", {})
+    return {
+        product_key(task, key) if os.path.isabs(key) else key: made_from
+        for key, made_from in known.items()
+    }
 
 
 def product_paths(task: Task, config: PredictionConfig) -> list[Path]:
@@ -49,15 +58,16 @@ def suggestions_path(task: Task) -> Path:
     return task.beside("_suggestions.gpkg")
 
 
-def require_own(paths: Sequence[Path], known: dict) -> None:
+def require_own(task: Task, paths: Sequence[Path], known: dict) -> None:
     """Raise SegmentationError where a file is there that no run of this map has made.
 
     Args:
+        task: Whose map it is.
         paths: Of the files beside the map that a run is to make.
-        known: ``run["products"]``: those that were made, or may be replaced.
+        known: ``known_products``: those that were made, or may be replaced.
     """
     for path in paths:
-        if path.is_file() and product_key(path) not in known:
+        if path.is_file() and product_key(task, path) not in known:
             raise SegmentationError(
                 f"--resume: {path} is there already, of another run; give --overwrite to replace "
                 "it, or choose another output"
@@ -70,6 +80,10 @@ def missing_products(job: SceneJob, known: dict) -> list[Product]:
     found = describe_file(str(task.output))
     made_from = {"map": {key: found.get(key) for key in ("bytes", "modified")}}
     products = []
+
+    def add(path: Path, made_from: dict, make: Callable[[], object]) -> None:
+        products.append(Product(path, product_key(task, path), made_from, make))
+
     if task.polygons:
         classes = {"colours": job.colours, "codes": job.codes, "values": job.values}
         options = {"min_area": config.min_area, "simplify": config.simplify}
@@ -78,17 +92,17 @@ def missing_products(job: SceneJob, known: dict) -> list[Product]:
             files = task.output, task.polygons
             write_polygons(*files, names, **options, **classes)
 
-        products.append(Product(task.polygons, made_from | options, polygons))
+        add(task.polygons, made_from | options, polygons)
     if config.suggest:
         path, side = suggestions_path(task), cell_side(config, job.models)
         asked = made_from | {"suggest": config.suggest, "cell_size": side}
-        products.append(Product(path, asked, partial(write_suggestions, job, path)))
+        add(path, asked, partial(write_suggestions, job, path))
     if config.quicklook:
 
         def quicklook() -> None:
             draw_quicklook(job)
 
-        products.append(Product(task.beside("_quicklook.png"), made_from, quicklook))
+        add(task.beside("_quicklook.png"), made_from, quicklook)
     return [
         one
         for one in products
@@ -104,7 +118,7 @@ def make_products(job: SceneJob, report: dict) -> dict:
     """
     failed: list[Exception] = []
     statistics = job.task.beside("_statistics.json")
-    known = report["run"].setdefault("products", {})
+    report["run"]["products"] = known = known_products(job.task, report["run"])
     if missing := missing_products(job, known):
         # a run that is killed leaves none that the next one would not know
         known |= dict.fromkeys(one.key for one in missing)

@@ -44,7 +44,7 @@ from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
 from prediction.mapfiles import MapWriter, missing_styles, open_outputs
 from prediction.mosaic import join_maps
-from prediction.products import make_products, missing_products
+from prediction.products import known_products, make_products, missing_products
 from prediction.reader import READ_AT_A_TIME, SceneReader, read_row_blocks
 from prediction.rowstore import RowStore, StoredPart, read_journal
 from prediction.settings import SCARCE, PredictionConfig
@@ -164,7 +164,7 @@ def complete_map(job: SceneJob, group: ProcessGroup) -> dict:
     """Make what is missing beside a finished map; its statistics."""
     task = job.task
     report = json.loads(task.beside("_statistics.json").read_text())
-    known = report["run"].get("products", {})
+    known = known_products(task, report["run"])
     missing = missing_products(job, known) or missing_styles(job)
     # the folder is left of a run that was killed while it removed it
     if group.is_main_process and (missing or task.partial.exists()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from itertools import product
@@ -288,6 +289,24 @@ def test_polygons_quicklook_and_suggestions_are_made_together(tmp_path, patchy):
     assert len(geopandas.read_file(areas, layer="areas")) > 3
     known = read_json(tmp_path / "map_statistics.json")["run"]["products"]
     assert len(known) == 3 and None not in known.values()
+
+
+def test_a_map_that_was_moved_is_resumed(tmp_path, patchy):
+    model = make_model(tmp_path / "m.pth")
+    given, first = ("--suggest", "4"), tmp_path / "k1" / "p.tif"
+    assert run(model.path, patchy, first, *given) == 0
+    second = first.parent.rename(tmp_path / "k2") / first.name
+    before = second.with_name("p_suggestions.gpkg").read_bytes()
+    assert run(model.path, patchy, second, *given, "--resume") == 0
+    assert second.with_name("p_suggestions.gpkg").read_bytes() == before
+    # as earlier runs named it: from the root
+    statistics = second.with_name("p_statistics.json")
+    report = read_json(statistics)
+    products = report["run"]["products"]
+    report["run"]["products"] = {str(second.parent / k): products[k] for k in products}
+    statistics.write_text(json.dumps(report))
+    assert run(model.path, patchy, second, *given, "--resume") == 0
+    assert second.with_name("p_suggestions.gpkg").read_bytes() == before
 
 
 def test_cells_of_combined_dates_and_of_a_map_of_codes_have_the_classes_of_the_map(
