@@ -13,7 +13,7 @@ import rasterio
 from affine import Affine
 from rasterio.features import geometry_mask
 
-from common.errors import RasterError
+from common.errors import DatasetError, RasterError
 from common.vectors import in_pixels, polygonal, read_vector
 from prediction.tiling import Extent
 
@@ -59,12 +59,24 @@ def whole_scene(scene: rasterio.DatasetReader) -> Area:
 
 @cache
 def read_polygons(source: str):
-    """The table of ``--area``, read once for all scenes."""
-    return read_vector(source)
+    """The table of ``--area``, read once for all scenes.
+
+    Raises:
+        DatasetError: It cannot be read, or has no polygons.
+    """
+    import shapely
+
+    table = read_vector(source)
+    if not (shapely.get_dimensions(table.geometry.values) == 2).any():
+        raise DatasetError(
+            f"--area: {source} has no polygons, only points or lines; draw polygons into it"
+        )
+    return table
 
 
 def find_area(source: str, scene: rasterio.DatasetReader) -> Area | None:
-    """The part of a scene that polygons of any CRS cover; None where they miss it.
+    """The part of a scene that polygons of any CRS cover, of no pixels where they hold the centre
+    of none; None where they miss it.
 
     Raises:
         DatasetError: The file has no polygons, or no CRS.
@@ -85,5 +97,11 @@ def find_area(source: str, scene: rasterio.DatasetReader) -> Area | None:
         return None
     left, top, right, bottom = shapely.total_bounds(polygons)
     extent = Extent(floor(top), ceil(bottom), floor(left), ceil(right))
-    area = Area(extent, polygons)
-    return area if area.pixels else None
+    return Area(extent, polygons)
+
+
+def missed_text(source: str, scenes: str, touched: bool) -> str:
+    """Why nothing of scenes can be mapped: the area misses them, or lies between centres of pixels."""
+    if touched:
+        return f"--area: no pixel of {scenes} has its centre in {source}; draw larger polygons"
+    return f"--area: {source} does not touch {scenes}"

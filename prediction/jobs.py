@@ -35,7 +35,7 @@ from common.sieve import centre_pixel, fewest_pixels
 from common.sources import require_whole
 from common.text import distance_text
 from common.vectors import files_of_vector
-from prediction.area import Area, find_area, whole_scene
+from prediction.area import Area, find_area, missed_text, whole_scene
 from prediction.dates import require_one_grid
 from prediction.ensemble import (
     Models,
@@ -245,8 +245,8 @@ def prepare_scene(
     scene, *others = scenes
     bands, *further = (match_bands(one, config, models) for one in scenes)
     area = find_area(config.area, scene) if config.area else whole_scene(scene)
-    if area is None:
-        raise RasterError(f"--area: {config.area} does not touch {scene.name}")
+    if area is None or not area.pixels:
+        raise RasterError(missed_text(config.area, scene.name, area is not None))
     first = models.first
     classes = first.class_names, len(models.files), first.class_codes
     layers = list_layers(config, *classes)

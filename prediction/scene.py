@@ -28,7 +28,7 @@ from common.nodata import empty_bands
 from common.rasters import open_raster
 from common.repeat import command_line, stored_settings
 from common.styles import write_style
-from prediction.area import find_area
+from prediction.area import find_area, missed_text
 from prediction.blending import blended_rows
 from prediction.dates import mean_of_dates
 from prediction.ensemble import Models, cell_side, load_models
@@ -116,23 +116,24 @@ def predict_scenes(config: PredictionConfig, show: Callable[[str], None]) -> int
 
 
 def touching_area(tasks: list[Task], config: PredictionConfig) -> list[Task]:
-    """The scenes that ``--area`` touches.
+    """The scenes of which ``--area`` holds the centre of a pixel.
 
     Raises:
-        RasterError: It touches none.
+        RasterError: It holds none.
     """
     if not (config.area and tasks):
         return tasks
-    touched = []
+    touched, found = [], []
     for task in tasks:
         with open_raster(task.scene) as scene:
-            if find_area(config.area, scene):
-                touched.append(task)
-            elif len(tasks) > 1:
-                log.info("%s lies outside of %s: skipped", task.scene, config.area)
+            found.append(find_area(config.area, scene))
+        if found[-1] and found[-1].pixels:
+            touched.append(task)
+        elif len(tasks) > 1:
+            log.info("%s lies outside of %s: skipped", task.scene, config.area)
     if not touched:
         scenes = "any of the scenes" if len(tasks) > 1 else tasks[0].scene
-        raise RasterError(f"--area: {config.area} does not touch {scenes}")
+        raise RasterError(missed_text(config.area, scenes, any(found)))
     return touched
 
 

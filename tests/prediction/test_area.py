@@ -122,11 +122,21 @@ def test_an_area_needs_polygons_and_a_place(land, tmp_path, capsys):
         tmp_path / "line.gpkg", LineString([TRANSFORM * (1, 1), TRANSFORM * (9, 9)])
     )
     assert run(land.path, scene, tmp_path / "a.tif", "--area", str(line)) == 1
-    assert "line.gpkg" in capsys.readouterr().err
+    assert f"--area: {line} has no polygons" in capsys.readouterr().err
     placeless = write_scene(tmp_path / "placeless.tif", noise(64, 64), crs=None)
     area = write_area(tmp_path / "area.gpkg", ground(10, 10, 30, 30))
     assert run(land.path, placeless, tmp_path / "a.tif", "--area", str(area)) == 1
     assert "placeless.tif has no CRS" in capsys.readouterr().err
+
+
+def test_an_area_between_the_centres_of_pixels_is_not_said_to_lie_elsewhere(
+    land, tmp_path, capsys
+):
+    scene = write_scene(tmp_path / "scene.tif", noise(64, 64))
+    small = write_area(tmp_path / "small.gpkg", ground(9.6, 9.6, 10.4, 10.4))
+    assert run(land.path, scene, tmp_path / "a.tif", "--area", str(small)) == 1
+    expected = f"--area: no pixel of {scene} has its centre in {small}; draw larger"
+    assert expected in capsys.readouterr().err
 
 
 def test_an_unfinished_map_of_an_area_resumes_only_with_that_area(
