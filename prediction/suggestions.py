@@ -55,9 +55,8 @@ def write_suggestions(job: SceneJob, target: Path) -> int:
     chosen = choose_cells(cells.score, cells.classes, open_, job.config.suggest)
     if len(chosen) < job.config.suggest:
         log.warning(
-            "warning: --suggest %d: %s has %d such cells of %d pixels on valid ground outside of "
-            "the patches that do not touch each other; a smaller --cell_size gives more",
-            job.config.suggest, job.task.scene, len(chosen), cells.side,
+            "warning: --suggest %d: %s has %s",
+            job.config.suggest, job.task.scene, too_few_text(cells, open_, len(chosen)),
         )  # fmt: skip
     ranks = np.arange(1, len(chosen) + 1)
     with new_geopackage(target) as file:
@@ -68,6 +67,22 @@ def write_suggestions(job: SceneJob, target: Path) -> int:
         style = categorized_style(column, list(map(str, ranks)), colours[: len(ranks)])
         add_style(file, target.stem, style)
     return len(chosen)
+
+
+def too_few_text(cells: CellMeans, open_: np.ndarray, count: int) -> str:
+    """What a scene has in which fewer cells than asked for were found, and what gives more."""
+    if not cells.valid.any():
+        return "no valid pixel, so nothing to label"
+    half = np.count_nonzero(cells.valid >= LEAST_VALID)
+    if half and not open_.any():
+        return (
+            f"patches of the dataset in all its {half} cells of {cells.side} pixels on valid ground; a "
+            "smaller --cell_size gives more only where these patches leave ground free"
+        )
+    return (
+        f"{count} such cells of {cells.side} pixels on valid ground outside of the patches that do "
+        "not touch each other; a smaller --cell_size gives more"
+    )
 
 
 def measure_cells(job: SceneJob) -> CellMeans:

@@ -156,8 +156,15 @@ def test_cells_on_patches_of_any_split_are_left_out_and_too_few_are_told(
 def test_without_free_ground_no_cell_is_suggested(tmp_path, patchy, capsys):
     model = make_model(tmp_path / "m.pth", all_but(()))
     assert run(model.path, patchy, tmp_path / "map.tif", "--suggest", "5") == 0
-    assert "has 0 such cells" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has patches of the dataset in all its 34 cells of 16 pixels on" in error
+    assert "a smaller --cell_size gives more only where these patches leave" in error
     assert len(suggested(tmp_path / "map.tif")) == 0
+    empty = write_scene(tmp_path / "b.tif", noise(32, 32) * 0, DESCRIPTIONS, nodata=0)
+    assert run(model.path, empty, tmp_path / "none.tif", "--suggest", "5") == 0
+    error = capsys.readouterr().err
+    assert "has no valid pixel, so nothing to label" in error
+    assert "--cell_size" not in error
 
 
 def test_a_scene_without_half_a_valid_cell_gets_no_suggestion(tmp_path, patchy, capsys):
