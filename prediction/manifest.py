@@ -126,6 +126,12 @@ def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:
 def _fixed(run: dict) -> dict:
     """What of a run must be the same in the one that continues it, by name."""
     names = ("version", "device", "scene", "models")
-    options = {f"--{name}": value for name, value in run.get("options", {}).items()}
+    said = {  # the latter gives the former too
+        "save_uncertainty": "save_uncertainty or --suggest"
+    }
+    options = {
+        f"--{said.get(name, name)}": value
+        for name, value in run.get("options", {}).items()
+    }
     rest = {name: run.get(name) for name in ("dates", "area", "masks")}
     return {name: run.get(name) for name in names} | options | rest

@@ -238,7 +238,11 @@ def test_a_finished_map_gets_other_suggestions_alone(tmp_path, patchy, batches, 
     capsys.readouterr()
     plain = tmp_path / "plain.tif"
     assert run(model.path, patchy, plain, "--resume", "--suggest", "3") == 1
-    assert "--save_uncertainty" in capsys.readouterr().err
+    told = "another --save_uncertainty or --suggest"
+    assert f"{told} (False, now True)" in capsys.readouterr().err
+    assert run(model.path, patchy, plain, "--overwrite", "--suggest", "3") == 0
+    assert run(model.path, patchy, plain, "--resume") == 1
+    assert f"{told} (True, now False)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
