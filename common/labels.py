@@ -82,11 +82,11 @@ def read_label(
 
 
 def require_one_band(dataset: rasterio.DatasetReader) -> None:
-    """Raise DatasetError unless a label raster has one band (beside alpha)."""
+    """Raise DatasetError unless a raster of labels, or a map, has one band (beside alpha)."""
     if len(image_bands(dataset)) != 1:
         raise DatasetError(
-            f"{dataset.name} has {dataset.count} bands; a label has one, with a class number "
-            "per pixel"
+            f"{dataset.name} has {dataset.count} bands; a label or a class map has one, with a class "
+            "number per pixel"
         )
 
 

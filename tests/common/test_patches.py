@@ -94,7 +94,9 @@ def test_nan_in_a_float_label_is_unlabelled(tmp_path):
 def test_a_label_has_one_band(tmp_path):
     with open_raster(write_geotiff(tmp_path / "one.tif", ramp())) as file:
         require_one_band(file)
-    refused = pytest.raises(DatasetError, match=r"two\.tif has 2 bands")
+    refused = pytest.raises(
+        DatasetError, match=r"two\.tif has 2 bands; a label or a class map has one"
+    )
     path = write_geotiff(tmp_path / "two.tif", ramp(2))
     with open_raster(path) as file, refused:
         require_one_band(file)

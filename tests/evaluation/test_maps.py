@@ -119,6 +119,15 @@ def test_labels_that_share_no_value_with_the_map_are_refused(tmp_path):
     assert "95 % intervals: overall accuracy [" in out
 
 
+def test_a_scene_in_the_place_of_a_map_is_refused_as_no_map(tmp_path):
+    guess, truth = random_pair()
+    scene = write_raster(tmp_path / "s.tif", np.stack([guess] * 4))
+    label = write_raster(tmp_path / "label.tif", truth, 255)
+    status, _, err = run("--map", scene, "--label", label, "--output", tmp_path / "o")
+    assert status == 1
+    assert "s.tif has 4 bands; a label or a class map has one" in err
+
+
 def test_names_that_have_nothing_in_common_are_refused(tmp_path):
     guess, truth = random_pair()
     tags = class_name_tags(["Wasser", "Wald", "Stadt"])

@@ -255,7 +255,10 @@ def copy_as(what: str, source: str, name: str):
     [
         (lambda s: s.draw_image(scene(), crs=None), "image.tif has no CRS"),
         (rename("label", "no.shp"), "no.shp cannot be read as a vector file"),
-        (lambda s: s.draw_label(scene()), "label.tif has 3 bands; a label has one"),
+        (
+            lambda s: s.draw_label(scene()),
+            "label.tif has 3 bands; a label or a class map has one",
+        ),
         (lambda s: s.draw_label(classes(), crs=None), "label.tif has no CRS"),
         (rename("grid", "no.gpkg"), "no.gpkg cannot be read as a vector file"),
         (rename("grid", "image.tif"), "image.tif"),

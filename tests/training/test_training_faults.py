@@ -139,7 +139,7 @@ FIRST_LABEL = "data/Patch/train/labels/patch_000.tif"
 
 @table(
     row("train", "several bands", lambda: rewrite(FIRST_LABEL, lambda p: p.repeat(3, 0)),
-        r"patch_000.tif has 3 bands; a label has one"),
+        r"patch_000.tif has 3 bands; a label or a class map has one"),
     row("train", "fractions", lambda: label_of([0, 1.5], "float32")(FIRST_LABEL),
         r"patch_000.tif holds 1.5, which is not a class; labels are whole numbers"),
     row("train", "negative", lambda: label_of([0, -3], "int16")(FIRST_LABEL),
