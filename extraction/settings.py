@@ -244,6 +244,8 @@ class ExtractionOptions:
         stride, grid = self.stride, self.grid
         fine = stride is None or grid is None
         require(fine, "--stride with --grid", grid, "one of the two")
+        fine = self.id_column is None or self._has_grid
+        require(fine, "--id_column", self.id_column, "--grid with it")
         both = self.overwrite and self.resume
         require(not both, "--overwrite", "and --resume", "one of the two")
         self._check_splits()
@@ -252,8 +254,8 @@ class ExtractionOptions:
         block, column, area = self.block_size, self.split_column, self.test_area
         fine = block is None or self.split_by == "block"
         require(fine, "--block_size", block, "--split_by block with it")
-        own_grid = self.grid or getattr(self, "use_per_image_grid", False)
-        require(column is None or own_grid, "--split_column", column, "--grid with it")
+        fine = column is None or self._has_grid
+        require(fine, "--split_column", column, "--grid with it")
         fine = area is None or column is None
         require(fine, "--test_area with --split_column", column, "one of the two")
         fine = area is None or not self.test_ratio
@@ -267,6 +269,10 @@ class ExtractionOptions:
             f"sum to {sum(given):g}",
             expected + " of the first two, beside --test_area" * (area is not None),
         )
+
+    @property
+    def _has_grid(self) -> bool:
+        return bool(self.grid) or getattr(self, "use_per_image_grid", False)
 
     @property
     def _given_ratios(self) -> tuple[float | None, ...]:

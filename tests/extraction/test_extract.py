@@ -352,6 +352,15 @@ def test_a_wrong_option_exits_with_status_2_and_writes_nothing(
     assert not site.out.exists()
 
 
+def test_an_id_column_needs_a_grid_whose_column_it_is(site, capsys):
+    words = list(map(str, site.words()))
+    place = words.index("--grid")
+    del words[place : place + 2]
+    expected = "--id_column name: expected --grid with it"
+    assert expected in complaint(capsys, *words, "--id_column", "name")
+    assert not site.out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
