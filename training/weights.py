@@ -124,7 +124,8 @@ def find_weights(text: str) -> Path:
         where = f" from {known.address}" if known else ""
         raise SegmentationError(
             f"{file} is not the file that was published: its SHA-256 begins with {digest[:8]}, not "
-            f"{expected} (a download that was cut off?); download it again{where}"
+            f"{expected} (a download that was cut off?); download it again{where}, or, if it is a file "
+            "of your own, give it another name"
         )
     return file
 

@@ -435,8 +435,10 @@ def test_digests_count_where_a_name_has_one(tmp_path):
         if fine:  # a date
             assert find_weights(str(source)) == source
         else:
-            with pytest.raises(SegmentationError, match="not 1234567a"):
+            with pytest.raises(SegmentationError, match="not 1234567a") as caught:
                 find_weights(str(source))
+            told = "if it is a file of your own, give it another name"
+            assert str(caught.value).endswith(told)
 
 
 def test_a_published_name_is_downloaded_once(tmp_path, publish, monkeypatch):
