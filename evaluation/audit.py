@@ -27,6 +27,7 @@ LEVELS = (
 )
 TRAINED_ON = "trained on", (217, 217, 217)
 NO_LABEL = "no label", (255, 255, 255)
+MOST_COLUMNS = 1000  # of classes: a table of a GeoPackage holds 2,000 in all
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,28 @@ def numbers(values: Iterable[float | None]) -> np.ndarray:
     return np.array(list(values), float)
 
 
+def class_columns(
+    rows: Sequence[PatchRow], names: Sequence[str], binary: bool
+) -> dict[str, np.ndarray]:
+    """The IoU of each class in each patch, by the names of the columns."""
+    ious = [
+        [entry["iou"] for entry in scores(row.final.matrix, names, binary)["per_class"]]
+        for row in rows
+    ]
+    # the number tells names of another case apart
+    return {
+        f"iou {number} {name}": numbers(values[number] for values in ious)
+        for number, name in enumerate(names)
+    }
+
+
 def write_patches(
     target: Path, rows: Sequence[PatchRow], names: Sequence[str], binary: bool
 ) -> None:
     """Write the patches of a run as polygons, the most doubtful first, coloured by level.
 
     Scores are of the final model, doubt is of a model that did not train on the patch, empty where
-    there is none. Patches of several CRS are in that of the first; without a CRS they are in their
+    there is none. The IoU of each class has a column where there are no more than ``MOST_COLUMNS``. Patches of several CRS are in that of the first; without a CRS they are in their
     own coordinates.
     """
     import pandas
@@ -100,13 +116,8 @@ def write_patches(
         "contradicted": numbers(row.unseen and row.unseen.contradicted for row in rows),
         "wrong_share": numbers(row.wrong_share for row in rows),
     }
-    ious = [
-        [entry["iou"] for entry in scores(row.final.matrix, names, binary)["per_class"]]
-        for row in rows
-    ]
-    # the number tells names of another case apart
-    for number, name in enumerate(names):
-        columns[f"iou {number} {name}"] = numbers(values[number] for values in ious)
+    if len(names) <= MOST_COLUMNS:
+        columns |= class_columns(rows, names, binary)
     shapes, systems, shares = [], [], []
     for row in rows:
         with open_raster(row.pair.image) as file:

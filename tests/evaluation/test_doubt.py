@@ -165,6 +165,15 @@ def test_patches_are_a_layer_with_a_style(pairs, tmp_path):
     assert 'attr="level"' in style and "first 5 %" in style
 
 
+def test_more_classes_than_a_table_has_columns_get_none(pairs, tmp_path):
+    target, count = tmp_path / "model_patches.gpkg", 2000
+    seen = PatchRecord(np.zeros((count, count), int), None, None)
+    names = [f"class {number}" for number in range(count)]
+    write_patches(target, [PatchRow(pairs[0], "test", seen, seen)], names, False)
+    fields = list(pyogrio.read_info(target, layer="model_patches")["fields"])
+    assert "doubt" in fields and not any(name.startswith("iou") for name in fields)
+
+
 def test_patches_without_a_crs_stay_in_their_own_coordinates(tmp_path):
     made = []
     for name in "ab":
