@@ -47,10 +47,17 @@ def _fewer_parts(ground: shapely.Geometry) -> shapely.Geometry:
 
 
 def bounding_box(ground: shapely.MultiPolygon | shapely.Polygon) -> list[float]:
-    """West, south, east and north; west is larger than east beyond the antimeridian (RFC 7946)."""
-    west, south, east, north = shapely.bounds(shapely.get_parts(ground)).T
+    """West, south, east and north; west is larger than east beyond the antimeridian (RFC 7946).
+
+    Ground lies beyond it where it touches it from both sides, or leaves half of the globe free.
+    """
+    parts = shapely.bounds(shapely.get_parts(ground))
+    west, south, east, north = parts[np.argsort(parts[:, 0])].T
     box = [west.min(), south.min(), east.max(), north.max()]
-    greenwich = ((west < 0) & (east > 0)).any()
-    if box[0] == -180 and box[2] == 180 and not greenwich:
-        box[0], box[2] = west[west >= 0].min(), east[east <= 0].max()
+    reached = np.maximum.accumulate(east)
+    gaps = west[1:] - reached[:-1]
+    least = 0 if box[0] == -180 and box[2] == 180 else 180
+    if gaps.max(initial=0) > least:
+        before = gaps.argmax()
+        box[0], box[2] = west[before + 1], reached[before]
     return [round(float(value), DIGITS) for value in box]

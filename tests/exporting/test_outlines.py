@@ -83,6 +83,14 @@ def test_ground_on_both_sides_of_the_antimeridian_is_cut_there():
     assert shapely.union_all(shapely.get_parts(ground)).area < 1
 
 
+def test_patches_on_both_sides_of_the_antimeridian_need_not_touch_it():
+    fiji = place((-177.9, -18, -177.8, -17), (177.8, -19, 177.9, -18))
+    box = bounding_box(outline_of([fiji], {"train"}))
+    assert box == [177.8, -19, -177.8, -17]
+    wide = place((-100, 40, -99, 41), (70, 20, 71, 21))  # no half of the globe is free
+    assert bounding_box(outline_of([wide], {"train"})) == [-100, 20, 71, 41]
+
+
 def test_many_scattered_patches_become_few_parts_that_hold_them_all():
     count = 4 * MOST_POLYGONS
     corners = np.random.default_rng(0).uniform(0, 10, (count, 2))
