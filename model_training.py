@@ -89,7 +89,7 @@ def _build_smp(config: ModelConfig, weights: str | None) -> nn.Module:
         options["encoder_depth"] = depth
         if config.model_name != "linknet":  # which has the encoder's own
             options["decoder_channels"] = DECODER_CHANNELS[-depth:]
-    network = smp.create_model(
+    return smp.create_model(
         config.model_name.replace("+", "plus"),
         encoder_name=config.encoder_name,
         encoder_weights=weights,
@@ -97,30 +97,6 @@ def _build_smp(config: ModelConfig, weights: str | None) -> nn.Module:
         classes=config.num_classes,
         **options,
     )
-    if depth < ModelConfig.encoder_depth:
-        _drop_unused(network, config.in_channels)
-    return network
-
-
-def _drop_unused(network: nn.Module, in_channels: int) -> None:
-    """Take out of an encoder what no output depends on: the levels below its depth."""
-    logits = network.eval()(torch.zeros(1, in_channels, 64, 64))
-    weights = list(network.encoder.parameters())
-    slopes = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
-    unused = {id(w) for w, slope in zip(weights, slopes) if slope is None}
-    for module in list(network.encoder.modules()):
-        for name, child in list(module.named_children()):
-            own = [id(weight) for weight in child.parameters()]
-            if own and unused.issuperset(own):
-                setattr(module, name, _LeftOut())
-    network.train()
-
-
-class _LeftOut(nn.Module):
-    """In the place of layers that no output depends on; some encoders call them all the same."""
-
-    def forward(self, features: Tensor, *more) -> Tensor:
-        return features
 
 
 def _build_torchvision(config: ModelConfig, weights: str | None) -> nn.Module:
@@ -288,7 +264,42 @@ def build_model(config: ModelConfig, encoder_weights: str | None = None) -> nn.M
     model = PadToMultiple(network, architecture.size_divisor, architecture.min_size)
     if (config.encoder_name or "").startswith("tu-"):
         check_dynamic_size(model, config)
+    if architecture.takes_depth and config.encoder_depth < ModelConfig.encoder_depth:
+        _drop_unused(model, config.in_channels)
     return model
+
+
+def _drop_unused(model: nn.Module, in_channels: int) -> None:
+    """Take out of an encoder what no output depends on: the levels below its depth.
+
+    All of it stays where the encoder cannot run without it.
+    """
+    encoder, image = model.network.encoder, torch.zeros(1, in_channels, 64, 96)
+    weights = list(encoder.parameters())
+    logits = model.eval()(image)
+    slopes = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+    unused = {id(w) for w, slope in zip(weights, slopes) if slope is None}
+    dropped = []
+    for module in list(encoder.modules()):
+        for name, child in list(module.named_children()):
+            own = [id(weight) for weight in child.parameters()]
+            if own and unused.issuperset(own):
+                setattr(module, name, _LeftOut())
+                dropped.append((module, name, child))
+    try:
+        with torch.inference_mode():
+            model(image)
+    except Exception:  # noqa: BLE001  # its code can use them in any way
+        for module, name, child in dropped:
+            setattr(module, name, child)
+    model.train()
+
+
+class _LeftOut(nn.Module):
+    """In the place of layers that no output depends on; some encoders call them all the same."""
+
+    def forward(self, features: Tensor, *more) -> Tensor:
+        return features
 
 
 def check_dynamic_size(model: nn.Module, config: ModelConfig) -> None:

@@ -309,6 +309,22 @@ def test_fewer_levels_leave_no_weight_without_a_use(model, encoder):
     assert count < of_all / 2
 
 
+@pytest.mark.parametrize(
+    ("encoder", "depth"),
+    [
+        ("tu-hrnet_w18_small", 3),
+        pytest.param("tu-xception41", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_an_encoder_that_cannot_run_without_its_unused_layers_keeps_them(
+    encoder, depth
+):
+    network = build_model(ModelConfig("unet", 4, 3, encoder, encoder_depth=depth))
+    network(torch.rand(2, 4, 50, 70)).square().mean().backward()
+    unused = [w for w in network.network.encoder.parameters() if w.grad is None]
+    assert unused and network.training
+
+
 @pytest.mark.parametrize("depth, equal", [(3, True), (5, False)])
 def test_fewer_levels_see_less_around_a_pixel(depth, equal):
     config = ModelConfig("unet", 1, 2, "resnet18", encoder_depth=depth)
@@ -434,6 +450,13 @@ def test_a_transformer_encoder_takes_any_size_or_is_refused_at_once(model, encod
         return
     with torch.inference_mode():
         assert network(torch.rand(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5])
+def test_an_encoder_of_one_size_is_refused_at_every_depth(depth):
+    encoder = "tu-coat_lite_tiny"
+    with pytest.raises(OptionError, match="any size: Input height"):
+        build_model(ModelConfig("unet", 3, 1, encoder, encoder_depth=depth))
 
 
 # --- metrics --------------------------------------------------------------------------------
