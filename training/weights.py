@@ -174,8 +174,9 @@ def load_encoder(
     """Load encoder weights from a local file (.pth, .pt, .bin or .safetensors), strictly.
 
     Only what lies in none of the encoder's own layers may be in the file in addition: that is the
-    classifier, which is left out. The first layer's kernels follow ``bands``; without them those of
-    three bands are spread over other band counts, and others need the count of the data.
+    classifier, which is left out, as are the levels below the encoder's depth. The first layer's
+    kernels follow ``bands``; without them those of three bands are spread over other band counts,
+    and others need the count of the data.
 
     Returns:
         Whether the weights are for three bands without names.
@@ -186,7 +187,7 @@ def load_encoder(
     from timm.models import adapt_input_conv
 
     encoder = _encoder(network)
-    state = _named_as(encoder, _read_state(file))
+    state = _fitted(encoder, _read_state(file), config)
     keys = [f"{layer}.weight" for layer in band_layers(encoder, config.in_channels)]
     first = {key: state[key] for key in keys if key in state and state[key].ndim == 4}
     counts = {weight.shape[1] for weight in first.values()}
@@ -208,6 +209,24 @@ def load_encoder(
     if there and bands:
         log.info("%s: %s", file.name, bands)
     return bool(rgb)
+
+
+def _fitted(
+    encoder: nn.Module, state: dict[str, Tensor], config: ModelConfig
+) -> dict[str, Tensor]:
+    """A file's weights by the encoder's own keys, without a classifier and the levels left out."""
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    named, own = _named_as(encoder, state), encoder.state_dict()
+    if config.encoder_depth == ModelConfig.encoder_depth or named.keys() <= own.keys():
+        return named
+    # layers of several levels can share a name: which are left out, the whole encoder says
+    whole = get_encoder(
+        config.encoder_name, config.in_channels, ModelConfig.encoder_depth, weights=None
+    )
+    deeper = {k: v.shape for k, v in whole.state_dict().items() if k not in own}
+    named = _named_as(whole, state)
+    return {k: v for k, v in named.items() if deeper.get(k) != v.shape}
 
 
 def _named_as(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -190,19 +190,83 @@ def test_a_classifier_head_in_the_file_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "source"),
+    ("encoder", "depth", "source"),
     [
-        ("resnet18", "resnet34"),  # all layers of the former, and more in each
-        ("tu-test_resnet", "resnet34"),
-        pytest.param("tu-densenet121", "densenet169", marks=pytest.mark.slow),
-        pytest.param("tu-convnext_atto", "convnext_femto", marks=pytest.mark.slow),
+        ("resnet18", 5, "resnet34"),  # all layers of the former, and more in each
+        ("resnet18", 3, "resnet34"),
+        ("tu-test_resnet", 5, "resnet34"),
+        ("tu-mobilenetv3_small_050", 3, "mobilenetv3_large_100"),
+        pytest.param("tu-densenet121", 5, "densenet169", marks=pytest.mark.slow),
+        pytest.param("tu-convnext_atto", 5, "convnext_femto", marks=pytest.mark.slow),
+        pytest.param(
+            "tu-efficientnet_b0", 3, "efficientnet_b1", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_the_weights_of_a_larger_encoder_are_refused(tmp_path, encoder, source):
+def test_the_weights_of_a_larger_encoder_are_refused(tmp_path, encoder, depth, source):
     file = tmp_path / "larger.pth"
     torch.save(timm.create_model(source).state_dict(), file)
+    config = ModelConfig("unet", 3, 1, encoder, encoder_depth=depth)
     with pytest.raises(SegmentationError, match="does not hold the weights of"):
-        build_initial_model(ModelConfig("unet", 3, 1, encoder), str(file))
+        build_initial_model(config, str(file))
+
+
+SHALLOWER_ENCODERS = [
+    ("resnet18", 3),
+    ("efficientnet-b0", 4),
+    ("tu-mobilenetv3_small_050", 3),
+    ("tu-cspnext_tiny", 3),  # timm builds it without the levels
+    *(
+        pytest.param(name, 3, marks=pytest.mark.slow)
+        for name in ("mobilenet_v2", "densenet121", "vgg11", "dpn68", "inceptionv4")
+    ),
+]
+
+
+@pytest.mark.parametrize(("encoder", "depth"), SHALLOWER_ENCODERS)
+def test_fewer_levels_take_their_part_of_a_file(tmp_path, encoder, depth):
+    file = encoder_file(tmp_path, encoder)
+    torch.manual_seed(1)
+    config = ModelConfig("unet", 3, 1, encoder, encoder_depth=depth)
+    network = build_initial_model(config, str(file))
+    stored = torch.load(file, weights_only=True)
+    loaded = encoder_of(network).state_dict()
+    assert loaded.keys() < stored.keys()
+    assert all(torch.equal(stored[key], loaded[key]) for key in loaded)
+
+
+def test_fewer_levels_take_their_part_of_the_file_that_timm_distributes(tmp_path):
+    source = timm.create_model("mobilenetv3_small_050")
+    torch.save(source.state_dict(), tmp_path / "model.pth")
+    config = ModelConfig("unet", 10, 1, TINY_ENCODER, encoder_depth=3)
+    network = build_initial_model(config, str(tmp_path / "model.pth"), [2, 1, 0])
+    blocks = encoder_of(network).model.blocks
+    for own, there in zip(blocks[:2], source.blocks):
+        for key, value in own.state_dict().items():
+            assert torch.equal(value, there.state_dict()[key])
+
+
+def add_a_level(state: dict[str, torch.Tensor]):
+    state["model.blocks.9.0.conv.weight"] = torch.rand(1)
+
+
+def lose_a_layer(state: dict[str, torch.Tensor]):
+    del state["model.blocks.0.0.conv_pw.weight"]
+
+
+def widen_a_level(state: dict[str, torch.Tensor]):
+    state["model.blocks.5.0.conv.weight"] = torch.rand(9, 48, 1, 1)
+
+
+@pytest.mark.parametrize("change", [add_a_level, lose_a_layer, widen_a_level])
+def test_fewer_levels_take_no_other_file(tmp_path, change):
+    file = encoder_file(tmp_path, TINY_ENCODER)
+    state = torch.load(file, weights_only=True)
+    change(state)
+    torch.save(state, file)
+    config = ModelConfig("unet", 3, 1, TINY_ENCODER, encoder_depth=3)
+    with pytest.raises(SegmentationError, match="does not hold the weights of"):
+        build_initial_model(config, str(file))
 
 
 @pytest.mark.parametrize("encoder", ["test_resnet", "test_convnext", "regnetx_002"])
