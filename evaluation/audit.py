@@ -101,8 +101,8 @@ def write_patches(
     """Write the patches of a run as polygons, the most doubtful first, coloured by level.
 
     Scores are of the final model, doubt is of a model that did not train on the patch, empty where
-    there is none. The IoU of each class has a column where there are no more than ``MOST_COLUMNS``. Patches of several CRS are in that of the first; without a CRS they are in their
-    own coordinates.
+    there is none. The IoU of each class has a column where there are no more than ``MOST_COLUMNS``.
+    Patches of several CRS are in that of the first; without a CRS they are in their own coordinates.
     """
     import pandas
 
