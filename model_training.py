@@ -310,7 +310,7 @@ def check_dynamic_size(model: nn.Module, config: ModelConfig) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise OptionError(
             f"{config.model_name} with {config.encoder_name} does not take images of any size: "
-            f"{error}"
+            f"{str(error) or type(error).__name__}"
         ) from error
     model.train()
 
