@@ -436,7 +436,7 @@ def build_loss(
     Terms are those of segmentation-models-pytorch over all labelled pixels of the batch: Dice,
     Jaccard, Tversky (false positives 0.3, false negatives 0.7: Salehi et al. 2017) and Lovasz
     (Berman et al. 2018), and PyTorch's cross-entropy, of which focal is the form with gamma 2 (Lin
-    et al. 2017). Unlabelled pixels change none of them; a batch without a labelled pixel gives 0
+    et al. 2017) and gce the generalized one with q 0.7 (Zhang and Sabuncu 2018). Unlabelled pixels change none of them; a batch without a labelled pixel gives 0
     with a gradient of 0. Lovasz waits for a GPU once per batch and class, where
     segmentation-models-pytorch selects pixels; the others do not.
 
@@ -457,17 +457,20 @@ def build_loss(
         each = log_losses(logits, target) * weight
         return each.sum() / weight.sum().clamp_min(1e-12)
 
-    def focal(logits: Tensor, mask: Tensor) -> Tensor:
-        labelled = mask != ignore_index
-        each = log_losses(logits, mask.where(labelled, 0))
-        each = (1 - torch.exp(-each)) ** 2 * each * labelled
-        return each.sum() / labelled.sum().clamp_min(1)
+    def of_log_losses(change: Callable[[Tensor], Tensor]) -> Callable:
+        def mean(logits: Tensor, mask: Tensor) -> Tensor:
+            labelled = mask != ignore_index
+            each = change(log_losses(logits, mask.where(labelled, 0))) * labelled
+            return each.sum() / labelled.sum().clamp_min(1)
+
+        return mean
 
     ignore = {"ignore_index": ignore_index}
     terms = {
         "ce": cross_entropy,
         "dice": losses.DiceLoss(mode, **ignore),
-        "focal": focal,
+        "focal": of_log_losses(lambda each: (1 - torch.exp(-each)) ** 2 * each),
+        "gce": of_log_losses(lambda each: -torch.expm1(-0.7 * each) / 0.7),
         "tversky": losses.TverskyLoss(mode, alpha=0.3, beta=0.7, **ignore),
         "jaccard": losses.JaccardLoss(mode, **ignore),
         "lovasz": losses.LovaszLoss(mode, **ignore),

@@ -90,7 +90,7 @@ class ModelConfig:
 
 
 AUGMENTATIONS = ("none", "symmetries", "full")
-LOSS_NAMES = ("ce", "dice", "focal", "tversky", "jaccard", "lovasz")
+LOSS_NAMES = ("ce", "dice", "focal", "gce", "tversky", "jaccard", "lovasz")
 
 
 def parse_loss(text: str) -> dict[str, float]:

@@ -159,6 +159,15 @@ def test_overlap_losses_agree_with_their_formula(
     assert value == pytest.approx(np.mean(costs), rel=1e-4)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_generalized_cross_entropy_agrees_with_its_formula(mode):
+    logits, mask = draw_batch(mode)
+    probabilities, truth = flat_reference(mode, logits, mask)
+    right = probabilities[np.arange(len(truth)), truth]
+    value = build_loss("gce", mode, IGNORE)(logits, mask).item()
+    assert value == pytest.approx(((1 - right**0.7) / 0.7).mean(), rel=1e-5)
+
+
 def test_binary_focal_loss_agrees_with_its_formula():
     logits, mask = draw_batch("binary")
     probabilities, truth = flat_reference("binary", logits, mask)

@@ -206,7 +206,7 @@ class TrainingConfig:
     )
     loss: str = setting(
         "dice+ce",
-        "ce, dice, focal, tversky, jaccard, lovasz, or a weighted sum such as 0.5*dice+ce "
+        "ce, dice, focal, gce, tversky, jaccard, lovasz, or a weighted sum such as 0.5*dice+ce "
         "(ce is binary cross-entropy in binary mode)",
         "training",
     )
