@@ -461,7 +461,7 @@ def test_data_that_cannot_be_learned_from_is_said_in_a_line_each(tmp_path, check
     assert status == 0
     assert err.count("2 of 4 classes without a training pixel (c, d): the model") == 1
     assert err.count("1 of 4 classes without a validation pixel (d): the best") == 1
-    assert err.count("3 of 4 classes without a test pixel (b, c, d): no test") == 1
+    assert err.count("3 of 4 classes without a test pixel (b, c, d): mapped") == 1
     assert err.count("few steps of the weights per epoch (1): lower --batch_size") == 1
     assert err.count("the temperature is fitted on 10 pixels alone") == 1
 
