@@ -34,6 +34,7 @@ from model_training import (
     predict_classes,
     scores,
 )
+from training.audit import audit_split
 from training.baseline import Network, Task, baseline_report, ground_blocks
 from training.loop import evaluate
 from training.run import TrainingRun
@@ -73,6 +74,8 @@ def export(
     report |= tests
     kinds = ("validation", "held_out", "test")
     run.save("final_model", {key: report[key] for key in kinds if key in report})
+    if not held_out:
+        audit_split(run, test)
     report["history"] = run.history.rows
     report["class_names"] = run.names
     if held_out:  # the report of a whole run gets more keys first

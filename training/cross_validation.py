@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +110,7 @@ def train_fold(
 
 def cross_validate(
     config: TrainingConfig, device, group: ProcessGroup
-) -> tuple[TrainingConfig, dict, Callable | None]:
+) -> tuple[TrainingConfig, dict]:
     """K-fold cross-validation over train/ and validation/, then a final model on all of it.
 
     Each fold chooses its best epoch by validation patches of its own and is evaluated, once, on
@@ -119,8 +119,7 @@ def cross_validate(
     schedule that these had; test/, where there is one, evaluates that model alone.
 
     Returns:
-        The settings with the batch size that was found, the report, and what writes the list of the
-        patches; None with ``--only_fold``.
+        The settings with the batch size that was found, and the report.
     """
     cache = make_cache(config)
     pooled = index_split(config, "train", None, cache)
@@ -155,7 +154,7 @@ def cross_validate(
         place = Path(config.run_dir)
         report, _ = train_fold(config, pooled, fold, place, names, device, group)
         started = {"started_from": start.record} if start else {}
-        return config, report | started, None
+        return config, report | started
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")
@@ -198,9 +197,7 @@ def cross_validate(
             config.seed,
         )
     found = FoldResults(folds, matrices, blocks, collected)
-    report = group.broadcast(export_folds, final, report, found, test)
-    doubts = [held_out.doubts for held_out in collected]
-    return config, report, partial(audit_folds, final, folds, doubts, test)
+    return config, group.broadcast(export_folds, final, report, found, test)
 
 
 def _pairs(pooled: SampleIndex, fold: Fold) -> tuple[list[PatchPair], list[PatchPair]]:
@@ -237,6 +234,8 @@ def export_folds(
     report = report | tests
     kept = {key: report[key] for key in ("summary", "pooled", "test") if key in report}
     final.save("final_model", kept)
+    doubts = [held_out.doubts for held_out in found.held_out]
+    audit_folds(final, found.folds, doubts, test)
     plot_training(final.save_dir / "model_training_plot.png", report)
     return report | fold_baseline(final, report, found, test, tested)
 

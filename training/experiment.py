@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 from common.architectures import is_weights_file
 from common.devices import local_device
 from common.distributed import ProcessGroup, init_distributed, torch_errors
-from common.errors import DatasetError, SegmentationError
+from common.errors import DatasetError
 from common.files import write_json
 from common.legends import read_colours
 from common.machine import tune_malloc
@@ -20,7 +18,6 @@ from common.patches import list_pairs
 from common.repeat import command_line
 from model_training import check_architecture
 from training.assessment import export
-from training.audit import audit_split
 from training.batch_size import settle_batch_size
 from training.classes import settle_classes
 from training.cross_validation import cross_validate
@@ -84,7 +81,7 @@ def run_experiment(config: TrainingConfig) -> dict:
         group = stack.enter_context(init_distributed(gpu))
         if group.is_main_process:
             stack.enter_context(writing_alone(config))
-        config, result, audit = run_kind(config, device, group)
+        config, result = run_kind(config, device, group)
         config = replace(config, resume=asked_to_resume)
         report = {
             "val_strategy": config.val_strategy,
@@ -94,14 +91,6 @@ def run_experiment(config: TrainingConfig) -> dict:
         }
         if group.is_main_process:
             write_json(run_dir / "model_metrics.json", report)
-        if audit:  # after the report, which no failure of it may cost
-            try:
-                group.broadcast(audit)
-            except (SegmentationError, OSError) as error:
-                error.add_note(
-                    "models and report are complete: --resume makes the rest"
-                )
-                raise
     return report
 
 
@@ -137,12 +126,11 @@ PREFLIGHT_CHECKS = (
 
 def train_split(
     config: TrainingConfig, device, group: ProcessGroup
-) -> tuple[TrainingConfig, dict, Callable]:
+) -> tuple[TrainingConfig, dict]:
     """Train on train/, choose on validation/, evaluate the final model on test/.
 
     Returns:
-        The settings with the batch size that was found, the report, and what writes the list of the
-        patches.
+        The settings with the batch size that was found, and the report.
     """
     cache = make_cache(config)
     train = index_split(config, "train", None, cache)
@@ -168,4 +156,4 @@ def train_split(
     report = group.broadcast(export, run, test)
     if parts:
         report["learning_curve"] = learning_curve(run, test, parts)
-    return config, report, partial(audit_split, run, test)
+    return config, report

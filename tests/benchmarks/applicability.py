@@ -262,7 +262,7 @@ def run_trial(trial: Trial, half: str) -> dict:
                 caught.append((name, measure(found, validation)))
 
         where = "--dataset_root", str(patches), "--save_dir", f"{place}/run"
-        with patch("training.experiment.audit_split", spy):
+        with patch("training.assessment.audit_split", spy):
             if training.main([*words.split(), *where]):
                 sys.exit(f"{trial.name} {half} failed")
         report = json.loads((Path(place) / "run" / "model_metrics.json").read_text())

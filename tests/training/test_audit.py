@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import geopandas
 import numpy as np
 import pytest
-from helpers import QUICK, interrupt, run_main, train, write_dataset
+from helpers import run_main, train, write_dataset
 
 from common.patches import list_pairs
 
@@ -69,22 +67,6 @@ def test_a_wrong_label_heads_the_list_and_is_outlined(tmp_path):
     assert (areas.confidence >= 0.8).all()
     largest = areas.groupby("patch").square_metres.sum().idxmax()
     assert largest == wrong.name
-
-
-@pytest.mark.parametrize("folds", [(), ("--val_strategy", "kfold", "--n_splits", 2)])
-def test_a_list_that_cannot_be_written_costs_no_report(
-    small_data, tmp_path, monkeypatch, folds
-):
-    words = ("--dataset_root", small_data, "--save_dir", tmp_path, *QUICK, *folds)
-    with monkeypatch.context() as patch:
-        interrupt(patch, "training.audit.write_patches", 1, OSError("full"))
-        status, _, err = run_main(*words)
-    assert status == 1
-    assert "models and report are complete: --resume makes" in err.splitlines()[-1]
-    report = json.loads((tmp_path / "model_metrics.json").read_text())
-    assert report["settings"]["save_dir"] == str(tmp_path)
-    assert run_main(*words, "--resume")[0] == 0
-    assert (tmp_path / "model_patches.gpkg").is_file()
 
 
 def test_the_audit_of_areas_needs_folds(small_data, tmp_path):
