@@ -436,9 +436,9 @@ def build_loss(
     Terms are those of segmentation-models-pytorch over all labelled pixels of the batch: Dice,
     Jaccard, Tversky (false positives 0.3, false negatives 0.7: Salehi et al. 2017) and Lovasz
     (Berman et al. 2018), and PyTorch's cross-entropy, of which focal is the form with gamma 2 (Lin
-    et al. 2017) and gce the generalized one with q 0.7 (Zhang and Sabuncu 2018). Unlabelled pixels change none of them; a batch without a labelled pixel gives 0
-    with a gradient of 0. Lovasz waits for a GPU once per batch and class, where
-    segmentation-models-pytorch selects pixels; the others do not.
+    et al. 2017) and gce the generalized one with q 0.7 (Zhang and Sabuncu 2018). Unlabelled pixels
+    change none of them; a batch without a labelled pixel gives 0 with a gradient of 0. Lovasz waits
+    for a GPU once per batch and class, where segmentation-models-pytorch selects pixels.
 
     Args:
         text: As ``parse_loss`` reads it.
