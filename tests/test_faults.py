@@ -127,7 +127,6 @@ LEGAL_VALUES = {
     "max_memory": {"1e300"},
     "min_area": {"0", "1e300", "1e-320"},
     "min_valid": {"0", "1e-320"},
-    "n_splits": {HUGE},  # the patches do not make as many
     "nodata": {"0", "-1", "1e300", "1e-320"},  # each scene says whether it fits
     "num_workers": {"0"},
     "overlap": {"0"},

@@ -90,6 +90,8 @@ def check_folds(config: TrainingConfig) -> None:
     fine = not config.buffer or spatial or config.fold_values is not None
     needed = needed.replace("both", "both, scene, or --fold_column")
     require(fine, "--buffer", config.buffer, needed)
+    fine = folds or config.n_splits == type(config).n_splits
+    require(fine, "--n_splits", config.n_splits, "--val_strategy kfold with it")
 
 
 def check_training(config: TrainingConfig) -> None:

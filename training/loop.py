@@ -222,8 +222,8 @@ def evaluate(
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion matrix (K, K) of a model over a loader.
 
-    The losses of the batches are weighted by their labelled pixels. ``watch`` is called with the logits and masks of each batch. A ``group`` adds up what its
-    processes find in loaders of their own.
+    The losses of the batches are weighted by their labelled pixels. ``watch`` is called with the
+    logits and masks of each batch. A ``group`` adds up what its processes find in loaders of their own.
     """
     model.eval()
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)

@@ -98,8 +98,6 @@ class ResumeState:
             return
         stored, former = read_state(path)
         state = stored["training_state"]
-        if run.config.val_strategy != "kfold":  # no folds: their number changes nothing
-            former = former | {"n_splits": run.config.n_splits}
         compare_runs(former, self.run_fingerprint, path, START_ANEW)
         if "belongs_to" in state and run.group.size > 1:
             raise CheckpointError(

@@ -269,6 +269,7 @@ def test_folds_that_cannot_be_are_an_error_before_training(
         (("--val_strategy", "split", "--fold_by", "both"), "--fold_by both"),
         (("--val_strategy", "split", "--block_size", 9), "--block_size 9.0"),
         (("--val_strategy", "split", "--buffer", 9), "--buffer 9.0"),
+        (("--val_strategy", "split", "--n_splits", 3), "--n_splits 3"),
     ],
 )
 def test_an_option_of_folds_without_an_effect_is_refused(

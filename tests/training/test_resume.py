@@ -119,11 +119,6 @@ def test_epochs_can_be_added_where_no_learning_rate_depends_on_them(data, tmp_pa
     assert same_weights(done.checkpoint("last"), whole.checkpoint("last"))
 
 
-def test_a_number_of_folds_does_not_matter_where_there_are_none(data, tmp_path):
-    train(data, tmp_path, "--n_splits", 3)
-    assert "resuming after epoch" in train(data, tmp_path, "--resume").err
-
-
 def test_resume_without_a_run_starts_one(data, tmp_path):
     done = train(data, tmp_path, "--resume")
     assert "no run to resume" in done.err

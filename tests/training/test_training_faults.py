@@ -297,7 +297,8 @@ def test_faults_of_a_second_training_leave_the_first(
     error = (
         r"--encoder_weights|No weights file none.pth|--rgb_bands 1,2,9: expected three"
     )
-    options += f" --val_strategy {strategy} --n_splits 2 --overwrite"
+    options += f" --val_strategy {strategy} --overwrite"
+    options += " --n_splits 2" if strategy == "kfold" else ""
     assert_fault(capfd, monkeypatch, "train", options, error, status)
 
 

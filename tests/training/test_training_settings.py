@@ -62,6 +62,7 @@ def test_defaults_are_the_documented_ones(name, default):
         ({"patience": -1}, "--patience -1"),
         ({"seed": -1}, "--seed -1"),
         ({"n_splits": 1}, "--n_splits 1"),
+        ({"n_splits": 3}, "--n_splits 3: expected --val_strategy kfold with it"),
         ({"learning_rate": 0.0}, "--learning_rate 0"),
         ({"learning_rate": math.nan}, "--learning_rate nan"),
         ({"weight_decay": -0.1}, "--weight_decay -0.1"),
