@@ -235,7 +235,7 @@ def digest(key) -> str:
 
 
 def remembered(trial: Trial, method: str, key: dict, compute: Callable, *words) -> dict:
-    """``predict_scene(trial, *words)``, once: its result is a file named after all it depends on."""
+    """``compute(trial, *words)``, once: its result is a file named after all that it depends on."""
     cut = f"{trial.source.cut} {SHARES}"
     key = {"method": method, "threads": trial.threads, "cut": cut} | key
     name = f"{trial.name}-{trial.seed}-{method.replace(' ', '_')}-{digest(key)}.json"
