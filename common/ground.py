@@ -142,6 +142,34 @@ def pixel_size(dataset: rasterio.DatasetReader) -> float | None:
     return size if size and np.isfinite(size) else None
 
 
+def pixel_sides(raster) -> tuple[float, float] | None:
+    """Metres of the width and the height of the pixel in the middle of a raster.
+
+    Args:
+        raster: Anything with a CRS, a transform, a width and a height.
+
+    Returns:
+        None when the CRS does not give them.
+    """
+    crs, transform = raster.crs, raster.transform
+    if crs is None:
+        return None
+    column, row = raster.width / 2, raster.height / 2
+    ends = np.array([(-0.5, 0), (0.5, 0), (0, -0.5), (0, 0.5)]) + (column, row)
+    x, y = transform * tuple(ends.T)
+    if not on_earth(crs):
+        metres = _metres_of_plane(crs)
+        sides = np.hypot(np.diff(x)[::2], np.diff(y)[::2]) * (metres or np.nan)
+    else:
+        known = _horizontal(crs)
+        points = np.stack(_to_degrees(known, x, y), axis=1)
+        if not np.isfinite(points).all():
+            return None
+        sides = np.array(known.get_geod().inv(*points[::2].T, *points[1::2].T)[2])
+    fine = np.isfinite(sides).all() and sides.all()
+    return tuple(sides.tolist()) if fine else None
+
+
 OUTLINE_POINTS = 21  # of each side of a raster: its sides are bent in another CRS
 
 

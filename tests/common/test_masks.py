@@ -7,14 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from common.errors import OptionError, RasterError
-from common.mask_options import MaskOptions, MaskRule
-from common.masks import CLOUD, FILL, VALID, MaskReader, classify, grown, report_text
+from common.mask_options import Mask, MaskOptions, MaskRule
+from common.masks import (
+    CLOUD,
+    FILL,
+    VALID,
+    MaskReader,
+    classify,
+    grown,
+    open_mask,
+    report_text,
+)
 
 UTM = CRS.from_epsg(32632)
 SCENE = from_origin(700_000, 4_900_000, 10, 10)
@@ -34,7 +44,9 @@ def write_mask(
     return str(path)
 
 
-def valid_pixels(path: str, rule: MaskRule, window=None, buffer=0.0, size=(8, 8)):
+def valid_pixels(
+    path: str, rule: MaskRule, window=None, buffer=(0.0, 0.0), size=(8, 8)
+):
     """The valid pixels of a scene of 8 x 8, and what was counted."""
     with MaskReader(path, rule, UTM, SCENE, size, buffer=buffer) as reader:
         return reader.read(window or Window(0, 0, *size)), reader.counts
@@ -58,8 +70,33 @@ def test_clouds_grow_by_a_disc():
     cloud = np.zeros((7, 7), bool)
     cloud[3, 3] = True
     y, x = np.mgrid[-3:4, -3:4]
-    assert (grown(cloud, 2) == (np.hypot(x, y) <= 2)).all()
-    assert (grown(cloud, 0.9) == cloud).all()
+    assert (grown(cloud, (2, 2)) == (np.hypot(x, y) <= 2)).all()
+    assert (grown(cloud, (0.9, 0.9)) == cloud).all()
+
+
+@pytest.mark.parametrize("latitude", [1, 45, 68])
+def test_a_buffer_is_in_metres_in_every_direction_where_pixels_are_in_degrees(
+    tmp_path, latitude
+):
+    size, metres = 101, 100.0
+    transform = from_origin(10, latitude, 1e-4, 1e-4)
+    cloud = np.zeros((size, size), np.uint8)
+    cloud[50, 50] = 1
+    place = {"crs": "EPSG:4326", "transform": transform}
+    path = write_mask(tmp_path / "mask.tif", cloud, **place)
+    with rasterio.open(path) as scene:
+        mask = Mask(path, MaskRule(values=(1,)), metres)
+        with open_mask(mask, scene) as reader:
+            valid = reader.read(Window(0, 0, size, size))
+    column, row = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
+    lon, lat = transform * (column.ravel(), row.ravel())
+    middle = (
+        np.full(lon.size, lon[lon.size // 2]),
+        np.full(lon.size, lat[lon.size // 2]),
+    )
+    away = Geod(ellps="WGS84").inv(*middle, lon, lat)[2].reshape(size, size)
+    assert not valid[away <= 0.99 * metres].any()
+    assert valid[away >= 1.02 * metres].all()
 
 
 def test_a_mask_on_other_pixels_is_read_by_the_nearest(tmp_path):
@@ -92,9 +129,9 @@ def test_a_buffer_crosses_the_edges_of_windows_but_not_from_fill(tmp_path):
     pixels = np.zeros((8, 8), np.uint8)
     pixels[3, 4], pixels[6, 6] = 1, 255
     path = write_mask(tmp_path / "m.tif", pixels, nodata=255)
-    whole, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=2.0)
+    whole, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=(2.0, 2.0))
     parts = [
-        valid_pixels(path, MaskRule(values=(1,)), Window(0, top, 8, 2), 2.0)[0]
+        valid_pixels(path, MaskRule(values=(1,)), Window(0, top, 8, 2), (2.0, 2.0))[0]
         for top in range(0, 8, 2)
     ]
     assert (np.concatenate(parts) == whole).all()
@@ -174,7 +211,7 @@ def test_clouds_that_the_mask_declares_as_nodata_grow(tmp_path):
     pixels = np.zeros((8, 8), np.uint8)
     pixels[:2] = 1
     path = write_mask(tmp_path / "mask.tif", pixels, nodata=1)
-    valid, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=1.0)
+    valid, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=(1.0, 1.0))
     assert not valid[:3].any() and valid[3:].all()
 
 
@@ -208,7 +245,7 @@ def test_what_the_mask_of_a_mask_hides_is_invalid(tmp_path, kind, nodata):
 
 def test_what_the_mask_of_a_mask_hides_does_not_grow(tmp_path):
     path = mask_within(tmp_path / "m.tif", "internal")
-    valid, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=1.0)
+    valid, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=(1.0, 1.0))
     assert not valid[0, 2] and not valid[1, 3]
     assert valid[1, 0] and valid[1, 2] and valid[3, 0]
 
