@@ -112,7 +112,7 @@ def read_polygons(source: str, image, options: LabelOptions) -> PolygonClasses:
             f"--label_values {options.label_values}: expected --label_column with it, since "
             f"{source} is a vector file"
         )
-    outlines = in_pixels(table, image, source)
+    outlines = in_pixels(table, image, source, cut=True)
     usable = ~(outlines.isna() | outlines.is_empty)
     outlines, codes = outlines[usable].reset_index(drop=True), codes[usable]
     index = outlines.sindex

@@ -185,22 +185,93 @@ def find_column(table: GeoDataFrame, option: str, name: str) -> str:
     return name if name in alike else alike[0]
 
 
-def in_pixels(table: GeoDataFrame, image: rasterio.DatasetReader, source: str):
+def in_pixels(
+    table: GeoDataFrame, image: rasterio.DatasetReader, source: str, cut: bool = False
+):
     """The geometries of a table as a GeoSeries in the image's pixel coordinates (x, y).
 
+    Args:
+        table: With a CRS.
+        image: With a place on the ground.
+        source: The table's file, for messages.
+        cut: Cut polygons to the ground around the image before they are transformed, and make
+            those elsewhere None: what a projection makes of the far side of the Earth is no polygon.
+
     Raises:
-        DatasetError: No transformation between the two CRS is known.
+        DatasetError: No transformation between the two CRS is known, or what is left of a geometry
+            has no place in the image's CRS.
     """
     from pyproj.exceptions import ProjError
 
     a, b, c, d, e, f = (~image.transform)[:6]
     try:
-        outlines = table.geometry.to_crs(image.crs)
+        shapes = _cut_around(table.geometry, image) if cut else table.geometry
+        outlines = shapes.to_crs(image.crs)
     except ProjError as error:
         raise DatasetError(
             f"{source} cannot be transformed to the CRS of {image.name}: {error}"
         ) from error
+    known = ~(outlines.isna() | outlines.is_empty).to_numpy()
+    lost = known & ~np.isfinite(outlines.bounds.to_numpy()).all(axis=1)
+    if cut and lost.any():
+        raise DatasetError(
+            f"{source}: {lost.sum()} outlines reach beyond what the CRS of {image.name} can "
+            "show; cut them to the ground of the scene (Clip in QGIS)"
+        )
     return outlines.affine_transform([a, b, d, e, c, f])
+
+
+def _cut_around(outlines, image: rasterio.DatasetReader):
+    """A GeoSeries in its own CRS, cut to the ground around an image of another."""
+    import geopandas
+    import shapely
+
+    box = around(image, outlines.crs, 1) if outlines.crs != image.crs else None
+    if box is None:
+        return outlines
+    shapes = outlines.to_numpy().copy()
+    low, high = np.split(shapely.bounds(shapes)[:, None], 2, axis=2)
+    parts = shapely.bounds(shapely.get_parts(box))
+    apart = ((high < parts[:, :2]) | (low > parts[:, 2:])).any(axis=2).all(axis=1)
+    inside = ((low >= parts[:, :2]) & (high <= parts[:, 2:])).all(axis=2).any(axis=1)
+    reach = ~apart & ~inside & ~shapely.is_missing(shapes)
+    shapes[apart] = None
+    shapes[reach] = shapely.intersection(shapely.make_valid(shapes[reach]), box)
+    return geopandas.GeoSeries(shapes, index=outlines.index, crs=outlines.crs)
+
+
+def around(image: rasterio.DatasetReader, crs, margin: float) -> Geometry | None:
+    """Boxes in another CRS around what an image covers, at each turn of the globe in degrees.
+
+    Args:
+        image: With a CRS and a place on the ground.
+        crs: Of the boxes.
+        margin: On each side, as a share of the image's width and height there.
+
+    Returns:
+        None where part of the image has no place in that CRS.
+    """
+    import shapely
+    from pyproj import CRS, Transformer
+
+    sides = (np.linspace(0, side, 21) for side in (image.width, image.height))
+    column, row = np.meshgrid(*sides)
+    a, b, c, d, e, f = image.transform[:6]
+    ground = a * column + b * row + c, d * column + e * row + f
+    there = Transformer.from_crs(image.crs, crs, always_xy=True)
+    x, y = np.array(there.transform(*ground)).reshape(2, -1)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return None
+    turns = (0,)
+    if CRS.from_user_input(
+        crs
+    ).is_geographic:  # the image may lie across the antimeridian
+        x, turns = x[0] + (x - x[0] + 180) % 360 - 180, (-360, 0, 360)
+    across, along = margin * np.ptp(x), margin * np.ptp(y)
+    left, right = x.min() - across, x.max() + across
+    bottom, top = y.min() - along, y.max() + along
+    boxes = [shapely.box(left + turn, bottom, right + turn, top) for turn in turns]
+    return shapely.union_all(boxes)
 
 
 def polygonal(outline: Geometry | None) -> Geometry | None:

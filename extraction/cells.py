@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from common.errors import DatasetError
 from common.rasters import GDAL_CACHE, Source
 from common.text import first_reason
-from common.vectors import find_column, in_pixels, polygonal, read_vector
+from common.vectors import around, find_column, in_pixels, polygonal, read_vector
 from common.windows import pixel_bounds, window_within
 from extraction.journal import Skipped
 from extraction.settings import ExtractionOptions, SceneFiles
@@ -124,20 +124,12 @@ class Grid:
     def rows_near(self, image: rasterio.DatasetReader) -> np.ndarray:
         """The cells that may touch an image, and some around it, in the order of the file."""
         import shapely
-        from pyproj import Transformer
 
-        sides = (np.linspace(0, side, 21) for side in (image.width, image.height))
-        column, row = np.meshgrid(*sides)
-        a, b, c, d, e, f = image.transform[:6]
-        ground = a * column + b * row + c, d * column + e * row + f
-        to_grid = Transformer.from_crs(image.crs, self.table.crs, always_xy=True)
-        points = np.array(to_grid.transform(*ground)).reshape(2, -1)
-        if not np.isfinite(points).all():
+        box = around(image, self.table.crs, margin=0.1)  # edges bend between the points
+        if box is None:
             return np.arange(len(self.table))
-        low, high = points.min(axis=1), points.max(axis=1)
-        margin = (high - low) / 10  # edges bend between the points
-        box = shapely.box(*(low - margin), *(high + margin))
-        return np.sort(self.table.sindex.query(box))
+        found = [self.table.sindex.query(part) for part in shapely.get_parts(box)]
+        return np.unique(np.concatenate(found))
 
 
 OUTSIDE = Skipped("outside the image")

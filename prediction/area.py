@@ -90,7 +90,7 @@ def find_area(source: str, scene: rasterio.DatasetReader) -> Area | None:
 
     table = read_polygons(source)
     whole = shapely.box(0, 0, scene.width, scene.height)
-    outlines = (polygonal(one) for one in in_pixels(table, scene, source))
+    outlines = (polygonal(one) for one in in_pixels(table, scene, source, cut=True))
     parts = [one.intersection(whole) for one in outlines if one is not None]
     polygons = [part for part in parts if part.area > 0]
     if not polygons:
