@@ -5,10 +5,11 @@
 A scene is cut into cells, which each seed draws into a test split, a small validation split and the
 ground that is not labelled yet. A model learns from 8 of its cells. In each of three rounds 5 more
 get their labels: those that ``Predict_large_image.py --suggest`` names on a map of the scene by the
-model of the round before (entropy, since it is one model), or 5 at random. Both methods begin with
-the same 8 cells, both are trained anew in each round with the same seed, and all models of a seed
-are examined on the same test cells. Cells of zion have 64 pixels, of nc 32; blocks of the splits are
-2 x 2 cells.
+model of the round before (entropy), or 5 at random. Both methods begin with the same 8 cells, both
+are trained anew in each round with the same seed, and all models of a seed are examined on the same
+test cells. Cells of zion have 64 pixels, of nc 32; blocks of the splits are 2 x 2 cells.
+
+With ``--members 3`` that model and two of other seeds map the scene, and their disagreement counts.
 
 Networks are small and trained shortly: what is compared is where labels lie. Pictures are not drawn.
 Each result is kept in ``--folder``: an interrupted run is continued. After a change of the toolkit's
@@ -70,13 +71,16 @@ class Trial(NamedTuple):
     image: Path
     cells: Path  # the dataset of all cells
     options: str  # of the training
+    members: int  # models that make the suggestions
 
     @property
     def scene(self) -> Scene:
         return SCENES[self.name]
 
 
-def make_trial(name: str, seed: int, data: Path, folder: Path, options: str) -> Trial:
+def make_trial(
+    name: str, seed: int, data: Path, folder: Path, options: str, members: int
+) -> Trial:
     """Cut a scene with a seed, unless that was done before."""
     scene, place = SCENES[name], data / SCENES[name].folder
     values = ",".join(map(str, range(1, scene.classes + 1)))
@@ -93,7 +97,7 @@ def make_trial(name: str, seed: int, data: Path, folder: Path, options: str) -> 
                 "--seed", seed, "--output", output,
             )  # fmt: skip
             output.rename(target)
-    return Trial(name, seed, folder, image, target, options)
+    return Trial(name, seed, folder, image, target, options, members)
 
 
 def link_dataset(trial: Trial, chosen: list[str], target: Path) -> None:
@@ -118,36 +122,47 @@ def call(script, *words) -> None:
 
 def one_round(trial: Trial, chosen: list[str], suggest: bool) -> dict:
     """Train on the chosen cells: the scores on the test cells and, on demand, the cells suggested."""
-    scene, file = trial.scene, f"{trial.name}-{trial.seed}"
-    key = digest([sorted(chosen), trial.options, SPLIT, scene])
+    file, members = f"{trial.name}-{trial.seed}", trial.members
+    suggested = "suggested" if members == 1 else f"suggested by {members}"
+    key = digest([sorted(chosen), trial.options, SPLIT, trial.scene])
     result = trial.folder / "results" / f"{file}-{len(chosen)}-{key}.json"
     known = json.loads(result.read_text()) if result.exists() else {}
-    if known and (not suggest or "suggested" in known):
-        return known
-    with tempfile.TemporaryDirectory(dir=trial.folder) as place:
-        place = Path(place)
-        link_dataset(trial, chosen, place / "data")
-        model = f"--mode multiclass --classes {scene.classes} --seed {trial.seed}"
-        words = *model.split(), *trial.options.split(), "--device", "cpu"
-        where = "--dataset_root", place / "data", "--save_dir", place / "run"
-        call(training, *words, *where)
-        test = json.loads((place / "run" / "model_metrics.json").read_text())["test"]
-        known = {"cells": chosen, "mean_iou": test["mean_iou"]}
-        known |= {"accuracy": test["overall_accuracy"], "options": trial.options}
-        if suggest:
-            output, count = place / "map.tif", SPARE * MORE
-            files = "--model", place / "run" / "model_final_model.pth"
-            files += "--input", trial.image, "--output", output
-            words = "--suggest", count, "--patch_size", 256, "--device", "cpu"
-            call(prediction, *files, *words)
-            table = geopandas.read_file(
-                place / "map_suggestions.gpkg", layer="map_suggestions"
-            )
-            known["suggested"] = [f"patch_{name}" for name in table["name"]]
-    result.parent.mkdir(parents=True, exist_ok=True)
-    write_json(result, known)
-    print(f"{result.name}: mean IoU {known['mean_iou']:.3f}", file=sys.stderr)
-    return known
+    if not known or (suggest and suggested not in known):
+        with tempfile.TemporaryDirectory(dir=trial.folder) as place:
+            place = Path(place)
+            link_dataset(trial, chosen, place / "data")
+            test = train(trial, place, 0)
+            known |= {"cells": chosen, "mean_iou": test["mean_iou"]}
+            known |= {"accuracy": test["overall_accuracy"], "options": trial.options}
+            if suggest:
+                for member in range(1, members):
+                    train(trial, place, member)
+                known[suggested] = suggest_cells(trial, place)
+        result.parent.mkdir(parents=True, exist_ok=True)
+        write_json(result, known)
+        print(f"{result.name}: mean IoU {known['mean_iou']:.3f}", file=sys.stderr)
+    return known | {"left": known.get(suggested)}
+
+
+def train(trial: Trial, place: Path, member: int) -> dict:
+    """Train a member on the cells in ``place``: its scores on the test cells."""
+    seed, run = trial.seed + 100 * member, place / f"run_{member}"
+    words = (
+        f"--mode multiclass --classes {trial.scene.classes} --seed {seed} --device cpu"
+    )
+    where = "--dataset_root", place / "data", "--save_dir", run
+    call(training, *words.split(), *trial.options.split(), *where)
+    return json.loads((run / "model_metrics.json").read_text())["test"]
+
+
+def suggest_cells(trial: Trial, place: Path) -> list[str]:
+    """The patches of the cells that the trained members suggest, the best first."""
+    models = sorted(place.glob("run_*/model_final_model.pth"))
+    files = "--model", *models, "--input", trial.image, "--output", place / "map.tif"
+    words = "--suggest", SPARE * MORE, "--patch_size", 256, "--device", "cpu"
+    call(prediction, *files, *words)
+    table = geopandas.read_file(place / "map_suggestions.gpkg", layer="map_suggestions")
+    return [f"patch_{name}" for name in table["name"]]
 
 
 def run_trial(trial: Trial) -> dict[str, list[dict]]:
@@ -162,7 +177,7 @@ def run_trial(trial: Trial) -> dict[str, list[dict]]:
             last = number == ROUNDS
             suggest = method == "suggested" and not last
             results.append(one_round(trial, chosen, suggest))
-            left = results[-1].get("suggested", order) if suggest else order
+            left = results[-1]["left"] if suggest else order
             left = [name for name in left if name in pool and name not in chosen]
             chosen = chosen + left[:MORE]
         found[method] = results
@@ -193,6 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=3, help="how many, from 0")
     model = "--model unet --encoder_name tu-test_resnet --epochs 30 --batch_size 4"
     add("--options", default=model, help="of main.py")
+    add("--members", type=int, default=1, help="models that make the suggestions")
     return parser
 
 
@@ -202,8 +218,8 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.datasets:
-        where = arguments.data, arguments.folder, arguments.options
-        trials = [make_trial(name, seed, *where) for seed in range(arguments.seeds)]
+        given = arguments.data, arguments.folder, arguments.options, arguments.members
+        trials = [make_trial(name, seed, *given) for seed in range(arguments.seeds)]
         print(f"\n## {name}\n")
         with pictures(drawn=False):
             print_table([run_trial(trial) for trial in trials])
