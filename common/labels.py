@@ -295,6 +295,8 @@ def _raster_classes(raster: rasterio.DatasetReader, options: LabelOptions) -> tu
     else:
         require_one_band(raster)
         groups = groups_of(options)
+        if groups and raster.dtypes[0] == "uint8":  # --other does not take 255
+            groups = Groups(groups.values, groups.other, (UNLABELLED,))
         codes = class_codes(options, groups)
         table = _colour_table(raster, groups and codes)
     values = [value for group in groups.values for value in group] if groups else []

@@ -30,6 +30,7 @@ class Groups(NamedTuple):
 
     values: list[tuple[int, ...]]  # of each class, in class order
     other: bool = False  # the class after these is all other values
+    none: tuple[int, ...] = ()  # values that no class has even so
 
     def __len__(self) -> int:
         return len(self.values) + self.other
@@ -41,9 +42,8 @@ class Groups(NamedTuple):
         pairs = sorted((v, n) for n, group in enumerate(self.values) for v in group)
         values, numbers = np.array(pairs, np.int64).T
         index = np.searchsorted(values, label).clip(max=len(values) - 1)
-        rest = np.where(
-            label == MISSING, MISSING, len(self.values) if self.other else MISSING
-        )
+        rest = len(self.values) if self.other else MISSING
+        rest = np.where(np.isin(label, (MISSING, *self.none)), MISSING, rest)
         return np.where(values[index] == label, numbers[index], rest)
 
 

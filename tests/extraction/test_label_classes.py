@@ -43,11 +43,11 @@ def test_values_are_merged_and_named(site):
     assert site.metadata()["label_values"] == [7, [3, 9]]
 
 
-def test_all_other_values_are_the_last_class_but_for_nodata(site):
+def test_all_other_values_are_the_last_class_but_for_nodata_and_255(site):
     label = CODES[classes(5)]
     site.draw_label(label, nodata=9)
     patches = site.extract("--label_values", "7=wood,3", "--other", "rest")
-    check(patches, numbered(label, {7: 0, 3: 1, 9: 255}, 2))
+    check(patches, numbered(label, {7: 0, 3: 1, 9: 255, 255: 255}, 2))
     assert patches["patch_001"].class_names == ["wood", "3", "rest"]
     assert codes_of(patches["patch_001"]) == [7, 3, 0]
 
@@ -92,7 +92,16 @@ def test_one_class_against_all_others_is_two_classes(site):
     label = CODES[classes(5)]
     site.draw_label(label)
     patches = site.extract("--label_values", "7=wood", "--other", "no wood")
-    check(patches, numbered(label, {7: 0}, 1))
+    check(patches, numbered(label, {7: 0, 255: 255}, 1))
+
+
+@pytest.mark.parametrize(("values", "dtype"), [("255,7", "uint8"), ("7", "uint16")])
+def test_255_is_a_class_where_it_is_named_or_one_value_of_many(site, values, dtype):
+    label = CODES[classes(5)].astype(dtype)
+    site.draw_label(label)
+    patches = site.extract("--label_values", values, "--other", "rest")
+    order = {int(value): n for n, value in enumerate(values.split(","))}
+    check(patches, numbered(label, order, len(order)))
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -131,7 +140,7 @@ def test_names_and_the_class_of_all_others_go_together(site):
     site.draw_label(label)
     named = "--class_names", "wood,field", "--other", "rest"
     patches = site.extract("--label_values", "7,3", *named)
-    check(patches, numbered(label, {7: 0, 3: 1}, 2))
+    check(patches, numbered(label, {7: 0, 3: 1, 255: 255}, 2))
     assert patches["patch_001"].class_names == ["wood", "field", "rest"]
 
 
