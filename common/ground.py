@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import rasterio
 
-from common.errors import DatasetError, require
+from common.errors import DatasetError, RasterError, require
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -51,6 +51,25 @@ def _to_degrees(known, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
     ground = Transformer.from_crs(known, geodetic, always_xy=True).transform(x, y)
     longitudes, latitudes = (degrees * values for values in ground)
     return longitudes, np.where(np.isfinite(latitudes), latitudes.clip(-90, 90), np.inf)
+
+
+def require_on_earth(raster) -> None:
+    """Raise RasterError where the middle of a raster, by its transform and CRS, is no place on the Earth.
+
+    Planes of a local CRS are not looked at.
+    """
+    if not on_earth(raster.crs):
+        return
+    x, y = raster.transform * (raster.width / 2, raster.height / 2)
+    known, far = _horizontal(raster.crs), False
+    if known.is_geographic:
+        unit = np.degrees(known.axis_info[0].unit_conversion_factor)
+        far = abs(x * unit) > 540 or abs(y * unit) > 90
+    if far or not np.isfinite(_to_degrees(known, np.array([x]), np.array([y]))).all():
+        raise RasterError(
+            f"{raster.name} does not lie on the Earth: {x:g}, {y:g} is no place of its CRS "
+            f"({raster.crs.to_string()[:60]}); assign the right one (gdal_edit.py -a_srs)"
+        )
 
 
 def in_true_metres(crs, footprints: Sequence[Geometry]) -> bool:
@@ -265,9 +284,15 @@ def to_metric_crs(footprints: Sequence[Geometry], systems: Sequence) -> GeoSerie
     # a corner, since beyond the antimeridian there is no centroid in degrees
     points, owners = shapely.get_coordinates(degrees.to_numpy(), return_index=True)
     vectors = unit_vectors(points[np.unique(owners, return_index=True)[1]])
-    there = (np.abs(points[:, 1]) <= 90).all()  # what is not has no place in a plane
-    regions = _regions_of(vectors) if there else np.zeros(len(vectors), int)
-    planes = []
+    north = np.abs(points[:, 1])
+    if not (north <= 91).all():
+        raise DatasetError(
+            "Patches do not all lie on the Earth: a transform does not fit its CRS; assign the "
+            "right one to their scene (gdal_edit.py -a_srs)"
+        )
+    if (north > 90).any():  # a pixel whose centre is a pole reaches beyond it
+        degrees = degrees.clip_by_rect(-np.inf, -90, np.inf, 90)
+    regions, planes = _regions_of(vectors), []
     for region in range(regions.max() + 1):
         x, y, z = vectors[regions == region].mean(axis=0)
         east, north = np.degrees([np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))])

@@ -284,13 +284,9 @@ def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:
             shapes.append(footprint(file.transform, file.height, file.width))
             systems.append(crs)
     try:
-        ground = to_metric_crs(shapes, systems)
-        known = np.isfinite(ground.bounds.to_numpy()).all()
-    except ProjError:
-        known = False
-    if not known:
+        return to_metric_crs(shapes, systems)
+    except ProjError as error:
         raise DatasetError(
-            f"Patches like {pairs[0].image} do not all lie on the Earth: a transform does not fit "
-            "its CRS; fix it, or give --fold_by random"
-        )
-    return ground
+            f"Patches like {pairs[0].image} cannot be brought to one CRS ({error}); give --fold_by "
+            "random"
+        ) from error

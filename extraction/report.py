@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common import SPLITS
 from common.balance import absent_classes
 from common.colours import complete_colours
-from common.errors import SegmentationError, require
+from common.errors import DatasetError, SegmentationError, require
 from common.ground import footprint, pairs_within, to_metric_crs
 from common.interruption import until_stopped
 from common.labels import (
@@ -43,6 +43,8 @@ from extraction.places import PatchLocation
 from extraction.settings import ExtractionOptions, InfoConfig, SampleConfig
 
 log = logging.getLogger("semanticseg4eo")
+
+MOST_CLASSES = 65535  # of 16 bits, whose last value is unlabelled
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,11 @@ def draw_sample(config: SampleConfig) -> Path:
         names, known = class_names_of(file), class_colours_of(file)
         mask = np.where(valid, read_classes(file), MISSING)
     present = np.unique(mask[mask >= 0])
+    if present.max(initial=0) >= MOST_CLASSES:
+        raise DatasetError(
+            f"{pair.label} holds {present[-1]}: classes are 0 to {MOST_CLASSES - 1}; extract it with "
+            "--label_values, which numbers the values that are classes"
+        )
     count = len(names) if names else max(2, int(present.max(initial=0)) + 1)
     names = names or [f"class {number}" for number in range(count)]
     colours = complete_colours(known, names)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from common.colours import Colour, has_equal, table_colours
 from common.errors import DatasetError, OptionError, RasterError, SegmentationError
 from common.files import describe_files
+from common.ground import require_on_earth
 from common.interruption import until_stopped
 from common.label_values import file_of_values
 from common.labels import open_label
@@ -23,6 +24,7 @@ from common.nodata import nodata_advice
 from common.options import is_legend
 from common.rasters import (
     Source,
+    band_scaling,
     files_of_raster,
     has_no_location,
     open_raster,
@@ -44,6 +46,7 @@ from extraction.settings import (
 )
 
 if TYPE_CHECKING:
+    import rasterio
     from pandas import DataFrame
 
 log = logging.getLogger("semanticseg4eo")
@@ -66,6 +69,9 @@ class ScenePlan:
     codes: Sequence[int | str] | None = None  # values or texts that became classes
     table: dict[int, Colour] = field(default_factory=dict)  # colours of the label
     colours: Sequence[Colour | None] = ()  # of classes, where somebody gave them
+    values: str = (
+        ""  # what is known of what its numbers mean: their type, scales and offsets
+    )
     texts: list[str] | None = None  # that the column of a vector label holds
     columns: DataFrame | None = None  # what the grid holds of each cell, a row per cell
 
@@ -106,6 +112,7 @@ def plan_scenes(
     if not plans:
         raise DatasetError(f"No scene can be used ({first_reason(skipped)})")
     require_texts(config, [plan.texts for plan in plans])
+    warn_of_values(plans)
     for lines in zip_longest(*(plan.advice for plan in plans)):
         if advised := [line for line in lines if line]:
             others = f" (and {len(advised) - 1} others likewise)"
@@ -120,6 +127,27 @@ def plan_scenes(
         )
     colours = known_colours(config.class_colors, plans)
     return [replace(plan, colours=colours) for plan in plans]
+
+
+def describe_values(image: rasterio.DatasetReader, bands: Sequence[int]) -> str:
+    """The types of bands and, where they have them, the tags of scale and offset, as text."""
+    types = " and ".join(dict.fromkeys(image.dtypes[band - 1] for band in bands))
+    scales, offsets = band_scaling(image, bands) or ((), ())
+    pairs = dict.fromkeys(f"{a:g}, {b:g}" for a, b in zip(scales, offsets))
+    tags = f" of scale and offset ({'; '.join(pairs)})" if pairs else ""
+    return f"{types}{tags}"
+
+
+def warn_of_values(plans: Sequence[ScenePlan]) -> None:
+    """Log where equal numbers of several scenes need not mean equal values."""
+    kinds = {plan.values: plan.scene.image for plan in reversed(plans)}
+    if len(kinds) > 1:
+        found = [f"{image} holds {kind}" for kind, image in reversed(kinds.items())]
+        log.warning(
+            "warning: equal numbers of these scenes need not mean equal values: %s; make datasets "
+            "of their own, or bring them to one scale and offset (gdal_translate -unscale)",
+            "; ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else ""),
+        )
 
 
 def known_colours(asked: str | None, plans: Sequence[ScenePlan]) -> list[Colour | None]:
@@ -201,6 +229,7 @@ def plan_scene(
             require_no_ground(scene, config)
         else:
             require_georeference(image)
+            require_on_earth(image)
         bands = select_bands(image, config.bands)
         if config.image_channels not in (None, len(bands)):
             raise RasterError(
@@ -224,7 +253,7 @@ def plan_scene(
             return ScenePlan(
                 scene, image.crs, described, cells, label.stored_values, label.names, label.unlabelled,
                 label.nodata, advice, mask and mask.summary(), label.codes, label.table,
-                texts=label.texts, columns=columns,
+                values=describe_values(image, bands), texts=label.texts, columns=columns,
             ), skipped  # fmt: skip
 
 

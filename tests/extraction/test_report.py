@@ -294,6 +294,20 @@ def test_an_empty_split_is_refused(make_dataset, capsys):
     assert "No images found in" in capsys.readouterr().err
 
 
+def test_a_label_of_codes_is_refused_by_its_largest(make_dataset, capsys):
+    root = make_dataset(1, 1, 0)
+    (label,) = root.rglob("train/labels/*.tif")
+    with rasterio.open(label) as file:
+        profile = file.profile | {"dtype": "int32", "nodata": None}
+        codes = file.read().astype("int32") + 70_000
+    with rasterio.open(label, "w", **profile) as file:
+        file.write(codes)
+    capsys.readouterr()
+    assert run("visualize", "--output", root) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{label.name} holds 70" in line and "--label_values" in line
+
+
 @pytest.fixture
 def shown(monkeypatch) -> dict:
     """What would be drawn."""

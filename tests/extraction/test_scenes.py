@@ -84,6 +84,32 @@ def test_each_scene_gets_the_grid_of_its_id_whatever_its_format(tmp_path):
     assert [Path(s.grid).name for s in scenes] == ["Grid_A.shp", "grid_b.GeoJSON"]
 
 
+def test_scenes_whose_numbers_mean_other_values_are_named(batch, capsys):
+    for number, (scale, offset) in enumerate([(1, 0), (1e-4, 0), (1e-4, -0.1)]):
+        batch.draw(f"{number}", 16, transform=at(0, 100 * number))
+        with rasterio.open(batch.data / f"Image_{number}.tif", "r+") as file:
+            file.scales, file.offsets = (scale,) * 2, (offset,) * 2
+    said = messages(capsys, *batch.words())
+    (line,) = [line for line in said if "equal numbers" in line]
+    assert "Image_0.tif holds uint16;" in line
+    assert "Image_1.tif holds uint16 of scale and offset (0.0001, 0);" in line
+    assert "Image_2.tif holds uint16 of scale and offset (0.0001, -0.1);" in line
+
+
+def test_scenes_of_one_meaning_are_not(batch, capsys):
+    for number in range(2):
+        batch.draw(f"{number}", 16, transform=at(0, 100 * number))
+    said = messages(capsys, *batch.words())
+    assert not [line for line in said if "equal numbers" in line]
+
+
+@pytest.mark.parametrize("more", [(), ("--split_by", "block")])
+def test_a_scene_whose_coordinates_do_not_fit_its_crs_is_refused(batch, capsys, more):
+    batch.draw("a", 16, crs="EPSG:4326")  # metres of UTM
+    line = batch.refusal(capsys, *more)
+    assert "Image_a.tif does not lie on the Earth: " in line and "-a_srs" in line
+
+
 def test_patches_are_named_by_their_scene(batch):
     batch.draw("North", 16)
     batch.draw("south", 16, transform=at(0, 100))
