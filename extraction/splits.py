@@ -110,12 +110,18 @@ def link_repeat_coverage(footprints: GeoSeries, scenes: Sequence[int]) -> np.nda
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    pairs = footprints.sindex.query(footprints, predicate="intersects").T
+    # a patch that holds most of another holds its centre; neighbours would be many more
+    inside, around = footprints.sindex.query(
+        footprints.centroid, predicate="intersects"
+    )
+    lower, upper = np.sort([inside, around], axis=0)
+    pairs = np.stack(divmod(np.unique(lower * count + upper), count), axis=1)
     pairs = pairs[scenes[pairs[:, 0]] != scenes[pairs[:, 1]]]
     shared = overlap_fraction(footprints, pairs)
     pairs, shared = pairs[shared > 0.5], shared[shared > 0.5]
+    pairs, shared = np.concatenate([pairs, pairs[:, ::-1]]), np.tile(shared, 2)
     # of each patch, the best partner in each other scene
-    order = np.argsort(-shared, kind="stable")
+    order = np.lexsort([pairs[:, 1], pairs[:, 0], -shared])
     best: dict[tuple[int, int], int] = {}
     for left, right in pairs[order].tolist():
         best.setdefault((left, int(scenes[right])), right)
