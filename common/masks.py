@@ -101,23 +101,23 @@ class MaskReader:
     transform: Affine  # of the scene
     size: tuple[int, int]  # width, height of the scene
     bands: Sequence[int] = (1,)
-    buffer: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # pixels by which clouds grow, across and down
+    # pixels by which clouds grow, across and down
+    buffer: tuple[float, float] = (0.0, 0.0)
+    name: str = ""  # in messages, where it is not the path
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("pixels", "masked", "beyond"), 0)
     )
 
     def __post_init__(self):
+        self.name = self.name or self.path
         try:
             self.source = rasterio.open(self.path)
         except rasterio.errors.RasterioIOError as error:
-            raise RasterError(f"Cannot read the mask {self.path}: {error}") from error
+            raise RasterError(f"Cannot read the mask {self.name}: {error}") from error
         problem = self._problem()
         if problem:
             self.source.close()
-            raise RasterError(f"The mask {self.path} {problem}")
+            raise RasterError(f"The mask {self.name} {problem}")
         self.warped = self.edge = self._warped(self.source)
         self.opened = [self.warped, self.source]
         if has_own_mask(self.source):  # which hides where the edge is
@@ -215,7 +215,7 @@ class MaskReader:
             if self.edge is not self.warped:
                 meaning[self.warped.read_masks(1, **where) == 0] = FILL
         except rasterio.errors.RasterioIOError as error:
-            raise RasterError(f"Cannot read the mask {self.path}: {error}") from error
+            raise RasterError(f"Cannot read the mask {self.name}: {error}") from error
         meaning[~inside] = VALID
         return meaning, inside
 

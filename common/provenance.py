@@ -36,6 +36,11 @@ class Facts:
     sensor: str | None = None  # as "Sentinel-2A,Sentinel-2B"
     acquired: tuple[str, ...] = ()  # as "2021-06-19", the earliest first
 
+    @property
+    def sensors(self) -> list[str]:
+        """Their names, one by one."""
+        return self.sensor.split(",") if self.sensor else []
+
     def tags(self) -> dict[str, str]:
         """The tags that say it."""
         known = {SENSOR: self.sensor, ACQUIRED: ",".join(self.acquired)}
@@ -56,7 +61,7 @@ def facts_of_tags(tags: Mapping[str, str]) -> Facts:
 def joint_facts(parts: Iterable[Facts]) -> Facts:
     """What several scenes or patches say together."""
     parts = set(parts)
-    sensors = (name for part in parts for name in (part.sensor or "").split(","))
+    sensors = (name for part in parts for name in part.sensors)
     return _facts(sensors, (day for part in parts for day in part.acquired))
 
 

@@ -92,7 +92,7 @@ def read_mask(mask: MaskLayer, grid: Grid, metres: float = 0.0) -> MaskReader:
     """A mask on the pixels of a scene, its clouds grown by so many metres."""
     place = grid.crs, grid.transform, (grid.width, grid.height)
     buffer = buffer_in_pixels(metres, grid)
-    return MaskReader(mask.path, mask.rule, *place, mask.numbers, buffer)
+    return MaskReader(mask.path, mask.rule, *place, mask.numbers, buffer, name=mask.of)
 
 
 def write_scene(plan: ScenePlan, config: StackConfig) -> list[str]:
@@ -167,7 +167,7 @@ def write_mask(plan: ScenePlan, config: StackConfig, path: Path) -> list[str]:
                 valid &= reader.read(window)
             file.write(valid.astype(np.uint8) * 255, 1, window=window)
     return [
-        report_text(Path(mask.path).name, [reader.summary()])
+        report_text(mask.name, [reader.summary()])
         + (f"; {mask.remark}" if mask.remark else "")
         for mask, reader in zip(plan.masks, readers)
     ]

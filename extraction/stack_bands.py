@@ -7,12 +7,15 @@ of what the user has; nothing after it asks for the kind again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from common.errors import RasterError
 from common.mask_options import MaskRule
+from common.provenance import Facts
 
 SCL = MaskRule(values=(3, 8, 9, 10), fill_values=(0, 1))
 QA_PIXEL = MaskRule(bits=(1, 2, 3, 4), fill_bits=(0,))
+OWN_MASK = MaskRule(fill_values=(0,))  # a mask or an alpha band
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Band:
     sentinel2: bool = (
         False  # pixels with the scale, and perhaps the offset, of its products
     )
+    facts: Facts | None = None  # of a file without a product
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class MaskLayer:
     rule: MaskRule
     numbers: tuple[int, ...] = (1,)
     remark: str = ""
+    of: str = ""  # the file whose own mask it is, where the path is a VRT as XML
+
+    @property
+    def name(self) -> str:
+        return Path(self.of or self.path).name
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import rasterio
 from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 from rasterio.transform import Affine, array_bounds
 from rasterio.warp import calculate_default_transform
 
+from common.alpha import alpha_bands
 from common.errors import OptionError, RasterError
 from common.rasters import as_dtype, open_raster, require_georeference
 from common.sources import require_whole
@@ -75,6 +77,7 @@ class Layer:
     dtype: str
     nodata: float | None
     block: tuple[int, int]
+    masks: tuple[str, ...] = ()  # of its file, as a VRT names them
 
 
 def grid_of(file: rasterio.DatasetReader) -> Grid:
@@ -116,7 +119,15 @@ def open_layer(name: str, band: Band) -> Layer:
                 f"An offset of {band.offset} leaves no pixel of {name} of {band.path} as it is: "
                 f"{dtype} ends at {most}; leave --offset or the file out"
             )
-        return Layer(name, band, grid_of(file), dtype.name, nodata, block)
+        masks = own_masks(file)
+        return Layer(name, band, grid_of(file), dtype.name, nodata, block, masks)
+
+
+def own_masks(file: rasterio.DatasetReader) -> tuple[str, ...]:
+    """The mask band and the alpha bands of a file, as a VRT names the bands of its sources."""
+    flags = file.mask_flag_enums[0]
+    masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    return ("mask,1",) * masked + tuple(map(str, alpha_bands(file)))
 
 
 def finest_grid(layers: Sequence[Layer], resolution: float | None) -> Grid:

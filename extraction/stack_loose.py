@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import rasterio
 
 from common.errors import RasterError
-from common.rasters import image_bands, open_raster
+from common.provenance import scene_facts
+from common.rasters import band_scaling, image_bands, open_raster
 from extraction.stack_bands import Band, Product
 
 # names of files as Sentinel-2 and Landsat products hold them, and of their bands
@@ -49,7 +50,7 @@ def read_files(paths: Sequence[str], offset: int | None) -> Product:
 
 def bands_of(file: rasterio.DatasetReader, path: str, offset: int | None) -> list[Band]:
     """The bands of an open file, but alpha."""
-    numbers = image_bands(file)
+    numbers, facts = image_bands(file), scene_facts(file)
     found = []
     for number in numbers:
         name = (file.descriptions[number - 1] or "").strip()
@@ -60,7 +61,11 @@ def bands_of(file: rasterio.DatasetReader, path: str, offset: int | None) -> lis
         if nodata is None and (measured or offset):
             nodata = 0
         path = os.path.abspath(path) if os.path.exists(path) else path
-        found.append(Band(name, path, number, offset or 0, nodata, sentinel2=measured))
+        scaling = None
+        if tags := band_scaling(file, [number]):
+            scaling = tags[0][0], tags[1][0]
+        added = offset or 0
+        found.append(Band(name, path, number, added, nodata, scaling, measured, facts))
     return found
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from common.errors import RasterError, require
 from common.ground import covered_share
 from common.masks import buffer_in_pixels
-from common.provenance import ACQUIRED, SENSOR
+from common.provenance import ACQUIRED, SENSOR, joint_facts
 from common.rasters import open_raster
 from common.tiffs import TIFF_SUFFIXES
-from extraction.stack_bands import MaskLayer, Product
+from extraction.stack_bands import OWN_MASK, MaskLayer, Product
 from extraction.stack_grid import (
     Grid,
     Layer,
@@ -26,6 +26,7 @@ from extraction.stack_grid import (
 )
 from extraction.stack_inputs import choose_bands
 from extraction.stack_settings import StackConfig
+from extraction.stack_vrt import masks_vrt
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -133,10 +134,23 @@ def plan_scene(
             if product.mask is None:
                 raise RasterError(f"{product.name} {product.no_mask}")
             masks.append(product.mask)
+    masks += masks_of_files(layers)
     buffer_in_pixels(config.mask_buffer, grid)  # an error before the work
     stored = common_type(layers, grid)
     tags = tags_of(products, layers, stored, masks, config)
     return ScenePlan(target, layers, grid, stored, masks, tags)
+
+
+def masks_of_files(layers: Sequence[Layer]) -> list[MaskLayer]:
+    """The masks and alpha bands that files have of their own, one for each file."""
+    masked = {layer.band.path: layer for layer in layers if layer.masks}
+    return [
+        MaskLayer(
+            masks_vrt(layer), OWN_MASK, tuple(range(1, len(layer.masks) + 1)),
+            "the file's own mask", of=path,
+        )
+        for path, layer in masked.items()
+    ]  # fmt: skip
 
 
 def tags_of(
@@ -147,10 +161,11 @@ def tags_of(
     config: StackConfig,
 ) -> dict[str, str]:
     """The metadata of a scene: what it shows, and what was done to its pixels."""
+    facts = joint_facts(la.band.facts for la in layers if la.band.facts)
     texts = {
         "product": [product.name for product in products],
-        SENSOR: [product.sensor for product in products],
-        ACQUIRED: [product.acquired for product in products],
+        SENSOR: [*(product.sensor for product in products), *facts.sensors],
+        ACQUIRED: [*(product.acquired for product in products), *facts.acquired],
         "tile": [product.tile for product in products],
     }
     tags = {
@@ -172,7 +187,7 @@ def tags_of(
             f", clouds grown by {config.mask_buffer:g} m" if config.mask_buffer else ""
         )
         rules = [
-            f"{Path(m.path).name}: {m.remark or f'{m.rule} invalid'}" for m in masks
+            f"{mask.name}: {mask.remark or f'{mask.rule} invalid'}" for mask in masks
         ]
         tags["mask"] = "; ".join(rules) + grown
     return tags

@@ -61,20 +61,24 @@ def write_vrt(
         describe(band, layer)
         if (offset := grid.offset_in(layer.grid)) is None:
             path = warped(parts, layer, grid, stored)
-            source = complex_source(band, f"{shown_parts}/{path}", True, 1, stored[1])
+            source = add_source(band, f"{shown_parts}/{path}", True, 1)
             place(source, stored[0], grid, grid, (0, 0), (WARPED_BLOCK, WARPED_BLOCK))
         else:
             add_pixels(band, layer, grid, offset, stored[0], target.parent)
     if mask:
-        band = SubElement(
-            SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte"
-        )
-        source = SubElement(band, "SimpleSource")
-        name = SubElement(source, "SourceFilename", relativeToVRT="1")
-        name.text = f"{shown_parts}/mask.tif"
-        SubElement(source, "SourceBand").text = "1"
+        source = mask_source(root, f"{shown_parts}/mask.tif", True, "1")
         place(source, "uint8", grid, grid, (0, 0), (WARPED_BLOCK, WARPED_BLOCK))
     save(root, target)
+
+
+def masks_vrt(layer: Layer) -> str:
+    """A VRT, as XML, of the masks that a layer's file has: 0 where it is invalid."""
+    root = dataset(layer.grid)
+    for number, name in enumerate(layer.masks, start=1):
+        band = add_band(root, number, (layer.dtype, None))
+        source = add_source(band, layer.band.path, False, name, "SimpleSource")
+        place(source, layer.dtype, layer.grid, layer.grid, (0, 0), layer.block)
+    return ElementTree.tostring(root, "unicode")
 
 
 def dataset(
@@ -114,6 +118,7 @@ def describe(band: Element, layer: Layer) -> None:
     SubElement(band, "Description").text = layer.name
     if layer.band.scaling:
         scale, offset = layer.band.scaling
+        offset -= scale * layer.band.offset  # the same values by other numbers
         SubElement(band, "Offset").text = number_text(offset)
         SubElement(band, "Scale").text = number_text(scale)
 
@@ -128,8 +133,7 @@ def add_pixels(
 ) -> None:
     """Fill a band of a VRT in a folder from a layer's file, which has the same pixels."""
     path, relative = relative_path(layer.band.path, folder)
-    number = layer.band.number
-    source = complex_source(band, path, relative, number, layer.nodata)
+    source = add_source(band, path, relative, layer.band.number)
     place(source, layer.dtype, layer.grid, grid, offset, layer.block)
     if layer.nodata is not None:
         SubElement(source, "NODATA").text = number_text(layer.nodata)
@@ -137,14 +141,20 @@ def add_pixels(
         SubElement(source, "LUT").text = lookup_table(layer.band.offset, layer.dtype)
 
 
-def complex_source(
-    band: Element, path: str, relative: bool, number: int, nodata: float | None
+def add_source(
+    band: Element, path: str, relative: bool, number: int | str, kind="ComplexSource"
 ) -> Element:
-    source = SubElement(band, "ComplexSource")
+    source = SubElement(band, kind)
     name = SubElement(source, "SourceFilename", relativeToVRT=str(int(relative)))
     name.text = path
     SubElement(source, "SourceBand").text = str(number)
     return source
+
+
+def mask_source(root: Element, path: str, relative: bool, name: str) -> Element:
+    """What a VRT's mask is read from: a band of a file."""
+    mask = SubElement(SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
+    return add_source(mask, path, relative, name, "SimpleSource")
 
 
 def place(
@@ -184,6 +194,10 @@ def warped(
     root = dataset(layer.grid)
     band = add_band(root, 1, stored)
     add_pixels(band, layer, layer.grid, (0, 0), stored[0], parts)
+    if layer.masks:  # neither are masked pixels mixed in
+        path, relative = relative_path(layer.band.path, parts)
+        source = mask_source(root, path, relative, layer.masks[0])
+        place(source, "uint8", layer.grid, layer.grid, (0, 0), layer.block)
     save(root, parts / own)
 
     root = dataset(grid, subClass="VRTWarpedDataset")
