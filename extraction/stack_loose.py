@@ -55,10 +55,11 @@ def bands_of(file: rasterio.DatasetReader, path: str, offset: int | None) -> lis
     for number in numbers:
         name = (file.descriptions[number - 1] or "").strip()
         name = name or name_of(path, number if len(numbers) > 1 else None)
-        whole = file.dtypes[number - 1] == "uint16"
-        measured = whole and looks_like_sentinel2(path, name)
+        dtype = file.dtypes[number - 1]
+        measured = dtype == "uint16" and looks_like_sentinel2(path, name)
         nodata = file.nodatavals[number - 1]
-        if nodata is None and (measured or offset):
+        # as in products; of signed numbers 0 is one like others
+        if nodata is None and (measured or (offset and dtype.startswith("uint"))):
             nodata = 0
         path = os.path.abspath(path) if os.path.exists(path) else path
         scaling = None

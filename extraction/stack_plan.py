@@ -173,12 +173,13 @@ def tags_of(
         for key, values in texts.items()
         if any(values)
     }
-    by_offset: dict[int, list[str]] = {}
+    by_offset: dict[tuple[int, str], list[str]] = {}
     for layer in layers:
-        by_offset.setdefault(layer.band.offset, []).append(layer.name)
+        least = " (at least 1)" if layer.dtype.startswith("uint") else ""
+        by_offset.setdefault((layer.band.offset, least), []).append(layer.name)
     done = [
-        f"{offset:+d} added to {', '.join(names)} (at least 1)"
-        for offset, names in by_offset.items()
+        f"{offset:+d} added to {', '.join(names)}{least}"
+        for (offset, least), names in by_offset.items()
         if offset
     ]
     tags["values"] = "; ".join(done) or "as in the files"

@@ -1,7 +1,7 @@
 """A scene as a VRT: what each band is made of, as XML that GDAL follows.
 
 A band on the scene's own pixels is read from its file directly: a look-up table adds the offset and
-keeps measured pixels at 1 or more. Any other band goes through two helper files: one that does this
+keeps measured pixels from becoming nodata. Any other band goes through two helper files: one that does this
 on the band's own pixels, and one that resamples the result, so that neither nodata nor an offset is
 ever mixed into a neighbour. GDAL's warper does that exactly; a source that VRTs resample themselves
 would be read from the overviews of the file, where both are mixed already.
@@ -138,7 +138,8 @@ def add_pixels(
     if layer.nodata is not None:
         SubElement(source, "NODATA").text = number_text(layer.nodata)
     if layer.band.offset:
-        SubElement(source, "LUT").text = lookup_table(layer.band.offset, layer.dtype)
+        table = lookup_table(layer.band.offset, layer.dtype, layer.nodata)
+        SubElement(source, "LUT").text = table
 
 
 def add_source(
@@ -174,14 +175,25 @@ def place(
     SubElement(source, "DstRect", shift | size)
 
 
-def lookup_table(offset: int, dtype: str) -> str:
-    """What adds an offset to whole numbers from 1; nothing falls below 1 or beyond the type."""
-    most = int(np.iinfo(dtype).max)
-    if offset < 0:
-        points = {1: 1, 1 - offset: 1, most: most + offset}
-    else:
-        points = {1: 1 + offset, most - offset: most, most: most}
-    return ",".join(f"{before}:{after}" for before, after in points.items())
+def lookup_table(offset: int, dtype: str, nodata: float | None = None) -> str:
+    """What adds an offset to whole numbers: unsigned ones from 1, signed ones from the least.
+
+    Nothing falls below that or beyond the type, and no measured pixel becomes nodata: it gets the
+    number beside it.
+    """
+    limits = np.iinfo(dtype)
+    low, high = 1 if limits.min == 0 else int(limits.min), int(limits.max)
+
+    def shifted(number: int) -> int:
+        moved = min(max(number + offset, low), high)
+        return moved + (1 if moved < high else -1) if moved == nodata else moved
+
+    # straight lines between these; what becomes nodata has a neighbour on each side
+    bends = [low, low - offset, high - offset, high]
+    if nodata is not None and low <= nodata <= high:
+        bends += [int(nodata) - offset + side for side in (-1, 0, 1)]
+    inside = sorted({number for number in bends if low <= number <= high})
+    return ",".join(f"{number}:{shifted(number)}" for number in inside)
 
 
 def warped(

@@ -229,6 +229,36 @@ def test_the_largest_offset_that_a_file_takes(tmp_path):
             assert scene.read(1)[-1, -1] == min(255, max(1, 121 + offset))
 
 
+@pytest.mark.parametrize("suffix", [".vrt", ".tif"])
+@pytest.mark.parametrize("nodata", [None, 0, -9999, -32768, 32767])
+@pytest.mark.parametrize("offset", [1000, -1000])
+def test_an_offset_moves_all_signed_numbers(tmp_path, suffix, nodata, offset):
+    numbers = np.arange(-32768, 32768).reshape(256, 256).astype("int16")
+    file = write_band(tmp_path / "a.tif", numbers, 10, nodata=nodata)
+    target = tmp_path / f"scene{suffix}"
+    said = stacked("--input", file, "--offset", offset, "--output", target)
+    assert f"values: {offset:+d} added to a; int16" in said
+    with opened(target) as scene:
+        assert scene.nodata == nodata
+        found = scene.read(1).astype(int)
+    missing = numbers == nodata
+    assert ((found == nodata) == missing).all()
+    expected = np.clip(numbers.astype(int) + offset, -32768, 32767)
+    beside = (expected == nodata) & ~missing
+    assert (found == expected)[~missing & ~beside].all()
+    assert (np.abs(found - expected)[beside] == 1).all()
+
+
+def test_an_offset_keeps_signed_numbers_beside_a_product(l2a, tmp_path):
+    heights = np.where(np.arange(48) % 2, -300, 300) * np.ones((48, 1))
+    dem = write_band(tmp_path / "dem.tif", heights.astype("int16"), 10)
+    alone, target = tmp_path / "alone.vrt", tmp_path / "scene.vrt"
+    stacked("--input", dem, "--offset", "1000", "--output", alone)
+    stacked("--input", l2a, alone, "--bands", "B02,dem", "--output", target)
+    with opened(target) as scene:
+        assert (scene.read(2) == heights + 1000).all()
+
+
 def test_nodata_that_no_pixel_of_its_type_holds_is_none(tmp_path):
     grid = write_band(tmp_path / "grid.tif", ramp(6), 20)
     file = write_band(tmp_path / "a.tif", ramp(11, 0, "uint8"), 10, nodata=200)
