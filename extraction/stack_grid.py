@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import rasterio
@@ -59,12 +60,12 @@ class Grid:
         """Whether another grid of the same CRS lies within this one."""
         if self.crs != other.crs:
             return False
-        ours, theirs = self.bounds, other.bounds
-        slack = NEAR * self.pixel
-        return (
-            ours[0] <= theirs[0] + slack and ours[1] <= theirs[1] + slack
-            and ours[2] >= theirs[2] - slack and ours[3] >= theirs[3] - slack
-        )  # fmt: skip
+        corners = product((0, other.width), (0, other.height))
+        places = [~self.transform * (other.transform * corner) for corner in corners]
+        return all(
+            -NEAR <= x <= self.width + NEAR and -NEAR <= y <= self.height + NEAR
+            for x, y in places
+        )
 
 
 @dataclass(frozen=True)

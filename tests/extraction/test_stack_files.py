@@ -126,6 +126,24 @@ def test_like_may_have_another_crs(tmp_path):
         assert (scene.read(1) == 77).all()
 
 
+def test_what_a_rotated_file_does_not_cover_is_nodata(tmp_path):
+    turned = Affine.translation(*CORNER) * Affine.rotation(45) * Affine.scale(10, -10)
+    pixels = np.full((20, 20), 100, np.uint8)
+    file = write_band(tmp_path / "a.tif", pixels, 10, transform=turned)
+    half = 100 * 2**0.5  # a square on its corner, as wide as it is high
+    target = tmp_path / "scene.vrt"
+    for name, side, covered in (("all", 28, False), ("middle", 12, True)):
+        corner = CORNER[0] + half - side * 5, CORNER[1] + side * 5
+        like = write_band(tmp_path / f"{name}.tif", ramp(side), 10, corner=corner)
+        words = ["--like", like, "--overwrite", "--output", target]
+        stacked("--input", file, *words)
+        with opened(target) as scene:
+            assert scene.nodata == (None if covered else -32768)
+            valid = Source(scene).read()[1]
+            assert (scene.read(1)[valid] == 100).all()
+            assert valid.all() if covered else 0.4 < valid.mean() < 0.6
+
+
 def test_files_of_several_crs_need_like(tmp_path):
     one = write_band(tmp_path / "a.tif", ramp(), 10)
     other = write_band(tmp_path / "b.tif", ramp(), 10, crs="EPSG:32631")
