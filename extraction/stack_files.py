@@ -11,6 +11,19 @@ from pathlib import Path
 from common.errors import RasterError
 
 ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/"}
+# braces may stand around the archive; a path from the root, or of another /vsi, begins with /
+RELATIVE_ARCHIVE = re.compile(r"(/vsi(?:zip|tar|gzip|7z|rar)/\{?)([^/].*)")
+
+
+def full_path(path: str) -> str:
+    """A path of a file, or of one in an archive, that does not depend on the working directory."""
+    if os.path.exists(path):
+        return os.path.abspath(path)
+    if found := RELATIVE_ARCHIVE.fullmatch(path):
+        inside = Path(found[2].replace("}", ""))
+        if any(part.is_file() for part in (inside, *inside.parents)):
+            return found[1] + Path(os.path.abspath(found[2])).as_posix()
+    return path
 
 
 class ProductFiles:

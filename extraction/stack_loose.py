@@ -12,6 +12,7 @@ from common.errors import RasterError
 from common.provenance import scene_facts
 from common.rasters import band_scaling, image_bands, open_raster
 from extraction.stack_bands import Band, Product
+from extraction.stack_files import full_path
 
 # names of files as Sentinel-2 and Landsat products hold them, and of their bands
 BAND_AT_END = re.compile(r"(?:.*?_)?((?:SR_|ST_)?B\d{1,2}A?)(?:_\d\dm)?", re.IGNORECASE)
@@ -61,12 +62,12 @@ def bands_of(file: rasterio.DatasetReader, path: str, offset: int | None) -> lis
         # as in products; of signed numbers 0 is one like others
         if nodata is None and (measured or (offset and dtype.startswith("uint"))):
             nodata = 0
-        path = os.path.abspath(path) if os.path.exists(path) else path
         scaling = None
         if tags := band_scaling(file, [number]):
             scaling = tags[0][0], tags[1][0]
         added = offset or 0
-        found.append(Band(name, path, number, added, nodata, scaling, measured, facts))
+        place = full_path(path)
+        found.append(Band(name, place, number, added, nodata, scaling, measured, facts))
     return found
 
 

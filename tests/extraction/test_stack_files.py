@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,21 @@ def test_a_file_elsewhere_than_like_is_refused(tmp_path):
     )
     said = refused("--input", file, "--like", grid, "--output", tmp_path / "scene.vrt")
     assert "a.tif lies elsewhere" in said
+
+
+@pytest.mark.parametrize("path", ["/vsizip/{}", "/vsizip/../d/{}", "/vsizip/{{{}}}"])
+def test_a_relative_path_into_an_archive_is_stored_in_full(tmp_path, monkeypatch, path):
+    folder = tmp_path / "d"
+    file = write_band(folder / "a.tif", ramp(), 10)
+    with zipfile.ZipFile(folder / "z.zip", "w") as archive:
+        archive.write(file, "b.tif")
+    monkeypatch.chdir(folder)
+    said = stacked("--input", f"{path.format('z.zip')}/b.tif", "--output", "scene.vrt")
+    assert "refers to an archive by its full path" in said
+    monkeypatch.chdir(tmp_path)
+    with opened(folder / "scene.vrt") as scene:
+        assert scene.descriptions == ("b",)
+        assert (scene.read(1) == ramp()).all()
 
 
 # --- values ---------------------------------------------------------------------------------
