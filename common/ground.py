@@ -202,7 +202,7 @@ def covered_share(raster, other) -> float:
 
     shares = [0.0]
     for one, base in ((raster, other), (other, raster)):
-        points = _outline_in(one, base)
+        points = outline_in(one, base)
         if points is None:
             continue
         outline = shapely.MultiPoint(points).convex_hull
@@ -212,7 +212,7 @@ def covered_share(raster, other) -> float:
     return max(shares)
 
 
-def _outline_in(raster, base) -> np.ndarray | None:
+def outline_in(raster, base) -> np.ndarray | None:
     """Points on the outline of a raster in the pixels of another, (P, 2); None without a place."""
     from pyproj import Transformer
     from pyproj.exceptions import ProjError

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Self
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -18,6 +18,7 @@ from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from common.coarsening import Place, largest_within, mean_count
 from common.errors import RasterError, require
 from common.ground import covered_share, pixel_sides
 from common.mask_options import Mask, MaskRule
@@ -25,6 +26,7 @@ from common.text import some_of
 
 VALID, CLOUD, FILL = 0, 1, 2  # what a pixel of a mask means; a buffer grows only clouds
 SQUARE = 1.01  # the longer side of a pixel that counts as square, in the shorter one's lengths
+LARGER = 1.02  # pixels of the mask in one of the scene: fewer are one, up to rounding
 WHOLE = 0.999  # a share of a scene that is all of it: half a pixel of a coarse mask may be missing
 
 
@@ -82,10 +84,22 @@ def extent_vrt(mask: rasterio.DatasetReader) -> str:
     return tostring(root, "unicode")
 
 
+def warped_onto(place, source: rasterio.DatasetReader) -> WarpedVRT:
+    """A raster on the pixels of a place, nearest neighbour, with what says where it has none."""
+    # nodata is looked up apart
+    return WarpedVRT(
+        source, crs=place.crs, transform=place.transform, width=place.width, height=place.height,
+        resampling=Resampling.nearest, src_nodata=None, nodata=None,
+        add_alpha=ColorInterp.alpha not in source.colorinterp, tolerance=0.125,
+    )  # fmt: skip
+
+
 @dataclass
 class MaskReader:
-    """A mask read onto the pixels of a scene, nearest neighbour.
+    """A mask read onto the pixels of a scene.
 
+    A pixel of the scene is what the nearest pixel of the mask is; where the mask has smaller ones,
+    all that lie in it count, since the scene's pixel holds a part of what each of them shows.
     What the mask declares as nodata is invalid, unless the rule names the value, and so is what a
     mask or an alpha band of its own masks; pixels beyond its edge are valid. The shares of both are
     counted over what was read. It is open from the start, and closed at the end of a ``with`` block,
@@ -118,11 +132,16 @@ class MaskReader:
         if problem:
             self.source.close()
             raise RasterError(f"The mask {self.name} {problem}")
-        self.warped = self.edge = self._warped(self.source)
+        place = self.place
+        self.warped = self.edge = warped_onto(place, self.source)
         self.opened = [self.warped, self.source]
+        self.own = None  # the mask on its own pixels, where these are smaller
+        if mean_count(place, self.source) > LARGER:
+            self.own = warped_onto(self.source, self.source)
+            self.opened.insert(0, self.own)
         if has_own_mask(self.source):  # which hides where the edge is
             extent = rasterio.open(extent_vrt(self.source))
-            self.edge = self._warped(extent)
+            self.edge = warped_onto(place, extent)
             self.opened = [self.edge, extent, *self.opened]
 
     def __enter__(self) -> Self:
@@ -131,16 +150,6 @@ class MaskReader:
     def __exit__(self, *exception) -> None:
         for dataset in self.opened:
             dataset.close()
-
-    def _warped(self, source: rasterio.DatasetReader) -> WarpedVRT:
-        """A raster on the scene's pixels, with what says where it has none."""
-        width, height = self.size
-        # nodata is looked up apart
-        return WarpedVRT(
-            source, crs=self.crs, transform=self.transform, width=width, height=height,
-            resampling=Resampling.nearest, src_nodata=None, nodata=None,
-            add_alpha=ColorInterp.alpha not in source.colorinterp, tolerance=0.125,
-        )  # fmt: skip
 
     def _problem(self) -> str | None:
         source = self.source
@@ -152,6 +161,11 @@ class MaskReader:
         if self.rule.bits and not kinds <= {"i", "u"}:
             return "does not hold whole numbers, which have bits; give --mask_values"
         return None
+
+    @property
+    def place(self) -> Place:
+        """The pixels of the scene."""
+        return Place(self.crs, self.transform, *self.size)
 
     @property
     def width(self) -> int:
@@ -199,25 +213,43 @@ class MaskReader:
     def _meaning(
         self, window: Window, out_shape: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What the pixels of a window mean, and which lie within the mask."""
+        """What the pixels of a window mean, and the centre of which lies within the mask."""
         where = {"window": window, "out_shape": out_shape}
         try:
             inside = self.edge.read_masks(1, **where) > 0
-            meaning = np.full(inside.shape, VALID, np.uint8)
-            for band in self.bands:
-                values = self.warped.read(band, **where)
-                found = classify(values, self.rule)
-                nodata = self.source.nodatavals[band - 1]
-                if nodata is not None and nodata not in self.rule.named:
-                    same = np.isnan(values) if math.isnan(nodata) else values == nodata
-                    found[same] = FILL
-                meaning = np.maximum(meaning, found)
-            if self.edge is not self.warped:
-                meaning[self.warped.read_masks(1, **where) == 0] = FILL
+            if self.own and out_shape is None:
+                return self._worst(window), inside
+            meaning = self._classified(self.warped, **where)
         except rasterio.errors.RasterioIOError as error:
             raise RasterError(f"Cannot read the mask {self.name}: {error}") from error
         meaning[~inside] = VALID
         return meaning, inside
+
+    def _classified(self, mask: WarpedVRT, **where) -> np.ndarray:
+        """What the pixels of a part of the mask mean, on whichever grid."""
+        found = [np.uint8(VALID)]
+        for band in self.bands:
+            values = mask.read(band, **where)
+            meaning = classify(values, self.rule)
+            nodata = self.source.nodatavals[band - 1]
+            if nodata is not None and nodata not in self.rule.named:
+                same = np.isnan(values) if math.isnan(nodata) else values == nodata
+                meaning[same] = FILL
+            found.append(meaning)
+        if self.edge is not self.warped:
+            hidden = mask.read_masks(1, **where) == 0
+            found.append(np.where(hidden, np.uint8(FILL), np.uint8(VALID)))
+        return reduce(np.maximum, found)
+
+    def _worst(self, window: Window) -> np.ndarray:
+        """What the pixels of a window mean where any of the mask's pixels in them counts."""
+
+        def kinds(part: Window) -> np.ndarray:
+            meaning = self._classified(self.own, window=part)
+            return np.stack([meaning == CLOUD, meaning == FILL]).astype(np.uint8)
+
+        cloud, fill = largest_within(kinds, self.source, self.place, window) > 0
+        return np.select([cloud, fill], [CLOUD, FILL], VALID).astype(np.uint8)
 
     def summary(self) -> MaskSummary:
         """What was found so far, which outlives the open file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import rasterio
 from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
+from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from common.errors import OptionError, RasterError
@@ -104,6 +106,86 @@ def test_a_mask_on_other_pixels_is_read_by_the_nearest(tmp_path):
     path = write_mask(tmp_path / "m.tif", pixels, 20)
     valid, _ = valid_pixels(path, MaskRule(values=(5, 10)))
     assert (valid == ~np.isin(np.kron(pixels, np.ones((2, 2))), (5, 10))).all()
+
+
+def worst(bad: np.ndarray, counts: float, first: float, size: int) -> np.ndarray:
+    """Which pixels of a scene hold a bad one, also in part, if each is as wide as so many.
+
+    The scene begins so many pixels right of the corner of the mask, and below.
+    """
+    ends = [first + counts * np.array([i, i + 1]) for i in range(size)]
+    sides = [slice(int(a + 1e-6), math.ceil(b - 1e-6)) for a, b in ends]
+    return np.array([[bad[rows, columns].any() for columns in sides] for rows in sides])
+
+
+@pytest.mark.parametrize("at_once", [2**22, 100, 1])
+@pytest.mark.parametrize(
+    "metres, first", [(5, 0), (4, 3), (3, 5.5), (0.7, 12), (0.1, 20), (9.5, 0.3)]
+)
+def test_all_of_the_smaller_pixels_of_a_mask_count(
+    tmp_path, monkeypatch, metres, first, at_once
+):
+    monkeypatch.setattr("common.coarsening.AT_ONCE", at_once)
+    rng = np.random.default_rng(3)
+    side = round(8 * 10 / metres + first + 30)
+    pixels = np.zeros((side, side), np.uint8)
+    pixels[tuple(rng.integers(0, side, (2, 30)))] = 1
+    pixels[tuple(rng.integers(0, side, (2, 5)))] = 2
+    shift = -first * metres, -first * metres
+    path = write_mask(tmp_path / "m.tif", pixels, metres, shift, nodata=2)
+    rule = MaskRule(values=(1,))
+    valid, _ = valid_pixels(path, rule)
+    assert (~valid == worst(pixels > 0, 10 / metres, first, 8)).all()
+    parts = [valid_pixels(path, rule, Window(x, 0, 3, 8))[0] for x in (0, 3, 5)]
+    assert (parts[2] == valid[:, 5:]).all()
+    assert (np.hstack(parts[:2]) == valid[:, :6]).all()
+    bits, _ = valid_pixels(path, MaskRule(bits=(0,)))
+    assert (~bits == worst(pixels > 0, 10 / metres, first, 8)).all()
+
+
+def test_smaller_pixels_of_a_mask_that_ends_within_the_scene(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[7, 0] = pixels[1, 1] = 1
+    path = write_mask(tmp_path / "m.tif", pixels, 5, (15, 0))
+    valid, counts = valid_pixels(path, MaskRule(values=(1,)))
+    assert np.argwhere(~valid).tolist() == [[0, 2], [3, 1]]
+    assert counts == {"pixels": 64, "masked": 2, "beyond": 48}
+
+
+def test_smaller_pixels_of_a_mask_in_another_crs(tmp_path):
+    rng = np.random.default_rng(4)
+    x, y = transform_points(UTM, "EPSG:4326", [700_000], [4_900_000])
+    place = from_origin(x[0] - 3e-4, y[0] + 2e-4, 2e-5, 2e-5)
+    pixels = (rng.random((80, 100)) < 0.003).astype(np.uint8)
+    path = write_mask(tmp_path / "m.tif", pixels, crs="EPSG:4326", transform=place)
+    valid, _ = valid_pixels(path, MaskRule(values=(1,)))
+    rows, columns = np.nonzero(pixels)
+    x, y = place * (columns + 0.5, rows + 0.5)
+    column, row = ~SCENE * tuple(
+        map(np.array, transform_points("EPSG:4326", UTM, x, y))
+    )
+    centres = np.zeros((8, 8), bool)
+    seen = (column > 0) & (column < 8) & (row > 0) & (row < 8)
+    centres[row[seen].astype(int), column[seen].astype(int)] = True
+    assert centres.any() and not valid[centres].any()
+    assert (~valid).sum() <= 2 * centres.sum()
+    halves = [
+        valid_pixels(path, MaskRule(values=(1,)), Window(0, t, 8, 4))[0] for t in (0, 4)
+    ]
+    assert (np.concatenate(halves) == valid).all()
+
+
+@pytest.mark.parametrize("kind", ["internal", "alpha"])
+def test_what_the_mask_of_a_finer_mask_hides_is_invalid_and_does_not_grow(
+    tmp_path, kind
+):
+    path = mask_within(tmp_path / "m.tif", kind, transform=SCENE * Affine.scale(0.5))
+    valid, counts = valid_pixels(path, MaskRule(values=(1,)))
+    assert np.argwhere(~valid).tolist() == [[0, 0], [0, 1], [1, 0]]
+    assert counts == {"pixels": 64, "masked": 3, "beyond": 60}
+    grown_too, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=1.0)
+    # the cloud of a pixel grows, also where fill is in it; fill alone does not
+    assert np.argwhere(~grown_too).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]]
 
 
 def test_a_mask_in_another_crs_is_read(tmp_path):

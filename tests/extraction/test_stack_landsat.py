@@ -81,6 +81,23 @@ def test_quality_bits_become_the_mask(oli, tmp_path):
         assert "bits 0, 1, 2, 3, 4" in scene.tags()["mask"]
 
 
+@pytest.mark.parametrize("metres, suffix", [(60, ".vrt"), (90, ".tif"), (45, ".tif")])
+def test_coarser_pixels_that_hold_a_cloud_are_masked(oli, tmp_path, metres, suffix):
+    target = tmp_path / f"scene{suffix}"
+    words = "--cloud_mask", "--resolution", metres, "--output", target
+    stacked("--input", oli, *words)
+    clear = np.ones((16, 16), bool)
+    clear[:, 0] = False
+    for place in (2, 4, 8, 10):
+        clear[place, place] = False
+    # in pixels of 15 m, of which all sides are multiples
+    clear, step = np.kron(clear, np.ones((2, 2), bool)), metres // 15
+    count = 32 // step
+    clear = clear[: count * step, : count * step].reshape(count, step, count, step)
+    with rasterio.open(target) as scene:
+        assert ((scene.dataset_mask() > 0) == clear.all(axis=(1, 3))).all()
+
+
 def test_a_buffer_does_not_grow_fill(oli, tmp_path):
     options = "--cloud_mask", "--mask_buffer", "60", "--output", tmp_path / "scene.vrt"
     stacked("--input", oli, *options)
