@@ -183,7 +183,7 @@ def test_what_the_mask_of_a_finer_mask_hides_is_invalid_and_does_not_grow(
     valid, counts = valid_pixels(path, MaskRule(values=(1,)))
     assert np.argwhere(~valid).tolist() == [[0, 0], [0, 1], [1, 0]]
     assert counts == {"pixels": 64, "masked": 3, "beyond": 60}
-    grown_too, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=1.0)
+    grown_too, _ = valid_pixels(path, MaskRule(values=(1,)), buffer=(1.0, 1.0))
     # the cloud of a pixel grows, also where fill is in it; fill alone does not
     assert np.argwhere(~grown_too).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]]
 
