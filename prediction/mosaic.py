@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, SubElement, indent, tostring
+from xml.etree.ElementTree import (
+    Element,
+    ParseError,
+    SubElement,
+    fromstring,
+    indent,
+    tostring,
+)
 
 import numpy as np
 import rasterio
@@ -34,55 +41,106 @@ def join_maps(tasks: Sequence[Task], names: Sequence[str]) -> None:
 
     Where maps overlap, the last one with a valid pixel counts. Maps on different pixel grids are
     not joined; a line says how. Those without a place on the ground are pictures of their own.
+    Maps of other runs stay in a mosaic that joins them already, and one that joins a map of this
+    run is written anew: that map may have changed.
 
     Args:
         tasks: All scenes, whichever job maps them.
         names: Of the classes.
     """
-    if len(tasks) < 2:
+    given = [task.output for task in tasks]
+    target = given[0].with_name(NAME)
+    former = maps_of_mosaic(target)
+    maps = maps_to_join(target, given, former)
+    if not maps:
         return
-    maps = [task.output for task in tasks]
-    target = maps[0].with_name(NAME)
-    if missing := sum(not path.is_file() for path in maps):
-        log.info("%s: not yet, %d of %d maps are missing", target, missing, len(maps))
-        return
-    if target.exists() and "CLASS_NAMES" not in target.read_text(errors="replace"):
+    if target.exists() and not former:
         log.warning("warning: %s is no mosaic of maps and stays as it is", target)
         return
     with open_raster(maps[0]) as first:
-        if first.transform.is_identity:
+        if first.transform.is_identity and not former:
             return
         extents = extents_on_grid(first, maps)
-        if extents is None:
-            remove_mosaic(target)
-            epsg = first.crs.to_epsg() if first.crs else None
-            log.info(
-                "%s: not written, the maps lie on different pixel grids; one raster of them: "
-                "gdalwarp -t_srs EPSG:%s %s %s", target, epsg or "...",
-                target.with_name("*_prediction.tif"), target.with_suffix(".tif"),
-            )  # fmt: skip
-            return
-        if not hold_the_same(maps):
-            remove_mosaic(target)
-            log.warning(
-                "warning: %s: not written, since the maps hold other values for the classes than "
-                "%s, as of --write_codes; make all of them anew alike, with --overwrite",
-                target, maps[0],
-            )  # fmt: skip
+        if extents is None or not hold_the_same(maps):
+            others = any(path.is_file() for path in former)
+            stays = others and not set(given) & set(former)
+            leave_unjoined(target, first, stays, on_one_grid=extents is not None)
             return
         root = describe_mosaic(first, maps, extents, names)
     indent(root)
     present = tostring(root, encoding="utf-8")
-    former = target.read_bytes() if target.exists() else None
+    before = target.read_bytes() if target.exists() else None
     with atomic_write(target) as part:
         part.write_bytes(present)
     log.info("%s joins %d maps", target, len(maps))
-    warn_of_other_runs(target, tasks)
+    warn_of_other_runs(target, maps)
     style = target.with_suffix(".qml")
-    if not style.exists() or former not in (None, present):
+    if not style.exists() or before not in (None, present):
         draw_mosaic(style, maps, names)
-    elif former is None:
+    elif before is None:
         log.warning("warning: %s is no style of %s and stays as it is", style, NAME)
+
+
+def maps_of_mosaic(target: Path) -> list[Path]:
+    """The maps that a mosaic of ours joins, from the lowest to that on top; none of another."""
+    try:
+        text = target.read_text(encoding="utf-8", errors="replace")
+        sources = fromstring(text).iter("SourceFilename")
+    except (FileNotFoundError, ParseError):
+        return []
+    names = [source.text or "" for source in sources]
+    return [target.parent / name for name in names if "CLASS_NAMES" in text]
+
+
+def maps_to_join(
+    target: Path, given: Sequence[Path], former: Sequence[Path]
+) -> list[Path]:
+    """The maps of a mosaic, from the lowest to that on top; none where none is due.
+
+    Args:
+        target: The mosaic.
+        given: The maps of all scenes of a run.
+        former: Those that are joined by the mosaic that is there.
+    """
+    listed = [path for path in former if path.is_file()]
+    if missing := sum(not path.is_file() for path in given):
+        log.info("%s: not yet, %d of %d maps are missing", target, missing, len(given))
+    if missing or len(given) < 2:
+        return listed if set(given) & set(former) else []
+    if set(listed) <= set(given):
+        return list(given)
+    return list(dict.fromkeys([*listed, *given]))
+
+
+def leave_unjoined(
+    target: Path, first: rasterio.DatasetReader, stays: bool, on_one_grid: bool
+) -> None:
+    """Say why maps are not joined, and what becomes of the former mosaic.
+
+    Args:
+        target: The mosaic.
+        first: The first map.
+        stays: Whether the former mosaic is of other maps alone; else it is removed.
+        on_one_grid: Whether the maps lie on one pixel grid, and so hold different values.
+    """
+    fate = "removed" if target.exists() else "not written"
+    if stays:
+        fate = "stays as it is, without the maps of this run"
+    else:
+        remove_mosaic(target)
+    if on_one_grid:
+        log.warning(
+            "warning: %s: %s, since the maps hold other values for the classes than %s, as of "
+            "--write_codes; make all of them anew alike, with --overwrite",
+            target, fate, first.name,
+        )  # fmt: skip
+        return
+    epsg = first.crs.to_epsg() if first.crs else None
+    log.info(
+        "%s: %s, since the maps lie on different pixel grids; one raster of them: "
+        "gdalwarp -t_srs EPSG:%s %s %s", target, fate, epsg or "...",
+        target.with_name("*_prediction.tif"), target.with_suffix(".tif"),
+    )  # fmt: skip
 
 
 def remove_mosaic(target: Path) -> None:
@@ -93,11 +151,11 @@ def remove_mosaic(target: Path) -> None:
 
 
 def hold_the_same(maps: Sequence[Path]) -> bool:
-    """Whether all maps hold numbers of classes, or the same codes."""
+    """Whether all maps hold numbers of classes, or the same codes, in values of one type."""
     found = set()
     for path in maps:
         with open_raster(path) as one:
-            found.add(one.tags().get(VALUES_TAG))
+            found.add((one.tags().get(VALUES_TAG), one.dtypes[0], one.nodata))
     return len(found) == 1
 
 
@@ -127,9 +185,9 @@ def legend_of(path: Path) -> tuple[tuple, tuple, tuple]:
     return tuple(classes), names, tuple(table[value] for value in classes)
 
 
-def warn_of_other_runs(target: Path, tasks: Sequence[Task]) -> None:
+def warn_of_other_runs(target: Path, maps: Sequence[Path]) -> None:
     """Warn, in one line, where joined maps were made with different windows or models."""
-    runs = [(task.output.name, recorded_run(task, finished=True)) for task in tasks]
+    runs = [(one.name, recorded_run(Task("", one), finished=True)) for one in maps]
     made = [
         (name, run.get("options", {}).get("patch_size"), run.get("models", []))
         for name, run in runs

@@ -6,10 +6,12 @@ from itertools import chain
 from pathlib import Path
 from shutil import copy2
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
-from prediction_helpers import TRANSFORM, noise, read_map, run, write_scene
+import shapely
+from prediction_helpers import CRS, TRANSFORM, noise, read_map, run, write_scene
 
 from prediction.tasks import Task, tasks_of_part
 
@@ -138,6 +140,75 @@ def test_a_single_scene_has_no_mosaic(land, tmp_path, output, capsys):
     assert run(land.path, tmp_path / "scenes", output) == 0
     assert not (output / "mosaic.vrt").exists()
     assert "mosaic" not in capsys.readouterr().err
+
+
+# --- mosaic.vrt of maps of several runs ------------------------------------------------------
+
+
+def test_the_mosaic_of_a_map_that_is_made_anew_alone_is_made_anew_too(
+    land, tmp_path, output, capsys
+):
+    scenes, _ = tiles(tmp_path)
+    assert run(land.path, scenes, output) == 0
+    before = read_map(output / "mosaic.vrt")
+    corner = shapely.box(*TRANSFORM * (10, 30), *TRANSFORM * (40, 20))
+    area = tmp_path / "area.gpkg"
+    geopandas.GeoDataFrame(geometry=[corner], crs=CRS).to_file(area)
+    options = ("--area", str(area), "--overwrite")
+    assert run(land.path, scenes[0], output, *options) == 0
+    assert "mosaic.vrt joins 4 maps" in capsys.readouterr().err
+    expected = before.copy()
+    expected[:50, :64] = 255
+    expected[20:30, 10:40] = before[20:30, 10:40]
+    expected[40:, 60:] = before[40:, 60:]  # of the last, which lies on top
+    found = read_map(output / "mosaic.vrt")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_mosaic_whose_maps_no_longer_fit_is_removed_with_a_line(
+    land, tmp_path, output, capsys
+):
+    scenes, _ = tiles(tmp_path)
+    assert run(land.path, scenes, output) == 0
+    scenes, _ = tiles(tmp_path, rows=0.5)
+    assert run(land.path, scenes[1], output, "--overwrite") == 0
+    assert "mosaic.vrt: removed, since the maps lie" in capsys.readouterr().err
+    assert not list(output.glob("mosaic.*"))
+
+
+def test_maps_of_an_earlier_run_stay_in_the_mosaic(land, tmp_path, output, capsys):
+    scenes, _ = tiles(tmp_path)
+    assert run(land.path, scenes, tmp_path / "at_once") == 0
+    assert run(land.path, scenes[:2], output) == 0
+    assert run(land.path, scenes[2:], output) == 0
+    assert "mosaic.vrt joins 4 maps" in capsys.readouterr().err
+    at_once, joined = (
+        read_map(folder / "mosaic.vrt") for folder in (tmp_path / "at_once", output)
+    )
+    np.testing.assert_array_equal(joined, at_once)
+    # one that is no longer there is left out
+    (output / "tile0_prediction.tif").unlink()
+    assert run(land.path, scenes[2:], output, "--resume") == 0
+    assert "mosaic.vrt joins 3 maps" in capsys.readouterr().err
+
+
+def test_a_mosaic_stays_where_the_maps_of_a_later_run_do_not_fit(
+    land, tmp_path, output, capsys
+):
+    scenes, _ = tiles(tmp_path)
+    assert run(land.path, scenes[:2], output) == 0
+    before = (output / "mosaic.vrt").read_bytes()
+    moved = TRANSFORM * TRANSFORM.translation(0.5, 200)
+    others = [
+        write_scene(tmp_path / f"{n}.tif", noise(40, 40), transform=moved) for n in "ab"
+    ]
+    assert run(land.path, others, output) == 0
+    line = (
+        "mosaic.vrt: stays as it is, without the maps of this run, since the maps lie"
+    )
+    assert line in capsys.readouterr().err
+    assert (output / "mosaic.vrt").read_bytes() == before
+    assert (output / "mosaic.qml").exists()
 
 
 # --- --part ----------------------------------------------------------------------------------
