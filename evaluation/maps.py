@@ -190,7 +190,15 @@ def open_confidence(path: str, raster) -> Iterator[Source | None]:
         yield None
         return
     _, statistics = statistics_of_map(path)
-    if ((statistics or {}).get("settings") or {}).get("sieve"):
+    settings = (statistics or {}).get("settings") or {}
+    if settings.get("save_confidence") is False:
+        log.info(
+            "%s is of an earlier map, by its statistics: no calibration is computed",
+            beside,
+        )
+        yield None
+        return
+    if settings.get("sieve"):
         log.info(
             "%s is of the classes before --sieve: no calibration is computed", beside
         )

@@ -13,6 +13,7 @@ from prediction.jobs import SceneJob, count_pieces, warn_of_scenes
 from prediction.layers import list_layers, style_endings
 from prediction.precision import choose_precision
 from prediction.products import (
+    former_files,
     known_products,
     product_key,
     product_paths,
@@ -83,7 +84,8 @@ def make_manifest(job: SceneJob) -> tuple[dict, bool]:
         # those that are there may be replaced, also by the run that resumes this one
         "products": {product_key(job.task, path): None for path in there},
     }
-    return run, False
+    former = former_files(job) if job.config.overwrite else []
+    return run | ({"former": former} if former else {}), False
 
 
 def load_manifest(job: SceneJob) -> tuple[dict, bool] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,12 @@ from prediction.jobs import SceneJob
 from prediction.mapfiles import draw_quicklook
 from prediction.settings import PredictionConfig
 from prediction.suggestions import write_suggestions
-from prediction.tasks import Task
+from prediction.tasks import FURTHER_LAYERS, Task, recorded_run
+
+log = logging.getLogger("semanticseg4eo")
+
+# a layer's file, its style, and what GDAL keeps beside it
+OF_A_LAYER = ".tif", ".qml", ".tif.aux.xml", ".tif.ovr", ".tif.msk"
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,35 @@ def product_paths(task: Task, config: PredictionConfig) -> list[Path]:
     polygons = [task.polygons] if task.polygons else []
     suggested = [suggestions_path(task)] * bool(config.suggest)
     return polygons + suggested + [task.beside("_quicklook.png")] * config.quicklook
+
+
+def former_files(job: SceneJob) -> list[str]:
+    """What lies beside a map that is replaced and the new one does not have, by ``product_key``.
+
+    The layers, picture and cells of its name, and polygons that its statistics list.
+    """
+    task, run = job.task, recorded_run(job.task, finished=True) or {}
+    gone = [name for name in FURTHER_LAYERS if name not in job.layers]
+    files = [task.beside(f"_{name}{more}") for name in gone for more in OF_A_LAYER]
+    files += [task.beside("_quicklook.png"), suggestions_path(task)]
+    made = [key for key, origin in known_products(task, run).items() if origin]
+    found = dict.fromkeys([*(product_key(task, path) for path in files), *made])
+    kept = {product_key(task, path) for path in product_paths(task, job.config)}
+    return [key for key in found.keys() - kept if (task.output.parent / key).is_file()]
+
+
+def remove_former(job: SceneJob) -> None:
+    """Remove ``former_files`` when the new map is there, but for polygons of another name."""
+    task, stem = job.task, job.task.output.stem
+    for key in sorted(job.run.pop("former", ())):
+        path = task.output.parent / key
+        if path.stem == stem or path.name.startswith(f"{stem}_"):
+            path.unlink(missing_ok=True)
+        elif path.is_file():
+            log.warning(
+                "warning: %s is of the former %s, not of the new one; remove it",
+                path, task.output,
+            )  # fmt: skip
 
 
 def suggestions_path(task: Task) -> Path:

@@ -44,7 +44,12 @@ from prediction.layers import compute_layers, mask_layers
 from prediction.manifest import make_manifest, require_new
 from prediction.mapfiles import MapWriter, missing_styles, open_outputs
 from prediction.mosaic import join_maps
-from prediction.products import known_products, make_products, missing_products
+from prediction.products import (
+    known_products,
+    make_products,
+    missing_products,
+    remove_former,
+)
 from prediction.reader import READ_AT_A_TIME, SceneReader, read_row_blocks
 from prediction.rowstore import RowStore, StoredPart, read_journal
 from prediction.settings import SCARCE, PredictionConfig
@@ -208,6 +213,7 @@ def unfinished_map(task: Task, group: ProcessGroup) -> Iterator[None]:
 def write_report(job: SceneJob, statistics: Statistics) -> dict:
     """Write the statistics of finished maps, then what is made from these; the statistics."""
     task = job.task
+    remove_former(job)
     if not statistics.pixels.any():
         log.warning(
             "warning: %s has no valid pixel, so its map is nodata alone; is its nodata value right?%s",

@@ -49,7 +49,7 @@ def recorded_run(task: Task, finished: bool = False) -> dict | None:
     """The ``run`` that a map was made by, or is being made by unless it must be ``finished``."""
     files = [] if finished else [task.partial / "run.json"]
     for path in (*files, task.beside("_statistics.json")):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError):  # of another program
             stored = json.loads(path.read_text())
             return stored.get("run", stored)
     return None

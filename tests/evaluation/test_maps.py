@@ -327,6 +327,14 @@ def test_confidence_beside_the_map_is_compared_with_accuracy(tmp_path):
     sieved = json.loads((tmp_path / "sieved" / "evaluation.json").read_text())
     assert "calibration" not in sieved
 
+    # nor is that of an earlier map, beside one that has none
+    statistics.write_text(json.dumps({"settings": {"save_confidence": False}}))
+    words = "--map", made, "--label", label, "--output", tmp_path / "earlier"
+    status, _, err = run(*words)
+    assert status == 0 and "map_confidence.tif is of an earlier map" in err
+    earlier = json.loads((tmp_path / "earlier" / "evaluation.json").read_text())
+    assert "calibration" not in earlier
+
     statistics.write_text(json.dumps({"settings": {"sieve": None}}))
     write_raster(tmp_path / "map_confidence.tif", confidence[1:], -1)
     status, _, err = run(

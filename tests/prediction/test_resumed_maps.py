@@ -103,6 +103,31 @@ def test_with_overwrite_an_unfinished_map_is_dropped_and_that_is_reported(
     assert ".map.tif-partial is dropped" in capsys.readouterr().err
 
 
+def test_what_a_replaced_map_had_beside_it_goes_with_it(
+    spatial, tall_scene, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "out"
+    output, foreign = folder / "map.tif", folder / "areas.gpkg"
+    options = (*EVERYTHING, "--quicklook", "--suggest", "1", "--cell_size", "32")
+    areas = ("--polygons", str(folder / "map.gpkg"))
+    assert run(spatial, tall_scene, output, *options, *areas) == 0
+    assert run(spatial, tall_scene, output, "--resume", *options, "--polygons", str(foreign)) == 0  # fmt: skip
+    mine = [folder / name for name in ("map_notes.tif", "map_evaluation.json")]
+    for path in mine:
+        path.write_bytes(b"mine")
+    before = outcome(folder)
+    # it all stays until the new map is there, also where that is resumed
+    keeping = ("--save_uncertainty", "--overwrite")
+    left_unfinished(spatial, tall_scene, output, monkeypatch, *keeping)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert run(spatial, tall_scene, output, "--save_uncertainty", "--resume") == 0
+    plain = {"map.tif", "map.tif.aux.xml", "map.qml", "map_statistics.json"}
+    more = {"map_uncertainty.tif", "map_uncertainty.qml", foreign.name}
+    assert outcome(folder).keys() == plain | more | {path.name for path in mine}
+    line = f"warning: {foreign} is of the former {output}, not of the new one"
+    assert line in capsys.readouterr().err
+
+
 OTHER_OPTIONS = {
     "bands": ("1,2,3",),
     "nodata": ("7",),
