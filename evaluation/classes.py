@@ -62,6 +62,8 @@ def pair_classes(
 ) -> Pairing:
     """Which classes are the same: those of equal names, else those of equal numbers.
 
+    Where neither side has names, what stands for them are numbers of two kinds, and no names.
+
     Args:
         mapped: Of the map.
         label: Of the labels, whose values are the numbers that they are read as.
@@ -77,7 +79,8 @@ def pair_classes(
     ):  # they differ by case alone
         plain = [mapped.names, label.names]
     kind, ours, theirs = "name", *plain
-    if not set(ours) & set(theirs):
+    unnamed = not (mapped.named or label.named)
+    if unnamed or not set(ours) & set(theirs):
         if mapped.named and label.named:
             raise DatasetError(
                 f"The map's classes ({_listed(mapped.names)}) and those of the labels "

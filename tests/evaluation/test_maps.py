@@ -90,6 +90,29 @@ def test_classes_meet_by_number_where_one_side_has_no_names(tmp_path):
     assert report["only_in_labels"] == report["only_in_map"] == []
 
 
+@pytest.mark.parametrize("codes", [[1, 2, 5], [2, 0, 1], [11, 12, 13]])
+def test_a_map_of_numbers_and_labels_without_names_meet_by_place(tmp_path, codes):
+    _, truth = random_pair()
+    made = write_map(tmp_path / "map.tif", truth, names=None)
+    values = ("--label_values", ",".join(map(str, codes)))
+    label = write_raster(tmp_path / "label.tif", np.array(codes, np.uint8)[truth])
+    report = evaluate(tmp_path, "--map", made, "--label", label, *values)
+    assert report["classes_met_by"] == "number" and report["overall_accuracy"] == 1
+    of_codes = write_map(tmp_path / "codes.tif", np.array(codes)[truth], names=None)
+    words = ("--map", of_codes, "--label", label)
+    for more in (values, ()) if codes != [2, 0, 1] else ((),):
+        assert evaluate(tmp_path, *words, *more)["overall_accuracy"] == 1
+
+
+def test_labels_without_names_meet_classes_that_are_called_by_their_codes(tmp_path):
+    _, truth = random_pair()
+    made = write_map(tmp_path / "map.tif", truth, names=["1", "2", "5"])
+    label = write_raster(tmp_path / "label.tif", np.array([1, 2, 5], np.uint8)[truth])
+    for more in ((), ("--label_values", "1,2,5")):
+        report = evaluate(tmp_path, "--map", made, "--label", label, *more)
+        assert report["overall_accuracy"] == 1
+
+
 def test_what_only_one_side_has_counts_as_missed_or_false(tmp_path):
     guess, truth = random_pair()
     tags = class_name_tags(["water", "forest", "rock"])
