@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class Labelled(NamedTuple):
 
     strata: np.ndarray  # (n,) place in ``stratum_names``
     stratum_names: list[str]
-    sizes: np.ndarray  # (H,) pixels, by the weights of all points
+    sizes: np.ndarray  # (H,) pixels, by the weights of all points or as noted
     mapped: np.ndarray  # (n,) class of the map, -1 of none
     reference: np.ndarray  # (n,) place in ``names``, -1 where there is none
     names: list[str]  # the map's classes, then those of references alone
@@ -191,6 +192,10 @@ def read_sample(config: EvaluationConfig, raster, mapped: Classes) -> Labelled:
     stratum_names = list(dict.fromkeys(table["stratum"].astype(str)))
     strata = table["stratum"].astype(str).map(stratum_names.index).to_numpy()
     sizes = np.round(np.bincount(strata, weight)).astype(np.int64)
+    noted = noted_of(config.label).get("STRATA", "{}")
+    without = {n: c for n, c in json.loads(noted).items() if n not in stratum_names}
+    stratum_names += without  # that got no point
+    sizes = np.array([*sizes, *without.values()], np.int64)
     plain = [name.casefold() for name in mapped.names]
     if {name.casefold() for name in stratum_names} <= set(plain):  # in the map's order
         order = np.array([plain.index(name.casefold()) for name in stratum_names])
@@ -288,14 +293,17 @@ def by_class(labelled: Labelled, names: Sequence[str], pixels: np.ndarray) -> bo
 
 def sampled_area(source: str) -> float | None:
     """The hectares of the map that a sample was drawn from, which its file notes, or None."""
+    noted = noted_of(source)
+    return float(noted["HECTARES"]) if "HECTARES" in noted else None
+
+
+def noted_of(source: str) -> dict[str, str]:
+    """What the file of a sample notes of the map that it was drawn from."""
     from pyogrio import read_info
 
     file, layer = file_and_layer(source)
-    noted = (
-        read_info(file, **({"layer": layer} if layer else {})).get("layer_metadata")
-        or {}
-    )
-    return float(noted["HECTARES"]) if "HECTARES" in noted else None
+    info = read_info(file, **({"layer": layer} if layer else {}))
+    return info.get("layer_metadata") or {}
 
 
 COLUMNS = ("share", "area_ha", "users_accuracy", "producers_accuracy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -20,7 +21,7 @@ from common.ground import pixel_areas
 from common.labels import require_one_band
 from common.rasters import Source, open_raster, require_georeference
 from common.styles import DOCTYPE, QGIS
-from common.text import aligned_table
+from common.text import aligned_table, listed
 from common.vectors import write_layer
 from evaluation.classes import Classes
 from evaluation.reading import classes_of_map, progress, read_guess, row_strips
@@ -174,8 +175,15 @@ def make_sample(config: EvaluationConfig) -> str:
             log.info(
                 "%d points, not %d: %s", drawn.sum(), config.sample, _why(config, drawn)
             )
+        if empty := [mapped.names[number] for number in there if not drawn[number]]:
+            log.warning(
+                "warning: no point lies in %s, so areas and overall accuracy cannot be estimated; "
+                "give more points, or a larger --min_per_class", listed(empty),
+            )  # fmt: skip
         points = draw_points(raster, mapped, pixels, drawn, config.seed)
         metadata = {"MAP": Path(config.map).name, "SEED": str(config.seed)}
+        strata = {mapped.names[number]: int(pixels[number]) for number in there}
+        metadata["STRATA"] = json.dumps(strata)
         if hectares is not None:
             metadata["HECTARES"] = repr(float(hectares.sum()))
         table = sample_table(

@@ -369,6 +369,29 @@ def test_the_sample_of_one_map_judges_another(scene, tmp_path):
     assert "areas are shares" in err
 
 
+def test_a_class_that_got_no_point_leaves_unknown_what_depends_on_it(tmp_path):
+    guess = np.random.default_rng(0).integers(0, 2, (60, 50)).astype(np.uint8)
+    guess[0, :8] = 2  # the town
+    scene = write_map(tmp_path / "map.tif", guess), guess, guess
+    words = "--sample", 40, "--min_per_class", 0
+    table, _, err = sample(scene, tmp_path / "s.gpkg", *words)
+    assert "warning: no point lies in town" in err
+    assert "town" not in set(table["stratum"])
+    noted = pyogrio.read_info(tmp_path / "s.gpkg", layer="sample")["layer_metadata"]
+    table["reference"] = table["stratum"]
+    file = tmp_path / "filled.gpkg"
+    table.to_file(file, layer="sample", driver="GPKG", layer_metadata=noted)
+    report, _, err = estimates(scene, file, tmp_path / "out")
+    assert "were points removed" not in err
+    assert report["strata_with_few_points"] == ["town"]
+    assert report["per_stratum"][2] == {"name": "town", "pixels": 8, "points": 0}
+    assert report["overall_accuracy"]["value"] is None
+    for entry in report["per_class"]:
+        assert entry["area_ha"]["value"] is entry["share"]["value"] is None
+        right = None if entry["name"] == "town" else 1
+        assert entry["users_accuracy"]["value"] == right
+
+
 def test_removed_points_are_reported(scene, tmp_path):
     table, *_ = sample(scene, tmp_path / "s.gpkg", "--sample", 200)
     filled = fill(scene, table, tmp_path / "filled.gpkg")
