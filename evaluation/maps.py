@@ -78,13 +78,7 @@ def compare(config: EvaluationConfig) -> tuple[dict, Comparison]:
     Raises:
         SegmentationError: They cannot be compared.
     """
-    with (
-        open_raster(config.map) as raster,
-        open_label(config.label, raster, config) as label,
-    ):
-        require_one_band(raster)
-        if Path(config.label).suffix.lower() not in PICTURES:
-            require_georeference(raster)
+    with open_both(config) as (raster, label):
         for line in filter(None, label.advice()):
             log.info(line)
         mapped = classes_of_map(raster)
@@ -117,6 +111,23 @@ def compare(config: EvaluationConfig) -> tuple[dict, Comparison]:
         "block_size_metres": None if metres is None else side * metres,
     }
     return report | measures(found, metres, config.seed), found
+
+
+@contextmanager
+def open_both(
+    config: EvaluationConfig,
+) -> Iterator[tuple[rasterio.DatasetReader, Label]]:
+    """The map and, on its pixels, its labels.
+
+    Raises:
+        SegmentationError: They cannot be used, or labels need the place of a map that has none.
+    """
+    with open_raster(config.map) as raster:
+        require_one_band(raster)
+        if Path(config.label).suffix.lower() not in PICTURES:
+            require_georeference(raster)
+        with open_label(config.label, raster, config) as label:
+            yield raster, label
 
 
 def measures(found: Comparison, metres: float | None, seed: int) -> dict:

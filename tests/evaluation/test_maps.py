@@ -12,6 +12,7 @@ import rasterio
 import shapely
 from helpers import CRS, ORIGIN, PIXEL, cell, patch_everywhere, write_raster
 from map_helpers import NAMES, centre, evaluate, random_pair, run, write_map
+from rasterio.control import GroundControlPoint
 from sklearn import metrics
 
 from common.labels import class_name_tags
@@ -140,6 +141,36 @@ def test_labels_that_share_no_value_with_the_map_are_refused(tmp_path):
         "where the extraction had --label_values, the labels need the same here" in err
     )
     assert "95 % intervals: overall accuracy [" in out
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".csv", ".tif"])
+def test_a_map_without_a_place_on_the_ground_is_refused_in_a_line(tmp_path, suffix):
+    guess, truth = random_pair()
+    label = tmp_path / f"label{suffix}"
+    if suffix == ".gpkg":
+        box = shapely.box(*centre(20, 5), *centre(5, 20))
+        table = geopandas.GeoDataFrame({"kind": ["water"]}, geometry=[box], crs=CRS)
+        table.to_file(label)
+    elif suffix == ".csv":
+        label.write_text("lon,lat,kind\n9,50,water\n")
+    else:
+        write_raster(label, truth, 255)
+    column = () if suffix == ".tif" else ("--label_column", "kind")
+    made = tmp_path / "map.tif"
+    write_map(made, guess, crs=None)
+    words = "--map", made, "--label", label, *column, "--output", tmp_path / "o"
+    status, _, err = run(*words)
+    assert status == 1 and f"{made} has no CRS; assign one" in err
+    assert "Traceback" not in err
+    corners = [(0, 0), (0, 60), (40, 0), (40, 60)]
+    points = [GroundControlPoint(r, c, 9 + c / 1e3, 50 - r / 1e3) for r, c in corners]
+    with rasterio.open(made) as file:
+        pixels, profile = file.read(), file.profile
+    profile |= {"gcps": points, "crs": "EPSG:4326", "transform": None}
+    with rasterio.open(made, "w", **profile) as file:
+        file.write(pixels)
+    status, _, err = run(*words)
+    assert status == 1 and "put it on the ground first (gdalwarp" in err
 
 
 def test_a_scene_in_the_place_of_a_map_is_refused_as_no_map(tmp_path):
