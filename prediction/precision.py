@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from common.devices import native_precisions, shared_threads
 from common.machine import bounded_map
 from common.windows import window_within
+from prediction.area import whole_scene
 from prediction.blending import reflect_beyond
 from prediction.jobs import SceneJob, count_workers
 from prediction.layers import classify
@@ -44,9 +46,11 @@ def choose_precision(job: SceneJob) -> str:
     """The precision of ``--precision auto`` for a scene.
 
     The first that the hardware computes natively and in which the classes of some windows stay as
-    in float32; scenes of a few windows are not worth the trial.
+    in float32; scenes of a few windows are not worth the trial. A part of a scene gets that of the
+    whole.
     """
     config, models = job.config, job.models
+    job = replace(job, area=whole_scene(job.scene))
     native = native_precisions(models.device)
     few = len(job.windows) < 5 * PROBES
     if not native or few:

@@ -111,7 +111,9 @@ def try_windows(tasks: Sequence[Task], config: PredictionConfig, models: Models)
         return given or SIZES[0]
     # a training on larger patches than all of these is its own last resort
     sizes = [given] if given else [s for s in SIZES if s > trained] or [SIZES[0]]
-    trial = replace(config, patch_size=max(*SIZES, *sizes, trained), overlap=None)
+    largest = max(*SIZES, *sizes, trained)
+    # that of a part of a scene is the window of the whole
+    trial = replace(config, patch_size=largest, overlap=None, area=None)
     for task in tasks:
         with ExitStack() as stack:
             stack.enter_context(suppress(SegmentationError, OSError))

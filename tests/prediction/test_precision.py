@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from helpers import interrupt, patch_everywhere
 from prediction_helpers import (
+    CRS,
+    TRANSFORM,
     confidence_of,
     make_model,
     noise,
@@ -117,6 +121,21 @@ def test_auto_makes_no_trial_for_a_few_windows(
     assert run(land.path, scene, output, "--precision", "auto") == 0
     assert precision_of(output) == "fp32"
     assert sum(shape[0] for shape in batches) == 4
+
+
+def test_a_part_of_a_scene_gets_the_precision_of_the_whole(land, tmp_path, monkeypatch):
+    patch_everywhere(
+        monkeypatch, "common.devices.native_precisions", lambda device: ["bf16"]
+    )
+    pixels = np.where(noise(200, 200) > 5000, 9000, 2000).astype(np.uint16)
+    scene = write_scene(tmp_path / "scene.tif", pixels)
+    (left, top), (right, bottom) = TRANSFORM * (70, 40), TRANSFORM * (90, 60)
+    shapes = [shapely.box(left, bottom, right, top)]
+    area = tmp_path / "area.gpkg"
+    geopandas.GeoDataFrame(geometry=shapes, crs=CRS).to_file(area)
+    options = ("--precision", "auto", "--area", str(area))
+    assert run(land.path, scene, tmp_path / "map.tif", *options) == 0
+    assert precision_of(tmp_path / "map.tif") == "bf16"
 
 
 def test_auto_makes_its_trial_where_pixels_are_valid(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
+import shapely
 import torch
 from helpers import interrupt, patch_everywhere
 from prediction_helpers import (
+    CRS,
     EVERYTHING,
+    TRANSFORM,
     make_pixel_model,
     noise,
     outcome,
@@ -176,6 +180,18 @@ def test_a_scene_of_few_windows_gets_the_size_of_the_training(
     assert predict(trained(32, 32), scene, tmp_path / "map.tif") == 0
     assert window_of(tmp_path / "map.tif") == 32
     assert {shape[2:] for shape in batches} == {(32, 32)}  # and no trial
+
+
+def test_a_part_of_a_scene_gets_the_window_of_the_whole(
+    trained, wide, small_sizes, tmp_path
+):
+    (left, top), (right, bottom) = TRANSFORM * (90, 100), TRANSFORM * (130, 120)
+    shapes = [shapely.box(left, bottom, right, top)]
+    area = tmp_path / "area.gpkg"
+    geopandas.GeoDataFrame(geometry=shapes, crs=CRS).to_file(area)
+    output = tmp_path / "map.tif"
+    assert predict(trained(32, 32), wide, output, "--area", area) == 0
+    assert window_of(output) == 96
 
 
 @fault(56)
