@@ -73,6 +73,11 @@ def pair_classes(
     Raises:
         DatasetError: Both have names, and not one in common; or there are too many.
     """
+    if len(mapped.names) > MOST_CLASSES:
+        raise DatasetError(
+            f"The map has {len(mapped.names)} classes; one of more than {MOST_CLASSES} cannot be "
+            "compared with labels, but a sample of it can be drawn (--sample)"
+        )
     plain = [_plain_names(classes.names) for classes in (mapped, label)]
     if any(
         len(set(names)) < len(names) for names in plain

@@ -70,6 +70,7 @@ def classes_of_map(raster: rasterio.DatasetReader) -> Classes:
             lambda window: read_label(source, MISSING, window),
             raster,
             "reading the map",
+            f"{raster.name} holds more than {MOST_CLASSES} values; is it a map of classes?",
         )
     )
 
@@ -99,22 +100,23 @@ def classes_of_label(label: Label, raster) -> tuple[Classes, list[int] | None]:
     if stored is None:
         stored = Classes.numbered(
             _values_of(
-                lambda window: read_numbers(label, window), raster, "reading labels"
+                lambda window: read_numbers(label, window),
+                raster,
+                "reading labels",
+                f"{label.source} holds more than {MOST_CLASSES} values; is it a raster of classes? "
+                "name those that count in --label_values",
             )
         )
     return stored, None
 
 
-def _values_of(read, raster, what: str) -> set[int]:
-    """The values that a raster or its labels hold."""
+def _values_of(read, raster, what: str, too_many: str) -> set[int]:
+    """The values that a raster or its labels hold; ``too_many`` is the error where they do."""
     found: set[int] = set()
     for window, _ in progress(list(row_strips(*raster.shape, 1, 0)), what):
         found |= set(np.unique(read(window)).tolist()) - {MISSING}
         if len(found) > MOST_CLASSES:
-            raise DatasetError(
-                f"{raster.name} and its labels: one of them holds more than {MOST_CLASSES} values; "
-                "are both rasters of classes? name those of the labels in --label_values"
-            )
+            raise DatasetError(too_many)
     return found
 
 

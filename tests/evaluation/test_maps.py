@@ -182,6 +182,24 @@ def test_a_scene_in_the_place_of_a_map_is_refused_as_no_map(tmp_path):
     assert "s.tif has 4 bands; a label or a class map has one" in err
 
 
+def test_more_classes_than_can_be_compared_are_refused_by_whose_they_are(tmp_path):
+    pixels = np.arange(2400).reshape(40, 60) % 300
+    many = write_raster(tmp_path / "many.tif", pixels.astype(np.uint16), 65535)
+    guess, _ = random_pair()
+    few = write_map(tmp_path / "few.tif", guess)
+    words = "--output", tmp_path / "o"
+    _, _, err = run("--map", many, "--label", few, *words)
+    assert f"{many} holds more than 255 values; is it a map of classes?" in err
+    _, _, err = run("--map", few, "--label", many, *words)
+    assert f"{many} holds more than 255 values" in err and "--label_values" in err
+    with rasterio.open(many, "r+") as file:
+        file.update_tags(**class_name_tags([f"kind {n}" for n in range(300)]))
+    status, _, err = run("--map", many, "--label", few, *words)
+    assert status == 1 and "The map has 300 classes; one of more than 255" in err
+    words = "--sample", 50, "--min_per_class", 0, "--output", tmp_path / "s.gpkg"
+    assert run("--map", many, *words)[0] == 0
+
+
 def test_names_that_have_nothing_in_common_are_refused(tmp_path):
     guess, truth = random_pair()
     tags = class_name_tags(["Wasser", "Wald", "Stadt"])
