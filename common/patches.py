@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from common.ground import (
     footprint,
     in_one_plane,
     on_earth,
+    pixel_sides,
     pixel_size,
     to_metric_crs,
 )
@@ -255,12 +256,23 @@ def partly_nodata_advice(pairs: Sequence[PatchPair]) -> str | None:
 
 def patch_pixel_size(pairs: Sequence[PatchPair]) -> float | None:
     """The median size in metres of the pixels of some patches, spread over all; None if unknown."""
-    sizes = []
+    known = _of_some(pairs, pixel_size)
+    return float(np.median(known)) if known else None
+
+
+def patch_pixel_sides(pairs: Sequence[PatchPair]) -> tuple[float, float] | None:
+    """Likewise their width and height."""
+    known = _of_some(pairs, pixel_sides)
+    return tuple(np.median(known, axis=0).tolist()) if known else None
+
+
+def _of_some(pairs: Sequence[PatchPair], measure: Callable) -> list:
+    """What is measured of some patches, spread over all, where it is known."""
+    found = []
     for pair in pairs[:: math.ceil(len(pairs) / 16)]:
         with open_raster(pair.image) as file:
-            sizes.append(pixel_size(file))
-    known = [size for size in sizes if size]
-    return float(np.median(known)) if known else None
+            found.append(measure(file))
+    return [one for one in found if one]
 
 
 def patch_footprints(pairs: Sequence[PatchPair]) -> GeoSeries:

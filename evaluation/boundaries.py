@@ -20,13 +20,15 @@ def class_boundary(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
     return inside & cv2.dilate(other, cross, borderValue=0).view(bool)
 
 
-def within(boundary: np.ndarray, tolerance: float) -> np.ndarray:
-    """Pixels whose centre is at most so many pixels from that of a boundary pixel."""
-    reach = int(tolerance)
-    if reach > DILATED:
-        return grown(boundary, tolerance)
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disk = (x * x + y * y <= tolerance * tolerance).astype(np.uint8)
+def within(boundary: np.ndarray, reach: tuple[float, float]) -> np.ndarray:
+    """Pixels whose centre is at most so many pixels, across and down, from that of a boundary pixel."""
+    across, down = reach
+    if int(max(reach)) > DILATED:
+        return grown(boundary, reach)
+    wide, high = int(across), int(down)
+    y, x = np.mgrid[-high : high + 1, -wide : wide + 1]
+    near = (x * down) ** 2 + (y * across) ** 2 <= (across * down) ** 2  # an ellipse
+    disk = near.astype(np.uint8)
     return cv2.dilate(boundary.view(np.uint8), disk, borderValue=0).view(bool)
 
 
@@ -39,10 +41,15 @@ class BoundaryScores:
     images). Only pixels that both sides know count.
     """
 
-    def __init__(self, classes: int, tolerance: float):
-        """``tolerance`` is in pixels."""
+    def __init__(
+        self, classes: int, tolerance: float, reach: tuple[float, float] | None = None
+    ):
+        """``tolerance`` is in pixels, ``reach`` across and down where these are not square."""
         self.tolerance = tolerance
-        self.halo = int(tolerance) + 1  # rows around a part that its counts depend on
+        self.reach = reach or (tolerance, tolerance)
+        self.halo = (
+            int(self.reach[1]) + 1
+        )  # rows around a part that its counts depend on
         # of each class: boundary pixels of the truth and of the map, and those that are matched
         self.counts = np.zeros((classes, 4), np.int64)
 
@@ -64,7 +71,7 @@ class BoundaryScores:
             drawn = class_boundary((truth == number) & known, known)
             found = class_boundary((guess == number) & known, known)
             hits = [
-                one & within(other, self.tolerance)
+                one & within(other, self.reach)
                 for one, other in ((drawn, found), (found, drawn))
             ]
             parts = (drawn, found, *hits)

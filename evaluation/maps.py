@@ -16,7 +16,7 @@ from rasterio.windows import Window
 from common.architectures import are_binary
 from common.colours import Colour, complete_colours
 from common.errors import DatasetError, RasterError, require
-from common.ground import pixel_size
+from common.ground import pixel_sides, pixel_size
 from common.labels import Label, open_label, require_one_band
 from common.legends import asked_colours
 from common.map_classes import colours_of_map
@@ -46,7 +46,11 @@ from evaluation.reading import (
     statistics_of_map,
 )
 from evaluation.reliability import Reliability
-from evaluation.settings import EvaluationConfig, tolerance_in_pixels
+from evaluation.settings import (
+    EvaluationConfig,
+    reach_in_pixels,
+    tolerance_in_pixels,
+)
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -88,12 +92,15 @@ def compare(config: EvaluationConfig) -> tuple[dict, Comparison]:
             log.info(line)
         metres = pixel_size(raster)
         side = block_side(config.block_size, raster, metres)
-        tolerance = tolerance_in_pixels(config.boundary_tolerance, metres)
+        asked = config.boundary_tolerance
+        tolerance = tolerance_in_pixels(asked, metres)
+        reach = reach_in_pixels(asked, metres, pixel_sides(raster))
+        boundaries = BoundaryScores(len(pairing.names), tolerance, reach)
         classes = mapped, labelled, pairing
         colours = colours_of(raster, classes, config.class_colors, label.codes)
         with open_confidence(config.map, raster) as confidence:
             found = count_pixels(
-                raster, label, classes, colours, side, tolerance, confidence
+                raster, label, classes, colours, side, boundaries, confidence
             )
     if not found.matrices.any():
         raise DatasetError(
@@ -229,7 +236,7 @@ def count_pixels(
     classes: tuple[Classes, Classes, Pairing],
     colours: list[Colour],
     side: int,
-    tolerance: float,
+    boundaries: BoundaryScores,
     confidence: Source | None,
 ) -> Comparison:
     """Count the pixels of a map by what it says and what the labels say.
@@ -240,14 +247,13 @@ def count_pixels(
         classes: Those of the map, of the labels, and which are the same.
         colours: Theirs.
         side: Of the blocks, in pixels.
-        tolerance: Of boundaries, in pixels.
+        boundaries: What counts those.
         confidence: That of the map.
     """
     names, count = classes[2].names, len(classes[2].names)
     height, width = raster.shape
     down, across = math.ceil(height / side), math.ceil(width / side)
     step = math.ceil(max(height, width) / PICTURE_SIDE)
-    boundaries = BoundaryScores(count, tolerance)
     found = Comparison(
         names,
         colours,

@@ -142,3 +142,11 @@ def tolerance_in_pixels(text: str, pixel_size: float | None) -> float:
     most = f"at most {MOST_TOLERANT} pixels"
     require(value <= MOST_TOLERANT, "--boundary_tolerance", text, most)
     return value
+
+
+def reach_in_pixels(
+    text: str, pixel_size: float | None, sides: tuple[float, float] | None
+) -> tuple[float, float]:
+    """``--boundary_tolerance`` in pixels across and down, by their width and height in metres."""
+    across, down = sides or (pixel_size, pixel_size)
+    return tolerance_in_pixels(text, across), tolerance_in_pixels(text, down)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from evaluation.boundaries import BoundaryScores, class_boundary
+from evaluation.boundaries import BoundaryScores, class_boundary, within
 from evaluation.tables import boundary_line
 
 
@@ -64,6 +64,17 @@ def test_labels_that_lie_apart_judge_no_boundary():
     assert report["mean_f1"] is None
     assert "labels of two classes touch" in boundary_line(report)
     assert "2 pixels (20 m)" in boundary_line(scores_of(halves(15), halves(20)))
+
+
+@pytest.mark.parametrize("reach", [(3, 1), (4.4, 2.2), (12, 6), (2.5, 8)])
+def test_a_tolerance_reaches_other_numbers_of_pixels_across_and_down(reach):
+    rng = np.random.default_rng(2)
+    boundary = rng.random((60, 50)) > 0.99
+    across, down = reach
+    away = ndimage.distance_transform_edt(~boundary, sampling=(1 / down, 1 / across))
+    most = 1 + (5e-3 if max(reach) >= 6 else 1e-9)
+    assert (within(boundary, reach) == (away <= most)).all()
+    assert BoundaryScores(2, 5, reach).halo > down
 
 
 @pytest.mark.parametrize("tolerance", [0, 1.5, 2, 5, 5.9, 8])

@@ -70,6 +70,30 @@ def test_a_boundary_counts_the_same_in_strips_and_in_one(tmp_path, monkeypatch):
     assert in_metres["mean_f1"] == whole["mean_f1"]
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (2000, 60)])  # in parts, too
+def test_a_tolerance_in_metres_is_one_in_every_direction_in_degrees(
+    tmp_path, monkeypatch, shape
+):
+    patch_everywhere(monkeypatch, "evaluation.reading.STRIP_PIXELS", 60_000)
+    place = {"crs": "EPSG:4326", "origin": (25, 60), "pixel": 1e-4}  # 5.6 x 11.1 m
+    truth = np.zeros(shape, np.uint8)
+    truth[20:, 30:] = 1
+    label = write_raster(tmp_path / "label.tif", truth, 255, **place)
+    expected = {(0, 2): ("12m", "10m"), (1, 0): ("12m", "10m"), (0, 12): ("69m", "60m")}
+    for shift, (enough, too_little) in expected.items():
+        moved = np.roll(truth, shift, axis=(0, 1))
+        moved[: shift[0]] = moved[:, : shift[1]] = 0
+        made = write_map(tmp_path / "map.tif", moved, NAMES[:2], **place)
+        words = "--map", made, "--label", label, "--label_values", "0=water,1=forest"
+        found = []
+        for text in (enough, too_little):
+            report = evaluate(tmp_path, *words, "--boundary_tolerance", text)
+            found.append(report["boundary"]["mean_f1"])
+            metres = float(text.removesuffix("m"))
+            assert report["boundary"]["tolerance_metres"] == pytest.approx(metres)
+        assert found[0] == 1 and found[1] < 1
+
+
 def test_classes_meet_by_name_in_any_order_and_case(tmp_path):
     guess, truth = random_pair()
     order = np.array([2, 0, 1], np.uint8)  # water is 2, forest 0, town 1
