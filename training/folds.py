@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.balance import uneven_shares, unit_shares
+from common.balance import absent_classes, uneven_shares, unit_shares
 from common.errors import DatasetError
 from common.ground import (
     overlap_fraction,
@@ -19,6 +19,7 @@ from common.ground import (
     typical_patch_side,
 )
 from common.patches import patch_footprints
+from training.dataset import names_for
 from training.fold_groups import report_shared_ground, value_groups
 from training.samples import SampleIndex
 from training.settings import TrainingConfig
@@ -213,12 +214,13 @@ def inner_split(
             "or label more patches"
         )
     shares = unit_shares(np.c_[np.ones(len(counts)), counts])
-    # the training part must hold every class
+    # the training part must hold every class, the validation part should
     required = np.array([[True], [False]])
 
     def unevenness(pair) -> float:
         sums = np.stack([shares[part].sum(axis=0) for part in pair])
-        return uneven_shares(sums, [1 - share, share], required)
+        lacking = np.count_nonzero(sums[1] <= 1e-12)
+        return uneven_shares(sums, [1 - share, share], required) + lacking
 
     train, validation = min(pairs, key=unevenness)
     return indices[train], indices[validation]
@@ -310,9 +312,9 @@ def plan_all_folds(
     if config.fold_values is not None:
         blocks = value_groups(config, pooled.pairs)
         report_shared_ground(config, blocks, footprints)
-        return {
-            "value": plan_folds(config, "value", pooled, footprints, blocks)
-        }, blocks
+        folds = plan_folds(config, "value", pooled, footprints, blocks)
+        report_absent(config, pooled, folds)
+        return {"value": folds}, blocks
     if config.fold_by != "random":
         blocks = spatial_groups(footprints, "block", config.block_size, config.n_splits)
         blocks = whole_places(blocks, same_places(footprints))
@@ -327,7 +329,23 @@ def plan_all_folds(
     plans = {
         kind: plan_folds(config, kind, pooled, footprints, blocks) for kind in kinds
     }
+    for folds in plans.values():
+        report_absent(config, pooled, folds)
     return plans, blocks
+
+
+def report_absent(
+    config: TrainingConfig, pooled: SampleIndex, folds: Sequence[Fold]
+) -> None:
+    """Log which folds choose their best epoch without which classes, of those that there are."""
+    anywhere, names = pooled.counts.any(axis=0), names_for(config, pooled)
+    found: dict[str, list[int]] = {}
+    for number, fold in enumerate(folds, start=1):
+        pixels = np.where(anywhere, pooled.counts[fold.validation].sum(axis=0), 1)
+        if text := absent_classes("validation", names, pixels.tolist()):
+            found.setdefault(text, []).append(number)
+    for text, numbers in found.items():
+        log.warning("fold %s: %s", ", ".join(map(str, numbers)), text)
 
 
 def fewest_patches(plans: Mapping[str, Sequence[Fold]]) -> int:

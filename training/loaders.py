@@ -44,9 +44,9 @@ MOST_AHEAD = 4  # batches that each process prepares
 class EpochBatchSampler:
     """Batches of ``Sample`` in an order that depends on seed and epoch alone.
 
-    Each process gets its part of every batch. A last patch that would be alone in its batch is left
-    out, since normalization layers after global pooling cannot train on it, and so is what cannot be
-    shared evenly among the processes.
+    Each process gets its part of every batch. What is left at the end is left out where a process
+    would get a single patch of it, since normalization layers after global pooling cannot train on
+    that, and so is what cannot be shared evenly among the processes.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, group: ProcessGroup):
@@ -54,8 +54,8 @@ class EpochBatchSampler:
         self.joint = batch_size * group.size  # a batch of all processes
         rest = count % self.joint
         left_out = rest % group.size
-        if rest == 1 and count > self.joint > 1:
-            left_out = 1
+        if rest // group.size == 1 and batch_size > 1 and count > self.joint:
+            left_out = rest
         self.used = count - left_out
         self.epoch = 1
 
@@ -204,6 +204,8 @@ def make_loader(
         # without workers batches are stacked in pinned memory at once
         collate_fn=partial(collate, pinned=gpu and not workers),
         worker_init_fn=end_with_parent if workers else None,
+        # else each iterator draws from the generator that dropout draws from
+        generator=torch.Generator().manual_seed(config.seed),
         **ahead,
     )
     return PatchLoader(loader, normalization, device)

@@ -40,9 +40,15 @@ class History:
     best_epoch: dict[str, int] = field(default_factory=dict)
 
     def improve(self, criterion: str, value: float, higher: bool) -> bool:
-        """Record a value; whether it is the best so far."""
+        """Record a value; whether it is the best so far. Of equal ones the lower loss is better.
+
+        Scores are equal in all epochs where the validation labels hold one class, or all is right.
+        """
         known = self.best.get(criterion)
         better = known is None or (value > known if higher else value < known)
+        if higher and value == known:
+            former = self.rows[self.best_epoch[criterion] - 1]
+            better = self.rows[-1]["val_loss"] < former["val_loss"]
         if better and math.isfinite(value):
             self.best[criterion] = value
             self.best_epoch[criterion] = len(self.rows)

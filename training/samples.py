@@ -27,7 +27,7 @@ from common.patches import (
     read_patch,
 )
 from common.rasters import band_scaling, open_raster
-from common.text import number_dates
+from common.text import listed, number_dates
 from training.augmentation import Variation, random_radiometry, random_symmetry
 from training.settings import TrainingConfig
 
@@ -245,10 +245,10 @@ def read_like(
     patch = image, _, mask = read_patch(pair, ignore_index)
     header = read_header(pair.image)
     described = header.descriptions
+    with open_raster(pair.label) as file:
+        names, codes = class_names_of(file), class_codes_of(file)
+        colours = class_colours_of(file)
     if first is None:
-        with open_raster(pair.label) as file:
-            names, codes = class_names_of(file), class_codes_of(file)
-            colours = class_colours_of(file)
         first = SampleIndex(
             [], np.empty(0), [], image.shape, described, names, [],
             class_codes=codes, class_colours=colours,
@@ -263,6 +263,11 @@ def read_like(
         raise DatasetError(
             f"The bands of {pair.image} are {', '.join(described)}, but other patches have "
             f"{', '.join(first.descriptions)}"
+        )
+    if names and first.class_names and names != first.class_names:
+        raise DatasetError(
+            f"{pair.label} holds the classes {listed(names[:6])}, but other patches "
+            f"{listed(first.class_names[:6])}; extract all of them with the same --label_values"
         )
     known = (mask >= 0) & (mask < num_classes)
     strange = np.unique(mask[~known & (mask != ignore_index)])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import geopandas
 import numpy as np
 import pytest
 import shapely
-from helpers import ORIGIN, write_dataset, write_raster
+from helpers import ORIGIN, settings, write_dataset, write_raster
 from pyproj import Geod
 from training_helpers import SIDE
 
@@ -16,9 +17,11 @@ from common.errors import DatasetError
 from common.ground import typical_patch_side
 from common.patches import PatchPair, list_pairs, patch_footprints
 from training.folds import (
+    Fold,
     drop_near,
     inner_split,
     make_folds,
+    report_absent,
     spatial_groups,
 )
 
@@ -299,3 +302,24 @@ def test_the_training_part_keeps_a_class_that_one_group_holds():
     for seed in range(5):
         train, _ = inner_split(np.arange(14), np.arange(14) // 2, counts, seed)
         assert 5 in train
+
+
+def test_the_validation_part_holds_a_class_that_two_groups_hold():
+    """Without it all epochs look alike where it is the foreground."""
+    counts = np.full((14, 2), 10)
+    counts[:, 1] = 0
+    counts[[5, 8], 1] = 10
+    for seed in range(5):
+        parts = inner_split(np.arange(14), np.arange(14) // 2, counts, seed)
+        assert all(counts[part, 1].any() for part in parts)
+
+
+def test_folds_that_choose_an_epoch_without_a_class_are_named(caplog):
+    counts = np.array([[5, 0, 0], [5, 3, 0], [5, 0, 0], [5, 2, 0]])  # no third class
+    folds = [Fold(np.arange(2), np.array([v]), np.array([3])) for v in (0, 1, 2)]
+    index = SimpleNamespace(counts=counts, class_names=["a", "b", "c"])
+    config = settings(mode="multiclass", classes=3)
+    with caplog.at_level("WARNING"):
+        report_absent(config, index, folds)
+    (line,) = caplog.messages
+    assert line.startswith("fold 1, 3: 1 of 3 classes without a validation pixel (b)")

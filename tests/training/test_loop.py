@@ -36,11 +36,20 @@ from training.run import History
 def test_history_keeps_the_best_and_its_epoch():
     history = History()
     for epoch, (loss, iou) in enumerate([(3, 0.1), (1, 0.1), (2, 0.3)], start=1):
-        history.rows.append({"epoch": epoch})
+        history.rows.append({"epoch": epoch, "val_loss": loss})
         history.improve("loss", loss, higher=False)
         history.improve("iou", iou, higher=True)
     assert history.best == {"loss": 1, "iou": 0.3}
     assert history.best_epoch == {"loss": 2, "iou": 3}
+
+
+def test_of_equal_scores_the_one_of_the_lower_loss_is_the_best():
+    """As in all epochs where the validation labels hold no foreground."""
+    history = History()
+    for loss in (3, 1, 2, 1):
+        history.rows.append({"val_loss": loss})
+        history.improve("combined", 0.0, higher=True)
+    assert history.best_epoch == {"combined": 2}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

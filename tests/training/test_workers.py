@@ -47,6 +47,19 @@ def dataset(tmp_path) -> PatchDataset:
     return PatchDataset(index_samples(pairs, 2, 255), 255)
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_reading_draws_nothing_from_the_generator_of_the_network(dataset, workers):
+    """Dropout would depend on the number of processes, and on where a run was resumed."""
+    config = settings(num_workers=workers, batch_size=2)
+    options = Normalization("image"), config, ProcessGroup(), torch.device("cpu")
+    loader = make_loader(dataset, *options)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        list(loader)
+        assert torch.equal(before, torch.get_rng_state())
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked")
 def test_workers_beside_collectives_are_not_forked_whoever_reads(dataset, monkeypatch):
     """The main process evaluates by itself while the process group is there."""
