@@ -319,6 +319,7 @@ def test_the_side_of_a_block_is_in_metres(batch, crs, transform):
     assert any(len(splits) > 1 for splits in wider.values())
 
 
+@pytest.mark.slow
 def test_class_shares_of_block_splits_are_near_the_ratios(batch):
     batch.draw("a", 112, label=clumps(112))
     dataset = batch.cut("--split_by", "block", "--block_size", 160)
@@ -370,6 +371,7 @@ def test_a_split_without_a_share_gets_no_block():
     assert Counter(splits) == {"train": 16, "validation": 4}
 
 
+@pytest.mark.slow
 def test_the_seed_decides_which_blocks_go_together(batch):
     batch.draw("a", 80, label=clumps(80))
     words = ["--split_by", "block", "--block_size", 160]

@@ -52,6 +52,7 @@ def test_folds_doubt_what_they_hold_out(multiclass_kfold, multiclass_data):
     assert table.split.to_dict() == splits
 
 
+@pytest.mark.slow
 def test_a_wrong_label_heads_the_list_and_is_outlined(tmp_path):
     import rasterio
 

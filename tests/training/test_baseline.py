@@ -221,6 +221,7 @@ def resumed(run, root, place, *more) -> tuple[dict, str]:
     return json.loads((place / "model_metrics.json").read_text()), out
 
 
+@pytest.mark.slow
 def test_a_forest_of_a_fold_never_saw_what_the_fold_holds_out(
     binary_data, binary_kfold, tmp_path, small_forest, forests
 ):

@@ -121,6 +121,7 @@ def test_the_largest_batch_that_the_memory_and_the_patches_allow_is_taken(
     assert settled(index, group, fewest) == found
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_train_on_one_patch_needs_memory_for_two(index, gpu_for):
     gpu_for(1)
     with pytest.raises(SegmentationError, match="too small for any batch"):
@@ -234,6 +235,7 @@ def test_a_run_with_auto_is_the_run_with_the_number_that_it_finds(
     assert "--batch_size auto: 2 patches, the memory does not hold 4" in found.err
 
 
+@pytest.mark.slow
 def test_a_check_tells_the_size_and_leaves_nothing(data, tmp_path, gpu_for):
     gpu_for(5)
     words = ("--dataset_root", data, "--save_dir", tmp_path / "out", *QUICK, *AUTO)

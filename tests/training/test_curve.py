@@ -97,6 +97,7 @@ def test_a_part_too_small_for_the_batches_is_refused_before_the_training(index):
     assert plan_curve(settings(batch_size=2), index, ALONE)
 
 
+@pytest.mark.slow
 def test_a_curve_is_trained_reported_and_resumed(tmp_path, small_forest, monkeypatch):
     place, root = tmp_path / "run", write_dataset(tmp_path, 8, 1, 2, bands=3)
     monkeypatch.setattr(baseline, "LEAST_SECONDS", 1e9)  # asked for, there is a forest

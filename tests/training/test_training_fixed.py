@@ -244,6 +244,7 @@ def test_the_report_names_what_each_fold_held_out(tmp_path):
     assert {place_of(n) for n in names[0]}.isdisjoint(map(place_of, names[1]))
 
 
+@pytest.mark.slow
 @fault(16)
 @pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
 def test_the_final_model_of_kfold_has_the_learning_rates_of_the_folds(

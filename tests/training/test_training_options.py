@@ -137,6 +137,7 @@ def test_the_log_tells_the_learning_rates(small_data, tmp_path, scheduler, expec
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_rises_in_the_first_epochs(small_data, tmp_path):
     options = ("--epochs", 5, "--learning_rate", 0.03, "--warmup_epochs", 2)
     rates = [
@@ -175,6 +176,7 @@ def test_onecycle_rises_to_the_rate_and_falls_in_every_step(
     assert first == pytest.approx(rates[:: len(rates) // 5])
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_weights_and_normalization_then_learns(
     small_data, tmp_path, monkeypatch
 ):

@@ -84,6 +84,7 @@ def test_pretrained_weights_are_advised_where_they_help(changes, advised):
     assert not advised or "--pretrained" in advice
 
 
+@pytest.mark.slow
 @pytest.mark.fault(31)
 def test_reading_and_writing_of_an_epoch_are_in_its_time(data, tmp_path, monkeypatch):
     config = settings(
