@@ -18,6 +18,9 @@ from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
 
+# what runs of earlier versions do not say of their patches
+KNOWN_SINCE_2_0 = ("patch_shape", "band_descriptions", "pixel_values")
+
 
 def fixed_settings(config: TrainingConfig) -> dict:
     """The settings that a resumed run must share, and folds with each other."""
@@ -73,15 +76,20 @@ class ResumeState:
         fixed = fixed_settings(run.config)
         if "epochs" in fixed:
             fixed["epochs"] = run.epochs
-        digest = hashlib.sha256()
+        patches, values = hashlib.sha256(), hashlib.sha256()
         for index in (run.train, run.validation):
             if index:
-                digest.update("\n".join(pair.name for pair in index.pairs).encode())
-                digest.update(index.counts.tobytes())
+                patches.update("\n".join(pair.name for pair in index.pairs).encode())
+                patches.update(index.counts.tobytes())
+                for sample in index.samples:
+                    values.update(sample.tobytes())
         if run.start:
             fixed["start_from"] = run.start.record["sha256"]
         return fixed | {
-            "patches": digest.hexdigest(),
+            "patch_shape": list(run.train.shape),
+            "band_descriptions": list(run.train.descriptions),
+            "patches": patches.hexdigest(),
+            "pixel_values": values.hexdigest(),
             "processes": run.group.size,
             "precision": run.precision,
         }
@@ -98,7 +106,9 @@ class ResumeState:
             return
         stored, former = read_state(path)
         state = stored["training_state"]
-        compare_runs(former, self.run_fingerprint, path, START_ANEW)
+        unknown = [key for key in KNOWN_SINCE_2_0 if key not in former]
+        present = {k: v for k, v in self.run_fingerprint.items() if k not in unknown}
+        compare_runs(former, present, path, START_ANEW)
         if "belongs_to" in state and run.group.size > 1:
             raise CheckpointError(
                 f"{path} was written by {run.group.size} processes of version 1.1, which computed "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import rasterio
 import torch
 from helpers import (
     QUICK,
@@ -29,6 +31,7 @@ from model_training import load_checkpoint
 from training import epochs, loop
 from training.epochs import epoch_line
 from training.loop import train_one_epoch
+from training.resume import KNOWN_SINCE_2_0
 
 SCRIPT = str(ROOT / "main.py")
 
@@ -115,6 +118,7 @@ def test_epochs_can_be_added_where_no_learning_rate_depends_on_them(data, tmp_pa
     options = ("--scheduler", "none")
     whole = train(data, tmp_path / "whole", *options, "--epochs", 3)
     train(data, tmp_path / "parts", *options, "--epochs", 2)
+    options = (*options, "--cache", "off")  # which changes no pixel
     done = train(data, tmp_path / "parts", *options, "--epochs", 3, "--resume")
     assert same_weights(done.checkpoint("last"), whole.checkpoint("last"))
 
@@ -151,6 +155,39 @@ def test_a_run_with_other_patches_is_not_gone_on_with(data, tmp_path):
     assert status == 1 and "another patches" in err
 
 
+def doubled(file) -> None:
+    file.write(file.read() * 2)
+
+
+def turned(file) -> None:
+    for band, name in enumerate(("B4", "B3", "B2"), start=1):
+        file.set_band_description(band, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(doubled, "pixel_values"), (turned, "band_descriptions")]
+)
+def test_a_run_with_other_images_of_the_same_names_is_not_gone_on_with(
+    data, tmp_path, change, named
+):
+    root = shutil.copytree(data, tmp_path / "data")
+    train(root, tmp_path / "run")
+    for image in root.rglob("images/*.tif"):
+        with rasterio.open(image, "r+") as file:
+            change(file)
+    given = ("--dataset_root", root, "--save_dir", tmp_path / "run", *QUICK, "--resume")
+    status, _, err = run_main(*given)
+    assert status == 1 and f"another {named}" in err.splitlines()[-1]
+
+
+def test_a_run_with_another_number_of_bands_is_not_gone_on_with(data, tmp_path):
+    train(data, tmp_path)
+    other = write_dataset(tmp_path / "other", 8, 4, 0, bands=4)
+    given = ("--dataset_root", other, "--save_dir", tmp_path, *QUICK, "--resume")
+    status, _, err = run_main(*given)
+    assert status == 1 and "another patch_shape ([3, 32, 32], now [4, 32, 32])" in err
+
+
 def test_a_checkpoint_without_a_state_is_not_gone_on_with(data, tmp_path):
     train(data, tmp_path)
     (tmp_path / "model_best_loss.pth").replace(tmp_path / "model_last.pth")
@@ -165,6 +202,8 @@ def as_version_1_1(save_dir: Path, **changes) -> None:
     stored = torch.load(file, weights_only=True)
     state = stored["training_state"]
     state["belongs_to"] = state.pop("run_fingerprint") | changes
+    for key in KNOWN_SINCE_2_0:
+        del state["belongs_to"][key]
     torch.save(stored, file)
 
 

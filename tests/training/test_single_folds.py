@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
+import rasterio
 from helpers import QUICK, interrupt, run_main, train
 
 from common.errors import SegmentationError
@@ -91,6 +93,17 @@ def test_folds_of_other_settings_are_not_gathered(multiclass_data, tmp_path):
     assert status == 1 and "fold_2 holds a finished run" in err
     again = ("--only_fold", 2, "--overwrite")
     assert run_main(*words(multiclass_data, tmp_path, *again))[0] == 0
+
+
+def test_folds_of_other_images_are_not_gathered(multiclass_data, tmp_path):
+    root = shutil.copytree(multiclass_data, tmp_path / "data")
+    given = words(root, tmp_path / "run")
+    assert run_main(*given, "--only_fold", 1)[0] == 0
+    for image in root.rglob("images/*.tif"):
+        with rasterio.open(image, "r+") as file:
+            file.write(file.read() * 2)
+    status, _, err = run_main(*given)
+    assert status == 1 and "another pixel_values" in err.splitlines()[-1]
 
 
 def test_a_fold_that_another_job_trains_is_not_touched(multiclass_data, tmp_path):
