@@ -35,6 +35,7 @@ from training.dataset import (
 from training.epochs import fit
 from training.folds import Fold, fewest_patches, plan_all_folds
 from training.outputs import clear_former_run
+from training.resume import drop_outdated
 from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
 from training.scaling import require_start_units, require_units
@@ -179,6 +180,7 @@ def cross_validate(
     final = TrainingRun(config, pooled, None, save_dir, names, epochs, device, group)
     if config.scheduler == "plateau":  # which no validation loss can step here
         final.rates = median_rates([r["history"] for r in reports], epochs)
+    group.broadcast(drop_outdated, final)
     build(final)
     fit(final)
     report = {

@@ -74,8 +74,6 @@ class ResumeState:
         """What a resumed run must share: settings, patches, processes, precision."""
         run = self.run
         fixed = fixed_settings(run.config)
-        if "epochs" in fixed:
-            fixed["epochs"] = run.epochs
         patches, values = hashlib.sha256(), hashlib.sha256()
         for index in (run.train, run.validation):
             if index:
@@ -106,6 +104,8 @@ class ResumeState:
             return
         stored, former = read_state(path)
         state = stored["training_state"]
+        if "epochs" in former:  # in which earlier versions stored those of the run
+            former["epochs"] = stored["metadata"]["training_params"]["epochs"]
         unknown = [key for key in KNOWN_SINCE_2_0 if key not in former]
         present = {k: v for k, v in self.run_fingerprint.items() if k not in unknown}
         compare_runs(former, present, path, START_ANEW)
@@ -123,6 +123,22 @@ class ResumeState:
         history.rows = state["rows"]
         history.best, history.best_epoch = state["best"], state["best_epoch"]
         log.info("resuming after epoch %d of %d", len(history.rows), run.epochs)
+
+
+def drop_outdated(run: TrainingRun) -> None:
+    """Remove the state of a final model of k-fold whose folds, which were continued since, now find
+    fewer epochs best than it has, or had other learning rates; a line says so.
+    """
+    if not run.config.resume or not run.last_file.exists():
+        return
+    rows = read_state(run.last_file)[0]["training_state"]["rows"]
+    before, now = [row["learning_rate"] for row in rows], list(run.rates)
+    if len(rows) > run.epochs or now and now[: len(rows)] != before:
+        text = (
+            "the final model starts anew: its %d epochs are not those of the folds now"
+        )
+        log.info(text, len(rows))
+        run.last_file.unlink()
 
 
 def read_state(path: Path) -> tuple[dict, dict]:

@@ -19,9 +19,11 @@ from helpers import (
     QUICK,
     ROOT,
     TINY,
+    Outcome,
     patch_everywhere,
     run_main,
     same_weights,
+    settings,
     train,
     write_dataset,
 )
@@ -31,7 +33,8 @@ from model_training import load_checkpoint
 from training import epochs, loop
 from training.epochs import epoch_line
 from training.loop import train_one_epoch
-from training.resume import KNOWN_SINCE_2_0
+from training.resume import KNOWN_SINCE_2_0, drop_outdated
+from training.run import TrainingRun
 
 SCRIPT = str(ROOT / "main.py")
 
@@ -112,6 +115,46 @@ def test_folds_go_on_too(data, tmp_path, monkeypatch):
     done = train(data, tmp_path / "parts", *options, "--resume")
     assert same_weights(done.checkpoint(), whole.checkpoint())
     assert done.report["pooled"] == whole.report["pooled"]
+
+
+def test_folds_that_go_on_with_more_patience_give_a_final_model_of_more_epochs(
+    small_data, tmp_path, monkeypatch
+):
+    def kfold(patience, scores, *more) -> Outcome:
+        given = iter(scores)
+        monkeypatch.setattr(epochs, "combined_score", lambda _: next(given))
+        options = ("--val_strategy", "kfold", "--n_splits", 2, "--epochs", 3)
+        return train(small_data, tmp_path, *options, "--patience", patience, *more)
+
+    assert kfold(1, (0.2, 0.1) * 2).report["final_epochs"] == 1
+    stored = torch.load(tmp_path / "model_last.pth", weights_only=True)
+    stored["training_state"]["run_fingerprint"]["epochs"] = 1  # as 1.1 did
+    torch.save(stored, tmp_path / "model_last.pth")
+    done = kfold(5, (0.3, 0.3), "--resume")
+    assert "resuming after epoch 1 of 3" in done.err
+    assert done.report["final_epochs"] == len(done.report["history"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "rates", "stays"),
+    [
+        (2, [], True),
+        (3, [], True),
+        (1, [], False),
+        (3, [0.2, 0.1, 0.1], True),
+        (3, [0.2, 0.2, 0.1], False),
+    ],
+)
+def test_a_final_model_that_the_folds_want_otherwise_is_begun_anew(
+    tmp_path, number, rates, stays
+):
+    file = tmp_path / "model_last.pth"
+    rows = [{"learning_rate": 0.2}, {"learning_rate": 0.1}]
+    state = {"rows": rows, "run_fingerprint": {"epochs": 3}}
+    torch.save({"training_state": state}, file)
+    config = settings(resume=True)
+    drop_outdated(TrainingRun(config, None, None, tmp_path, [], number, "cpu", rates=rates))  # fmt: skip
+    assert file.exists() == stays
 
 
 def test_epochs_can_be_added_where_no_learning_rate_depends_on_them(data, tmp_path):
