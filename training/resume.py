@@ -8,12 +8,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.devices import native_precisions
 from common.errors import CheckpointError
 from common.files import compare_runs, fingerprint
 from model_training import load_safely
 from training.loop import Stepper
 from training.outputs import START_ANEW
-from training.run import TrainingRun
+from training.run import TrainingRun, make_scaler
 from training.settings import TrainingConfig
 
 log = logging.getLogger("semanticseg4eo")
@@ -66,12 +67,12 @@ class ResumeState:
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "run_fingerprint": self.run_fingerprint,
+            "run_fingerprint": self.run_fingerprint | {"precision": self.run.precision},
         })  # fmt: skip
 
     @functools.cached_property
     def run_fingerprint(self) -> dict:
-        """What a resumed run must share: settings, patches, processes, precision."""
+        """What a resumed run must share: settings, patches, processes."""
         run = self.run
         fixed = fixed_settings(run.config)
         patches, values = hashlib.sha256(), hashlib.sha256()
@@ -89,7 +90,6 @@ class ResumeState:
             "patches": patches.hexdigest(),
             "pixel_values": values.hexdigest(),
             "processes": run.group.size,
-            "precision": run.precision,
         }
 
     def load(self) -> None:
@@ -106,6 +106,7 @@ class ResumeState:
         state = stored["training_state"]
         if "epochs" in former:  # in which earlier versions stored those of the run
             former["epochs"] = stored["metadata"]["training_params"]["epochs"]
+        precision = former.pop("precision", run.precision)
         unknown = [key for key in KNOWN_SINCE_2_0 if key not in former]
         present = {k: v for k, v in self.run_fingerprint.items() if k not in unknown}
         compare_runs(former, present, path, START_ANEW)
@@ -116,13 +117,29 @@ class ResumeState:
             )
         run.model.network.load_state_dict(stored["model_state_dict"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
-        self.stepper.scaler.load_state_dict(state["scaler"])
+        run.precision = resumed_precision(precision, run)
+        self.stepper.scaler = make_scaler(run)
+        if state["scaler"]:  # else it began in another precision than fp16
+            self.stepper.scaler.load_state_dict(state["scaler"])
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
         history = run.history
         history.rows = state["rows"]
         history.best, history.best_epoch = state["best"], state["best_epoch"]
         log.info("resuming after epoch %d of %d", len(history.rows), run.epochs)
+
+
+def resumed_precision(former: str, run: TrainingRun) -> str:
+    """What a run continues in: its former precision where its device computes in that itself, else
+    the device's own, which a line says.
+    """
+    if former in ("fp32", run.precision, *native_precisions(run.device)):
+        return former
+    log.warning(
+        "the run began in %s, in which %s does not compute by itself: it continues in %s",
+        *(former, run.device, run.precision),
+    )
+    return run.precision
 
 
 def drop_outdated(run: TrainingRun) -> None:

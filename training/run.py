@@ -189,12 +189,16 @@ def make_stepper(run: TrainingRun, batches: int) -> tuple[Stepper, object]:
     steps = math.ceil(batches / config.accumulate)
     # of all epochs, also where a run ends before, as the final model of k-fold does
     scheduler = make_scheduler(optimizer, config, config.epochs, steps, run.times)
-    fp16 = run.precision == "fp16"
     stepper = Stepper(
         optimizer,
-        torch.amp.GradScaler(run.device.type, enabled=fp16),
+        make_scaler(run),
         config.clip_grad,
         scheduler if config.scheduler == "onecycle" else None,
         config.accumulate,
     )
     return stepper, scheduler
+
+
+def make_scaler(run: TrainingRun) -> torch.amp.GradScaler:
+    """What keeps small gradients from vanishing; it does nothing but in fp16."""
+    return torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")

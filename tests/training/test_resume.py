@@ -166,6 +166,36 @@ def test_epochs_can_be_added_where_no_learning_rate_depends_on_them(data, tmp_pa
     assert same_weights(done.checkpoint("last"), whole.checkpoint("last"))
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "used"),
+    [
+        (["bf16"], [], "fp32"),
+        (["bf16"], ["fp16"], "fp16"),
+        (["fp16"], ["bf16", "fp16"], "fp16"),
+        ([], ["bf16"], "fp32"),
+    ],
+)
+def test_a_run_goes_on_where_the_device_computes_in_another_precision(
+    small_data, tmp_path, monkeypatch, before, now, used
+):
+    options = ("--scheduler", "none", "--epochs")
+    native = "common.devices.native_precisions"
+    patch_everywhere(monkeypatch, native, lambda device: before)
+    train(small_data, tmp_path, *options, 1)
+    stored = torch.load(tmp_path / "model_last.pth", weights_only=True)
+    if scaler := stored["training_state"]["scaler"]:
+        scaler["scale"] = 8.0
+    torch.save(stored, tmp_path / "model_last.pth")
+    patch_everywhere(monkeypatch, native, lambda device: now)
+    err = train(small_data, tmp_path, *options, 2, "--resume").err
+    assert ("the run began in bf16, in which cpu does not" in err) == ("bf16" in before)
+    state = torch.load(tmp_path / "model_last.pth", weights_only=True)["training_state"]
+    assert state["run_fingerprint"]["precision"] == used
+    assert len(state["rows"]) == 2
+    assert bool(state["scaler"]) == (used == "fp16")
+    assert (state["scaler"].get("scale") == 8) == (before == ["fp16"])
+
+
 def test_resume_without_a_run_starts_one(data, tmp_path):
     done = train(data, tmp_path, "--resume")
     assert "no run to resume" in done.err
