@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import shutil
@@ -28,6 +29,7 @@ from model_training import (
     Checkpoint,
     build_model,
     load_checkpoint,
+    load_safely,
     weights_digest,
 )
 from training.bands import sensor_of_data
@@ -69,8 +71,9 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
         depth = config.depth if entry.takes_depth else None
         return replace(config, encoder_depth=depth)
     found, file = read_start(config).config, start_file(config)
-    if file != Path(config.start_from):
-        log.info("%s is not there: its copy %s is taken", config.start_from, file)
+    if file != (given := Path(config.start_from)):
+        why = "has changed since" if given.is_file() else "is not there"
+        log.info("%s %s: its copy %s is taken", config.start_from, why, file)
     entry = ARCHITECTURES[found.model_name]
     # earlier versions store a name for models without an exchangeable encoder too
     encoder = found.encoder_name if entry.takes_encoder else entry.fixed_encoder
@@ -90,11 +93,25 @@ def settle_model(config: TrainingConfig) -> TrainingConfig:
 
 
 def start_file(config: TrainingConfig) -> Path:
-    """The file of ``--start_from``; where it is gone, the copy in the folder of the run."""
+    """The file of ``--start_from``, or its copy in the folder of a run that began with it.
+
+    The copy is taken where the file is gone, or has changed since the run began.
+    """
     file = Path(config.start_from)
-    if config.overwrite or file.is_file():
-        return file
-    return next(iter(copies_of_start(config.save_dir)), file)
+    copies = [] if config.overwrite else copies_of_start(config.save_dir)
+    if not copies or not file.is_file():
+        return copies[0] if copies else file
+    same = filecmp.cmp(file, copies[0], shallow=False)
+    return file if same or is_another(config) else copies[0]
+
+
+def is_another(config: TrainingConfig) -> bool:
+    """Whether ``--start_from`` names another file than the run in ``--save_dir`` began with."""
+    for file in former_files(config.save_dir):
+        if file.name == "model_last.pth":
+            params = load_safely(file)["metadata"]["training_params"]
+            return params.get("start_from") != config.start_from
+    return False
 
 
 def copies_of_start(folder: str) -> list[Path]:

@@ -455,6 +455,28 @@ def test_another_first_model_is_another_run(trained, tmp_path):
     assert status == 1 and "belongs to a run with another start_from" in err
 
 
+@pytest.mark.parametrize("done", [True, False], ids=["an epoch", "none yet"])
+def test_a_first_model_that_was_trained_anew_since_is_taken_as_it_was(
+    trained, tmp_path, monkeypatch, done
+):
+    root, file = trained
+    options = ("--start_from", file, "--scheduler", "none", "--epochs")
+    if done:
+        train(root, tmp_path / "run", *options, 1)
+    else:
+        place = ("--dataset_root", root, "--save_dir", tmp_path / "run")
+        with monkeypatch.context() as patched:
+            interrupt(patched, "training.epochs.train_epoch", 1)
+            assert run_main(*place, *QUICK, *options, 1)[0] == 130
+    copy = tmp_path / "run" / "model_start.pth"
+    digest = torch.load(copy, weights_only=True)["metadata"]["weights_sha256"]
+    write_start(file, bands=SENTINEL[:5], names=("no", "yes"))
+    resumed = train(root, tmp_path / "run", *options, 2, "--resume")
+    assert f"{file} has changed since: its copy {copy} is taken" in resumed.err
+    assert resumed.metadata()["started_from"]["sha256"] == digest
+    assert ("resuming after epoch 1" in resumed.err) == done
+
+
 def test_a_run_does_not_remove_the_model_that_it_starts_from(trained, tmp_path):
 
     root, _ = trained
