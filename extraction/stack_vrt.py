@@ -1,9 +1,9 @@
 """A scene as a VRT: what each band is made of, as XML that GDAL follows.
 
 A band on the scene's own pixels is read from its file directly: a look-up table adds the offset and
-keeps measured pixels from becoming nodata. Any other band goes through two helper files: one that does this
-on the band's own pixels, and one that resamples the result, so that neither nodata nor an offset is
-ever mixed into a neighbour. GDAL's warper does that exactly; a source that VRTs resample themselves
+keeps measured pixels from becoming nodata. Any other band goes through two helper files: one that
+does this on the band's own pixels, and one that resamples the result, so that neither nodata nor an
+offset is ever mixed into a neighbour. GDAL's warper does that exactly; a source that VRTs resample themselves
 would be read from the overviews of the file, where both are mixed already.
 """
 
