@@ -47,9 +47,8 @@ class BoundaryScores:
         """``tolerance`` is in pixels, ``reach`` across and down where these are not square."""
         self.tolerance = tolerance
         self.reach = reach or (tolerance, tolerance)
-        self.halo = (
-            int(self.reach[1]) + 1
-        )  # rows around a part that its counts depend on
+        # rows around a part that its counts depend on
+        self.halo = int(self.reach[1]) + 1
         # of each class: boundary pixels of the truth and of the map, and those that are matched
         self.counts = np.zeros((classes, 4), np.int64)
 
