@@ -54,7 +54,7 @@ def fit(run: TrainingRun) -> History:
     computed, told = time.process_time(), False
     first = len(history.rows) + 1
     for epoch in range(first, run.epochs + 1):
-        waited = len(history.rows) - history.best_epoch.get("combined", 0)
+        waited = history.epochs_since_rise()
         if run.validation and config.patience and waited >= config.patience:
             log.info("no better combined score for %d epochs: stopping", waited)
             break

@@ -54,6 +54,17 @@ class History:
             self.best_epoch[criterion] = len(self.rows)
         return better and math.isfinite(value)
 
+    def epochs_since_rise(self) -> int:
+        """How many epochs the combined score has not risen for; all where there is none."""
+        if "combined" not in self.best:
+            return len(self.rows)
+        scores = [row.get("val_combined") for row in self.rows]
+        best = self.best["combined"]
+        first = (
+            scores.index(best) + 1 if best in scores else self.best_epoch["combined"]
+        )
+        return len(self.rows) - first
+
 
 @dataclass
 class TrainingRun:

@@ -91,7 +91,7 @@ def test_a_plateau_of_a_part_is_as_many_steps_long_as_that_of_the_whole(index):
 
 def test_a_part_too_small_for_the_batches_is_refused_before_the_training(index):
     two = ProcessGroup(0, 2)
-    message = "50 % of the 12 training patches are 6, too few for batches .* in 2 proc"
+    message = "25 % of the 12 training patches are 3, too few for batches .* in 2 proc"
     with pytest.raises(DatasetError, match=message):
         plan_curve(settings(batch_size=2), index, two)
     assert plan_curve(settings(batch_size=2), index, ALONE)

@@ -475,7 +475,8 @@ def test_kfold_says_it_of_all_its_patches(tmp_path):
     status, _, err = run_main(*words, *folds, "--no_calibration")
     assert status == 0
     assert "1 of 4 classes without a training pixel (d)" in err
-    assert "validation pixel" not in err and "temperature" not in err
+    assert "fold 1, 2: 1 of 4 classes without a validation pixel (c)" in err
+    assert "temperature" not in err
 
 
 @fault(59)
