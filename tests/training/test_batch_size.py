@@ -214,6 +214,7 @@ def test_a_trial_leaves_the_random_numbers_as_they_were(index, gpu_for):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_a_run_with_auto_is_the_run_with_the_number_that_it_finds(
     data, tmp_path, gpu_for
 ):

@@ -129,7 +129,14 @@ def common(first, second) -> float:
     return shapely.area(shapely.intersection(first[:, None], second[None, :])).max()
 
 
-@pytest.mark.parametrize("fold_by", ["random", "block", "column"])
+@pytest.mark.parametrize(
+    "fold_by",
+    [
+        "block",
+        pytest.param("random", marks=pytest.mark.slow),
+        pytest.param("column", marks=pytest.mark.slow),
+    ],
+)
 def test_no_held_out_patch_is_trained_on_or_stopped_by(scene, runs, fold_by):
     found = runs(fold_by)
     held_out = held_out_of(scene, found, fold_by)
@@ -201,6 +208,7 @@ def test_both_trains_both_and_one_final_model(scene, runs):
             assert (common(train, outer) < 1) == (kind == "block")
 
 
+@pytest.mark.slow
 def test_both_tells_the_optimism(runs):
     found = runs("both")
     random, blocked = found.report["random"], found.report

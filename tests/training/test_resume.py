@@ -117,6 +117,7 @@ def test_folds_go_on_too(data, tmp_path, monkeypatch):
     assert done.report["pooled"] == whole.report["pooled"]
 
 
+@pytest.mark.slow
 def test_folds_that_go_on_with_more_patience_give_a_final_model_of_more_epochs(
     small_data, tmp_path, monkeypatch
 ):
@@ -157,6 +158,7 @@ def test_a_final_model_that_the_folds_want_otherwise_is_begun_anew(
     assert file.exists() == stays
 
 
+@pytest.mark.slow
 def test_epochs_can_be_added_where_no_learning_rate_depends_on_them(data, tmp_path):
     options = ("--scheduler", "none")
     whole = train(data, tmp_path / "whole", *options, "--epochs", 3)

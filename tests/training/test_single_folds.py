@@ -116,6 +116,7 @@ def test_a_fold_that_another_job_trains_is_not_touched(multiclass_data, tmp_path
         assert status == 0, err
 
 
+@pytest.mark.slow
 def test_a_fold_of_a_running_whole_run_is_not_replaced(
     multiclass_data, tmp_path, monkeypatch
 ):

@@ -441,6 +441,7 @@ def test_folds_of_another_first_model_are_not_gathered(trained, tmp_path, monkey
         assert "fold_2 belongs to a run with another start_from" in out + err
 
 
+@pytest.mark.slow
 def test_another_first_model_is_another_run(trained, tmp_path):
     root, file = trained
     train(root, tmp_path / "run", "--start_from", file)
