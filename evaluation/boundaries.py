@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -41,12 +43,9 @@ class BoundaryScores:
     images). Only pixels that both sides know count.
     """
 
-    def __init__(
-        self, classes: int, tolerance: float, reach: tuple[float, float] | None = None
-    ):
-        """``tolerance`` is in pixels, ``reach`` across and down where these are not square."""
-        self.tolerance = tolerance
-        self.reach = reach or (tolerance, tolerance)
+    def __init__(self, classes: int, reach: tuple[float, float]):
+        """``reach`` is the tolerance in pixels across and down, which need not be square."""
+        self.reach, self.tolerance = reach, math.sqrt(reach[0] * reach[1])
         # rows around a part that its counts depend on
         self.halo = int(self.reach[1]) + 1
         # of each class: boundary pixels of the truth and of the map, and those that are matched

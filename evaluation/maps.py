@@ -46,11 +46,7 @@ from evaluation.reading import (
     statistics_of_map,
 )
 from evaluation.reliability import Reliability
-from evaluation.settings import (
-    EvaluationConfig,
-    reach_in_pixels,
-    tolerance_in_pixels,
-)
+from evaluation.settings import EvaluationConfig, reach_in_pixels
 
 log = logging.getLogger("semanticseg4eo")
 
@@ -92,10 +88,8 @@ def compare(config: EvaluationConfig) -> tuple[dict, Comparison]:
             log.info(line)
         metres = pixel_size(raster)
         side = block_side(config.block_size, raster, metres)
-        asked = config.boundary_tolerance
-        tolerance = tolerance_in_pixels(asked, metres)
-        reach = reach_in_pixels(asked, metres, pixel_sides(raster))
-        boundaries = BoundaryScores(len(pairing.names), tolerance, reach)
+        reach = reach_in_pixels(config.boundary_tolerance, pixel_sides(raster))
+        boundaries = BoundaryScores(len(pairing.names), reach)
         classes = mapped, labelled, pairing
         colours = colours_of(raster, classes, config.class_colors, label.codes)
         with open_confidence(config.map, raster) as confidence:

@@ -31,11 +31,7 @@ from common.scores import scores
 from common.text import number_dates
 from evaluation.boundaries import BoundaryScores
 from evaluation.reports import TestCollector, watch_boundaries
-from evaluation.settings import (
-    EvaluationConfig,
-    reach_in_pixels,
-    tolerance_in_pixels,
-)
+from evaluation.settings import EvaluationConfig, reach_in_pixels
 from model_training import Checkpoint, load_checkpoint, normalize
 
 log = logging.getLogger("semanticseg4eo")
@@ -127,10 +123,9 @@ def examine(config: EvaluationConfig) -> tuple[dict, TestCollector, Patches]:
     patches = Patches(list_pairs(config.dataset_root, config.split), checkpoint)
     counts = count_labels(patches)
     metres = patch_pixel_size(patches.pairs)
-    asked, sides = config.boundary_tolerance, patch_pixel_sides(patches.pairs)
-    tolerance = tolerance_in_pixels(asked, metres)
-    reach = reach_in_pixels(asked, metres, sides)
-    boundaries = BoundaryScores(counts.shape[1], tolerance, reach)
+    sides = patch_pixel_sides(patches.pairs)
+    reach = reach_in_pixels(config.boundary_tolerance, sides)
+    boundaries = BoundaryScores(counts.shape[1], reach)
     watch = watch_boundaries(boundaries)
     collector = TestCollector(patches.pairs, counts, checkpoint.temperature)
     for logits, masks in predictions(patches, device):

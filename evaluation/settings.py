@@ -145,8 +145,8 @@ def tolerance_in_pixels(text: str, pixel_size: float | None) -> float:
 
 
 def reach_in_pixels(
-    text: str, pixel_size: float | None, sides: tuple[float, float] | None
+    text: str, sides: tuple[float, float] | None
 ) -> tuple[float, float]:
     """``--boundary_tolerance`` in pixels across and down, by their width and height in metres."""
-    across, down = sides or (pixel_size, pixel_size)
-    return tolerance_in_pixels(text, across), tolerance_in_pixels(text, down)
+    across, down = (tolerance_in_pixels(text, side) for side in sides or (None, None))
+    return across, down

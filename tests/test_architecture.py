@@ -53,7 +53,6 @@ LONG_FUNCTIONS = {
     "common.sieve.sieve": "a union-find over flat arrays, with its two helpers inside",
     "evaluation.areas.estimate_areas": "half of it is the docstring with source and limits",
     "prediction.blending.blended_rows": "half of it is the docstring with its eight arguments",
-    "training.cross_validation.cross_validate": "the story of a cross-validation, in order",
 }
 
 

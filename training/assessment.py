@@ -110,7 +110,9 @@ def evaluate_split(run: TrainingRun, index: SampleIndex, *watches: Callable) -> 
 
     In float32, by this process alone. ``watches`` are like the ``watch`` of ``evaluate``.
     """
-    boundaries = BoundaryScores(run.model_config.label_classes, BOUNDARY_TOLERANCE)
+    boundaries = BoundaryScores(
+        run.model_config.label_classes, 2 * (BOUNDARY_TOLERANCE,)
+    )
     watches = (watch_boundaries(boundaries), *watches)
 
     def watch_all(logits: Tensor, masks: Tensor) -> None:

@@ -40,7 +40,13 @@ from training.run import TrainingRun, build
 from training.samples import SampleIndex, make_cache
 from training.scaling import require_start_units, require_units
 from training.settings import TrainingConfig
-from training.start import find_start, keep_copy, report_start, require_same_start
+from training.start import (
+    Start,
+    find_start,
+    keep_copy,
+    report_start,
+    require_same_start,
+)
 from training.weights import initial_model
 
 log = logging.getLogger("semanticseg4eo")
@@ -109,6 +115,18 @@ def train_fold(
     return group.broadcast(export, run, None, held_out), held_out
 
 
+class Prepared(NamedTuple):
+    """What a cross-validation begins with."""
+
+    config: TrainingConfig  # with the batch size that was found
+    pooled: SampleIndex  # all patches but those of the test
+    test: SampleIndex | None
+    names: list[str]
+    plans: dict[str, list[Fold]]  # by kind
+    blocks: np.ndarray  # (P,) block or value of each patch
+    start: Start | None
+
+
 def cross_validate(
     config: TrainingConfig, device, group: ProcessGroup
 ) -> tuple[TrainingConfig, dict]:
@@ -122,44 +140,15 @@ def cross_validate(
     Returns:
         The settings with the batch size that was found, and the report.
     """
-    cache = make_cache(config)
-    pooled = index_split(config, "train", None, cache)
-    more = index_split(config, "validation", pooled, cache, required=False)
-    pooled = pooled + more if more else pooled
-    test = index_split(config, "test", pooled, required=False)
-    require_several_classes(pooled)
-    pooled = pooled.beside(test)
-    names, save_dir = names_for(config, pooled), Path(config.save_dir)
-    plans, blocks = plan_all_folds(config, pooled)
-    both = len(plans) == 2
-
-    # what cannot be built is an error before the former run is gone
-    colours_for(config, pooled)
-    start = find_start(config, pooled)
-    require_same_start(config, start)
-    initial_model(config, pooled, config.resume, start)
-    require_units(config, pooled)
-    require_start_units(config, pooled, start)
-    fewest = fewest_patches(plans)
-    config = settle_batch_size(config, pooled, fewest, device, group)
-    group.broadcast(clear_former_run, config)
-    group.broadcast(keep_copy, config)
-    if group.is_main_process:
-        report_start(start, names, config.mode == "binary")
-        log_weak_spots(config, pooled, None, test, group)
-
+    prepared = prepare_folds(config, device, group)
+    config, pooled, test, names, plans, blocks, _ = prepared
     if config.only_fold is not None:
-        (folds,) = plans.values()
-        fold = folds[config.only_fold - 1]
-        log.info("fold %d of %d alone", config.only_fold, len(folds))
-        place = Path(config.run_dir)
-        report, _ = train_fold(config, pooled, fold, place, names, device, group)
-        started = {"started_from": start.record} if start else {}
-        return config, report | started
+        return config, train_only_fold(prepared, device, group)
 
     def measure(matrix: np.ndarray) -> dict:
         return scores(matrix, names, config.mode == "binary")
 
+    save_dir, both = Path(config.save_dir), len(plans) == 2
     results, per_block = {}, {}
     for kind, folds in plans.items():
         place = save_dir / kind if both else save_dir
@@ -175,19 +164,12 @@ def cross_validate(
             "pooled_distance_m": distance_between([_pairs(pooled, f) for f in folds]),
             "intervals": block_bootstrap(sums, measure, config.seed),
         }
-    epochs = round(float(np.median([r["best_epoch"]["combined"] for r in reports])))
-    log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
-    final = TrainingRun(config, pooled, None, save_dir, names, epochs, device, group)
-    if config.scheduler == "plateau":  # which no validation loss can step here
-        final.rates = median_rates([r["history"] for r in reports], epochs)
-    group.broadcast(drop_outdated, final)
-    build(final)
-    fit(final)
+    final = train_final(config, pooled, names, reports, device, group)
     report = {
         "class_names": names,
         **results[kind],
         "blocks": None if kind == "random" else len(sums),
-        "final_epochs": epochs,
+        "final_epochs": final.epochs,
         "history": final.history.rows,
     }
     if both:
@@ -200,6 +182,66 @@ def cross_validate(
         )
     found = FoldResults(folds, matrices, blocks, collected)
     return config, group.broadcast(export_folds, final, report, found, test)
+
+
+def prepare_folds(config: TrainingConfig, device, group: ProcessGroup) -> Prepared:
+    """Read and check all that a cross-validation needs, and clear the place of a former one."""
+    cache = make_cache(config)
+    pooled = index_split(config, "train", None, cache)
+    more = index_split(config, "validation", pooled, cache, required=False)
+    pooled = pooled + more if more else pooled
+    test = index_split(config, "test", pooled, required=False)
+    require_several_classes(pooled)
+    pooled = pooled.beside(test)
+    names = names_for(config, pooled)
+    plans, blocks = plan_all_folds(config, pooled)
+
+    # what cannot be built is an error before the former run is gone
+    colours_for(config, pooled)
+    start = find_start(config, pooled)
+    require_same_start(config, start)
+    initial_model(config, pooled, config.resume, start)
+    require_units(config, pooled)
+    require_start_units(config, pooled, start)
+    fewest = fewest_patches(plans)
+    config = settle_batch_size(config, pooled, fewest, device, group)
+    group.broadcast(clear_former_run, config)
+    group.broadcast(keep_copy, config)
+    if group.is_main_process:
+        report_start(start, names, config.mode == "binary")
+        log_weak_spots(config, pooled, None, test, group)
+    return Prepared(config, pooled, test, names, plans, blocks, start)
+
+
+def train_only_fold(prepared: Prepared, device, group: ProcessGroup) -> dict:
+    """Train the fold of ``--only_fold``; its report."""
+    config, pooled, _, names, plans, _, start = prepared
+    (folds,) = plans.values()
+    fold, place = folds[config.only_fold - 1], Path(config.run_dir)
+    log.info("fold %d of %d alone", config.only_fold, len(folds))
+    report, _ = train_fold(config, pooled, fold, place, names, device, group)
+    return report | ({"started_from": start.record} if start else {})
+
+
+def train_final(
+    config: TrainingConfig,
+    pooled: SampleIndex,
+    names: list[str],
+    folds: Sequence[dict],
+    device,
+    group: ProcessGroup,
+) -> TrainingRun:
+    """Train on all patches, for as many epochs as the folds, by their reports, found best."""
+    epochs = round(float(np.median([r["best_epoch"]["combined"] for r in folds])))
+    log.info("final model: all %d patches, %d epochs", len(pooled.pairs), epochs)
+    place = Path(config.save_dir)
+    final = TrainingRun(config, pooled, None, place, names, epochs, device, group)
+    if config.scheduler == "plateau":  # which no validation loss can step here
+        final.rates = median_rates([r["history"] for r in folds], epochs)
+    group.broadcast(drop_outdated, final)
+    build(final)
+    fit(final)
+    return final
 
 
 def _pairs(pooled: SampleIndex, fold: Fold) -> tuple[list[PatchPair], list[PatchPair]]:

@@ -16,7 +16,7 @@ def halves(edge: int, shape=(12, 40)) -> np.ndarray:
 
 
 def scores_of(guess, truth, tolerance=2.0, classes=2) -> dict:
-    counter = BoundaryScores(classes, tolerance)
+    counter = BoundaryScores(classes, (tolerance, tolerance))
     counter.add(guess, truth)
     return counter.report([str(number) for number in range(classes)], 10.0)
 
@@ -74,7 +74,7 @@ def test_a_tolerance_reaches_other_numbers_of_pixels_across_and_down(reach):
     away = ndimage.distance_transform_edt(~boundary, sampling=(1 / down, 1 / across))
     most = 1 + (5e-3 if max(reach) >= 6 else 1e-9)
     assert (within(boundary, reach) == (away <= most)).all()
-    assert BoundaryScores(2, 5, reach).halo > down
+    assert BoundaryScores(2, reach).halo > down
 
 
 @pytest.mark.parametrize("tolerance", [0, 1.5, 2, 5, 5.9, 8])
@@ -82,7 +82,7 @@ def test_counts_are_those_of_distances_computed_otherwise(tolerance):
     rng = np.random.default_rng(1)
     guess, truth = (rng.integers(0, 40, (2, 60, 50)) // 39).astype(np.int16)
     truth[:5, :9] = -1
-    counter = BoundaryScores(2, tolerance)
+    counter = BoundaryScores(2, (tolerance, tolerance))
     counter.add(guess, truth)
     known = truth >= 0
     for number in (0, 1):

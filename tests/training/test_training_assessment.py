@@ -106,7 +106,7 @@ def test_the_final_scores_have_boundaries_of_every_split(split_run):
     file = split_run.save_dir / "model_final_model.pth"
     names = report["class_names"]
     for split in ("validation", "test"):
-        counter = BoundaryScores(len(names), 2)
+        counter = BoundaryScores(len(names), (2, 2))
         for logits, mask in logits_of(file, list_pairs(root, split)):
             counter.add(predict_classes(logits)[0].numpy(), mask[0].numpy())
         found, expected = report[split]["boundary"], counter.report(names, 10)
